@@ -1,0 +1,170 @@
+"""One frozen model per table of alloop.toml: names, types, defaults and units, each said once."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table. Unknown keys are refused, values are not coerced from other types, and nothing changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class ProjectConfig(Section):
+    """`[project]`: what is being taught."""
+
+    name: Annotated[str, Field(min_length=1, max_length=40)] = "alloop"
+    classes: tuple[str, ...] = Field(strict=False)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> "ProjectConfig":
+        if len(self.classes) < 2:
+            raise ValueError("a classifier needs at least two classes")
+        blank = [name for name in self.classes if not name.strip() or name != name.strip()]
+        if blank:
+            raise ValueError(f"class names must not be empty or padded with spaces: {blank[0]!r}")
+        # Folder-per-class export, CSV cells and Label Studio's XML all carry class names.
+        odd = [name for name in self.classes if re.search(r"[\x00-\x1f/\\]", name)]
+        if odd:
+            raise ValueError(f"class names must not contain slashes or control characters: {odd[0]!r}")
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"class {twice[0]!r} is named twice")
+        return self
+
+
+class DatabaseConfig(Section):
+    """`[database]`: any SQLAlchemy URL; empty means `alloop.db` in the workspace."""
+
+    url: str = ""
+
+
+class PoolConfig(Section):
+    """`[pool]`: which images there are, and which of them are near copies."""
+
+    images: tuple[str, ...] = Field(default=(), strict=False)  # folders or globs, `alloop pool add` without arguments
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 3  # bits of a 64-bit perceptual hash; 0: equal hashes
+    near_duplicates: bool = True  # False: every image is its own group
+    max_pixels: PositiveInt = 178_956_970  # larger images are refused as decompression bombs
+
+
+class ModelConfig(Section):
+    """`[model]`: what predicts."""
+
+    backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory
+    weights: str = "DEFAULT"  # DEFAULT | none | a local .safetensors or .pth state dict
+    mode: Literal["frozen", "finetune"] = "frozen"
+    uncertainty: Literal["multi-head", "single"] = "multi-head"
+    members: PositiveInt = 4  # heads on one trunk
+    image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: what the weights were trained with
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+
+
+class TrainConfig(Section):
+    """`[train]`: how it learns. None means the tuned default of the mode (benchmarks/recipe)."""
+
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    loss_scale: Literal["mean", "sum"] = "mean"  # the multi-head loss is divided by M + 1, or not
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # of the training labels, finetune mode only
+    patience: PositiveInt = 10  # epochs without a better validation NLL before stopping, finetune mode only
+    workers: Annotated[int, Field(ge=0)] = 2  # processes that decode images
+
+
+class LoopConfig(Section):
+    """`[loop]`: the size of a round and when to stop."""
+
+    batch_size: PositiveInt = 50  # queries per round, holdout not counted
+    min_answered: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a round's queries answered before it closes
+    label_budget: PositiveInt | None = None  # stop when this many labels (holdout included) are there
+    max_rounds: PositiveInt | None = None
+
+
+class AcquisitionConfig(Section):
+    """`[acquisition]`: which images to ask about."""
+
+    strategy: Literal["entropy", "random"] = "entropy"
+    random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
+    ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked again; None: never
+
+
+class EvaluationConfig(Section):
+    """`[evaluation]`: the random sample that is only measured on."""
+
+    holdout_size: PositiveInt = 200
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the pool; the smaller of the two counts
+
+
+class LabelStudioConfig(Section):
+    """`[labeling.label_studio]`: the server. The token comes from LABEL_STUDIO_API_KEY or from a file."""
+
+    url: str = "http://localhost:8080"
+    project_id: PositiveInt | None = None  # None: alloop creates one and remembers its id in the database
+    api_key_file: Path | None = Field(default=None, strict=False)
+    timeout: Annotated[float, Field(gt=0)] = 120.0  # seconds for one request
+    push_batch: Annotated[int, Field(ge=1, le=1000)] = 500  # tasks per import call
+
+
+class ImagesConfig(Section):
+    """`[labeling.images]`: how annotators' browsers get the images."""
+
+    via: Literal["local-files", "upload", "url"] = "local-files"
+    root: Path | None = Field(default=None, strict=False)  # local-files, url: the folder here that the server sees
+    server_root: str | None = None  # local-files: the same folder as the server names it (a container's mount)
+    url_prefix: str | None = None  # url: what replaces `root`
+
+    @model_validator(mode="after")
+    def _check_url(self) -> "ImagesConfig":
+        if self.via == "url" and (self.url_prefix is None or self.root is None):
+            raise ValueError('via = "url" needs both url_prefix and root')
+        return self
+
+
+class OracleConfig(Section):
+    """`[labeling.oracle]`: answers from a CSV (`file,label` or `sha256,label`), for simulation."""
+
+    file: Path | None = Field(default=None, strict=False)
+    noise: Share = 0.0  # chance of a uniformly drawn wrong class
+    annotators: PositiveInt = 1
+
+
+class CsvConfig(Section):
+    """`[labeling.csv]`: batch sheets to fill in."""
+
+    folder: Path = Field(default=Path("sheets"), strict=False)
+
+
+class LabelingConfig(Section):
+    """`[labeling]`: who answers."""
+
+    backend: Literal["label-studio", "oracle", "csv"] = "label-studio"
+    preannotate: bool = False  # show the model's guess; invites agreement with it
+    annotations_per_image: PositiveInt = 1
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # `alloop run --wait`
+    label_studio: LabelStudioConfig = LabelStudioConfig()
+    images: ImagesConfig = ImagesConfig()
+    oracle: OracleConfig = OracleConfig()
+    csv: CsvConfig = CsvConfig()
+
+
+class Config(Section):
+    """All of alloop.toml."""
+
+    project: ProjectConfig
+    pool: PoolConfig = PoolConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    loop: LoopConfig = LoopConfig()
+    acquisition: AcquisitionConfig = AcquisitionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    labeling: LabelingConfig = LabelingConfig()

@@ -1,0 +1,88 @@
+"""What the loop asks of a machine, and what comes back: picklable, no open handles, no rows."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.config.schema import Config
+from alloop.records import Calibration, ImageRef, ModelFiles
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """Train one model version and calibrate it.
+
+    Attributes:
+        classes: Names in the order of the model's outputs [K]; a target is a position in it.
+        images, targets: The training labels. Order does not matter: the job sorts by content hash.
+        holdout, holdout_targets: Labeled holdout images; they fit the temperature and are measured on, nothing else.
+        head_classes: Class names that are the specialty of each head in the previous model version, to be kept when
+            classes are added; empty for the first.
+        out: Folder that the model version is written to, as a whole or not at all.
+        device: Overrides the config's device when not None.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    images: tuple[ImageRef, ...]
+    targets: tuple[int, ...]
+    holdout: tuple[ImageRef, ...]
+    holdout_targets: tuple[int, ...]
+    seed: int
+    cache: Path
+    out: Path
+    device: str | None = None
+    head_classes: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A model version on disk and what is known about it.
+
+    Attributes:
+        calibration: The temperature that scoring applies, fitted on the whole labeled holdout.
+        holdout_log_probs: Calibrated log p̄ of the labeled holdout [N, K], float32, in the job's order; cross-fitted, so
+            that no image was calibrated by itself. Empty when the holdout is.
+        history: Losses per epoch and what was decided, JSON-able, for the record.
+        seconds: Wall time.
+    """
+
+    files: ModelFiles
+    calibration: Calibration
+    holdout_log_probs: npt.NDArray[np.float32]
+    head_classes: tuple[tuple[str, ...], ...]
+    library_versions: dict[str, str]
+    history: dict[str, object]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreJob:
+    """Score images with a model version, streamed to a columnar file.
+
+    Attributes:
+        model: A model version; its checksum is verified before use.
+        out: Parquet file: image_id int64, sha256 string, predicted string, entropy float32 (nats), confidence float32
+            (1 - entropy / ln K), log_probs fixed-size list<float32>[K] (calibrated log p̄), in the order of `images`.
+            The classes, the model's sha256 and the temperature are in the file's metadata.
+    """
+
+    config: Config
+    model: ModelFiles
+    images: tuple[ImageRef, ...]
+    cache: Path
+    out: Path
+    device: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreResult:
+    """A written score file and its checksum. `failed` are images that could not be read now, with the reason."""
+
+    path: Path
+    sha256: str
+    n_images: int
+    seconds: float
+    failed: tuple[tuple[int, str], ...] = ()

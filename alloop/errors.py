@@ -1,0 +1,80 @@
+"""What can go wrong that a user can do something about.
+
+    AlloopError                 exit 1   anything below; one line what, one line what to do
+    ├── ConfigError             exit 2   alloop.toml, an environment override or a flag
+    │   └── HistoryError        exit 2   a setting changed in a way that would invalidate earlier rounds
+    ├── WorkspaceError          exit 1   the folder: missing, read-only, not a workspace, disk full
+    ├── DatabaseError           exit 1   the database: too old, too new, not reachable
+    ├── PoolError               exit 1   no images, nothing left to ask
+    ├── LabelError              exit 1   labels that cannot be used: unknown class, too few
+    ├── ModelError              exit 1   backbone, weights, a model or cache file that is damaged
+    ├── LabelingError           exit 1   the labeling back end refused: wrong token, project gone, other label config
+    └── TemporaryError          exit 75  try again later
+        ├── ServerUnavailable            the labeling server is down, slow or answers nonsense
+        └── LeaseHeld                    another alloop is writing to this workspace
+
+Bugs are not in this tree: they keep their traceback.
+"""
+
+
+class AlloopError(Exception):
+    """A problem with a way out.
+
+    Args:
+        message: What is wrong, where, with the numbers. Never holds a secret.
+        hint: What to do about it, one sentence; empty when the message says it all.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(AlloopError):
+    exit_code = 2
+
+
+class HistoryError(ConfigError):
+    pass
+
+
+class WorkspaceError(AlloopError):
+    pass
+
+
+class DatabaseError(AlloopError):
+    pass
+
+
+class PoolError(AlloopError):
+    pass
+
+
+class LabelError(AlloopError):
+    pass
+
+
+class ModelError(AlloopError):
+    pass
+
+
+class LabelingError(AlloopError):
+    pass
+
+
+class TemporaryError(AlloopError):
+    exit_code = 75
+
+
+class ServerUnavailable(TemporaryError):
+    pass
+
+
+class LeaseHeld(TemporaryError):
+    pass

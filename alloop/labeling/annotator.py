@@ -1,0 +1,66 @@
+"""The one protocol between the loop and the people who label. The loop knows nothing else about them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from alloop.records import OutgoingTask, PullPage
+
+
+class Annotator(Protocol):
+    """A place where people (or their answers) are.
+
+    Every implementation passes `tests/contracts/test_annotator.py`. None of them stores anything in alloop's database;
+    what must be remembered is returned.
+
+    Errors: `ServerUnavailable` for what may pass by itself; `LabelingError` for what a person must mend.
+    """
+
+    @property
+    def source(self) -> str:
+        """Names this back end in annotation rows, for example `label-studio`."""
+        ...
+
+    def open_project(self, project_ref: str | None) -> str:
+        """Check that the project named by `project_ref` exists and can hold our classes; create one for None.
+
+        Creating is safe to repeat: a project that an interrupted earlier call of this workspace made is found again.
+        Must be called before anything below.
+
+        Returns:
+            The reference to store and pass next time.
+
+        Raises:
+            LabelingError: The project is gone, or its label config cannot hold our classes.
+        """
+        ...
+
+    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Those of `keys` that already have a task there, as key → task id. Should there be copies, the lowest id."""
+        ...
+
+    def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
+        """Create one task for each, in the order given, and yield key → task id as batches are done.
+
+        The caller has reconciled the keys and records every yielded batch before asking for the next one. A batch whose
+        fate is unclear (time-out, cut connection, 5xx) is reconciled by key in here before anything is sent again.
+        """
+        ...
+
+    def pull(self, mark: str | None) -> Iterator[PullPage]:
+        """Every task whose annotations changed at or after `mark` (None: all), oldest change first.
+
+        The same change may come again: recording it twice must be harmless.
+        """
+        ...
+
+    def list_task_ids(self) -> frozenset[str]:
+        """Ids of all tasks that exist there now; tells which were deleted."""
+        ...
+
+    def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
+        """Take back those tasks that nobody has answered or begun.
+
+        Returns:
+            The ids that are gone now. The others have answers or drafts and stay.
+        """
+        ...

@@ -1,0 +1,203 @@
+"""Nouns that cross rooms: frozen dataclasses and enums, no behaviour beyond what their fields mean."""
+
+import dataclasses
+import datetime as dt
+import enum
+from pathlib import Path
+
+
+class Split(enum.StrEnum):
+    """What an image may be used for."""
+
+    TRAIN = "train"
+    HOLDOUT = "holdout"
+    EXCLUDED = "excluded"  # near-duplicate of a holdout image: neither trained on nor measured
+
+
+class RoundState(enum.StrEnum):
+    """Where a round stands; design.md section 2 says what each one waits for."""
+
+    CREATED = "created"
+    TRAINED = "trained"
+    SCORED = "scored"
+    SELECTED = "selected"
+    PUSHED = "pushed"
+    CLOSED = "closed"
+
+
+class Reason(enum.StrEnum):
+    """Why an image was asked about."""
+
+    ACQUIRED = "acquired"
+    RANDOM = "random"
+    HOLDOUT = "holdout"
+    SEED = "seed"
+    RELABEL = "relabel"
+
+
+class QueryStatus(enum.StrEnum):
+    """What became of a query. Only OPEN blocks the image from being asked again at once."""
+
+    OPEN = "open"
+    ANSWERED = "answered"
+    SKIPPED = "skipped"
+    EMPTY = "empty"
+    UNKNOWN = "unknown"
+    WITHDRAWN = "withdrawn"
+
+
+class Outcome(enum.StrEnum):
+    """What an annotator did with a task."""
+
+    LABEL = "label"
+    SKIP = "skip"  # looked and declined
+    EMPTY = "empty"  # submitted without choosing a class
+    DELETED = "deleted"  # tombstone: the annotation was removed where it was made
+
+
+class LocationStatus(enum.StrEnum):
+    """What was found at a path when it was last looked at."""
+
+    OK = "ok"
+    UNREADABLE = "unreadable"
+    MISSING = "missing"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A readable image file as found on disk, before it is known to the database."""
+
+    path: str
+    sha256: str
+    size: int
+    mtime_ns: int
+    width: int
+    height: int
+    format: str
+    mode: str
+    phash: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnreadableFile:
+    """A file that cannot be used, with the reason in words."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    reason: str
+    sha256: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image of the pool, and one place where its bytes were last seen."""
+
+    image_id: int
+    sha256: str
+    path: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Query:
+    """One image to be asked about, as chosen. `probability` is None where the draw was not random."""
+
+    image_id: int
+    reason: Reason
+    strategy: str
+    rank: int
+    score: float | None = None
+    probability: float | None = None
+    predicted: str | None = None
+    confidence: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutgoingTask:
+    """What a labeling back end needs to ask about one image.
+
+    Attributes:
+        key: Stable and unique over the workspace's life; a push that may have half-happened is reconciled by it.
+        predicted, confidence: The model's guess and its certainty in [0, 1] (1 - entropy / ln K); None without one.
+        model_version: Name of the model that guessed.
+    """
+
+    key: str
+    image: ImageRef
+    predicted: str | None = None
+    confidence: float | None = None
+    model_version: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One annotation as the labeling back end holds it now.
+
+    Attributes:
+        external_id: The back end's id of the annotation, stable over edits.
+        value: The class as given, known or not; None unless outcome is LABEL.
+        updated_at: The back end's clock, UTC.
+        lead_time: Seconds the annotator spent, when known.
+    """
+
+    external_id: str
+    annotator: str
+    outcome: Outcome
+    value: str | None
+    updated_at: dt.datetime
+    lead_time: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskAnswers:
+    """Every annotation a task has now. One that was known and is not listed any more has been deleted."""
+
+    task_id: str
+    key: str
+    answers: tuple[Answer, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PullPage:
+    """Part of a pull. `mark` is safe to resume from once these tasks are recorded."""
+
+    tasks: tuple[TaskAnswers, ...]
+    mark: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interval:
+    """A number with its uncertainty and what it was computed on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str  # "wilson 95%", "bootstrap 95%"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted post-hoc temperature and the evidence for it; NLLs are in nats per image."""
+
+    temperature: float
+    n: int
+    nll_before: float | None
+    nll_after: float | None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One round of a learning curve."""
+
+    n_labels: int
+    accuracy: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model version lies and what proves it whole."""
+
+    folder: Path
+    sha256: str

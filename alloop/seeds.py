@@ -1,0 +1,31 @@
+"""Where randomness comes from: one named stream per purpose, all derived from the project's seed."""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A seed for one purpose, for example `derive_seed(seed, round_number, "holdout")`.
+
+    Returns:
+        An integer in [0, 2**63), the same on every machine and in every process.
+    """
+    text = "/".join([str(seed), *map(str, purpose)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def tie_keys(sha256s: list[str], seed: int) -> npt.NDArray[np.uint64]:
+    """Order-free keys [N] that break ties between equal scores: smaller goes first.
+
+    A key depends on the image's content hash and the seed only, never on its position, so shuffling, sharding or
+    re-adding a pool cannot change who wins a tie. Mixing is splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
+    """
+    x = np.array([int(sha256[:16], 16) for sha256 in sha256s], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        x ^= np.uint64(seed)
+        x += np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
