@@ -1,0 +1,176 @@
+"""Annotations as given, by whom and when; and the labels derived from them."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import Select, and_, delete, func, insert, select
+from sqlalchemy.orm import Session
+
+from alloop.records import Outcome, Split
+from alloop.store.tables import Annotation, Image, ImageLocation, Label
+
+CHUNK = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AnnotationRecord:
+    """One version of one annotation."""
+
+    image_id: int
+    query_id: int | None
+    source: str
+    external_id: str
+    version: int
+    annotator: str
+    outcome: Outcome
+    value: str | None
+    lead_time: float | None
+    answered_at: dt.datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LabelRecord:
+    """The label of one image; `path` is one place where the image was seen, missing or not."""
+
+    image_id: int
+    sha256: str
+    split: Split
+    class_name: str
+    agreement: float
+    n_annotations: int
+    path: str | None
+
+
+def add_annotations(session: Session, records: Sequence[AnnotationRecord], now: dt.datetime) -> None:
+    """Append facts."""
+    rows = [{**dataclasses.asdict(record), "outcome": record.outcome.value, "recorded_at": now} for record in records]
+    if rows:
+        session.execute(insert(Annotation), rows)
+
+
+def list_current(
+    session: Session,
+    *,
+    image_ids: Iterable[int] | None = None,
+    query_ids: Iterable[int] | None = None,
+    source: str | None = None,
+) -> list[AnnotationRecord]:
+    """The newest version of every annotation, tombstones included, by image and time."""
+    query = _current()
+    if source is not None:
+        query = query.where(Annotation.source == source)
+    if image_ids is None and query_ids is None:
+        return _records(session, query)
+    column = Annotation.image_id if image_ids is not None else Annotation.query_id
+    wanted = list(image_ids if image_ids is not None else query_ids or ())
+    found: list[AnnotationRecord] = []
+    for start in range(0, len(wanted), CHUNK):
+        found += _records(session, query.where(column.in_(wanted[start : start + CHUNK])))
+    return found
+
+
+def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | None], now: dt.datetime) -> None:
+    """Replace the labels of these images: (class, agreement, annotations), or None for no label."""
+    wanted = list(labels)
+    for start in range(0, len(wanted), CHUNK):
+        session.execute(delete(Label).where(Label.image_id.in_(wanted[start : start + CHUNK])))
+    rows = [
+        {
+            "image_id": image_id,
+            "class_name": label[0],
+            "agreement": label[1],
+            "n_annotations": label[2],
+            "derived_at": now,
+        }
+        for image_id, label in labels.items()
+        if label is not None
+    ]
+    if rows:
+        session.execute(insert(Label), rows)
+
+
+def list_labels(session: Session, split: Split | None = None) -> list[LabelRecord]:
+    """Labels by content hash: an order that does not depend on how the database was filled."""
+    path = (
+        select(func.min(ImageLocation.path))
+        .where(ImageLocation.image_id == Image.id)
+        .correlate(Image)
+        .scalar_subquery()
+    )
+    query = (
+        select(Label, Image.sha256, Image.split, path).join(Image, Image.id == Label.image_id).order_by(Image.sha256)
+    )
+    if split is not None:
+        query = query.where(Image.split == split.value)
+    return [
+        LabelRecord(row.image_id, sha256, Split(where), row.class_name, row.agreement, row.n_annotations, first_path)
+        for row, sha256, where, first_path in session.execute(query)
+    ]
+
+
+def list_class_counts(session: Session, split: Split) -> dict[str, int]:
+    """Class → number of labels."""
+    query = (
+        select(Label.class_name, func.count())
+        .join(Image, Image.id == Label.image_id)
+        .where(Image.split == split.value)
+        .group_by(Label.class_name)
+    )
+    return {name: n for name, n in session.execute(query)}
+
+
+def list_annotator_counts(session: Session) -> dict[str, dict[str, int]]:
+    """Annotator → how many of their current answers are labels, skips and empty submissions."""
+    current = _current().subquery()
+    query = (
+        select(current.c.annotator, current.c.outcome, func.count())
+        .where(current.c.outcome != Outcome.DELETED.value)
+        .group_by(current.c.annotator, current.c.outcome)
+        .order_by(current.c.annotator)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for annotator, outcome, n in session.execute(query):
+        counts.setdefault(annotator, {})[outcome] = n
+    return counts
+
+
+def list_values(session: Session) -> dict[str, int]:
+    """Value → how many current annotations give it, known class or not."""
+    current = _current().subquery()
+    query = (
+        select(current.c.value, func.count()).where(current.c.outcome == Outcome.LABEL.value).group_by(current.c.value)
+    )
+    return {value: n for value, n in session.execute(query)}
+
+
+def _current() -> "Select[Annotation]":
+    newest = (
+        select(Annotation.source, Annotation.external_id, func.max(Annotation.version).label("version"))
+        .group_by(Annotation.source, Annotation.external_id)
+        .subquery()
+    )
+    same = and_(
+        Annotation.source == newest.c.source,
+        Annotation.external_id == newest.c.external_id,
+        Annotation.version == newest.c.version,
+    )
+    return select(Annotation).join(newest, same).order_by(Annotation.image_id, Annotation.answered_at, Annotation.id)
+
+
+def _records(session: Session, query: "Select[Annotation]") -> list[AnnotationRecord]:
+    return [
+        AnnotationRecord(
+            image_id=row.image_id,
+            query_id=row.query_id,
+            source=row.source,
+            external_id=row.external_id,
+            version=row.version,
+            annotator=row.annotator,
+            outcome=Outcome(row.outcome),
+            value=row.value,
+            lead_time=row.lead_time,
+            answered_at=row.answered_at,
+        )
+        for row in session.scalars(query)
+    ]

@@ -1,0 +1,250 @@
+"""Images of the pool, where they lie, which are near copies, and what each may be used for."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.orm import Session
+
+from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
+from alloop.store.tables import Image, ImageLocation, Label, NearDuplicate, Query
+
+CHUNK = 500  # SQLite takes a limited number of values in one statement
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoolCounts:
+    """How many images there are, by what can be done with them. `labeled` counts train and holdout together."""
+
+    images: int
+    train: int
+    holdout: int
+    excluded: int
+    labeled: int
+    holdout_labeled: int
+    open: int
+    missing: int
+    unreadable: int
+    groups: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Location:
+    """A path as last seen."""
+
+    path: str
+    status: LocationStatus
+    image_id: int | None
+    sha256: str | None
+    reason: str | None
+    size: int
+    mtime_ns: int
+
+
+def find_locations(session: Session, paths: Sequence[str]) -> dict[str, Location]:
+    """What is known of these paths."""
+    found: dict[str, Location] = {}
+    for start in range(0, len(paths), CHUNK):
+        where = ImageLocation.path.in_(paths[start : start + CHUNK])
+        found.update({location.path: location for location in _locations(session, _location_query().where(where))})
+    return found
+
+
+def list_locations(session: Session, status: LocationStatus | None = None) -> list[Location]:
+    """All paths, or those with a status, by path."""
+    query = _location_query().order_by(ImageLocation.path)
+    return _locations(session, query if status is None else query.where(ImageLocation.status == status.value))
+
+
+def _location_query() -> "Select[ImageLocation, str | None]":
+    return select(ImageLocation, Image.sha256).outerjoin(Image, Image.id == ImageLocation.image_id)
+
+
+def _locations(session: Session, query: "Select[ImageLocation, str | None]") -> list[Location]:
+    return [
+        Location(row.path, LocationStatus(row.status), row.image_id, sha256, row.reason, row.size, row.mtime_ns)
+        for row, sha256 in session.execute(query)
+    ]
+
+
+def find_image_ids(session: Session, sha256s: Iterable[str]) -> dict[str, int]:
+    """Hash → id for those that are in the pool."""
+    wanted = list(sha256s)
+    found: dict[str, int] = {}
+    for start in range(0, len(wanted), CHUNK):
+        rows = session.execute(select(Image.sha256, Image.id).where(Image.sha256.in_(wanted[start : start + CHUNK])))
+        found.update({sha256: image_id for sha256, image_id in rows})
+    return found
+
+
+def add_image(session: Session, file: ImageFile, now: dt.datetime) -> int:
+    """Add a new image, in the train split until said otherwise. Its location is added separately."""
+    row = Image(
+        sha256=file.sha256,
+        split=Split.TRAIN.value,
+        width=file.width,
+        height=file.height,
+        format=file.format,
+        mode=file.mode,
+        phash=file.phash,
+        added_at=now,
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: int | None, now: dt.datetime) -> None:
+    """Say what is at a path now; the path may have held something else before."""
+    unreadable = isinstance(file, UnreadableFile)
+    values = {
+        "image_id": image_id,
+        "status": (LocationStatus.UNREADABLE if unreadable else LocationStatus.OK).value,
+        "reason": file.reason if isinstance(file, UnreadableFile) else None,
+        "size": file.size,
+        "mtime_ns": file.mtime_ns,
+        "seen_at": now,
+    }
+    row = session.scalar(select(ImageLocation).where(ImageLocation.path == file.path))
+    if row is None:
+        session.add(ImageLocation(path=file.path, **values))
+        session.flush()
+    else:
+        session.execute(update(ImageLocation).where(ImageLocation.id == row.id).values(**values))
+
+
+def set_location_status(session: Session, paths: Sequence[str], status: LocationStatus, now: dt.datetime) -> None:
+    """Mark known image paths as there or as missing."""
+    for start in range(0, len(paths), CHUNK):
+        session.execute(
+            update(ImageLocation)
+            .where(ImageLocation.path.in_(paths[start : start + CHUNK]), ImageLocation.image_id.is_not(None))
+            .values(status=status.value, seen_at=now)
+        )
+
+
+def list_leaders(session: Session) -> list[tuple[int, str]]:
+    """(image id, perceptual hash) of the first member of every near-duplicate group, oldest first."""
+    query = (
+        select(Image.id, Image.phash)
+        .join(NearDuplicate, NearDuplicate.image_id == Image.id)
+        .where(NearDuplicate.group_id == NearDuplicate.image_id)
+        .order_by(Image.id)
+    )
+    return [(image_id, phash) for image_id, phash in session.execute(query)]
+
+
+def add_to_group(session: Session, image_id: int, group_id: int, distance: int) -> None:
+    """Put a new image in a near-duplicate group (its own for a first member).
+
+    A copy of a holdout image can neither be trained on nor measured again, so it is set aside.
+    """
+    session.add(NearDuplicate(image_id=image_id, group_id=group_id, distance=distance))
+    session.flush()
+    in_holdout = (
+        select(Image.id)
+        .join(NearDuplicate, NearDuplicate.image_id == Image.id)
+        .where(NearDuplicate.group_id == group_id, Image.split == Split.HOLDOUT.value)
+        .limit(1)
+    )
+    if session.scalar(in_holdout) is not None:
+        session.execute(update(Image).where(Image.id == image_id).values(split=Split.EXCLUDED.value))
+
+
+def list_groups(session: Session) -> dict[int, int]:
+    """Image id → near-duplicate group id, for the whole pool."""
+    return {
+        image_id: group for image_id, group in session.execute(select(NearDuplicate.image_id, NearDuplicate.group_id))
+    }
+
+
+def list_refs(session: Session, split: Split | None = None, labeled: bool | None = None) -> list[ImageRef]:
+    """Images whose bytes are there, by id, with one path each (the first in order of path).
+
+    Args:
+        session: Where to look.
+        split: Only this split.
+        labeled: Only images with (True) or without (False) a label.
+    """
+    query = _refs_query()
+    if split is not None:
+        query = query.where(Image.split == split.value)
+    if labeled is not None:
+        has_label = select(Label.image_id).where(Label.image_id == Image.id).exists()
+        query = query.where(has_label if labeled else ~has_label)
+    return _refs(session, query)
+
+
+def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
+    """Those of the images whose bytes are there."""
+    wanted = list(image_ids)
+    found: dict[int, ImageRef] = {}
+    for start in range(0, len(wanted), CHUNK):
+        for ref in _refs(session, _refs_query().where(Image.id.in_(wanted[start : start + CHUNK]))):
+            found[ref.image_id] = ref
+    return found
+
+
+def _refs_query() -> "Select[int, str, str]":
+    return (
+        select(Image.id, Image.sha256, func.min(ImageLocation.path))
+        .join(ImageLocation, ImageLocation.image_id == Image.id)
+        .where(ImageLocation.status == LocationStatus.OK.value)
+        .group_by(Image.id, Image.sha256)
+        .order_by(Image.id)
+    )
+
+
+def _refs(session: Session, query: "Select[int, str, str]") -> list[ImageRef]:
+    return [ImageRef(image_id, sha256, path) for image_id, sha256, path in session.execute(query)]
+
+
+def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:
+    """Change what images may be used for."""
+    wanted = list(image_ids)
+    for start in range(0, len(wanted), CHUNK):
+        chunk = wanted[start : start + CHUNK]
+        session.execute(update(Image).where(Image.id.in_(chunk)).values(split=split.value))
+
+
+def list_splits(session: Session) -> dict[int, Split]:
+    """Image id → split, for the whole pool."""
+    return {image_id: Split(split) for image_id, split in session.execute(select(Image.id, Image.split))}
+
+
+def has_holdout(session: Session) -> bool:
+    """Whether the holdout has been drawn."""
+    return session.scalar(select(Image.id).where(Image.split == Split.HOLDOUT.value).limit(1)) is not None
+
+
+def count_pool(session: Session) -> PoolCounts:
+    """Everything `status` says about the pool, counted in the database."""
+    by_split = {split: n for split, n in session.execute(select(Image.split, func.count()).group_by(Image.split))}
+    labeled = {
+        split: n
+        for split, n in session.execute(
+            select(Image.split, func.count()).join(Label, Label.image_id == Image.id).group_by(Image.split)
+        )
+    }
+    here = select(ImageLocation.id).where(
+        ImageLocation.image_id == Image.id, ImageLocation.status == LocationStatus.OK.value
+    )
+    missing = session.scalar(select(func.count()).select_from(Image).where(~here.exists()))
+    unreadable = session.scalar(
+        select(func.count()).select_from(ImageLocation).where(ImageLocation.status == LocationStatus.UNREADABLE.value)
+    )
+    is_open = session.scalar(select(func.count()).select_from(Query).where(Query.status == QueryStatus.OPEN.value))
+    groups = session.scalar(select(func.count(NearDuplicate.group_id.distinct())))
+    return PoolCounts(
+        images=sum(by_split.values()),
+        train=by_split.get(Split.TRAIN.value, 0),
+        holdout=by_split.get(Split.HOLDOUT.value, 0),
+        excluded=by_split.get(Split.EXCLUDED.value, 0),
+        labeled=labeled.get(Split.TRAIN.value, 0) + labeled.get(Split.HOLDOUT.value, 0),
+        holdout_labeled=labeled.get(Split.HOLDOUT.value, 0),
+        open=is_open or 0,
+        missing=missing or 0,
+        unreadable=unreadable or 0,
+        groups=groups or 0,
+    )

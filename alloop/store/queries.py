@@ -1,0 +1,180 @@
+"""A round's batch: what was asked, why, and which task each query became."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from alloop.records import Query as Pick
+from alloop.records import QueryStatus, Reason
+from alloop.store.tables import Image, Query, Round, Task
+
+CHUNK = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """A query as stored, with its task when it has one. `gone` says that the task was deleted where it was."""
+
+    id: int
+    key: str
+    round_number: int
+    image_id: int
+    sha256: str
+    status: QueryStatus
+    reason: Reason
+    strategy: str
+    rank: int
+    score: float | None
+    probability: float | None
+    predicted: str | None
+    confidence: float | None
+    settled_at: dt.datetime | None
+    task_id: str | None
+    gone: bool
+
+
+def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_prefix: str, now: dt.datetime) -> None:
+    """Record a batch; every query is open. The keys are `{key_prefix}-{image_id}`."""
+    rows = [
+        {
+            "key": f"{key_prefix}-{pick.image_id}",
+            "round_id": round_id,
+            "image_id": pick.image_id,
+            "status": QueryStatus.OPEN.value,
+            "reason": pick.reason.value,
+            "strategy": pick.strategy,
+            "rank": pick.rank,
+            "score": pick.score,
+            "probability": pick.probability,
+            "predicted": pick.predicted,
+            "confidence": pick.confidence,
+            "created_at": now,
+        }
+        for pick in picks
+    ]
+    if rows:
+        session.execute(insert(Query), rows)
+
+
+def list_queries(session: Session, round_id: int | None = None, status: QueryStatus | None = None) -> list[QueryRecord]:
+    """Queries by round and rank."""
+    query = _query()
+    if round_id is not None:
+        query = query.where(Query.round_id == round_id)
+    if status is not None:
+        query = query.where(Query.status == status.value)
+    return _records(session, query)
+
+
+def list_unsent(session: Session) -> list[QueryRecord]:
+    """Open queries without a task, of any round, by round and rank."""
+    return _records(session, _query().where(Query.status == QueryStatus.OPEN.value, Task.id.is_(None)))
+
+
+def list_pushed(session: Session, source: str, project_ref: str) -> dict[str, QueryRecord]:
+    """Task id → query, for the tasks that are not known to be gone."""
+    query = _query().where(Task.source == source, Task.project_ref == project_ref, Task.gone_at.is_(None))
+    return {record.task_id: record for record in _records(session, query) if record.task_id is not None}
+
+
+def find_by_keys(session: Session, keys: Iterable[str]) -> dict[str, QueryRecord]:
+    """Key → query for those keys that are ours."""
+    wanted = list(keys)
+    found: dict[str, QueryRecord] = {}
+    for start in range(0, len(wanted), CHUNK):
+        for record in _records(session, _query().where(Query.key.in_(wanted[start : start + CHUNK]))):
+            found[record.key] = record
+    return found
+
+
+def add_tasks(session: Session, source: str, project_ref: str, tasks: Mapping[int, str], now: dt.datetime) -> None:
+    """Record that queries became tasks: query id → task id."""
+    rows = [
+        {"query_id": query_id, "source": source, "project_ref": project_ref, "external_id": task_id, "pushed_at": now}
+        for query_id, task_id in tasks.items()
+    ]
+    if rows:
+        session.execute(insert(Task), rows)
+
+
+def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime) -> None:
+    """Record that the tasks of these queries do not exist any more."""
+    for start in range(0, len(query_ids), CHUNK):
+        session.execute(update(Task).where(Task.query_id.in_(query_ids[start : start + CHUNK])).values(gone_at=now))
+
+
+def set_status(session: Session, query_id: int, status: QueryStatus, now: dt.datetime) -> None:
+    """Settle a query, or open it again."""
+    settled_at = None if status is QueryStatus.OPEN else now
+    session.execute(update(Query).where(Query.id == query_id).values(status=status.value, settled_at=settled_at))
+
+
+def has_open_query(session: Session, image_id: int) -> bool:
+    """Whether the image is being asked about now."""
+    where = (Query.image_id == image_id, Query.status == QueryStatus.OPEN.value)
+    return session.scalar(select(Query.id).where(*where).limit(1)) is not None
+
+
+def list_open_images(session: Session) -> set[int]:
+    """Images that are being asked about now."""
+    return set(session.scalars(select(Query.image_id).where(Query.status == QueryStatus.OPEN.value)))
+
+
+def list_asked_images(session: Session, reason: Reason) -> set[int]:
+    """Images that were ever asked about for this reason and not taken back."""
+    where = (Query.reason == reason.value, Query.status != QueryStatus.WITHDRAWN.value)
+    return set(session.scalars(select(Query.image_id).where(*where)))
+
+
+def list_skipped_images(session: Session) -> dict[int, int]:
+    """Image → number of the last round in which somebody skipped it."""
+    query = (
+        select(Query.image_id, func.max(Round.number))
+        .join(Round, Round.id == Query.round_id)
+        .where(Query.status == QueryStatus.SKIPPED.value)
+        .group_by(Query.image_id)
+    )
+    return {image_id: number for image_id, number in session.execute(query)}
+
+
+def count_by_status(session: Session, round_id: int) -> dict[QueryStatus, int]:
+    """How the queries of a round stand."""
+    query = select(Query.status, func.count()).where(Query.round_id == round_id).group_by(Query.status)
+    return {QueryStatus(status): n for status, n in session.execute(query)}
+
+
+def _query() -> "Select[Query, int, str, str | None, dt.datetime | None]":
+    return (
+        select(Query, Round.number, Image.sha256, Task.external_id, Task.gone_at)
+        .join(Round, Round.id == Query.round_id)
+        .join(Image, Image.id == Query.image_id)
+        .outerjoin(Task, Task.query_id == Query.id)
+        .order_by(Round.number, Query.rank)
+    )
+
+
+def _records(session: Session, query: "Select[Query, int, str, str | None, dt.datetime | None]") -> list[QueryRecord]:
+    return [
+        QueryRecord(
+            id=row.id,
+            key=row.key,
+            round_number=number,
+            image_id=row.image_id,
+            sha256=sha256,
+            status=QueryStatus(row.status),
+            reason=Reason(row.reason),
+            strategy=row.strategy,
+            rank=row.rank,
+            score=row.score,
+            probability=row.probability,
+            predicted=row.predicted,
+            confidence=row.confidence,
+            settled_at=row.settled_at,
+            task_id=task_id,
+            gone=gone_at is not None,
+        )
+        for row, number, sha256, task_id, gone_at in session.execute(query)
+    ]

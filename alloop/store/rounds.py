@@ -1,0 +1,203 @@
+"""Rounds, the model version each trained, and what was measured of it."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from alloop.errors import AlloopError, DatabaseError
+from alloop.records import Calibration, Interval, ModelFiles, RoundState
+from alloop.store.tables import Metric, ModelVersion, Round
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """A round as stored. `config` is the exact JSON of the config it was started with."""
+
+    id: int
+    number: int
+    state: RoundState
+    config: Mapping[str, Any]
+    seed: int
+    scores_path: str | None
+    scores_sha256: str | None
+    created_at: dt.datetime
+    closed_at: dt.datetime | None
+    closed_because: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model version as stored. `path` is relative to the workspace."""
+
+    id: int
+    round_id: int
+    name: str
+    path: str
+    sha256: str
+    classes: tuple[str, ...]
+    head_classes: tuple[tuple[str, ...], ...]
+    label_digest: str
+    n_labels: int
+    n_holdout: int
+    seed: int
+    config: Mapping[str, Any]
+    library_versions: Mapping[str, Any]
+    calibration: Calibration
+    history: Mapping[str, Any]
+    created_at: dt.datetime
+
+    def files(self, workspace: Path) -> ModelFiles:
+        """Where the model lies."""
+        return ModelFiles(workspace / self.path, self.sha256)
+
+
+def add_round(session: Session, number: int, config: Mapping[str, Any], seed: int, now: dt.datetime) -> RoundRecord:
+    """Start a round with the config it will run with."""
+    row = Round(number=number, state=RoundState.CREATED.value, config=dict(config), seed=seed, created_at=now)
+    session.add(row)
+    session.flush()
+    return _round(row)
+
+
+def find_round(session: Session, number: int) -> RoundRecord:
+    """A round by its number.
+
+    Raises:
+        AlloopError: There is none.
+    """
+    row = session.scalar(select(Round).where(Round.number == number))
+    if row is None:
+        raise AlloopError(f"There is no round {number}.", "`alloop round list` shows those there are.")
+    return _round(row)
+
+
+def find_last_round(session: Session) -> RoundRecord | None:
+    """The newest round, or None before the first."""
+    row = session.scalar(select(Round).order_by(Round.number.desc()).limit(1))
+    return None if row is None else _round(row)
+
+
+def list_rounds(session: Session) -> list[RoundRecord]:
+    """All rounds, oldest first."""
+    return [_round(row) for row in session.scalars(select(Round).order_by(Round.number))]
+
+
+def set_state(session: Session, round_id: int, old: RoundState, new: RoundState) -> None:
+    """Move a round on.
+
+    Raises:
+        DatabaseError: It was not where the caller thought: somebody else moved it.
+    """
+    moved = session.execute(update(Round).where(Round.id == round_id, Round.state == old.value).values(state=new.value))
+    if moved.rowcount != 1:  # type: ignore[attr-defined]
+        raise DatabaseError(
+            f"The round was not '{old}' any more.", "Another alloop moved it on; run the command again."
+        )
+
+
+def set_scores(session: Session, round_id: int, path: str, sha256: str) -> None:
+    """Name the score file of a round."""
+    session.execute(update(Round).where(Round.id == round_id).values(scores_path=path, scores_sha256=sha256))
+
+
+def set_closed(session: Session, round_id: int, because: str, now: dt.datetime) -> None:
+    """Say when and why a round ended."""
+    session.execute(update(Round).where(Round.id == round_id).values(closed_at=now, closed_because=because))
+
+
+def add_model(session: Session, values: Mapping[str, Any], calibration: Calibration, now: dt.datetime) -> int:
+    """Record a trained model version; `values` are the fields of ModelRecord without id, calibration and time."""
+    row = ModelVersion(**values, calibration=dataclasses.asdict(calibration), created_at=now)
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def find_model(session: Session, round_id: int) -> ModelRecord | None:
+    """The model version that a round trained, or None when it had too few labels."""
+    row = session.scalar(select(ModelVersion).where(ModelVersion.round_id == round_id))
+    return None if row is None else _model(row)
+
+
+def find_last_model(session: Session) -> ModelRecord | None:
+    """The newest model version."""
+    row = session.scalar(select(ModelVersion).order_by(ModelVersion.id.desc()).limit(1))
+    return None if row is None else _model(row)
+
+
+def set_metrics(session: Session, model_id: int, split: str, metrics: Mapping[str, Interval], now: dt.datetime) -> None:
+    """Replace what was measured of a model on a split."""
+    session.execute(delete(Metric).where(Metric.model_version_id == model_id, Metric.split == split))
+    for name, interval in metrics.items():
+        session.add(
+            Metric(
+                model_version_id=model_id,
+                split=split,
+                name=name,
+                value=_finite(interval.value),
+                low=_finite(interval.low),
+                high=_finite(interval.high),
+                n=interval.n,
+                method=interval.method,
+                computed_at=now,
+            )
+        )
+    session.flush()
+
+
+def list_metrics(session: Session, model_id: int, split: str) -> dict[str, Interval]:
+    """What was measured of a model on a split; a value that was infinite comes back as infinity."""
+    rows = session.scalars(select(Metric).where(Metric.model_version_id == model_id, Metric.split == split))
+    return {
+        row.name: Interval(_or_inf(row.value), _or_inf(row.low), _or_inf(row.high), row.n, row.method) for row in rows
+    }
+
+
+def _finite(value: float) -> float | None:
+    # PostgreSQL and SQLite disagree about infinity; the only non-finite metric is an NLL of +inf.
+    return value if value not in (float("inf"), float("-inf")) else None
+
+
+def _or_inf(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _round(row: Round) -> RoundRecord:
+    return RoundRecord(
+        id=row.id,
+        number=row.number,
+        state=RoundState(row.state),
+        config=row.config,
+        seed=row.seed,
+        scores_path=row.scores_path,
+        scores_sha256=row.scores_sha256,
+        created_at=row.created_at,
+        closed_at=row.closed_at,
+        closed_because=row.closed_because,
+    )
+
+
+def _model(row: ModelVersion) -> ModelRecord:
+    return ModelRecord(
+        id=row.id,
+        round_id=row.round_id,
+        name=row.name,
+        path=row.path,
+        sha256=row.sha256,
+        classes=tuple(row.classes),
+        head_classes=tuple(tuple(names) for names in row.head_classes),
+        label_digest=row.label_digest,
+        n_labels=row.n_labels,
+        n_holdout=row.n_holdout,
+        seed=row.seed,
+        config=row.config,
+        library_versions=row.library_versions,
+        calibration=Calibration(**row.calibration),
+        history=row.history,
+        created_at=row.created_at,
+    )

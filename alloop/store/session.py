@@ -1,0 +1,100 @@
+"""Opening the database, and the one place where changes are made to count."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+
+from alloop.errors import AlloopError, ConfigError, DatabaseError
+
+BUSY_SECONDS = 30
+
+
+def connect(url: str) -> Engine:
+    """A database for one process. Nothing is opened until it is used.
+
+    Raises:
+        ConfigError: The URL is not one, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+        database = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except ArgumentError as error:
+        raise ConfigError("[database] url is not a database URL.", "See SQLAlchemy's URL format.") from error
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"No driver for the database URL: {error}.", "For PostgreSQL: pip install 'alloop[postgres]'."
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        _prepare_sqlite(database)
+    return database
+
+
+@contextlib.contextmanager
+def transaction(database: Engine) -> Iterator[Session]:
+    """All of it counts, or none.
+
+    Raises:
+        DatabaseError: The database cannot be opened, read or written.
+    """
+    try:
+        with Session(database, expire_on_commit=False) as session, session.begin():
+            yield session
+    except OperationalError as error:
+        raise _explain(error, database) from error
+
+
+@contextlib.contextmanager
+def reading(database: Engine) -> Iterator[Session]:
+    """One consistent view for looking only; never waits for a writer and changes nothing.
+
+    Raises:
+        DatabaseError: The database cannot be opened or read.
+    """
+    try:
+        with Session(database.execution_options(alloop_reading=True), expire_on_commit=False) as session:
+            yield session
+    except OperationalError as error:
+        raise _explain(error, database) from error
+
+
+def _prepare_sqlite(database: Engine) -> None:
+    """WAL for readers beside a writer, foreign keys on, patience with a lock, and writers that queue at BEGIN.
+
+    pysqlite begins transactions late and in its own way; taking that over is what makes `BEGIN IMMEDIATE` possible, so
+    that two writers wait for each other instead of failing half-way.
+    """
+
+    @event.listens_for(database, "connect")
+    def _pragmas(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.close()
+
+    @event.listens_for(database, "begin")
+    def _begin(connection: Any) -> None:
+        looks_only = connection.get_execution_options().get("alloop_reading", False)
+        connection.exec_driver_sql("BEGIN" if looks_only else "BEGIN IMMEDIATE")
+
+
+def _explain(error: OperationalError, database: Engine) -> AlloopError:
+    what = str(error.orig).strip().splitlines()[0]
+    where = database.url.render_as_string(hide_password=True)
+    if "readonly" in what or "read-only" in what:
+        return DatabaseError(f"{where} is read-only.", "Make the workspace writable, or copy it elsewhere.")
+    if "unable to open" in what:
+        return DatabaseError(f"{where} cannot be opened.", "Check that the folder exists and may be written to.")
+    if "locked" in what:
+        return DatabaseError(
+            f"{where} stayed locked for {BUSY_SECONDS} seconds.", "Another program holds it; try later."
+        )
+    if "full" in what:
+        return DatabaseError(f"The disk is full: {where} could not be written.", "Free some space and run it again.")
+    return DatabaseError(f"{where}: {what}.")

@@ -1,0 +1,302 @@
+"""Tables and their constraints. What must never happen is refused here, by the database, whoever writes to it."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from alloop.records import LocationStatus, Outcome, QueryStatus, Reason, RoundState, Split
+
+# SQLite gives row ids to INTEGER columns only; PostgreSQL wants 64 bits for a pool of billions.
+RowId = BigInteger().with_variant(Integer, "sqlite")
+
+
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """An instant. Stored without zone in UTC, because SQLite has no zones; always aware in Python."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        """Refuse naive times: nobody could say what they mean."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        return value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        """Give the zone back."""
+        return None if value is None else value.replace(tzinfo=dt.UTC)
+
+
+class Base(DeclarativeBase):
+    """Every constraint has a name, so that a migration can drop it by that name on any database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dt.datetime: UtcDateTime, dict[str, Any]: JSON}  # noqa: RUF012 (SQLAlchemy's own contract)
+
+
+def _one_of(column: str, values: type[Any]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Workspace(Base):
+    """One row: which workspace this database belongs to. Task keys and the server's project carry its uuid."""
+
+    __tablename__ = "workspace"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    uuid: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[dt.datetime]
+    __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
+
+
+class Image(Base):
+    """One row per image hash: the same bytes under two names are one image."""
+
+    __tablename__ = "image"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    split: Mapped[str] = mapped_column(String(16), default=Split.TRAIN.value, index=True)
+    width: Mapped[int]
+    height: Mapped[int]
+    format: Mapped[str] = mapped_column(String(16))
+    mode: Mapped[str] = mapped_column(String(16))
+    phash: Mapped[str] = mapped_column(String(128))
+    added_at: Mapped[dt.datetime]
+    __table_args__ = (_one_of("split", Split), CheckConstraint("length(sha256) = 64", name="sha256"))
+
+
+class ImageLocation(Base):
+    """Where bytes were seen. A path without an image is a file that could not be read, with the reason."""
+
+    __tablename__ = "image_location"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    path: Mapped[str] = mapped_column(Text, unique=True)
+    image_id: Mapped[int | None] = mapped_column(ForeignKey("image.id"), index=True)
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[dt.datetime]
+    __table_args__ = (
+        _one_of("status", LocationStatus),
+        CheckConstraint("status = 'unreadable' OR image_id IS NOT NULL", name="readable_is_image"),
+        CheckConstraint("status <> 'unreadable' OR reason IS NOT NULL", name="unreadable_says_why"),
+    )
+
+
+class NearDuplicate(Base):
+    """The near-duplicate group of each image. A group is named by its first member, which is in it too."""
+
+    __tablename__ = "near_duplicate"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
+    group_id: Mapped[int] = mapped_column(ForeignKey("image.id"), index=True)
+    distance: Mapped[int]
+
+
+class Round(Base):
+    """A round and the exact config it runs with."""
+
+    __tablename__ = "round"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    state: Mapped[str] = mapped_column(String(16))
+    config: Mapped[dict[str, Any]]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    scores_path: Mapped[str | None] = mapped_column(Text)
+    scores_sha256: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[dt.datetime]
+    closed_at: Mapped[dt.datetime | None]
+    closed_because: Mapped[str | None] = mapped_column(Text)
+    __table_args__ = (
+        _one_of("state", RoundState),
+        # One round at a time: an index over a constant among the rows that are not closed.
+        Index(
+            "uq_round_unclosed",
+            text("(state <> 'closed')"),
+            unique=True,
+            sqlite_where=text("state <> 'closed'"),
+            postgresql_where=text("state <> 'closed'"),
+        ),
+    )
+
+
+class ModelVersion(Base):
+    """A trained model: what it was trained on and how it was calibrated. The arrays are files."""
+
+    __tablename__ = "model_version"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    round_id: Mapped[int] = mapped_column(ForeignKey("round.id"), unique=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    path: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64))
+    classes: Mapped[list[str]] = mapped_column(JSON)
+    head_classes: Mapped[list[list[str]]] = mapped_column(JSON)
+    label_digest: Mapped[str] = mapped_column(String(64))
+    n_labels: Mapped[int]
+    n_holdout: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    config: Mapped[dict[str, Any]]
+    library_versions: Mapped[dict[str, Any]]
+    calibration: Mapped[dict[str, Any]]
+    history: Mapped[dict[str, Any]]
+    created_at: Mapped[dt.datetime]
+
+
+class Metric(Base):
+    """One number about a model version: on what it was computed and how uncertain it is."""
+
+    __tablename__ = "metric"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
+    split: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(32))
+    value: Mapped[float | None] = mapped_column(Float)
+    low: Mapped[float | None] = mapped_column(Float)
+    high: Mapped[float | None] = mapped_column(Float)
+    n: Mapped[int]
+    method: Mapped[str] = mapped_column(String(32))
+    computed_at: Mapped[dt.datetime]
+    __table_args__ = (UniqueConstraint("model_version_id", "split", "name"),)
+
+
+class Query(Base):
+    """Asking about one image. An image has at most one open query."""
+
+    __tablename__ = "query"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    key: Mapped[str] = mapped_column(String(80), unique=True)
+    round_id: Mapped[int] = mapped_column(ForeignKey("round.id"), index=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), index=True)
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(16))
+    strategy: Mapped[str] = mapped_column(String(64))
+    rank: Mapped[int]
+    score: Mapped[float | None] = mapped_column(Float)
+    probability: Mapped[float | None] = mapped_column(Float)
+    predicted: Mapped[str | None] = mapped_column(Text)
+    confidence: Mapped[float | None] = mapped_column(Float)
+    created_at: Mapped[dt.datetime]
+    settled_at: Mapped[dt.datetime | None]
+    __table_args__ = (
+        _one_of("status", QueryStatus),
+        _one_of("reason", Reason),
+        CheckConstraint("probability IS NULL OR (probability > 0 AND probability <= 1)", name="probability"),
+        UniqueConstraint("round_id", "rank"),
+        UniqueConstraint("round_id", "image_id"),
+        Index(
+            "uq_query_open_image",
+            "image_id",
+            unique=True,
+            sqlite_where=text("status = 'open'"),
+            postgresql_where=text("status = 'open'"),
+        ),
+    )
+
+
+class Task(Base):
+    """What a query became in the labeling back end: one task a query, one query a task."""
+
+    __tablename__ = "task"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    query_id: Mapped[int] = mapped_column(ForeignKey("query.id"), unique=True)
+    source: Mapped[str] = mapped_column(String(32))
+    project_ref: Mapped[str] = mapped_column(String(200))
+    external_id: Mapped[str] = mapped_column(String(200))
+    pushed_at: Mapped[dt.datetime]
+    gone_at: Mapped[dt.datetime | None]
+    __table_args__ = (UniqueConstraint("source", "project_ref", "external_id"),)
+
+
+class Annotation(Base):
+    """An answer as given. Rows are only ever added: an edit is a new version, a deletion a tombstone."""
+
+    __tablename__ = "annotation"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), index=True)
+    query_id: Mapped[int | None] = mapped_column(ForeignKey("query.id"), index=True)
+    source: Mapped[str] = mapped_column(String(32))
+    external_id: Mapped[str] = mapped_column(String(200))
+    version: Mapped[int]
+    annotator: Mapped[str] = mapped_column(String(200))
+    outcome: Mapped[str] = mapped_column(String(16))
+    value: Mapped[str | None] = mapped_column(Text)
+    lead_time: Mapped[float | None] = mapped_column(Float)
+    answered_at: Mapped[dt.datetime]
+    recorded_at: Mapped[dt.datetime]
+    __table_args__ = (
+        UniqueConstraint("source", "external_id", "version"),
+        _one_of("outcome", Outcome),
+        CheckConstraint("version >= 1", name="version"),
+        CheckConstraint("outcome <> 'label' OR value IS NOT NULL", name="label_has_value"),
+    )
+
+
+class Label(Base):
+    """What training uses, derived from the annotations; can be rebuilt at any time."""
+
+    __tablename__ = "label"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
+    class_name: Mapped[str] = mapped_column(Text)
+    agreement: Mapped[float] = mapped_column(Float)
+    n_annotations: Mapped[int]
+    derived_at: Mapped[dt.datetime]
+
+
+class SyncState(Base):
+    """How far pulling has come, and which project of the back end is ours."""
+
+    __tablename__ = "sync_state"
+    source: Mapped[str] = mapped_column(String(32), primary_key=True)
+    project_ref: Mapped[str] = mapped_column(String(200))
+    mark: Mapped[str | None] = mapped_column(Text)
+    pulled_at: Mapped[dt.datetime | None]
+
+
+class Event(Base):
+    """Who did what, when. Append-only; never holds a secret."""
+
+    __tablename__ = "event"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    at: Mapped[dt.datetime] = mapped_column(index=True)
+    actor: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[str] = mapped_column(String(64))
+    round_number: Mapped[int | None]
+    data: Mapped[dict[str, Any]]
+
+
+class Lease(Base):
+    """One writer at a time. A holder that died is known by its expiry."""
+
+    __tablename__ = "lease"
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(200))
+    acquired_at: Mapped[dt.datetime]
+    expires_at: Mapped[dt.datetime]
