@@ -1,0 +1,283 @@
+"""Paths in words → image files: walk folders and globs, read each file whole, say what it is or why it cannot be used.
+
+Knows nothing of the database; the caller decides what is new. Imports no torch, so that adding to the pool starts fast.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from alloop.errors import PoolError
+from alloop.pool import pixels
+from alloop.pool.hashing import fingerprint
+from alloop.records import ImageFile, UnreadableFile
+
+_NOISE = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}
+# Plainly not images. Anything else found in a folder is tried, and reported when it cannot be read.
+_NOT_IMAGES = frozenset(
+    {
+        ".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".md", ".rst", ".toml", ".yaml", ".yml", ".ini",
+        ".cfg", ".conf", ".db", ".sqlite", ".sqlite3", ".db-wal", ".db-shm", ".log", ".lock", ".html", ".htm", ".css",
+        ".js", ".py", ".pyc", ".ipynb", ".sh", ".bat", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar",
+        ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".parquet", ".feather", ".npy", ".npz", ".mat",
+        ".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".pth", ".onnx", ".safetensors", ".mp4", ".mov", ".avi", ".mkv",
+        ".webm", ".mp3", ".wav", ".flac", ".sha256", ".md5",
+    }
+)  # fmt: skip
+_CHUNK = 16  # files a process is given at once
+_AHEAD = 4  # chunks per process that may be done or under way before the caller has asked for them
+
+
+@dataclasses.dataclass
+class Skipped:
+    """What `expand` passed over, counted while it walks.
+
+    Attributes:
+        not_images: Files in walked folders and among a glob's matches, by extension in lower case.
+        hidden: Hidden files and folders, and what operating systems strew about.
+        special: Pipes, sockets and devices.
+    """
+
+    not_images: Counter[str] = dataclasses.field(default_factory=Counter)
+    hidden: int = 0
+    special: int = 0
+
+
+def expand(paths: Sequence[str], skipped: Skipped | None = None) -> Iterator[Path]:
+    """Every file that the paths name, each once, as absolute paths.
+
+    A file is taken as it is, a folder is walked (links to folders too, each folder once, so loops end), a glob
+    (`**` means any depth) is matched and its matches treated alike. A path that exists is never read as a glob. The
+    order depends on the names only. A folder that cannot be listed is itself returned: inspecting it gives the reason.
+
+    Args:
+        paths: Files, folders or globs; `~` is the home folder.
+        skipped: Counts what a walk leaves out; complete when the iterator is exhausted.
+
+    Raises:
+        PoolError: A path or glob matches nothing; raised before anything is walked.
+    """
+    found = [_match(path) for path in paths]
+    return _expand(found, skipped if skipped is not None else Skipped())
+
+
+def _match(path: str) -> tuple[list[Path], bool]:
+    """What a path names, and whether it was a glob."""
+    absolute = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - pathlib keeps "..", or resolves links
+    if path and os.path.lexists(absolute):
+        return [Path(absolute)], False
+    matches = glob.glob(absolute, recursive=True) if path else []  # noqa: PTH207 - pathlib's does not skip hidden files
+    if not matches:
+        raise PoolError(
+            f"No file, folder or glob matches {_printable(path)!r}.",
+            "Check the path; put globs in quotes so that the shell leaves them alone.",
+        )
+    return [Path(match) for match in sorted(matches, key=os.fsencode)], True
+
+
+def _expand(found: Sequence[tuple[list[Path], bool]], skipped: Skipped) -> Iterator[Path]:
+    # One folder alone names no file twice, and a pool of a million needs no memory of their names.
+    may_repeat = sum(len(matches) for matches, _ in found) > 1
+    folders: set[tuple[int, int]] = set()
+    seen: set[str] = set()
+    for matches, is_glob in found:
+        for file in itertools.chain.from_iterable(_files(match, is_glob, folders, skipped) for match in matches):
+            if may_repeat:
+                if str(file) in seen:
+                    continue
+                seen.add(str(file))
+            yield file
+
+
+def _files(path: Path, is_glob: bool, folders: set[tuple[int, int]], skipped: Skipped) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _walk(path, folders, skipped)
+    elif not (is_glob and _is_not_image(path.name, skipped)):
+        yield path
+
+
+def _walk(top: Path, folders: set[tuple[int, int]], skipped: Skipped) -> Iterator[Path]:
+    """Files below a folder, depth first, in the byte order of their names; a folder that cannot be listed as itself."""
+    stack = [(top, True)]
+    while stack:
+        path, is_folder = stack.pop()
+        if not is_folder:
+            yield path
+            continue
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in folders:
+                continue
+            with os.scandir(path) as listing:
+                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name), reverse=True)
+        except OSError:
+            yield path
+            continue
+        folders.add((status.st_dev, status.st_ino))
+        stack.extend((Path(entry.path), _is_folder(entry)) for entry in entries if _is_wanted(entry, skipped))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_wanted(entry: os.DirEntry[str], skipped: Skipped) -> bool:
+    if entry.name.startswith(".") or entry.name.lower() in _NOISE:
+        skipped.hidden += 1
+        return False
+    if _is_folder(entry):
+        return True
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a broken link, or a loop of links: inspecting it gives the reason
+        return True
+    if not stat.S_ISREG(mode):
+        skipped.special += 1
+        return False
+    return not _is_not_image(entry.name, skipped)
+
+
+def _is_not_image(name: str, skipped: Skipped) -> bool:
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path
+    if extension not in _NOT_IMAGES:
+        return False
+    skipped.not_images[extension] += 1
+    return True
+
+
+def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
+    """Read one file whole, decode all of its first frame, and describe it. Never raises for a bad file.
+
+    Args:
+        path: An absolute path, as `expand` gives it.
+        max_pixels: Width times height above which an image is refused, before it is decoded.
+
+    Returns:
+        Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint; or the reason in
+        words why the file cannot be used.
+    """
+    size, mtime_ns, sha256 = 0, 0, None
+    try:
+        status = path.stat()
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+        _check_name(path)
+        data = _read(path, status, max_pixels)
+        sha256 = hashlib.sha256(data).hexdigest()
+        image, file_format, mode = pixels.decode(data, max_pixels)
+        phash = fingerprint(image)
+    except pixels.UnreadableImage as error:
+        return UnreadableFile(_printable(str(path)), size, mtime_ns, str(error), sha256)
+    except (OSError, ValueError) as error:
+        return UnreadableFile(_printable(str(path)), size, mtime_ns, _explain(error), sha256)
+    except MemoryError:
+        return UnreadableFile(_printable(str(path)), size, mtime_ns, "too large for this machine's memory", sha256)
+    return ImageFile(str(path), sha256, size, mtime_ns, image.width, image.height, file_format, mode, phash)
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise pixels.UnreadableImage("its name is not valid UTF-8; rename it") from error
+
+
+def _read(path: Path, status: os.stat_result, max_pixels: int) -> bytes:
+    """All bytes of a regular file that did not change meanwhile."""
+    if stat.S_ISDIR(status.st_mode):
+        os.scandir(path).close()  # a walk returns a folder only where this fails, and the failure is the reason
+        raise pixels.UnreadableImage("a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise pixels.UnreadableImage("not a regular file but a pipe, socket or device")
+    # Pixels of the widest kind, 4 channels of 32 bits, and room for metadata: beyond it lies a video or a disk image.
+    if status.st_size > max_pixels * 16 + 2**26:
+        raise pixels.UnreadableImage(
+            f"too large: {status.st_size} bytes, more than any image of {max_pixels} pixels has"
+        )
+    with path.open("rb") as file:
+        data = file.read()
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns) or len(data) != after.st_size:
+        raise pixels.UnreadableImage("it changed while it was read; add it again when it is complete")
+    return data
+
+
+def _explain(error: OSError | ValueError) -> str:
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if isinstance(error, FileNotFoundError):
+        return "it is not there (any more), or a link that leads nowhere"
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    return f"not a usable path: {error}"
+
+
+def _printable(path: str) -> str:
+    """The path with bytes that are not UTF-8 written as hex escapes: fit for a terminal, JSON and a database."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def inspect_files(paths: Iterable[Path], max_pixels: int, workers: int) -> Iterator[ImageFile | UnreadableFile]:
+    """`inspect_file` of every path, in order, by `workers` processes; 0 or 1 works here, without any.
+
+    Paths are taken lazily, a bounded number ahead of what has been asked for. Closing the iterator, or Ctrl-C, drops
+    the work not begun and leaves no process behind.
+
+    Raises:
+        PoolError: A process was killed, most likely for want of memory.
+    """
+    if workers <= 1:
+        yield from (inspect_file(path, max_pixels) for path in paths)
+        return
+    remaining = iter(paths)
+    chunks = iter(lambda: list(itertools.islice(remaining, _CHUNK)), [])
+    first = next(chunks, [])
+    if len(first) < _CHUNK:  # starting processes would take longer
+        yield from (inspect_file(path, max_pixels) for path in first)
+        return
+    yield from _inspect_chunks(itertools.chain([first], chunks), max_pixels, workers)
+
+
+def _inspect_chunks(
+    chunks: Iterator[list[Path]], max_pixels: int, workers: int
+) -> Iterator[ImageFile | UnreadableFile]:
+    # Processes rather than threads: Pillow's limits and warnings are global, and hashing holds the interpreter's lock.
+    # Spawned, because forking a process that has threads (a progress bar's, torch's) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
+    pending: deque[Future[list[ImageFile | UnreadableFile]]] = deque()
+    try:
+        for chunk in chunks:
+            pending.append(executor.submit(_inspect_chunk, chunk, max_pixels))
+            if len(pending) >= workers * _AHEAD:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise PoolError(
+            f"A process that reads images was killed while {workers} were at work; most likely memory ran out.",
+            "Run it again with fewer workers, or lower pool.max_pixels; what was added so far is kept.",
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _inspect_chunk(paths: list[Path], max_pixels: int) -> list[ImageFile | UnreadableFile]:
+    return [inspect_file(path, max_pixels) for path in paths]
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches every process of the terminal; only the first one decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
