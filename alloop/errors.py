@@ -16,6 +16,9 @@
 Bugs are not in this tree: they keep their traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class AlloopError(Exception):
     """A problem with a way out.
@@ -78,3 +81,12 @@ class ServerUnavailable(TemporaryError):
 
 class LeaseHeld(TemporaryError):
     pass
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them when none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(names)}." if names else "; there are none."

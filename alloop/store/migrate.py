@@ -10,6 +10,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Engine
 
 from alloop.errors import DatabaseError
+from alloop.store.session import reading, transaction
 
 
 def migrations_folder() -> Path:
@@ -25,8 +26,8 @@ def head_revision() -> str:
 
 def current_revision(database: Engine) -> str | None:
     """The schema a database has; None when it is empty."""
-    with database.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    with reading(database) as session:
+        return MigrationContext.configure(session.connection()).get_current_revision()
 
 
 def upgrade(database: Engine) -> None:
@@ -38,8 +39,8 @@ def upgrade(database: Engine) -> None:
     refuse_newer(database)
     config = AlembicConfig()
     config.set_main_option("script_location", str(migrations_folder()))
-    with database.begin() as connection:
-        config.attributes["connection"] = connection
+    with transaction(database) as session:
+        config.attributes["connection"] = session.connection()
         command.upgrade(config, "head")
 
 

@@ -1,0 +1,137 @@
+"""alloop.toml plus environment → Config. Errors name the file (or variable), the key, the value and the nearest key."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from alloop.config.schema import Config
+from alloop.errors import ConfigError, did_you_mean
+
+FILE_NAME = "alloop.toml"
+PREFIX = "ALLOOP__"
+
+
+def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read a workspace's settings.
+
+    Raises:
+        ConfigError: The file is absent, not TOML, or says something that alloop does not know.
+    """
+    path = folder / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} is not an alloop workspace: it has no {FILE_NAME}.",
+            "Make one with `alloop init DIR --classes A,B`, or name one with --workspace DIR.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    return parse_config(text, str(path), environ)
+
+
+def parse_config(text: str, name: str, environ: Mapping[str, str] = os.environ) -> Config:
+    """The same for text; `name` is what errors call it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}.") from error
+    variables = _apply_environment(data, environ)
+    return validate_config(data, name, variables)
+
+
+def validate_config(
+    data: Mapping[str, Any], name: str, variables: Mapping[tuple[str, ...], str] | None = None
+) -> Config:
+    """Check plain values.
+
+    Args:
+        data: As read from TOML or from a stored round.
+        name: What errors call it.
+        variables: Key → environment variable, for the keys that an environment variable set.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, name, variables or {}) from error
+
+
+def set_values(config: Config, **sections: Mapping[str, Any]) -> Config:
+    """The same config with some settings replaced, as flags do: `set_values(config, loop={"batch_size": 5})`."""
+    data = config.model_dump(mode="json")
+    for section, values in sections.items():
+        data[section] = {**data[section], **values}
+    return validate_config(data, "command line")
+
+
+def freeze_config(config: Config) -> dict[str, Any]:
+    """What a round stores: every setting, without the database URL, which may hold a password."""
+    return config.model_dump(mode="json", exclude={"database"})
+
+
+def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Put `ALLOOP__SECTION__KEY=value` into the data. Values are TOML where they parse as TOML, else plain text."""
+    used: dict[tuple[str, ...], str] = {}
+    for variable in sorted(environ):
+        if not variable.upper().startswith(PREFIX):
+            continue
+        keys = tuple(part.lower() for part in variable[len(PREFIX) :].split("__"))
+        table = data
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"Environment variable {variable}: '{key}' is a setting, not a table.")
+        table[keys[-1]] = _toml_value(environ[variable])
+        used[keys] = variable
+    if url := environ.get("LABEL_STUDIO_URL"):
+        data.setdefault("labeling", {}).setdefault("label_studio", {})["url"] = url
+        used["labeling", "label_studio", "url"] = "LABEL_STUDIO_URL"
+    return used
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: ValidationError, name: str, variables: Mapping[tuple[str, ...], str]) -> ConfigError:
+    messages = [_explain_one(details, name, variables) for details in error.errors(include_url=False)]
+    return ConfigError("\n".join(messages))
+
+
+def _explain_one(details: ErrorDetails, name: str, variables: Mapping[tuple[str, ...], str]) -> str:
+    keys = tuple(str(part) for part in details["loc"])
+    named = next((variables[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in variables), None)
+    where = f"environment variable {named}" if named else name
+    table = f"[{'.'.join(keys[:-1])}] " if len(keys) > 1 else ""
+    if details["type"] == "extra_forbidden":
+        return f"{where}: {table}has no setting '{keys[-1]}'{_nearest(keys)}"
+    if details["type"] == "missing":
+        return f"{where}: {table}needs '{keys[-1]}'."
+    if details["type"] == "value_error":
+        section = f"[{'.'.join(keys)}] " if keys else ""
+        return f"{where}: {section}{details['msg'].removeprefix('Value error, ')}."
+    setting = keys[-1] if keys else "it"
+    return f"{where}: {table}{setting} = {details['input']!r} is refused: {_lower_first(details['msg'])}."
+
+
+def _nearest(keys: tuple[str, ...]) -> str:
+    """The known name that was probably meant."""
+    model: type[BaseModel] = Config
+    for key in keys[:-1]:
+        field = model.model_fields.get(key)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return "."
+        model = field.annotation
+    return did_you_mean(keys[-1], model.model_fields)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

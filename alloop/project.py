@@ -1,0 +1,82 @@
+"""A workspace folder opened: its config, its database and where its files lie."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from alloop.config.load import load_config
+from alloop.config.schema import Config
+from alloop.store.migrate import require_current
+from alloop.store.session import connect
+
+DATABASE_FILE = "alloop.db"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Where files lie in a workspace."""
+
+    root: Path
+
+    @property
+    def cache(self) -> Path:
+        """Decoded images and features; safe to delete."""
+        return self.root / "cache"
+
+    def round(self, number: int) -> Path:
+        """One round's model, scores and sheets."""
+        return self.root / "runs" / f"round-{number:04d}"
+
+    def model(self, number: int) -> Path:
+        """The model version that a round trained."""
+        return self.round(number) / "model"
+
+    def scores(self, number: int) -> Path:
+        """The scores of the whole pool."""
+        return self.round(number) / "scores.parquet"
+
+    def relative(self, path: Path) -> str:
+        """How a row names a file: relative to the workspace, so that the folder can move."""
+        return path.relative_to(self.root).as_posix()
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """An open workspace. Settings may be replaced for one command; the folder and the database stay."""
+
+    folder: Path
+    config: Config
+    environ: Mapping[str, str]
+
+    @functools.cached_property
+    def database(self) -> Engine:
+        """The database, opened at first use."""
+        return connect(database_url(self.folder, self.config))
+
+    @property
+    def paths(self) -> Paths:
+        """Where files lie."""
+        return Paths(self.folder)
+
+
+def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check_schema: bool = True) -> Project:
+    """Open a workspace.
+
+    Raises:
+        ConfigError: There is none here, or its settings are wrong.
+        DatabaseError: Its database has another schema than this alloop works with.
+    """
+    root = folder.absolute()
+    project = Project(root, load_config(root, environ), environ)
+    if check_schema:
+        require_current(project.database)
+    return project
+
+
+def database_url(folder: Path, config: Config) -> str:
+    """The configured database, or the SQLite file of the workspace."""
+    return config.database.url or f"sqlite:///{folder / DATABASE_FILE}"
