@@ -1,0 +1,271 @@
+"""Features on disk, keyed by content hash: computed once per way of computing them, read by memory map.
+
+A cache is a folder of immutable shards. A shard is a .npy file that anyone can open with `numpy.load`: one record with
+the fields `sha256` (uint8 [n, 32]) and `features` [n, D]. Its name is the SHA-256 of its bytes, which makes it unique
+among writers and proves it whole. Whatever shards are there count, so a killed run resumes, and deleting any is safe.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.errors import ModelError
+from alloop.files import explain_os_error, sha256_of, write_bytes, write_json
+
+_log = logging.getLogger("alloop")
+
+Digests = npt.NDArray[np.bytes_]  # [n] of S32; NumPy compares all 32 bytes, in the order of the hex text
+
+_SHARD_BYTES = 64 * 2**20  # more rows than fit go into several shards
+_ABANDONED = 24 * 3600.0  # seconds after which a temporary file belongs to nobody
+
+
+class FeatureCache:
+    """Features of images, one row each, for one way of computing them.
+
+    Several processes may use one cache at once; what another adds is seen when a row is asked for and not found.
+    Calls of one instance must not overlap.
+
+    Args:
+        root: Folder of all feature caches.
+        key: What the features depend on: backbone, weights, preprocessing. JSON-able. Its digest names the folder, and
+            it is written there for people to read.
+        n_features: D.
+        dtype: How a feature is stored, float32 or float16.
+
+    Raises:
+        WorkspaceError: The folder cannot be made or read.
+    """
+
+    def __init__(
+        self, root: Path, key: Mapping[str, object], n_features: int, dtype: npt.DTypeLike = np.float32
+    ) -> None:
+        self.n_features = n_features
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        described = {"key": dict(key), "n_features": n_features, "dtype": self.dtype.name}
+        text = json.dumps(described, sort_keys=True, allow_nan=False)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not (self.folder / "key.json").exists():
+            write_json(self.folder / "key.json", described)
+        self._remove_abandoned()
+        self._verified: set[str] = set()
+        self._dropped: set[str] = set()
+        self._shards: dict[str, Digests] = {}
+        self._index: _Index | None = None
+
+    def missing(self, sha256s: Sequence[str]) -> list[str]:
+        """Those of the hashes that have no features yet, each once, in the order given.
+
+        Verifies the shards that hold the others; a damaged one is dropped, and its rows are missing.
+        """
+        self._refresh()
+        found = self._locate(_to_digests(sha256s))[0] >= 0
+        return list(dict.fromkeys(sha256 for sha256, is_there in zip(sha256s, found, strict=True) if not is_there))
+
+    def add(self, sha256s: Sequence[str], features: npt.NDArray[np.floating]) -> None:
+        """Write features [n, D] of n images, durably. Each call makes a shard or more, so add a thousand rows at once.
+
+        Raises:
+            ModelError: A feature is nan or infinite (or becomes so in the stored type).
+            WorkspaceError: The disk is full or the folder cannot be written; nothing half-written stays.
+        """
+        if features.shape != (len(sha256s), self.n_features):
+            raise ValueError(
+                f"features {features.shape} do not fit {len(sha256s)} images of {self.n_features} features"
+            )
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(features, dtype=self.dtype)
+        self._check_finite(sha256s, stored)
+        digests = _to_digests(sha256s)
+        n_rows = max(1, _SHARD_BYTES // (32 + self.n_features * self.dtype.itemsize))
+        for start in range(0, len(digests), n_rows):
+            self._write_shard(digests[start : start + n_rows], stored[start : start + n_rows])
+
+    def take(self, sha256s: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Features [n, D] in the order asked; a hash may be asked for twice. Memory is that of the result.
+
+        Raises:
+            ModelError: Some have no features (any more).
+        """
+        digests = _to_digests(sha256s)
+        out = np.empty((len(digests), self.n_features), dtype=np.float32)
+        for _ in range(2):  # the second time if a shard vanishes between locating and reading
+            shards, rows, names = self._locate(digests)
+            if (shards < 0).any():
+                self._refresh()
+                shards, rows, names = self._locate(digests)
+            if (shards < 0).any():
+                break
+            if self._gather(shards, rows, names, out):
+                return out
+        n_missing = int((shards < 0).sum())
+        raise ModelError(
+            f"{n_missing} of {len(sha256s)} images have no features in {self.folder}.",
+            "Run it again: what is missing from the cache is computed anew.",
+        )
+
+    def __len__(self) -> int:
+        """Rows in all shards that were seen, verified or not."""
+        self._refresh()
+        return sum(len(digests) for digests in self._shards.values())
+
+    def _check_finite(self, sha256s: Sequence[str], features: npt.NDArray[np.floating]) -> None:
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            bad = [sha256s[row] for row in np.flatnonzero(~finite)]
+            raise ModelError(
+                f"The backbone gave features that are nan or infinite for {len(bad)} images, first {bad[0]}.",
+                "Look at that image; if it is sound, the weights or the precision are at fault.",
+            )
+
+    def _write_shard(self, digests: Digests, features: npt.NDArray[np.floating]) -> None:
+        record = np.empty(1, dtype=self._record_type(len(digests)))
+        record["sha256"][0] = np.frombuffer(digests.tobytes(), dtype=np.uint8).reshape(-1, 32)
+        record["features"][0] = features
+        buffer = io.BytesIO()
+        np.save(buffer, record, allow_pickle=False)
+        data = buffer.getvalue()
+        name = f"{hashlib.sha256(data).hexdigest()}.npy"
+        write_bytes(self.folder / name, data)
+        self._dropped.discard(name)
+        self._verified.add(name)
+        self._shards[name] = digests
+        self._index = None
+
+    def _record_type(self, n_rows: int) -> np.dtype[np.void]:
+        return np.dtype([("sha256", "u1", (n_rows, 32)), ("features", self.dtype, (n_rows, self.n_features))])
+
+    def _refresh(self) -> None:
+        """Learn of shards that others added, forget those that are gone."""
+        try:
+            names = {path.name for path in self.folder.glob("*.npy")} - self._dropped
+        except OSError as error:
+            raise explain_os_error(error, self.folder) from error
+        if names == self._shards.keys():
+            return
+        self._index = None
+        self._shards = {name: digests for name, digests in self._shards.items() if name in names}
+        for name in sorted(names - self._shards.keys()):
+            try:
+                self._shards[name] = self._read_digests(name)
+            except Exception as error:  # a damaged header makes NumPy raise nearly anything
+                self._drop(name, str(error))
+
+    def _read_digests(self, name: str) -> Digests:
+        """The hashes in a shard, without touching its features and not yet verified.
+
+        Raises:
+            ValueError: Not a shard of this cache.
+        """
+        hashes = self._open(name)["sha256"][0]
+        return np.frombuffer(hashes.tobytes(), dtype="S32")
+
+    def _open(self, name: str) -> npt.NDArray[np.void]:
+        """Map a shard. The map holds an open file, and a cache may have more shards than a process may: keep none."""
+        record = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        n_rows = record.dtype["sha256"].shape[0] if record.dtype.names == ("sha256", "features") else -1
+        if record.shape != (1,) or n_rows < 0 or record.dtype != self._record_type(n_rows):
+            raise ValueError("it has another layout")
+        return cast("npt.NDArray[np.void]", record)
+
+    def _locate(self, digests: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
+        """(shard [n], -1 where there is none; row in it [n]; names of the shards). Every shard named is verified."""
+        while True:
+            if self._index is None:
+                self._index = _Index(list(self._shards.items()))
+            shards, rows = self._index.find(digests)
+            names = self._index.names
+            touched = [names[shard] for shard in np.unique(shards[shards >= 0])]
+            damaged = [name for name in touched if not self._verify(name)]
+            if not damaged:
+                return shards, rows, names
+
+    def _verify(self, name: str) -> bool:
+        """Whether a shard is whole, read once per process; a damaged one is dropped."""
+        if name in self._verified:
+            return True
+        try:
+            is_whole, reason = self._is_whole(name), "its checksum is wrong"
+        except OSError as error:
+            is_whole, reason = False, str(error)
+        if is_whole:
+            self._verified.add(name)
+        else:
+            self._drop(name, reason)
+        return is_whole
+
+    def _is_whole(self, name: str) -> bool:
+        return f"{sha256_of(self.folder / name)}.npy" == name
+
+    def _drop(self, name: str, reason: str) -> None:
+        """Do without a shard; delete it if it is damaged, but not because it could not be opened this time."""
+        _log.warning("A cache file cannot be used and will be computed anew: %s: %s", self.folder / name, reason)
+        self._dropped.add(name)
+        self._shards.pop(name, None)
+        self._index = None
+        with contextlib.suppress(OSError):  # gone, or a cache that only others may write
+            if not self._is_whole(name):
+                (self.folder / name).unlink()
+
+    def _gather(
+        self,
+        shards: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        names: list[str],
+        out: npt.NDArray[np.float32],
+    ) -> bool:
+        """Fill `out`, one shard after the other; False if a shard has vanished."""
+        order = np.argsort(shards, kind="stable")
+        starts = np.flatnonzero(np.diff(shards[order], prepend=-1))
+        for positions in np.split(order, starts[1:]) if len(order) else []:
+            name = names[shards[positions[0]]]
+            try:
+                features = self._open(name)["features"][0]
+            except OSError as error:
+                self._drop(name, str(error))
+                return False
+            out[positions] = features[rows[positions]]
+        return True
+
+    def _remove_abandoned(self) -> None:
+        for path in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):  # gone, or not ours to remove
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+
+
+class _Index:
+    """Which shard and row a hash is in: sorted hashes, 48 bytes a row."""
+
+    def __init__(self, shards: Sequence[tuple[str, Digests]]) -> None:
+        self.names = [name for name, _ in shards]
+        sizes = [len(digests) for _, digests in shards]
+        digests = np.concatenate([np.empty(0, dtype="S32"), *(digests for _, digests in shards)])
+        order = np.argsort(digests, kind="stable")
+        self._digests = digests[order]
+        self._shards = np.repeat(np.arange(len(sizes)), sizes)[order]
+        self._rows = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(size) for size in sizes)])[order]
+
+    def find(self, digests: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(shard, row) of each hash; shard -1 where it is not known."""
+        if not len(self._digests):
+            return np.full(len(digests), -1, dtype=np.int64), np.zeros(len(digests), dtype=np.int64)
+        places = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
+        is_there = self._digests[places] == digests
+        return np.where(is_there, self._shards[places], -1), self._rows[places]
+
+
+def _to_digests(sha256s: Sequence[str]) -> Digests:
+    raw = bytes.fromhex("".join(sha256s))
+    if len(raw) != 32 * len(sha256s) or any(len(sha256) != 64 for sha256 in sha256s):
+        raise ValueError("a SHA-256 has 64 hex digits")
+    return np.frombuffer(raw, dtype="S32")
