@@ -44,9 +44,10 @@ class TrainResult:
     Attributes:
         calibration: The temperature that scoring applies, fitted on the whole labeled holdout.
         holdout_log_probs: Calibrated log p̄ of the labeled holdout [N, K], float32, in the job's order; cross-fitted, so
-            that no image was calibrated by itself. Empty when the holdout is.
+            that no image was calibrated by itself. Empty when the holdout is. Images in `failed` have no row.
         history: Losses per epoch and what was decided, JSON-able, for the record.
         seconds: Wall time.
+        failed: Training and holdout images that could not be read now, with the reason; they took no part.
     """
 
     files: ModelFiles
@@ -56,6 +57,7 @@ class TrainResult:
     library_versions: dict[str, str]
     history: dict[str, object]
     seconds: float
+    failed: tuple[tuple[int, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""From settings to numbers and modules. Nothing else reads [model] and [train]."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from alloop.config.schema import Config
+from alloop.engine.device import choose_device
+from alloop.losses.multi_head import LossScale
+from alloop.models.backbones import Backbone, load_backbone
+from alloop.seeds import derive_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """Where to compute, how many images at a time, and how many processes decode them."""
+
+    device: torch.device
+    batch_size: int
+    workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadRecipe:
+    """How heads are fitted to fixed features; benchmarks/recipe says how the defaults were found.
+
+    Attributes:
+        steps: Most L-BFGS iterations.
+        weight_decay: Factor of half the squared weights, per head and on the scale of the mean loss; None: chosen by
+            cross-validation on the training labels.
+        loss_scale: See `losses.multi_head`.
+    """
+
+    steps: int
+    weight_decay: float | None
+    loss_scale: LossScale
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneRecipe:
+    """How trunk and heads are trained together.
+
+    Attributes:
+        learning_rate: Of the heads; the trunk's is a tenth of it.
+        validation_share, patience: Early stopping on a stratified part of the training labels.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    loss_scale: LossScale
+    validation_share: float
+    patience: int
+
+
+def build_hardware(config: Config, device: str | None) -> Hardware:
+    """The device asked for (an argument beats the settings), and the batch size for running a trunk there."""
+    chosen = choose_device(device or config.model.device)
+    batch_size = config.train.batch_size or (256 if chosen.type == "cuda" else 32)
+    return Hardware(chosen, batch_size, config.train.workers)
+
+
+def build_backbone(config: Config, search_paths: Sequence[Path] = ()) -> Backbone:
+    """The trunk that [model] names, on the CPU, in eval mode."""
+    model = config.model
+    seed = derive_seed(config.project.seed, "backbone")
+    return load_backbone(model.backbone, model.weights, model.image_size, search_paths, seed)
+
+
+def count_heads(config: Config) -> int:
+    """M: `members` heads, or one."""
+    return config.model.members if config.model.uncertainty == "multi-head" else 1
+
+
+def build_head_recipe(config: Config) -> HeadRecipe:
+    """The recipe of frozen mode."""
+    train = config.train
+    return HeadRecipe(steps=train.epochs or 200, weight_decay=train.weight_decay, loss_scale=train.loss_scale)
+
+
+def build_finetune_recipe(config: Config) -> FinetuneRecipe:
+    """The recipe of finetune mode."""
+    train = config.train
+    return FinetuneRecipe(
+        epochs=train.epochs or 40,
+        batch_size=train.batch_size or 32,
+        learning_rate=train.learning_rate or 1e-3,
+        weight_decay=0.01 if train.weight_decay is None else train.weight_decay,
+        loss_scale=train.loss_scale,
+        validation_share=train.validation_share,
+        patience=train.patience,
+    )
+
+
+def search_paths(cache: Path) -> tuple[Path, ...]:
+    """Where a factory of one's own is looked for: the folder that holds the cache (the workspace), and here."""
+    return (cache.resolve().parent, Path.cwd())

@@ -1,0 +1,126 @@
+"""Features of images, computed once: decode, trunk, cache; piece by piece, so that it goes on where it stopped."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from alloop.engine.build import Hardware
+from alloop.engine.device import in_halves
+from alloop.errors import ModelError
+from alloop.models.backbones import Backbone
+from alloop.pool.cache import FeatureCache
+from alloop.pool.dataset import Batch, ImageDataset, collate
+from alloop.progress import Progress, silent
+from alloop.records import ImageRef
+
+Failed = tuple[tuple[int, str], ...]  # image ids that could not be read now, and why
+
+SHARD_ROWS = 8192  # features held back before they are written
+SHARD_SECONDS = 30.0  # and for how long: what a killed run has to do again
+
+
+def ensure_features(
+    images: Sequence[ImageRef], backbone: Backbone, cache: Path, hardware: Hardware, progress: Progress = silent
+) -> tuple[FeatureCache, Failed]:
+    """Compute those features that the cache does not have yet.
+
+    They are written every half minute, and when something interrupts; an interrupted run goes on where it stopped.
+
+    Returns:
+        The cache, and the images that it still lacks since they could not be read.
+    """
+    features = FeatureCache(cache / "features", backbone.fingerprint(), backbone.n_features)
+    lacking = set(features.missing([image.sha256 for image in images]))
+    todo = {image.sha256: image for image in images if image.sha256 in lacking}
+    failed: dict[str, str] = {}
+    with _Shards(features) as shards:
+        for done, refs, batch, rows in trunk_batches(list(todo.values()), backbone, hardware):
+            shards.add([refs[position].sha256 for position in batch.positions.tolist()], rows)
+            reasons = dict(batch.failed)
+            failed |= {ref.sha256: reasons[ref.image_id] for ref in refs.values() if ref.image_id in reasons}
+            progress("features", done, len(todo))
+    return features, tuple((image.image_id, failed[image.sha256]) for image in images if image.sha256 in failed)
+
+
+def trunk_batches(
+    images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware
+) -> Iterator[tuple[int, dict[int, ImageRef], Batch, Tensor]]:
+    """Run images through the trunk, in the order given; memory is O(batch).
+
+    Yields:
+        How many images are done, the batch's images by position, the batch, and the features [B, D] of those of its
+        images that could be read.
+    """
+    trunk = backbone.module.to(hardware.device)
+    done = 0
+    for batch in load_batches(images, backbone, hardware):
+        n = len(batch.positions) + len(batch.failed)
+        refs = {position: images[position] for position in range(done, done + n)}
+        done += n
+        readable = len(batch.positions) > 0
+        rows = run_trunk(trunk, backbone, batch.images, hardware) if readable else torch.empty(0, backbone.n_features)
+        yield done, refs, batch, rows
+
+
+def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Batch]:
+    """Decoded images at the trunk's size, uint8 [B, 3, S, S], in the order given."""
+    # Worker processes get the preprocessing, not the weights.
+    look = dataclasses.replace(backbone, module=nn.Identity())
+    workers = hardware.workers if len(images) > 4 * hardware.batch_size else 0  # starting processes takes a while
+    dataset = ImageDataset(images, look.preprocess)
+    yield from DataLoader(dataset, batch_size=hardware.batch_size, num_workers=workers, collate_fn=collate)
+
+
+def run_trunk(trunk: nn.Module, backbone: Backbone, images: Tensor, hardware: Hardware) -> Tensor:
+    """Images uint8 [B, 3, S, S] through a trunk in eval mode: features [B, D], float32, on the CPU.
+
+    Raises:
+        ModelError: The trunk gives something else, or numbers that are not finite.
+    """
+
+    def run(part: Tensor) -> Tensor:
+        with torch.inference_mode():
+            output: Tensor = trunk(backbone.normalize(part.to(hardware.device)))
+            return output.float().cpu()
+
+    features = in_halves(run, images)
+    if features.shape != (len(images), backbone.n_features):
+        raise ModelError(
+            f"The backbone gave {list(features.shape)} for {len(images)} images.",
+            f"It must give features [B, {backbone.n_features}].",
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise ModelError("The backbone gave features that are not finite.", "Check its weights.")
+    return features
+
+
+class _Shards:
+    """Collects rows until they are worth a shard; writes the rest at the end, also when the end is an error."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self._cache = cache
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []
+        self._since = time.monotonic()
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+
+    def add(self, sha256s: Sequence[str], rows: Tensor) -> None:
+        self._names += sha256s
+        self._rows.append(rows)
+        if len(self._names) >= SHARD_ROWS or time.monotonic() - self._since > SHARD_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._names:
+            self._cache.add(self._names, torch.cat(self._rows).numpy())
+        self._names, self._rows, self._since = [], [], time.monotonic()

@@ -1,0 +1,151 @@
+"""The columnar file of a pool's scores: written in row groups, read by column."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from alloop.acquisition.uncertainty import predictive_entropy
+from alloop.engine.model_files import ModelVersion
+from alloop.errors import ModelError
+from alloop.files import explain_os_error
+from alloop.records import ImageRef
+
+GROUP_VALUES = 4_000_000  # probabilities in a row group: what a writer or reader holds at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The narrow columns of a score file [N], in its order.
+
+    Attributes:
+        predicted: Class names.
+        entropy: Nats.
+        confidence: 1 - entropy / ln K, in [0, 1].
+    """
+
+    image_ids: npt.NDArray[np.int64]
+    sha256s: list[str]
+    predicted: list[str]
+    entropy: npt.NDArray[np.float32]
+    confidence: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
+    model_sha256: str
+    temperature: float
+
+
+class ScoreWriter:
+    """Writes rows as they come; a row group is on disk before the next one is collected."""
+
+    def __init__(self, path: Path, version: ModelVersion, model_sha256: str) -> None:
+        self._path = path
+        self._classes = np.array(version.classes, dtype=object)
+        self._rows = max(1, GROUP_VALUES // len(version.classes))
+        self._pending: list[pa.RecordBatch] = []
+        self._n_pending = 0
+        metadata = {
+            "alloop.classes": json.dumps(list(version.classes)),
+            "alloop.model_sha256": model_sha256,
+            "alloop.temperature": repr(version.calibration.temperature),
+        }
+        self._schema = _schema(len(version.classes)).with_metadata(metadata)
+
+    def __enter__(self) -> "ScoreWriter":
+        try:
+            self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+        except OSError as error:
+            raise explain_os_error(error, self._path) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def write(self, images: Sequence[ImageRef], log_probs: Tensor) -> None:
+        """Add images and their calibrated log p̄ [B, K]."""
+        n_classes = log_probs.shape[1]
+        entropy = predictive_entropy(log_probs.unsqueeze(0))
+        columns = [
+            pa.array([image.image_id for image in images], pa.int64()),
+            pa.array([image.sha256 for image in images], pa.string()),
+            pa.array(self._classes[log_probs.argmax(dim=1).numpy()], pa.string()),
+            pa.array(entropy.numpy()),
+            pa.array((1 - entropy / math.log(n_classes)).clamp(0, 1).numpy()),
+            pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
+        ]
+        self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._n_pending += len(images)
+        if self._n_pending >= self._rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.Table.from_batches(self._pending, schema=self._schema)
+            self._writer.write_table(table, row_group_size=self._rows)
+        self._pending, self._n_pending = [], 0
+
+
+def read_scores(path: Path) -> Scores:
+    """All narrow columns of a score file.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    with _opened(path) as file:
+        table = file.read(columns=["image_id", "sha256", "predicted", "entropy", "confidence"])
+        metadata = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
+    return Scores(
+        image_ids=table["image_id"].to_numpy(),
+        sha256s=table["sha256"].to_pylist(),
+        predicted=table["predicted"].to_pylist(),
+        entropy=table["entropy"].to_numpy(),
+        confidence=table["confidence"].to_numpy(),
+        classes=tuple(json.loads(metadata["alloop.classes"])),
+        model_sha256=metadata["alloop.model_sha256"],
+        temperature=float(metadata["alloop.temperature"]),
+    )
+
+
+def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """Image ids [B] and calibrated log p̄ [B, K], one row group at a time."""
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["image_id", "log_probs"])
+            column: Any = table["log_probs"].combine_chunks()
+            rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            yield table["image_id"].to_numpy(), torch.from_numpy(rows.copy())
+
+
+def _schema(n_classes: int) -> Any:
+    return pa.schema(
+        [
+            pa.field("image_id", pa.int64(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("predicted", pa.string(), nullable=False),
+            pa.field("entropy", pa.float32(), nullable=False),
+            pa.field("confidence", pa.float32(), nullable=False),
+            pa.field("log_probs", pa.list_(pa.float32(), n_classes), nullable=False),
+        ]
+    )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ModelError(
+            f"The scores in {path} cannot be read: {error}.", "Score again with `alloop score`."
+        ) from error

@@ -1,0 +1,149 @@
+"""Train one model version: features or fine-tuning, heads, temperature, files."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alloop.calibration.temperature import cross_fit_temperature
+from alloop.engine.build import Hardware, build_backbone, build_hardware, build_head_recipe, count_heads, search_paths
+from alloop.engine.features import Failed, ensure_features
+from alloop.engine.fit_heads import fit_heads
+from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.engine.model_files import library_versions, save_version
+from alloop.errors import LabelError
+from alloop.losses.multi_head import Specialties, assign_specialties
+from alloop.models.backbones import Backbone
+from alloop.models.heads import MultiHead
+from alloop.predictive import mean_log_probs
+from alloop.progress import Progress, silent
+from alloop.records import ImageRef
+from alloop.seeds import derive_seed
+
+
+def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
+    """Fit the heads (and in finetune mode the trunk), calibrate on the holdout, save.
+
+    The same job on the same machine gives the same bytes: images are sorted by content hash, and every random choice
+    comes from the job's seed.
+
+    Raises:
+        LabelError: The labels are of fewer than two classes.
+        ModelError: The backbone or its weights cannot be had.
+        WorkspaceError: The disk is full; nothing is left half-written.
+    """
+    started = time.perf_counter()
+    _check_labels(job)
+    hardware = build_hardware(job.config, job.device)
+    backbone = build_backbone(job.config, search_paths(job.cache))
+    specialties = _specialties(job)
+    fitted = _fit_frozen(job, backbone, hardware, specialties, progress)
+    log_probs, calibration = cross_fit_temperature(
+        fitted.holdout_log_probs, fitted.holdout_targets, derive_seed(job.seed, "calibration")
+    )
+    head_classes = tuple(tuple(job.classes[position] for position in part) for part in specialties)
+    files = save_version(job.out, fitted.heads, fitted.trunk, calibration, _metadata(job, backbone, head_classes))
+    return TrainResult(
+        files=files,
+        calibration=calibration,
+        holdout_log_probs=log_probs.numpy().astype(np.float32),
+        head_classes=head_classes,
+        library_versions=library_versions(),
+        history=fitted.history,
+        seconds=time.perf_counter() - started,
+        failed=fitted.failed,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Trained parts, before calibration. The holdout's rows are those that could be read, in the job's order."""
+
+    heads: MultiHead
+    trunk: dict[str, Tensor]
+    holdout_log_probs: Tensor  # [N, K]
+    holdout_targets: Tensor  # [N]
+    history: dict[str, object]
+    failed: Failed
+
+
+def _fit_frozen(
+    job: TrainJob, backbone: Backbone, hardware: Hardware, specialties: Specialties, progress: Progress
+) -> Fitted:
+    images, targets = _sorted_by_content(job.images, job.targets)
+    cache, failed = ensure_features([*images, *job.holdout], backbone, job.cache, hardware, progress)
+    images, labels = _readable(images, targets, failed)
+    _check_classes(labels.tolist(), job.classes)
+    generator = torch.Generator().manual_seed(derive_seed(job.seed, "heads"))
+    features = torch.from_numpy(cache.take([image.sha256 for image in images]))
+    progress("heads", 0, 1)
+    recipe = build_head_recipe(job.config)
+    heads, history = fit_heads(features, labels, len(job.classes), specialties, recipe, generator)
+    progress("heads", 1, 1)
+    holdout, holdout_labels = _readable(job.holdout, job.holdout_targets, failed)
+    with torch.inference_mode():
+        rows = torch.from_numpy(cache.take([image.sha256 for image in holdout])).reshape(len(holdout), -1)
+        log_probs = mean_log_probs(heads(rows).log_softmax(dim=-1)) if holdout else torch.empty(0, len(job.classes))
+    return Fitted(heads, {}, log_probs, holdout_labels, {"mode": "frozen", "n_labels": len(images), **history}, failed)
+
+
+def _specialties(job: TrainJob) -> Specialties:
+    """Which classes each head weighs strongly; what the previous version had stays."""
+    generator = torch.Generator().manual_seed(derive_seed(job.seed, "specialties"))
+    n_heads = count_heads(job.config)
+    known: Sequence[Sequence[int]] = ()
+    if len(job.head_classes) == n_heads:
+        known = [[job.classes.index(name) for name in part] for part in job.head_classes]
+    return assign_specialties(len(job.classes), n_heads, generator, known)
+
+
+def _sorted_by_content(images: Sequence[ImageRef], targets: Sequence[int]) -> tuple[list[ImageRef], list[int]]:
+    pairs = sorted(zip(images, targets, strict=True), key=lambda pair: pair[0].sha256)
+    return [image for image, _ in pairs], [target for _, target in pairs]
+
+
+def _readable(images: Sequence[ImageRef], targets: Sequence[int], failed: Failed) -> tuple[list[ImageRef], Tensor]:
+    """Images that did not fail, and their targets [N]."""
+    gone = {image_id for image_id, _ in failed}
+    kept = [pair for pair in zip(images, targets, strict=True) if pair[0].image_id not in gone]
+    return [image for image, _ in kept], torch.tensor([target for _, target in kept], dtype=torch.long)
+
+
+def _check_labels(job: TrainJob) -> None:
+    unknown = [target for target in (*job.targets, *job.holdout_targets) if not 0 <= target < len(job.classes)]
+    if unknown:
+        raise LabelError(f"Target {unknown[0]} is not a class: there are {len(job.classes)}.")
+    _check_classes(job.targets, job.classes)
+
+
+def _check_classes(targets: Sequence[int], classes: Sequence[str]) -> None:
+    counts = collections.Counter(targets)
+    if len(counts) < 2:
+        found = ", ".join(
+            f"{counts[position]} of {name}" for position, name in enumerate(classes) if position in counts
+        )
+        raise LabelError(
+            f"Training needs labels of at least two classes, but there are {found or 'none'}.",
+            "Label some images of another class.",
+        )
+
+
+def _metadata(job: TrainJob, backbone: Backbone, head_classes: tuple[tuple[str, ...], ...]) -> dict[str, object]:
+    """What model.json records. Of the settings only those that shape a model: others may hold secrets."""
+    return {
+        "classes": list(job.classes),
+        "head_classes": [list(part) for part in head_classes],
+        "config": {
+            "model": job.config.model.model_dump(mode="json"),
+            "train": job.config.train.model_dump(mode="json"),
+        },
+        "seed": job.seed,
+        "n_labels": len(job.images),
+        "n_holdout": len(job.holdout),
+        "backbone": backbone.fingerprint(),
+        "library_versions": library_versions(),
+    }

@@ -1,0 +1,127 @@
+"""Multi-Head Multi-Loss: M heads on one trunk, each weighing the classes differently, trained on their mean as well.
+
+Source: Galdran, Verjans, Carneiro & González Ballester, "Multi-Head Multi-Loss Model Calibration", MICCAI 2023
+(arXiv 2303.01099); where paper and published code differ, methods.md section 1 says which one is followed.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.losses.cross_entropy import Reduction, Targets, cross_entropy
+
+log = logging.getLogger(__name__)
+
+Average = Literal["prob", "logit"]
+LossScale = Literal["mean", "sum"]
+Specialties = tuple[tuple[int, ...], ...]  # class positions that each head weighs strongly
+
+
+def multi_head_loss(
+    logits: Float[Tensor, "M B K"],
+    targets: Targets,
+    head_weights: Float[Tensor, "M K"] | None = None,
+    average: Average = "prob",
+    loss_scale: LossScale = "mean",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """CE(p̄, y) + Σ_m wCE_m(z_m, y), divided by M + 1 if `loss_scale` is "mean".
+
+    One head alone is plain cross-entropy, whatever the scale. Computed in float32 or wider, outside autocast.
+
+    Args:
+        logits: Raw logits of every head.
+        targets: Class positions [B], or rows [B, K] that sum to 1.
+        head_weights: ω of every head, from `class_weights`; None weighs all classes alike.
+        average: What p̄ is the softmax of: the mean probability (paper), or the mean logit (published code; under it
+            every head gets the same gradient from the first term).
+        loss_scale: "sum" is the paper's formula; "mean" keeps the learning rate independent of M (published code).
+        reduction: "mean" over B, "sum", or "none" for one value per image [B].
+
+    Source: equations 3 and 4 of the paper; methods.md section 1.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        n_heads = wide.shape[0]
+        log_probs = wide.log_softmax(dim=-1)
+        if n_heads == 1:
+            return cross_entropy(log_probs[0], targets, reduction=reduction)
+        loss = cross_entropy(_average(wide, log_probs, average), targets, reduction=reduction)
+        for head in range(n_heads):
+            weights = None if head_weights is None else head_weights[head]
+            loss = loss + cross_entropy(log_probs[head], targets, weights, reduction)
+        return loss / (n_heads + 1) if loss_scale == "mean" else loss
+
+
+def _average(logits: Tensor, log_probs: Tensor, average: Average) -> Tensor:
+    if average == "logit":
+        return logits.mean(dim=0).log_softmax(dim=-1)
+    # Never log(mean(softmax)): it underflows to -inf.
+    return log_probs.logsumexp(dim=0) - math.log(log_probs.shape[0])
+
+
+def class_weights(specialties: Specialties, n_classes: int) -> Float[Tensor, "M K"]:
+    """ω: M for the classes that are a head's specialty, 1/M for all others; all ones for a single head.
+
+    Source: section 2.2 of the paper. M is the number of heads, as in its example for K = 4 and M = 2.
+    """
+    n_heads = len(specialties)
+    weights = torch.full((n_heads, n_classes), 1 / n_heads)
+    for head, classes in enumerate(specialties):
+        weights[head, list(classes)] = float(n_heads)
+    return weights
+
+
+def assign_specialties(
+    n_classes: int, n_heads: int, generator: torch.Generator, known: Sequence[Sequence[int]] = ()
+) -> Specialties:
+    """Which classes are the specialty of which head, drawn at random; known parts stay as they are.
+
+    Every class is the specialty of one head. If M does not divide K, the K mod M extra classes go to distinct heads at
+    random. With more heads than classes every head has one class, and class k serves floor or ceil(M / K) heads; a
+    warning is logged, since those heads repeat each other. Classes that `known` does not name go to the heads with
+    fewest classes, drawn among equals.
+
+    Args:
+        n_classes: K, at least 2.
+        n_heads: M, at least 1.
+        generator: Where the randomness comes from.
+        known: The parts of an earlier version, as class positions; empty, or one part for each head.
+
+    Raises:
+        ValueError: Fewer than two classes, no head, or `known` does not fit.
+
+    Source: methods.md section 1, "Class weights".
+    """
+    if n_classes < 2 or n_heads < 1:
+        raise ValueError(f"need at least 2 classes and 1 head, got {n_classes} and {n_heads}")
+    if known:
+        return _extend(n_classes, n_heads, generator, known)
+    if n_heads > n_classes:
+        log.warning("%d heads for %d classes: several heads share a specialty", n_heads, n_classes)
+        rounds = math.ceil(n_heads / n_classes)
+        order = torch.cat([torch.randperm(n_classes, generator=generator) for _ in range(rounds)])[:n_heads]
+        return tuple((int(position),) for position in order)
+    return _extend(n_classes, n_heads, generator, [()] * n_heads)
+
+
+def _extend(n_classes: int, n_heads: int, generator: torch.Generator, known: Sequence[Sequence[int]]) -> Specialties:
+    """Deal the classes that no head has yet, one by one, each to a head with fewest."""
+    taken = {position for part in known for position in part}
+    if len(known) != n_heads or not taken <= set(range(n_classes)):
+        raise ValueError(
+            f"{len(known)} known parts over classes {sorted(taken)} do not fit {n_heads} heads, K={n_classes}"
+        )
+    parts = [list(part) for part in known]
+    for position in torch.randperm(n_classes, generator=generator).tolist():
+        if position in taken:
+            continue
+        fewest = min(map(len, parts))
+        equals = [head for head, part in enumerate(parts) if len(part) == fewest]
+        parts[equals[int(torch.randint(len(equals), (1,), generator=generator))]].append(position)
+    return tuple(tuple(sorted(part)) for part in parts)

@@ -1,0 +1,326 @@
+"""Trunks by name: images [B, 3, H, W] to features [B, D], with the preprocessing their weights were trained with.
+
+Four kinds of name: a torchvision classification model (`resnet50`), `timm:NAME` with the extra, a factory of one's own
+(`package.module:factory`), and `pixels`, which needs no weights at all.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import inspect
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
+
+from alloop.errors import AlloopError, ConfigError, ModelError
+from alloop.models.pixels import Pixels
+from alloop.models.state import load_weights
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer before a download is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A trunk and how its images must look.
+
+    A factory of one's own returns this, or just an `nn.Module` that maps normalized images [B, 3, H, W] to features
+    [B, D]; a plain module gets ImageNet's preprocessing at 224 pixels and its D is found by trying it.
+
+    Attributes:
+        module: Maps float images [B, 3, S, S] to features [B, D].
+        n_features: D.
+        image_size: S, pixels: what is cut out of the middle.
+        resize: Pixels of the shorter side before the cut; None: `image_size`. 0: both sides become `image_size`,
+            whatever that does to the proportions.
+        mean, std: Of each channel, for values in [0, 1].
+        interpolation: How the image is resized (always with antialiasing, except "nearest").
+    """
+
+    module: nn.Module
+    n_features: int
+    image_size: int = 224
+    resize: int | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+
+    def resized_to(self, image_size: int | None) -> "Backbone":
+        """The same trunk on images of another size; the share that is cut off stays. None changes nothing."""
+        if image_size is None or image_size == self.image_size:
+            return self
+        resize = self.resize and round(self.resize * image_size / self.image_size)
+        return dataclasses.replace(self, image_size=image_size, resize=resize)
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """An image uint8 [3, H, W] to uint8 [3, S, S]: resized and cut, ready to be stacked."""
+        mode = v2.InterpolationMode(self.interpolation)
+        shorter = self.image_size if self.resize is None else self.resize
+        size = [shorter] if shorter else [self.image_size, self.image_size]
+        resized = transforms.resize(image, size, interpolation=mode, antialias=self.interpolation != "nearest")
+        cut: Tensor = transforms.center_crop(resized, [self.image_size, self.image_size])
+        return cut
+
+    def normalize(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:
+        """Stacked uint8 images [B, 3, S, S] to what the trunk takes, float32, on the images' device."""
+        normal: Tensor = transforms.normalize(images.float() / 255, list(self.mean), list(self.std))
+        return normal
+
+    def fingerprint(self) -> dict[str, object]:
+        """What a feature depends on besides the image: every weight, the code's name, the preprocessing. JSON-able."""
+        return {
+            "trunk": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
+            "weights": state_digest(self.module),
+            "n_features": self.n_features,
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+        }
+
+
+def load_backbone(
+    name: str, weights: str = "DEFAULT", image_size: int | None = None, search_paths: Sequence[Path] = (), seed: int = 0
+) -> Backbone:
+    """The trunk that a name in alloop.toml stands for, in eval mode.
+
+    Args:
+        name: See the top of this file.
+        weights: "DEFAULT", "none" (random, drawn from `seed`), or a local .safetensors or .pth state dict.
+        image_size: Pixels; None: what the weights were trained with.
+        search_paths: Folders where a factory's module may lie, besides the Python path.
+        seed: For whatever the trunk draws at random.
+
+    Raises:
+        ConfigError: The name stands for nothing.
+        ModelError: The weights cannot be had, or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = _find(name, weights, search_paths).resized_to(image_size)
+    backbone.module.eval().requires_grad_(requires_grad=False)
+    return backbone
+
+
+def _find(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:
+    if name == "pixels":
+        return _pixels()
+    if name.startswith("timm:"):
+        return _from_timm(name.removeprefix("timm:"), weights)
+    if ":" in name:
+        return _from_factory(name, weights, search_paths)
+    return _from_torchvision(name, weights)
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of a module's whole state, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- torchvision ------------------------------------------------------------------------------------------------------
+
+
+def _from_torchvision(name: str, weights: str) -> Backbone:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, names))
+    entries = torchvision.models.get_model_weights(name)
+    chosen = _published(entries, weights)
+    module = _download(name, chosen) if weights == "DEFAULT" else torchvision.models.get_model(name, weights=None)
+    head, n_features = _cut_classifier(module)
+    if weights not in {"DEFAULT", "none"}:
+        load_weights(module, Path(weights), ignore=(head, "aux", "AuxLogits"))
+    preset = chosen.transforms()
+    return Backbone(
+        module=module,
+        n_features=n_features,
+        image_size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def _published(entries: Any, weights: str) -> Any:
+    """The published weights whose preprocessing applies: those the file is a copy of, else the default ones."""
+    same = [entry for entry in entries if entry.url.rsplit("/", 1)[-1] == Path(weights).name]
+    return same[0] if same else entries.DEFAULT
+
+
+def _download(name: str, weights: Any) -> nn.Module:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none, and would wait for ever
+    try:
+        module: nn.Module = torchvision.models.get_model(name, weights=weights)
+    except (OSError, RuntimeError) as error:  # no network, and a hash that does not match
+        raise ModelError(
+            f"The weights of {name} could not be loaded: {error}.",
+            f"Fetch {weights.url} on a machine that can reach it and put it at {file}, or name the file in "
+            f'[model] weights; weights = "none" starts from random ones.',
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return module
+
+
+def _cut_classifier(module: nn.Module) -> tuple[str, int]:
+    """Replace the last layer, the one with as many outputs as ImageNet has classes, by nothing.
+
+    Whatever comes before it (dropout, ConvNeXt's norm, VGG's hidden layers) stays in the trunk.
+
+    Returns:
+        The layer's name and its number of inputs, D.
+    """
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # GoogLeNet, Inception: only there to be trained from nothing
+        if hasattr(module, auxiliary):
+            setattr(module, auxiliary, None)
+            module.aux_logits = False  # type: ignore[assignment]
+    found = {
+        name: layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        for name, layer in module.named_modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == 1000)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == 1000)
+    }
+    name, n_features = list(found.items())[-1]
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, nn.Identity())
+    return name, n_features
+
+
+# -- timm -------------------------------------------------------------------------------------------------------------
+
+
+def _from_timm(name: str, weights: str) -> Backbone:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModelError(f"Backbone timm:{name} needs timm.", "Install it: pip install 'alloop[timm]'.") from error
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}.", _nearest(name, timm.list_models()))
+    try:
+        module = timm.create_model(name, pretrained=weights == "DEFAULT", num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"The weights of timm:{name} could not be loaded: {error}.",
+            "Fetch them on a machine that can reach them and name the file in [model] weights.",
+        ) from error
+    if weights not in {"DEFAULT", "none"}:
+        load_weights(
+            module, Path(weights), ignore=tuple(name for name in [module.default_cfg.get("classifier")] if name)
+        )
+    data = timm.data.resolve_model_data_config(module)
+    size = data["input_size"][-1]
+    return Backbone(
+        module=module,
+        n_features=module.num_features if not hasattr(module, "head_hidden_size") else module.head_hidden_size,
+        image_size=size,
+        resize=round(size / data["crop_pct"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"] if data["interpolation"] in {"nearest", "bilinear"} else "bicubic",
+    )
+
+
+# -- a factory of one's own -------------------------------------------------------------------------------------------
+
+
+def _from_factory(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:
+    module_name, _, factory_name = name.partition(":")
+    factory = _import_factory(module_name, factory_name, search_paths)
+    try:
+        made = factory()
+    except AlloopError:
+        raise
+    except Exception as error:
+        raise ModelError(f"Backbone {name} failed: {type(error).__name__}: {error}.", "Mend the factory.") from error
+    if isinstance(made, nn.Module):
+        made = Backbone(made, n_features=_count_features(made, name))
+    if not isinstance(made, Backbone):
+        raise ModelError(
+            f"Backbone {name} returned {type(made).__name__}.",
+            "It must return an nn.Module (images [B, 3, H, W] to features [B, D]) or alloop.models.backbones.Backbone.",
+        )
+    if weights not in {"DEFAULT", "none"}:
+        load_weights(made.module, Path(weights))
+    return made
+
+
+def _import_factory(module_name: str, factory_name: str, search_paths: Sequence[Path]) -> Callable[[], object]:
+    wanted = f"{module_name}:{factory_name}"
+    with _importable_from(search_paths):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name + ".").startswith(error.name + "."):
+                raise ModelError(f"Backbone {wanted} needs the module {error.name}.", "Install it.") from error
+            places = ", ".join(str(path) for path in search_paths)
+            raise ConfigError(
+                f"Backbone {wanted}: there is no module {module_name!r}.", f"Put it on the Python path or in {places}."
+            ) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        functions = [name for name, _ in inspect.getmembers(module, callable) if not name.startswith("_")]
+        raise ConfigError(
+            f"Backbone {wanted}: {module_name} has no {factory_name!r}.", _nearest(factory_name, functions)
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _importable_from(folders: Sequence[Path]) -> Iterator[None]:
+    """Let modules in these folders be found, after everything that is installed."""
+    added = [str(folder) for folder in folders if str(folder) not in sys.path]
+    sys.path.extend(added)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+def _count_features(module: nn.Module, name: str) -> int:
+    module.eval()
+    try:
+        with torch.inference_mode():
+            features = module(torch.zeros(1, 3, 224, 224))
+    except Exception as error:
+        raise ModelError(
+            f"Backbone {name} cannot take images [1, 3, 224, 224]: {error}.",
+            "Return alloop.models.backbones.Backbone with the image_size it needs.",
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ModelError(f"Backbone {name} gives {shape}.", "It must give features [B, D]: pool and flatten them.")
+    return features.shape[1]
+
+
+# -- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _pixels() -> Backbone:
+    module = Pixels()
+    return Backbone(module, module.n_features, image_size=8, resize=0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:3]
+    return f"Did you mean {' or '.join(close)}?"

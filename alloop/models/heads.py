@@ -1,0 +1,56 @@
+"""M linear heads on one trunk: features [B, D] to logits [M, B, K], always in float32."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class MultiHead(nn.Module):
+    """M independent linear classifiers on the same standardized features.
+
+    Pooling is a separate step (`predictive.mean_log_probs`), in training and in scoring alike. bfloat16 logits near 30
+    have a spacing of 0.25, so autocast is off in here (methods.md sections 4 and 11).
+
+    Args:
+        n_features, n_heads, n_classes: D, M and K.
+        generator: Initializes every head on its own: heads that start equal stay close under equal losses.
+
+    State: `weight` [M, K, D], `bias` [M, K], and what features are standardized with, `center` and `scale` [D]
+    (0 and 1 until `standardize_by`).
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, n_features: int, n_heads: int, n_classes: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(n_features)
+        draw = torch.rand(n_heads, n_classes, n_features, generator=generator)
+        self.weight = nn.Parameter((2 * draw - 1) * bound)
+        self.bias = nn.Parameter(torch.zeros(n_heads, n_classes))
+        self.register_buffer("center", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+
+    @property
+    def n_heads(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def n_classes(self) -> int:
+        return self.weight.shape[1]
+
+    def standardize_by(self, features: Float[Tensor, "N D"]) -> None:
+        """Center and scale by these features from now on. A feature that never varies is only centered."""
+        wide = features.double()
+        spread = wide.std(dim=0, correction=0)
+        floor = 1e-6 * spread.max().clamp_min(1e-12)
+        self.center.copy_(wide.mean(dim=0))
+        self.scale.copy_(torch.where(spread > floor, spread, 1.0))
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
+        """Logits of every head, float32 (float64 if the module was made so)."""
+        with torch.autocast(features.device.type, enabled=False):
+            centered = (features.to(self.weight.dtype) - self.center) / self.scale
+            return torch.einsum("bd,mkd->mbk", centered, self.weight) + self.bias.unsqueeze(1)
