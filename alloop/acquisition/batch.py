@@ -94,7 +94,8 @@ def top_k(scores: npt.NDArray[np.floating], keys: Keys, k: int, groups: Position
     """
     _check(scores, keys, groups)
     if groups is None:
-        return np.lexsort((keys, -scores))[: max(k, 0)]
+        order: Positions = np.lexsort((keys, -scores))
+        return order[: max(k, 0)]
     return _representatives(scores, keys, groups)[: max(k, 0)]
 
 
@@ -122,7 +123,7 @@ def draw_uniform(
 
 def _representatives(scores: npt.NDArray[np.floating], keys: Keys, groups: Positions) -> Positions:
     """The first member of each group by (-score, key), in that order."""
-    order = np.lexsort((keys, -scores))
+    order: Positions = np.lexsort((keys, -scores))
     _, first = np.unique(groups[order], return_index=True)
     return order[np.sort(first)]
 

@@ -1,0 +1,93 @@
+"""How uncertain a measured number is: Wilson's interval for shares, the bootstrap for everything else."""
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.evaluation.metrics import N_BINS, bin_positions, top_confidence
+from alloop.records import Interval
+
+DRAWS = 1000
+_CELLS = 4_000_000  # resampling weights in memory at once
+
+Counts = npt.NDArray[np.float64]  # [draws, N]: how often each image is in each resample
+Statistic = Callable[[Counts], npt.NDArray[np.float64]]  # counts → one value per resample [draws]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Interval for a share, such as accuracy; never leaves [0, 1] and is sane at 0 and n successes.
+
+    No images: the value is nan and the interval is [0, 1].
+
+    Source: Wilson (1927), equation for the score interval without continuity correction.
+    """
+    method = f"wilson {confidence:.0%}"
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return Interval(math.nan, 0.0, 1.0, 0, method)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # At the ends the bound is exactly 0 or 1; rounding must not make it 1e-17.
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == n else min(1.0, middle + half)
+    return Interval(share, low, high, n, method)
+
+
+def bootstrap(
+    statistic: Statistic, n: int, generator: np.random.Generator, draws: int = DRAWS, confidence: float = 0.95
+) -> Interval:
+    """Percentile interval of a statistic over resamples of n images with replacement.
+
+    Args:
+        statistic: Computes its value on many resamples at once from how often each image is in each; the value on the
+            data as they are is that of all ones.
+        n: Images. None: the value is nan and the interval is [-inf, inf].
+        generator: Draws the resamples.
+        draws: Number of resamples.
+        confidence: In (0, 1).
+
+    Source: Efron & Tibshirani (1993), chapter 13.
+    """
+    method = f"bootstrap {confidence:.0%}"
+    if n == 0:
+        return Interval(math.nan, -math.inf, math.inf, 0, method)
+    value = float(statistic(np.ones((1, n)))[0])
+    step = max(1, _CELLS // n)
+    shares = np.full(n, 1 / n)
+    values = [
+        statistic(generator.multinomial(n, shares, size=min(step, draws - start)).astype(np.float64))
+        for start in range(0, draws, step)
+    ]
+    tail = (1 - confidence) / 2
+    # No interpolation: between two infinite values it would give nan.
+    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail], method="inverted_cdf")
+    return Interval(value, float(low), float(high), n, method)
+
+
+def mean_of(values: npt.NDArray[np.floating]) -> Statistic:
+    """The mean of one number per image [N], such as the NLL or the Brier score. An infinite one makes it inf."""
+    wide = values.astype(np.float64)
+    finite = np.where(np.isfinite(wide), wide, 0.0)
+    endless = ~np.isfinite(wide)
+
+    def statistic(counts: Counts) -> npt.NDArray[np.float64]:
+        # 0 times inf is nan: an image that is not in a resample must not count.
+        mean = counts @ finite / len(wide)
+        return np.where(counts @ endless > 0, np.inf, mean)
+
+    return statistic
+
+
+def ece_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS) -> Statistic:
+    """The expected calibration error of `metrics.ece`. It is biased upwards by about sqrt(n_bins / N)."""
+    confidence = top_confidence(probs)
+    gap = (probs.argmax(axis=1) == labels) - confidence
+    per_bin = np.zeros((len(gap), n_bins))
+    per_bin[np.arange(len(gap)), bin_positions(confidence, np.linspace(0, 1, n_bins + 1))] = gap
+    return lambda counts: np.asarray(np.abs(counts @ per_bin).sum(axis=1) / len(gap))
