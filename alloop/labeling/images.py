@@ -1,0 +1,264 @@
+"""How annotators' browsers get the images: by local-files storage, by upload, or from an address people can reach."""
+
+import dataclasses
+import io
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from PIL import Image, ImageOps
+
+from alloop.errors import LabelingError
+from alloop.labeling.connection import Connection, Unanswered, retrying
+from alloop.records import ImageRef
+
+STORAGE_TITLE = "alloop images (do not sync)"
+_FILES_PER_UPLOAD = 100  # more at once make the server answer 500
+_BYTES_PER_UPLOAD = 64 * 2**20
+_ATTEMPTS = 3
+
+# What every browser draws and Label Studio takes, by the name Pillow gives the format.
+_SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp"}
+_SHOWN = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".apng"})
+
+Pause = Callable[[int], None]
+
+
+class ImageUrls(Protocol):
+    """Makes images reachable for the browsers of a project's annotators."""
+
+    def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
+        """What to put into the tasks, by sha256. Safe to repeat."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedFolder:
+    """A folder seen from both sides: `here` by alloop, `there` by the server."""
+
+    here: Path
+    there: str
+
+    def name_there(self, path: Path) -> str | None:
+        """The server's path of a file, or None when it lies outside."""
+        for inside, root in ((path, self.here), (path.resolve(), self.here.resolve())):
+            if inside.is_relative_to(root):
+                return posixpath.join(self.there, inside.relative_to(root).as_posix())
+        return None
+
+
+class LocalFiles:
+    """Files that the server reads from its own disk.
+
+    Args:
+        connection: The server.
+        document_root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, as the server names it.
+        folders: Where images are, at or below the document root.
+        pause: Waits before looking whether an unclear creation has happened after all.
+    """
+
+    def __init__(
+        self, connection: Connection, document_root: str, folders: Sequence[SharedFolder], pause: Pause
+    ) -> None:
+        self._connection = connection
+        self._root = posixpath.normpath(document_root)
+        self._folders = tuple(folders)
+        self._pause = pause
+        self._registered: set[str] = set()
+
+    def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
+        places = {image.sha256: self._place(image) for image in images}
+        for storage in sorted({self._storage(place) for place in places.values()}):
+            self._register(project_id, storage)
+        return {
+            sha256: "/data/local-files/?d=" + quote(posixpath.relpath(place, self._root))
+            for sha256, place in places.items()
+        }
+
+    def _place(self, image: ImageRef) -> str:
+        path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
+        for folder in self._folders:
+            if (place := folder.name_there(path)) is not None:
+                return place
+        known = ", ".join(str(folder.here) for folder in self._folders) or "none"
+        raise LabelingError(
+            f"{image.path} is outside the folder that Label Studio can read (labeling.images.root: {known}).",
+            "Set labeling.images.root to a folder that holds all images, or labeling.images.via to 'upload'.",
+        )
+
+    def _storage(self, place: str) -> str:
+        """The folder to register: the one right below the document root, which itself is never accepted."""
+        for folder in self._folders:
+            if folder.there != self._root and place.startswith(folder.there.rstrip("/") + "/"):
+                return folder.there.rstrip("/")
+        parts = posixpath.relpath(place, self._root).split("/")
+        if len(parts) < 2 or parts[0] == "..":
+            raise LabelingError(
+                f"{place} lies right in the server's document root {self._root}; Label Studio serves subfolders only.",
+                "Start Label Studio with the parent folder as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT and set "
+                "labeling.images.root to the same, or set labeling.images.via to 'upload'.",
+            )
+        return posixpath.join(self._root, parts[0])
+
+    def _register(self, project_id: int, storage: str) -> None:
+        """Permit the project to serve a folder. Never synced: a sync makes tasks of its own for the same images."""
+        if storage in self._registered:
+            return
+
+        def exists() -> bool | None:
+            rows = self._connection.read("api/storages/localfiles", {"project": project_id})
+            paths = [str(row.get("path") or "").rstrip("/") for row in rows]
+            return True if any(storage == path or storage.startswith(path + "/") for path in paths if path) else None
+
+        def create() -> bool:
+            body = {"project": project_id, "path": storage, "use_blob_urls": True, "title": STORAGE_TITLE}
+            self._connection.send("POST", "api/storages/localfiles", body)
+            return True
+
+        try:
+            if exists() is None:
+                retrying(create, exists, _ATTEMPTS, self._pause)
+        except LabelingError as error:
+            raise LabelingError(
+                f"Label Studio cannot serve {storage}: {error.message}",
+                "Start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with labeling.images.root (server_root: "
+                "its name in a container) as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, or set labeling.images.via "
+                "to 'upload'.",
+            ) from error
+        self._registered.add(storage)
+
+
+class UrlPrefix:
+    """Images that some web server already offers: `root` on this disk is `prefix` there."""
+
+    def __init__(self, root: Path, prefix: str) -> None:
+        self._folder = SharedFolder(root, "")
+        self._prefix = prefix.rstrip("/") + "/"
+
+    def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
+        return {image.sha256: self._url(image) for image in images}
+
+    def _url(self, image: ImageRef) -> str:
+        name = self._folder.name_there(Path(os.path.abspath(image.path)))  # noqa: PTH100 - Path.absolute keeps `..`
+        if name is None:
+            raise LabelingError(
+                f"{image.path} is outside labeling.images.root ({self._folder.here}), so it has no address.",
+                "Set root and url_prefix to a folder that holds all images, or labeling.images.via to 'upload'.",
+            )
+        return self._prefix + quote(name)
+
+
+class Uploads:
+    """Images copied to the server, named by their hash: one that is there already is never sent again."""
+
+    def __init__(self, connection: Connection, pause: Pause) -> None:
+        self._connection = connection
+        self._pause = pause
+        self._known: dict[str, str] | None = None
+
+    def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
+        if self._known is None:
+            self._known = self._list(project_id)
+        known = self._known
+        missing = [image for image in {image.sha256: image for image in images}.values() if image.sha256 not in known]
+        for files in _in_parcels(missing):
+            known |= self._send(project_id, files)
+        return {image.sha256: known[image.sha256] for image in images}
+
+    def _send(self, project_id: int, files: Mapping[str, tuple[str, bytes, str]]) -> dict[str, str]:
+        """Upload some files, by sha256. One that arrives twice wastes some disk and harms nothing."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                fields = {f"file{number}": file for number, file in enumerate(files.values())}
+                self._connection.send(
+                    "POST", f"api/projects/{project_id}/import", params={"commit_to_project": "false"}, files=fields
+                )
+            except Unanswered:
+                if attempt == _ATTEMPTS:
+                    raise
+                self._pause(attempt)
+            there = self._list(project_id)
+            if all(sha256 in there for sha256 in files):
+                return {sha256: there[sha256] for sha256 in files}
+        raise LabelingError(
+            f"Label Studio at {self._connection.url} took {len(files)} image files but does not list them.",
+            "Check its disk and its log.",
+        )
+
+    def _list(self, project_id: int) -> dict[str, str]:
+        """Addresses of what was uploaded before, by sha256; names are `<random>-<sha256><suffix>`."""
+        rows = self._connection.read(f"api/projects/{project_id}/file-uploads", {"all": "true"})
+        found: dict[str, str] = {}
+        for row in rows:
+            stem = posixpath.splitext(posixpath.basename(row["file"]))[0]
+            found.setdefault(stem.rpartition("-")[2], "/data/" + row["file"])
+        return found
+
+
+class Mixed:
+    """One way for what browsers can draw, uploads (converted to PNG) for the rest, such as TIFF."""
+
+    def __init__(self, way: ImageUrls, uploads: Uploads) -> None:
+        self._way = way
+        self._uploads = uploads
+
+    def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
+        shown = [image for image in images if Path(image.path).suffix.lower() in _SHOWN]
+        others = [image for image in images if Path(image.path).suffix.lower() not in _SHOWN]
+        found = dict(self._way.urls(project_id, shown)) if shown else {}
+        if others:
+            found.update(self._uploads.urls(project_id, others))
+        return found
+
+
+def browser_file(image: ImageRef) -> tuple[str, bytes, str]:
+    """Name, bytes and media type of an image a browser can draw: the file as it is, or a PNG of it.
+
+    Raises:
+        LabelingError: The file cannot be read.
+    """
+    path = Path(image.path)
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as opened:
+            suffix = _SUFFIX.get(opened.format or "")
+            if suffix is None:
+                data, suffix = _png(opened), ".png"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise LabelingError(
+            f"{path} cannot be read for upload: {error}.", "Look at it with `alloop pool check`."
+        ) from error
+    media_type = {"jpg": "jpeg"}.get(suffix[1:], suffix[1:])
+    return f"{image.sha256}{suffix}", data, f"image/{media_type}"
+
+
+def _png(image: Image.Image) -> bytes:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        # More than 8 bits: spread what is there over black to white, so that people see something.
+        low, high = upright.convert("F").getextrema()
+        span = max(float(high) - float(low), 1e-12)  # type: ignore[arg-type]
+        upright = upright.convert("F").point(lambda value: (value - low) * (255.0 / span)).convert("L")
+    elif upright.mode not in {"1", "L", "LA", "P", "RGB", "RGBA"}:
+        upright = upright.convert("RGB")
+    buffer = io.BytesIO()
+    upright.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _in_parcels(images: Sequence[ImageRef]) -> Iterator[dict[str, tuple[str, bytes, str]]]:
+    """Files read as they are needed, in groups that one request may carry."""
+    parcel: dict[str, tuple[str, bytes, str]] = {}
+    size = 0
+    for image in images:
+        file = browser_file(image)
+        if parcel and (len(parcel) == _FILES_PER_UPLOAD or size + len(file[1]) > _BYTES_PER_UPLOAD):
+            yield parcel
+            parcel, size = {}, 0
+        parcel[image.sha256] = file
+        size += len(file[1])
+    if parcel:
+        yield parcel

@@ -1,0 +1,193 @@
+"""Label Studio's wording: classes to labeling interface (XML), predictions and annotations to and from result JSON."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
+
+from alloop.errors import LabelingError
+from alloop.records import Answer, Outcome, OutgoingTask
+
+IMAGE_KEY = "image"
+TASK_KEY = "alloop_key"
+
+# Class names cannot hold a slash (config/schema.py), so several choices at once can never read like a class.
+_JOINT = " / "
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Control:
+    """The part of a labeling interface that asks for the class of an image.
+
+    Attributes:
+        name, to_name: How results address the control and the image it belongs to.
+        data_key: Where the interface looks for the image in a task's data.
+        choices: What annotations made with it will say, in the order shown.
+    """
+
+    name: str
+    to_name: str
+    data_key: str
+    choices: tuple[str, ...]
+
+
+def build_label_config(classes: Sequence[str]) -> str:
+    """The labeling interface alloop generates: one image, one choice, number keys for the first nine classes."""
+    lines = [
+        "<View>",
+        f'  <Image name="image" value="${IMAGE_KEY}" zoom="true" zoomControl="true" brightnessControl="true"/>',
+        '  <Choices name="label" toName="image" choice="single" showInline="true">',
+    ]
+    for number, name in enumerate(classes, start=1):
+        hotkey = f' hotkey="{number}"' if number <= 9 else ""
+        lines.append(f"    <Choice value={quoteattr(name)}{hotkey}/>")
+    return "\n".join([*lines, "  </Choices>", "</View>"])
+
+
+def is_generated(xml: str) -> bool:
+    """Whether this interface is, blanks aside, one that `build_label_config` wrote for some list of classes."""
+    try:
+        choices = [node.get("value", "") for node in _parse(xml).iter("Choice")]
+    except LabelingError:
+        return False
+    return xml.split() == build_label_config(choices).split()
+
+
+def extended_config(xml: str, classes: Sequence[str]) -> str:
+    """A generated interface with our classes first and, behind them, those it has beyond ours."""
+    choices = [node.get("value", "") for node in _parse(xml).iter("Choice")]
+    return build_label_config([*classes, *(choice for choice in choices if choice not in classes)])
+
+
+def find_controls(xml: str, parsed: Mapping[str, Any] | None = None) -> list[Control]:
+    """Every control that asks for exactly one class of a whole image.
+
+    Args:
+        xml: The project's labeling interface, possibly written by hand.
+        parsed: Label Studio's own reading of it (`parsed_label_config`), which knows what annotations will say.
+
+    Raises:
+        LabelingError: The text is not XML, or declares entities.
+    """
+    root = _parse(xml)
+    images = {node.get("name", ""): node.get("value", "") for node in root.iter("Image")}
+    controls = []
+    for node in root.iter("Choices"):
+        name, to_name = node.get("name", ""), node.get("toName", "")
+        data_key = images.get(to_name, "").strip()
+        if not data_key.startswith("$") or node.get("choice", "single") not in {"single", "single-radio"}:
+            continue
+        if node.get("perRegion", "false").lower() == "true" or node.get("perItem", "false").lower() == "true":
+            continue
+        labels = ((parsed or {}).get(name) or {}).get("labels")
+        spoken = labels or [choice.get("alias") or choice.get("value", "") for choice in node.iter("Choice")]
+        controls.append(Control(name, to_name, data_key[1:], tuple(map(str, spoken))))
+    return controls
+
+
+def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[str], where: str) -> Control:
+    """The control of an existing project that can hold our classes.
+
+    Choices beyond ours are fine: an answer that names one is reported as an unknown label when it comes.
+
+    Raises:
+        LabelingError: There is none; the message says what is missing and what is there instead.
+    """
+    controls = find_controls(xml, parsed)
+    if not controls:
+        raise LabelingError(
+            f'The labeling interface of {where} has no <Choices choice="single"> on an <Image value="$…">, '
+            "which alloop needs.",
+            "Add one in Settings > Labeling Interface, or leave labeling.label_studio.project_id out "
+            "so that alloop makes a project of its own.",
+        )
+    best = min(controls, key=lambda control: len(set(classes) - set(control.choices)))
+    missing = [name for name in classes if name not in best.choices]
+    if missing:
+        extra = [name for name in best.choices if name not in classes]
+        also = f"; it has {_listing(extra)}, which alloop.toml does not know" if extra else ""
+        raise LabelingError(
+            f"The labeling interface of {where} cannot take the class{'es' if len(missing) > 1 else ''} "
+            f"{_listing(missing)}{also}.",
+            f'Add <Choice value="{missing[0]}"/> to <Choices name="{best.name}"> in Settings > Labeling Interface '
+            "(spelling and capitals count), or mend project.classes in alloop.toml.",
+        )
+    return best
+
+
+def extra_choices(control: Control, classes: Sequence[str]) -> tuple[str, ...]:
+    """What people can choose there although it is no class of ours."""
+    return tuple(choice for choice in control.choices if choice not in classes)
+
+
+def prediction(task: OutgoingTask, control: Control, preannotate: bool) -> dict[str, Any] | None:
+    """The model's guess as Label Studio stores it, or None where there is no model.
+
+    The score orders the queue (lowest first). Without `preannotate` the result stays empty, so that the guess can be
+    seen nowhere, not even in the Data Manager.
+    """
+    if task.confidence is None:
+        return None
+    result: list[dict[str, Any]] = []
+    if preannotate and task.predicted is not None:
+        value = {"choices": [task.predicted]}
+        result = [{"from_name": control.name, "to_name": control.to_name, "type": "choices", "value": value}]
+    # Scores outside [0, 1] are dropped by some of the server's doors without a word.
+    score = min(max(float(task.confidence), 0.0), 1.0)
+    return {"model_version": task.model_version or "alloop", "score": score, "result": result}
+
+
+def read_annotation(annotation: Mapping[str, Any], control_name: str, annotator: str) -> Answer:
+    """One annotation as an answer. A label nobody knows is kept as it was given."""
+    outcome, value = _outcome(annotation, control_name)
+    lead_time = annotation.get("lead_time")
+    return Answer(
+        external_id=str(annotation["id"]),
+        annotator=annotator,
+        outcome=outcome,
+        value=value,
+        updated_at=read_time(annotation.get("updated_at") or annotation["created_at"]),
+        lead_time=float(lead_time) if isinstance(lead_time, int | float) else None,
+    )
+
+
+def read_time(text: str) -> dt.datetime:
+    """A time as Label Studio writes it, in UTC."""
+    moment = dt.datetime.fromisoformat(text)
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+
+
+def _outcome(annotation: Mapping[str, Any], control_name: str) -> tuple[Outcome, str | None]:
+    if annotation.get("was_cancelled"):
+        return Outcome.SKIP, None
+    chosen: list[str] = []
+    for item in annotation.get("result") or []:
+        if not isinstance(item, Mapping) or item.get("from_name") != control_name:
+            continue
+        choices = (item.get("value") or {}).get("choices") or []
+        for choice in choices if isinstance(choices, list) else [choices]:
+            if str(choice) not in chosen:
+                chosen.append(str(choice))
+    if not chosen:
+        return Outcome.EMPTY, None
+    return Outcome.LABEL, _JOINT.join(chosen)
+
+
+def _parse(xml: str) -> ElementTree.Element:
+    """Parse an interface without ever expanding an entity: what could declare one is refused first."""
+    if "<!" in xml.replace("<!--", ""):
+        raise LabelingError(
+            "The labeling interface declares a document type or entities, which alloop does not read.",
+            "Remove everything that starts with <! from Settings > Labeling Interface.",
+        )
+    try:
+        return ElementTree.fromstring(xml)  # noqa: S314 - declarations were refused above
+    except ElementTree.ParseError as error:
+        raise LabelingError(f"The labeling interface is not well-formed XML: {error}.") from error
+
+
+def _listing(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,0 +1,235 @@
+"""People in Label Studio: tasks go out once, answers come back with every change."""
+
+import datetime as dt
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alloop.errors import ServerUnavailable
+from alloop.labeling import label_studio_tasks as task_list
+from alloop.labeling.connection import Connection, Fate, Unanswered
+from alloop.labeling.images import ImageUrls
+from alloop.labeling.label_config import TASK_KEY, extra_choices, prediction, read_annotation, read_time
+from alloop.labeling.label_studio_project import OpenProject, ProjectPlan, find_project, open_project
+from alloop.records import OutgoingTask, PullPage, TaskAnswers
+
+_ATTEMPTS = 3
+_PULL_PAGE = 500
+# A change is stamped before it can be read; a pull that comes in between must not step over it. Long enough also for
+# a server whose several workers' clocks differ a little.
+_OVERLAP = dt.timedelta(seconds=30)
+
+
+class LabelStudioAnnotator:
+    """The `Annotator` over a Label Studio server.
+
+    Args:
+        connection: The server and the key.
+        images: How browsers get the images.
+        plan: What the project must look like.
+        push_batch: Tasks for each import call; the server takes a batch whole or not at all.
+        settle: Seconds to wait for tasks to turn up after an import whose reply was lost, before sending it again.
+        patience: Seconds of the first pause in that wait; each next one is twice as long.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        images: ImageUrls,
+        plan: ProjectPlan,
+        push_batch: int = 500,
+        settle: float = 30.0,
+        patience: float = 0.5,
+    ) -> None:
+        self._connection = connection
+        self._images = images
+        self._plan = plan
+        self._push_batch = push_batch
+        self._settle = settle
+        self._patience = patience
+        self._project: OpenProject | None = None
+        self._model_version = ""
+        self._users: dict[int, str] = {}
+
+    def __repr__(self) -> str:
+        return f"LabelStudioAnnotator({self._connection!r}, project={self._project.id if self._project else None})"
+
+    @property
+    def source(self) -> str:
+        return "label-studio"
+
+    def open_project(self, project_ref: str | None) -> str:
+        project = open_project(self._connection, self._plan, project_ref, self._pause)
+        self._project, self._model_version = project, project.model_version
+        return str(project.id)
+
+    def extra_choices(self) -> tuple[str, ...]:
+        """What people can choose in the project although it is no class of ours; for `status` to report."""
+        return extra_choices(self._opened.control, self._plan.classes)
+
+    def counts(self) -> dict[str, int]:
+        """Tasks, annotations and skips in the project, as the server counts them."""
+        row = find_project(self._connection, self._opened.id)
+        names = {
+            "tasks": "task_number",
+            "annotations": "total_annotations_number",
+            "skipped": "skipped_annotations_number",
+            "predictions": "total_predictions_number",
+        }
+        return {ours: int(row.get(theirs) or 0) for ours, theirs in names.items()}
+
+    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """As the protocol says. Copies that a request delivered twice has left are taken back while untouched."""
+        if not keys:
+            return {}
+        found = task_list.ids_by_key(self._connection, self._opened.id, keys, self._n_tasks())
+        copies = [task_id for ids in found.values() for task_id in ids[1:]]
+        if copies:
+            self.withdraw([str(task_id) for task_id in copies])
+        return {key: str(ids[0]) for key, ids in found.items()}
+
+    def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
+        for start in range(0, len(tasks), self._push_batch):
+            batch = tasks[start : start + self._push_batch]
+            done = self._push_whole(batch)
+            versions = [task.model_version or "alloop" for task in batch if task.confidence is not None]
+            if versions:
+                self._order_by(versions[-1])
+            yield done
+
+    def pull(self, mark: str | None) -> Iterator[PullPage]:
+        project_id = find_project(self._connection, self._opened.id)["id"]
+        self._users = {}
+        latest = mark or ""
+        for rows in task_list.changed_since(self._connection, project_id, mark, _PULL_PAGE):
+            tasks = tuple(self._answers(row) for row in rows if (row.get("data") or {}).get(TASK_KEY))
+            safe = task_list.write_time(read_time(rows[-1]["updated_at"]) - _OVERLAP)
+            # Times in this spelling sort as text. A mark never goes back.
+            latest = max(latest, safe)
+            yield PullPage(tasks, latest)
+
+    def list_task_ids(self) -> frozenset[str]:
+        # Asked first: of a project that is gone the server lists no tasks, which must not read as "all deleted".
+        project_id = find_project(self._connection, self._opened.id)["id"]
+        return frozenset(map(str, task_list.all_ids(self._connection, project_id)))
+
+    def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
+        project_id = find_project(self._connection, self._opened.id)["id"]
+        gone: set[str] = set()
+        for start in range(0, len(task_ids), 100):
+            asked = [int(task_id) for task_id in task_ids[start : start + 100]]
+            free = sorted(task_list.untouched_ids(self._connection, project_id, asked))
+            if free:
+                self._delete(project_id, free)
+            there = task_list.existing_ids(self._connection, project_id, asked)
+            gone |= {str(task_id) for task_id in asked if task_id not in there}
+        return frozenset(gone)
+
+    @property
+    def _opened(self) -> OpenProject:
+        if self._project is None:
+            raise RuntimeError("open_project() comes first")
+        return self._project
+
+    def _n_tasks(self) -> int:
+        return int(find_project(self._connection, self._opened.id).get("task_number") or 0)
+
+    def _pause(self, attempt: int) -> None:
+        time.sleep(self._patience * 2 ** (attempt - 1))
+
+    def _delete(self, project_id: int, ids: list[int]) -> None:
+        body = {"selectedItems": {"all": False, "included": ids}}
+        try:
+            self._connection.send("POST", "api/dm/actions", body, params={"project": project_id, "id": "delete_tasks"})
+        except Unanswered:
+            self._pause(1)  # what is still there afterwards is looked up anyway
+
+    def _push_whole(self, batch: Sequence[OutgoingTask]) -> dict[str, str]:
+        """Create one task for each of the batch, whatever happens on the way, or raise with nothing sent twice."""
+        urls = self._images.urls(self._opened.id, [task.image for task in batch])
+        done: dict[str, str] = {}
+        missing = list(batch)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                done |= self._import(missing, urls)
+                return {task.key: done[task.key] for task in batch}
+            except Unanswered as error:
+                done |= self._wait_for(missing, error.fate, attempt)
+                missing = [task for task in batch if task.key not in done]
+                if not missing:
+                    return {task.key: done[task.key] for task in batch}
+                if attempt == _ATTEMPTS:
+                    raise self._gave_up(error, len(missing), len(batch)) from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _import(self, batch: Sequence[OutgoingTask], urls: Mapping[str, str]) -> dict[str, str]:
+        body = [self._task(task, urls[task.image.sha256]) for task in batch]
+        path = f"api/projects/{self._opened.id}/import"
+        reply = self._connection.send("POST", path, body, params={"return_task_ids": "true"})
+        ids = reply.get("task_ids") if isinstance(reply, dict) else None
+        if not isinstance(ids, list) or len(ids) != len(batch):
+            # An edition that imports in the background answers before the tasks are there.
+            raise Unanswered(
+                f"Label Studio at {self._connection.url} took {len(batch)} tasks and named "
+                f"{len(ids) if isinstance(ids, list) else 'none'} of their ids.",
+                "Run the same command again: tasks that arrived are recognised by their key.",
+                Fate.OPEN,
+            )
+        return {task.key: str(task_id) for task, task_id in zip(batch, ids, strict=True)}
+
+    def _task(self, task: OutgoingTask, url: str) -> dict[str, Any]:
+        project = self._opened
+        data = {
+            project.control.data_key: url,
+            TASK_KEY: task.key,
+            "alloop_sha256": task.image.sha256,
+            "alloop_file": Path(task.image.path).name,
+        }
+        guess = prediction(task, project.control, self._plan.preannotate)
+        return {"data": data} | ({"predictions": [guess]} if guess else {})
+
+    def _wait_for(self, batch: Sequence[OutgoingTask], fate: Fate, attempt: int) -> dict[str, str]:
+        """What of a batch is there after an unclear failure: looked up until all is, or it cannot come any more."""
+        if fate is Fate.LOST:
+            self._pause(attempt)
+            return {}
+        keys = [task.key for task in batch]
+        deadline = time.monotonic() + (self._settle if fate is Fate.OPEN else 0.0)
+        look = attempt
+        while True:
+            self._pause(look)
+            found = dict(self.reconcile(keys))
+            if len(found) == len(set(keys)) or time.monotonic() >= deadline:
+                return found
+            look = min(look + 1, 5)
+
+    def _gave_up(self, error: Unanswered, n_missing: int, n_batch: int) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"{n_missing} of {n_batch} tasks could not be sent in {_ATTEMPTS} attempts. {error.message}",
+            "Run the same command again later: what arrived is recognised, nothing is sent twice.",
+        )
+
+    def _order_by(self, model_version: str) -> None:
+        """Serve tasks by this model's scores. Only possible once predictions of that version are there."""
+        if self._model_version != model_version:
+            self._connection.change(f"api/projects/{self._opened.id}/", {"model_version": model_version})
+            self._model_version = model_version
+
+    def _answers(self, row: Mapping[str, Any]) -> TaskAnswers:
+        control = self._opened.control.name
+        answers = tuple(
+            read_annotation(annotation, control, self._user(annotation.get("completed_by")))
+            for annotation in sorted(row.get("annotations") or [], key=lambda annotation: int(annotation["id"]))
+        )
+        return TaskAnswers(str(row["id"]), row["data"][TASK_KEY], answers)
+
+    def _user(self, completed_by: Any) -> str:
+        user_id = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
+        if not isinstance(user_id, int):
+            return "unknown user"
+        if user_id not in self._users:
+            people = self._connection.read("api/users/")
+            self._users = {person["id"]: person.get("email") or person.get("username") or "" for person in people}
+            self._users.setdefault(user_id, "")
+        return self._users[user_id] or f"user {user_id}"

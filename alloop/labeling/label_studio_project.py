@@ -1,0 +1,161 @@
+"""The Label Studio project of a workspace: found, made once, checked, and set up so that the order of tasks counts."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alloop.errors import LabelingError
+from alloop.labeling.connection import Connection, NotFound, retrying
+from alloop.labeling.label_config import Control, build_label_config, check_config, extended_config, is_generated
+from alloop.labeling.label_studio_tasks import newest_task
+
+_ATTEMPTS = 3
+_MARKER = "alloop-workspace:"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProjectPlan:
+    """What the project must look like.
+
+    Attributes:
+        workspace_key: Stable over the workspace's life; written into the description, so that a project which an
+            interrupted creation left behind is found again.
+        project_id: One that the user made and named in alloop.toml.
+    """
+
+    title: str
+    workspace_key: str
+    classes: tuple[str, ...]
+    preannotate: bool
+    annotations_per_image: int
+    project_id: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What decides who gets which task when, and whether the model's guess is shown."""
+        return {
+            "sampling": "Uncertainty sampling",
+            "maximum_annotations": self.annotations_per_image,
+            "show_collab_predictions": self.preannotate,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenProject:
+    """A project that was looked at: its id, where it asks for the class, and which model's scores order its queue."""
+
+    id: int
+    control: Control
+    model_version: str
+    n_tasks: int
+
+
+def open_project(
+    connection: Connection, plan: ProjectPlan, project_ref: str | None, pause: Callable[[int], None]
+) -> OpenProject:
+    """Find or make the project, check that it can hold our classes, and set what the loop relies on.
+
+    Raises:
+        LabelingError: It is gone, belongs to another server or account, or cannot hold our classes.
+    """
+    if project_ref is not None:
+        _check_same(project_ref, plan.project_id)
+        row = find_project(connection, int(project_ref))
+    elif plan.project_id is not None:
+        row = find_project(connection, plan.project_id)
+    else:
+        row = _find_by_key(connection, plan) or _create(connection, plan, pause)
+    row = _fit_config(connection, plan, row)
+    where = f"project {row['id']} at {connection.url}"
+    control = check_config(row["label_config"], row.get("parsed_label_config"), plan.classes, where)
+    row = _fit_settings(connection, plan, row)
+    return OpenProject(row["id"], control, row.get("model_version") or "", int(row.get("task_number") or 0))
+
+
+def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
+    """The project as the server describes it.
+
+    Raises:
+        LabelingError: It is not there.
+    """
+    try:
+        row: dict[str, Any] = connection.read(f"api/projects/{project_id}/")
+    except NotFound as error:
+        raise LabelingError(
+            f"Label Studio at {connection.url} has no project {project_id} that this key may see: deleted, or another "
+            "server or account.",
+            "Labels pulled so far are safe in the workspace. Point alloop at the right server and key, or run "
+            "`alloop labels export` and start a new workspace with them.",
+        ) from error
+    return row
+
+
+def _check_same(project_ref: str, project_id: int | None) -> None:
+    if not project_ref.isdecimal():
+        raise LabelingError(
+            f"This workspace's tasks are in {project_ref!r}, which is no Label Studio project id.",
+            "Set labeling.backend back to what the workspace began with, or start a new workspace.",
+        )
+    if project_id is not None and int(project_ref) != project_id:
+        raise LabelingError(
+            f"alloop.toml names Label Studio project {project_id}, but this workspace's tasks are in {project_ref}.",
+            f"Set labeling.label_studio.project_id to {project_ref}, or start a new workspace for {project_id}.",
+        )
+
+
+def _find_by_key(connection: Connection, plan: ProjectPlan) -> dict[str, Any] | None:
+    """The project this workspace made earlier; the oldest should there be two."""
+    found: list[int] = []
+    number = 1
+    while True:
+        reply = connection.read("api/projects/", {"title": plan.title, "page": number, "page_size": 100})
+        found += [row["id"] for row in reply["results"] if _marker(plan) in (row.get("description") or "").split()]
+        if not reply.get("next"):
+            break
+        number += 1
+    return find_project(connection, min(found)) if found else None
+
+
+def _create(connection: Connection, plan: ProjectPlan, pause: Callable[[int], None]) -> dict[str, Any]:
+    body = {
+        "title": plan.title,
+        "description": f"Images chosen by alloop. Please keep the next word: {_marker(plan)}",
+        "label_config": build_label_config(plan.classes),
+        **plan.settings(),
+    }
+    row: dict[str, Any] = retrying(
+        lambda: connection.send("POST", "api/projects/", body), lambda: _find_by_key(connection, plan), _ATTEMPTS, pause
+    )
+    return find_project(connection, row["id"])
+
+
+def _marker(plan: ProjectPlan) -> str:
+    return _MARKER + plan.workspace_key
+
+
+def _fit_config(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
+    """Add classes to an interface that alloop wrote. One that a person touched is left alone."""
+    xml = row["label_config"]
+    if not is_generated(xml):
+        return row
+    wanted = extended_config(xml, plan.classes)
+    if wanted.split() == xml.split() or _has_all(xml, plan.classes):
+        return row
+    connection.change(f"api/projects/{row['id']}/", {"label_config": wanted})
+    return find_project(connection, row["id"])
+
+
+def _has_all(xml: str, classes: Sequence[str]) -> bool:
+    # Only the order differs: people have learned the number keys, so nothing moves.
+    return len(extended_config(xml, classes).splitlines()) == len(xml.strip().splitlines())
+
+
+def _fit_settings(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
+    changes = {name: value for name, value in plan.settings().items() if row.get(name) != value}
+    # A run that was cut short after its last import has not told the server which scores to go by.
+    newest = newest_task(connection, row["id"], "id,predictions,model_version,created_at")
+    versions = [guess.get("model_version") for guess in (newest or {}).get("predictions") or []]
+    if versions and versions[-1] and versions[-1] != row.get("model_version"):
+        changes["model_version"] = versions[-1]
+    if changes:
+        connection.change(f"api/projects/{row['id']}/", changes)
+    return row | changes

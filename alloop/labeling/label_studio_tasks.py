@@ -1,0 +1,172 @@
+"""Reading a Label Studio project's task list: by key, by id, by time of change, in pages that cannot skip a task."""
+
+import datetime as dt
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from alloop.labeling.connection import Connection
+from alloop.labeling.label_config import TASK_KEY, read_time
+
+Row = dict[str, Any]
+
+_KEY_COLUMN = f"data.{TASK_KEY}"
+_URL_BUDGET = 5000  # characters of encoded keys in one address; 9 kB worked, 18 kB did not, and proxies may allow less
+_LONG_PAGE = 1000
+# With this many keys against so many tasks, reading all keys once is cheaper than asking for each.
+_KEYS_PER_TASK = 0.2
+_ANSWERS = "id,data,created_at,updated_at,annotations,result,completed_by,was_cancelled,lead_time"
+
+
+def write_time(moment: dt.datetime) -> str:
+    """A time as the server's filters want it; any other spelling makes it answer 500."""
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def ids_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_tasks: int) -> dict[str, list[int]]:
+    """The tasks that carry each of `keys`, ids ascending. Keys without a task are absent.
+
+    Args:
+        connection: The server.
+        project_id: The project.
+        keys: Values of `data.alloop_key`.
+        n_tasks: About how many tasks the project has; decides how to look, not what is found.
+    """
+    wanted = set(keys)
+    found: dict[str, list[int]] = {}
+    if len(wanted) > _LONG_PAGE and len(wanted) > _KEYS_PER_TASK * n_tasks:
+        rows = _by_id(connection, project_id, "id,data")
+    else:
+        rows = itertools.chain.from_iterable(
+            _page(connection, project_id, "task_only", "id,data", [_is_in(_KEY_COLUMN, chunk)], size=_LONG_PAGE)
+            for chunk in _chunks(sorted(wanted))
+        )
+    for row in rows:
+        key = (row.get("data") or {}).get(TASK_KEY)
+        # Checked here as well: a proxy that drops the filter would otherwise hand us every task.
+        if key in wanted:
+            found.setdefault(key, []).append(int(row["id"]))
+    return {key: sorted(ids) for key, ids in found.items()}
+
+
+def all_ids(connection: Connection, project_id: int) -> frozenset[int]:
+    """Ids of all tasks there are."""
+    return frozenset(int(row["id"]) for row in _by_id(connection, project_id, "id"))
+
+
+def existing_ids(connection: Connection, project_id: int, task_ids: Sequence[int]) -> frozenset[int]:
+    """Those of `task_ids` that are still there."""
+    return frozenset(int(row["id"]) for row in _some(connection, project_id, "task_only", "id", task_ids))
+
+
+def untouched_ids(connection: Connection, project_id: int, task_ids: Sequence[int]) -> frozenset[int]:
+    """Those of `task_ids` that are there and have neither annotation nor skip nor draft."""
+    rows = _some(connection, project_id, "all", "id,annotations,drafts", task_ids)
+    return frozenset(int(row["id"]) for row in rows if not row.get("annotations") and not row.get("drafts"))
+
+
+def newest_task(connection: Connection, project_id: int, include: str) -> Row | None:
+    """The task made last."""
+    rows = _page(connection, project_id, "all", include, [], ordering="-tasks:id", size=1)
+    return rows[0] if rows else None
+
+
+def changed_since(connection: Connection, project_id: int, since: str | None, size: int) -> Iterator[list[Row]]:
+    """Pages of tasks whose annotations changed at or after `since`, oldest change first.
+
+    A task that someone changes meanwhile moves to the end of the list and everything behind it up by one, so a plain
+    second page would skip one. Each page therefore starts from the last time seen, not from a page number; only where
+    a whole page shares one time does the number count.
+    """
+    seen: set[tuple[int, str]] = set()
+    cursor, number = since, 1
+    while True:
+        filters = [] if cursor is None else [_from_time(cursor)]
+        rows = _page(
+            connection, project_id, "all", _ANSWERS, filters, ordering="tasks:updated_at", size=size, number=number
+        )
+        fresh = [row for row in rows if (row["id"], row["updated_at"]) not in seen]
+        seen.update((row["id"], row["updated_at"]) for row in fresh)
+        if fresh:
+            yield fresh
+        if len(rows) < size:
+            return
+        last = write_time(read_time(rows[-1]["updated_at"]))
+        cursor, number = (last, 1) if last != cursor else (cursor, number + 1)
+
+
+def _by_id(connection: Connection, project_id: int, include: str) -> Iterator[Row]:
+    """Every task, by id; deletions while it runs cannot make it skip one."""
+    last = 0
+    while True:
+        beyond = [{"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": last}]
+        rows = _page(connection, project_id, "task_only", include, beyond, ordering="tasks:id", size=_LONG_PAGE)
+        yield from rows
+        if len(rows) < _LONG_PAGE:
+            return
+        last = int(rows[-1]["id"])
+
+
+def _some(connection: Connection, project_id: int, fields: str, include: str, ids: Sequence[int]) -> Iterator[Row]:
+    for start in range(0, len(ids), 200):
+        chunk = list(ids[start : start + 200])
+        wanted = set(chunk)
+        rows = _page(connection, project_id, fields, include, [_is_in("id", chunk)], size=len(chunk))
+        yield from (row for row in rows if int(row["id"]) in wanted)
+
+
+def _page(
+    connection: Connection,
+    project_id: int,
+    fields: str,
+    include: str,
+    filters: list[Row],
+    *,
+    ordering: str | None = None,
+    size: int,
+    number: int = 1,
+) -> list[Row]:
+    query: Row = {"filters": {"conjunction": "and", "items": filters}}
+    if ordering is not None:
+        query["ordering"] = [ordering]
+    params = {
+        "project": project_id,
+        "fields": fields,
+        "include": include,
+        "resolve_uri": "false",
+        "page_size": size,
+        "page": number,
+        "query": json.dumps(query, ensure_ascii=False, separators=(",", ":")),
+    }
+    reply = connection.read("api/tasks", params)
+    rows: list[Row] = reply["tasks"]
+    return rows
+
+
+def _is_in(column: str, values: Sequence[str] | Sequence[int]) -> Row:
+    return {"filter": f"filter:tasks:{column}", "operator": "in_list", "type": "List", "value": list(values)}
+
+
+def _from_time(moment: str) -> Row:
+    return {
+        "filter": "filter:tasks:updated_at",
+        "operator": "greater_or_equal",
+        "type": "Datetime",
+        "value": moment,
+    }
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    length = 0
+    for key in keys:
+        cost = len(quote(json.dumps(key, ensure_ascii=False))) + 3
+        if chunk and length + cost > _URL_BUDGET:
+            yield chunk
+            chunk, length = [], 0
+        chunk.append(key)
+        length += cost
+    if chunk:
+        yield chunk
