@@ -54,32 +54,41 @@ def decode(data: bytes, max_pixels: int | None = None) -> tuple[Image.Image, str
     """
     if not data:
         raise UnreadableImage("empty file")
-    with _pillow_limits(max_pixels):
+    with _quiet_pillow():
+        image = _load(data, max_pixels)
         try:
-            return _decode(data, max_pixels)
-        except (UnreadableImage, MemoryError):
-            raise
-        except UnidentifiedImageError as error:
-            raise UnreadableImage(_name_the_damage(data)) from error
-        except Image.DecompressionBombError as error:
-            raise UnreadableImage(f"too large (decompression bomb?): {error}") from error
-        except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
-            raise UnreadableImage(f"truncated or damaged: {str(error) or type(error).__name__}") from error
+            return to_rgb(_upright(image)), image.format or "", image.mode
+        except ValueError as error:
+            raise UnreadableImage(f"pixels of the kind {image.mode} cannot be made RGB: {error}") from error
 
 
-def _decode(data: bytes, max_pixels: int | None) -> tuple[Image.Image, str, str]:
-    with Image.open(io.BytesIO(data)) as image:
-        n_pixels = image.width * image.height
-        if max_pixels is not None and n_pixels > max_pixels:
-            raise UnreadableImage(
-                f"too large (decompression bomb?): {image.width} x {image.height} = {n_pixels} pixels, "
-                f"and pool.max_pixels is {max_pixels}"
-            )
-        file_format, mode = image.format or "", image.mode
-        if file_format == "PNG":
+def _load(data: bytes, max_pixels: int | None) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        _check_size(image, max_pixels)
+        if image.format == "PNG":
             _check_png(data)
         image.load()
-        return to_rgb(_upright(image)), file_format, mode
+        return image
+    except (UnreadableImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(_name_the_damage(data)) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"too large inside (decompression bomb?): {error}") from error
+    except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
+        raise UnreadableImage(f"truncated or damaged: {str(error) or type(error).__name__}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int | None) -> None:
+    n_pixels = image.width * image.height
+    if max_pixels is not None and n_pixels > max_pixels:
+        raise UnreadableImage(
+            f"too large (decompression bomb?): {image.width} x {image.height} = {n_pixels} pixels, "
+            f"and pool.max_pixels is {max_pixels}"
+        )
+    # From here on for what the header does not tell: the images inside an icon.
+    Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def _check_png(data: bytes) -> None:
@@ -128,7 +137,7 @@ def _scale(values: npt.NDArray[np.float64], is_float: bool) -> npt.NDArray[np.fl
     for limit in (1.0, 255.0, 65535.0) if is_float else (65535.0,):
         if low >= 0 and high <= limit:
             return values * (255 / limit)
-    return (values - low) * (255 / (high - low))
+    return (values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
 
 
 def _gray(values: npt.NDArray[np.float64]) -> Image.Image:
@@ -143,15 +152,15 @@ def _name_the_damage(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _pillow_limits(max_pixels: int | None) -> Iterator[None]:
-    """Pillow checks inner images (of an icon, of a frame) against a global of its own, and warns where we report.
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow has a limit of its own and warns where we report.
 
-    Both are global, so decoding belongs in processes, not in threads.
+    Both settings are global to a process, so decoding belongs in processes, not in threads.
     """
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Image.MAX_IMAGE_PIXELS = max_pixels
+        Image.MAX_IMAGE_PIXELS = None
         try:
             yield
         finally:

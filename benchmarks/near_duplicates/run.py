@@ -1,0 +1,113 @@
+"""How often near-duplicate grouping errs: unrelated images put together, and altered copies not recognized.
+
+    python benchmarks/near_duplicates/run.py            prints the tables of README.md
+
+Reads trashnet.zip and cifar10.zip from the folder named by ALLOOP_DATA; the digits come with scikit-learn.
+"""
+
+import functools
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
+
+from alloop.pool.hashing import NearDuplicateIndex, fingerprint
+
+DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DISTANCES = (0, 3, 6, 10)
+
+
+def from_zip(name: str, folder: str, limit: int | None = None) -> Iterator[Image.Image]:
+    with zipfile.ZipFile(DATA / name) as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith(folder) and n.endswith(".jpg"))
+        for member in names[:limit]:
+            with Image.open(io.BytesIO(archive.read(member))) as image:
+                yield image.convert("RGB")
+
+
+def digits(size: int) -> Iterator[Image.Image]:
+    for gray in load_digits().images:
+        image = Image.fromarray((gray * 255 / 16).round().astype(np.uint8))
+        yield image.resize((size, size), Image.Resampling.NEAREST).convert("RGB")
+
+
+def jpeg(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=60)
+    return Image.open(buffer).convert("RGB")
+
+
+def half(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "JPEG q=60": jpeg,
+    "half size": half,
+    "brightness x1.15": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "brightness x0.87": lambda image: ImageEnhance.Brightness(image).enhance(0.87),
+    "contrast x1.15": lambda image: ImageEnhance.Contrast(image).enhance(1.15),
+}
+SETS = {
+    "TrashNet (2,527)": functools.partial(from_zip, "trashnet.zip", "images/"),
+    "CIFAR-10 (first 5,000)": functools.partial(from_zip, "cifar10.zip", "train/", 5000),
+    "digits 8 x 8 (1,797)": functools.partial(digits, 8),
+    "digits 64 x 64 (1,797)": functools.partial(digits, 64),
+}
+
+
+def n_joined(phashes: list[str], distance: int) -> tuple[int, int]:
+    """How many images join another's group, and how many of those have exactly the leader's fingerprint."""
+    index, joined, equal = NearDuplicateIndex(distance), 0, 0
+    for position, phash in enumerate(phashes):
+        leader, _ = index.assign(position, phash)
+        joined += leader != position
+        equal += leader != position and phashes[leader] == phash
+    return joined, equal
+
+
+def n_joined_by_phash_alone(phashes: list[str], distance: int) -> int:
+    values = np.array([int(phash[:16], 16) for phash in phashes], dtype=np.uint64)
+    leaders: list[int] = []
+    for position, value in enumerate(values):
+        bits = np.unpackbits((values[leaders] ^ value).view(np.uint8)).reshape(-1, 64).sum(axis=1)
+        if not (bits <= distance).any():
+            leaders.append(position)
+    return len(values) - len(leaders)
+
+
+def recognized(originals: list[str], copies: list[str], distance: int) -> float:
+    """Share of altered copies that find their own original, each asked on its own."""
+    hits = 0
+    for original, copy in zip(originals, copies, strict=True):
+        index = NearDuplicateIndex(distance)
+        index.add_leader(0, original)
+        hits += index.find(copy) is not None
+    return hits / len(originals)
+
+
+def main() -> None:
+    print("| images | " + " | ".join(f"d = {d}" for d in DISTANCES) + " |\n" + "|---" * (len(DISTANCES) + 1) + "|")
+    originals = {name: [fingerprint(image) for image in images()] for name, images in SETS.items()}
+    for name, phashes in originals.items():
+        cells = []
+        for d in DISTANCES:
+            joined, equal = n_joined(phashes, d)
+            cells.append(f"{joined} ({equal} equal); pHash alone {n_joined_by_phash_alone(phashes, d)}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print("\n| images, change | " + " | ".join(f"d = {d}" for d in DISTANCES) + " |")
+    print("|---" * (len(DISTANCES) + 1) + "|")
+    for name, images in SETS.items():
+        for change, alter in CHANGES.items():
+            copies = [fingerprint(alter(image)) for image in images()]
+            shares = [f"{recognized(originals[name], copies, d):.2%}" for d in DISTANCES]
+            print(f"| {name}, {change} | " + " | ".join(shares) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Near-duplicate groups: the same picture altered joins, another picture does not, and the search misses nothing."""
+
+import base64
+import io
+
+import imagehash
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
+
+from alloop.pool.hashing import LENGTH, NearDuplicateIndex, fingerprint
+
+PLAIN = base64.urlsafe_b64encode(bytes([128] * 72)).decode()
+
+
+def with_hash(value: int) -> str:
+    """A fingerprint with a chosen pHash and one thumbnail for all, so that only the bits decide."""
+    return f"{value:016x}{PLAIN}"
+
+
+def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
+    """Soft random blobs of color, about as detailed as a photo's coarse structure."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def grouped(one: Image.Image, other: Image.Image, distance: int = 3) -> bool:
+    index = NearDuplicateIndex(distance)
+    index.add_leader(1, fingerprint(one))
+    return index.find(fingerprint(other)) is not None
+
+
+def test_a_fingerprint_begins_with_the_phash_of_imagehash():
+    image = photo(1, (200, 150))  # too small to be reduced
+
+    text = fingerprint(image)
+
+    assert len(text) == LENGTH == 112
+    assert text[:16] == str(imagehash.phash(image))
+
+
+def test_the_thumbnail_holds_luma_by_rows_then_chroma():
+    # Black above white: 32 dark cells, then 32 bright ones, and no color (128) in Cb and Cr
+    image = Image.new("RGB", (64, 64), "black")
+    image.paste("white", (0, 32, 64, 64))
+
+    thumbnail = base64.urlsafe_b64decode(fingerprint(image)[16:])
+
+    assert thumbnail == bytes([0] * 32 + [255] * 32 + [128] * 8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_altered_copy_is_a_near_duplicate(seed):
+    image = photo(seed)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=60)
+
+    assert grouped(image, Image.open(buffer).convert("RGB"))
+    assert grouped(image, image.resize((160, 120)))
+    assert grouped(image, ImageEnhance.Brightness(image).enhance(0.9))
+
+
+def test_different_pictures_are_not_near_duplicates():
+    assert not any(grouped(photo(a), photo(b), distance=16) for a in range(6) for b in range(a))
+
+
+def test_plain_images_are_told_apart_by_their_color():
+    gray, lighter, red, blue = (Image.new("RGB", (50, 50), c) for c in ("#808080", "#909090", "#c00000", "#0000c0"))
+
+    assert grouped(gray, gray.copy(), 16)
+    assert not grouped(gray, lighter, 16)
+    assert not grouped(red, blue, 16)
+
+
+def test_a_picture_and_its_twin_in_another_color_are_told_apart():
+    image = photo(3)
+    red, green, blue = image.split()
+
+    # Cb and Cr change, luma hardly: swap red and blue
+    assert not grouped(image, Image.merge("RGB", (blue, green, red)), 16)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_no_two_handwritten_digits_are_near_duplicates(size):
+    index = NearDuplicateIndex(3)
+    for position, gray in enumerate(load_digits().images):
+        image = Image.fromarray((gray * 255 / 16).astype(np.uint8)).convert("RGB")
+        index.assign(position, fingerprint(image.resize((size, size), Image.Resampling.NEAREST)))
+
+    assert len(index) == 1797
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    distance=st.integers(0, 16),
+    leaders=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40),
+    flips=st.lists(st.integers(0, 63), max_size=18),
+    pick=st.integers(0, 39),
+)
+def test_the_index_finds_what_comparing_with_every_leader_finds(distance, leaders, flips, pick):
+    # Given an asked hash some random bits away from one of the leaders
+    asked = leaders[pick % len(leaders)]
+    for bit in flips:
+        asked ^= 1 << bit
+    index = NearDuplicateIndex(distance)
+    for image_id, value in enumerate(leaders):
+        index.add_leader(image_id, with_hash(value))
+
+    near = [((value ^ asked).bit_count(), image_id) for image_id, value in enumerate(leaders)]
+    bits, image_id = min(near)
+    expected = (image_id, bits) if bits <= distance else None
+
+    assert index.find(with_hash(asked)) == expected
+
+
+def test_of_two_leaders_equally_near_the_smaller_id_wins_in_any_order():
+    for ids in [(7, 3), (3, 7)]:
+        index = NearDuplicateIndex(2)
+        for image_id in ids:
+            index.add_leader(image_id, with_hash({7: 0b01, 3: 0b10}[image_id]))
+
+        assert index.find(with_hash(0)) == (3, 1)
+
+
+def test_groups_do_not_chain():
+    # 0 and 3 bits: together; 3 and 6 bits are near each other, but a member attracts nobody
+    index = NearDuplicateIndex(3)
+
+    assert index.assign(1, with_hash(0b000000)) == (1, 0)
+    assert index.assign(2, with_hash(0b000111)) == (1, 3)
+    assert index.assign(3, with_hash(0b111111)) == (3, 0)
+
+
+@pytest.mark.parametrize("distance", [0, 3, 8])
+def test_a_search_looks_at_few_of_many_leaders(distance):
+    index = NearDuplicateIndex(distance)
+    values = np.random.default_rng(0).integers(0, 2**63, 20_000, dtype=np.uint64) * 2
+    for image_id, value in enumerate(values.tolist()):
+        index.add_leader(image_id, with_hash(value))
+
+    looked_at = [len(index._candidates(value)) for value in values[:20].tolist()]
+
+    assert max(looked_at) < len(values) / 10
+    assert np.mean(looked_at) < len(values) / 25
+
+
+def test_a_hash_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="112 characters, this one 16"):
+        NearDuplicateIndex(3).find("0" * 16)
