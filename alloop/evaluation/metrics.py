@@ -47,7 +47,7 @@ class Bins:
         confidence, accuracy: Their means.
     """
 
-    edges: npt.NDArray[np.float64]
+    edges: Array
     count: npt.NDArray[np.int64]
     confidence: npt.NDArray[np.float64]
     accuracy: npt.NDArray[np.float64]
@@ -150,16 +150,15 @@ def classwise_ece(probs: Array, labels: Labels, n_bins: int = N_BINS) -> float:
 
 def top_confidence(probs: Array) -> npt.NDArray[np.float64]:
     """Probability of the top class [N], in float64: float32 0.2 lies above the bin edge 0.2 of float64."""
-    confidence: npt.NDArray[np.float64] = probs.max(axis=1, initial=0).astype(np.float64)
-    return confidence
+    return np.asarray(probs.max(axis=1, initial=0), dtype=np.float64)
 
 
-def bin_positions(values: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def bin_positions(values: Array, edges: Array) -> npt.NDArray[np.int64]:
     """Which right-closed bin each value falls into; the lowest edge itself belongs to the first bin."""
     return np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2).astype(np.int64)
 
 
-def _fill(edges: npt.NDArray[np.float64], confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) -> Bins:
+def _fill(edges: Array, confidence: Array, correct: npt.NDArray[np.bool_]) -> Bins:
     positions = bin_positions(confidence, edges)
     n_bins = len(edges) - 1
     count = np.bincount(positions, minlength=n_bins)
