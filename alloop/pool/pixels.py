@@ -137,7 +137,7 @@ def _scale(values: npt.NDArray[np.float64], is_float: bool) -> npt.NDArray[np.fl
     for limit in (1.0, 255.0, 65535.0) if is_float else (65535.0,):
         if low >= 0 and high <= limit:
             return values * (255 / limit)
-    return (values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+    return (values - low) * (255 / (high - low or 1.0))
 
 
 def _gray(values: npt.NDArray[np.float64]) -> Image.Image:
