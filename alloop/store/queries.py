@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from alloop.records import Query as Pick
@@ -106,6 +106,13 @@ def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime)
         session.execute(update(Task).where(Task.query_id.in_(query_ids[start : start + CHUNK])).values(gone_at=now))
 
 
+def drop_open_tasks(session: Session, source: str) -> int:
+    """Forget the tasks of open queries, so that they are pushed again; returns how many there were."""
+    is_open = select(Query.id).where(Query.status == QueryStatus.OPEN.value)
+    dropped = session.execute(delete(Task).where(Task.source == source, Task.query_id.in_(is_open)))
+    return int(dropped.rowcount)  # type: ignore[attr-defined]
+
+
 def set_status(session: Session, query_id: int, status: QueryStatus, now: dt.datetime) -> None:
     """Settle a query, or open it again."""
     settled_at = None if status is QueryStatus.OPEN else now
@@ -144,6 +151,11 @@ def count_by_status(session: Session, round_id: int) -> dict[QueryStatus, int]:
     """How the queries of a round stand."""
     query = select(Query.status, func.count()).where(Query.round_id == round_id).group_by(Query.status)
     return {QueryStatus(status): n for status, n in session.execute(query)}
+
+
+def count_rounds_asked(session: Session) -> int:
+    """How many rounds asked anything."""
+    return session.scalar(select(func.count(Query.round_id.distinct()))) or 0
 
 
 def _query() -> "Select[Query, int, str, str | None, dt.datetime | None]":

@@ -111,7 +111,17 @@ def set_closed(session: Session, round_id: int, because: str, now: dt.datetime) 
 
 
 def add_model(session: Session, values: Mapping[str, Any], calibration: Calibration, now: dt.datetime) -> int:
-    """Record a trained model version; `values` are the fields of ModelRecord without id, calibration and time."""
+    """Record the model version of a round, in place of an earlier one of the same round.
+
+    Args:
+        session: Where to write.
+        values: The fields of ModelRecord without id, calibration and time.
+        calibration: Fitted on the holdout.
+        now: When.
+    """
+    earlier = select(ModelVersion.id).where(ModelVersion.round_id == values["round_id"])
+    session.execute(delete(Metric).where(Metric.model_version_id.in_(earlier)))
+    session.execute(delete(ModelVersion).where(ModelVersion.round_id == values["round_id"]))
     row = ModelVersion(**values, calibration=dataclasses.asdict(calibration), created_at=now)
     session.add(row)
     session.flush()

@@ -94,6 +94,12 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
         )
 
 
+def find_lease_holder(session: Session) -> str | None:
+    """Who is, or was last, the writer."""
+    row = session.get(Lease, LEASE)
+    return None if row is None else row.holder
+
+
 def drop_lease(session: Session, holder: str) -> None:
     """Stop being the writer."""
     session.execute(delete(Lease).where(Lease.name == LEASE, Lease.holder == holder))

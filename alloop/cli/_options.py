@@ -1,0 +1,133 @@
+"""What every command shares: -C, --json, -v, -q; how results, progress and warnings reach the user."""
+
+import dataclasses
+import functools
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alloop.progress import Progress
+
+if TYPE_CHECKING:
+    from alloop.project import Project
+
+PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One command: where it works and how it talks. Results go to stdout, everything else to stderr."""
+
+    workspace: Path
+    as_json: bool
+    verbosity: int
+
+    def project(self, *, check_schema: bool = True) -> "Project":
+        """The workspace, opened."""
+        from alloop.project import open_project
+
+        return open_project(self.workspace, check_schema=check_schema)
+
+    def show(self, data: object, text: str = "") -> None:
+        """Print a result: as JSON, or in words."""
+        if self.as_json:
+            click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+        elif text and self.verbosity >= 0:
+            click.echo(text)
+
+    def progress(self) -> Progress:
+        """A bar on a terminal, a plain line now and then elsewhere, nothing with -q."""
+        if self.verbosity < 0:
+            from alloop.progress import silent
+
+            return silent
+        return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+def common_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the shared options; the command gets a `Session` as its first argument."""
+
+    @click.option(
+        "-C",
+        "--workspace",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path(),
+        envvar="ALLOOP_WORKSPACE",
+        help="The workspace folder.  [default: this one]",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+    @functools.wraps(function)
+    def command(workspace: Path, as_json: bool, verbose: int, quiet: bool, **options: Any) -> None:
+        level = logging.ERROR if quiet else (logging.DEBUG if verbose > 1 else logging.INFO)
+        _set_up_logging(level)
+        function(Session(workspace, as_json, -1 if quiet else verbose), **options)
+
+    return command
+
+
+def _set_up_logging(level: int) -> None:
+    """Alloop's own warnings and notes on stderr; other libraries stay quiet unless something is wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("alloop")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+class _Lines:
+    """Progress for logs: the first line, one every few seconds, the last."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._said = 0.0
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        is_end = total > 0 and done >= total
+        if label == self._label and now - self._said < PLAIN_EVERY and not is_end:
+            return
+        self._label, self._said = ("" if is_end else label), now
+        click.echo(f"{label}: {done}/{total}" if total else f"{label}: {done}", err=True)
+
+
+class _Bar:
+    """A rich progress bar per label; it disappears when its phase ends."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._label = ""
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if label != self._label:
+            self._stop()
+            self._start(label)
+        self._bar.update(0, completed=done, total=total or None)
+        if total and done >= total:
+            self._stop()
+
+    def _start(self, label: str) -> None:
+        import atexit
+
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar.add_task(label, total=None)
+        self._bar.start()
+        self._label = label
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._label = None, ""

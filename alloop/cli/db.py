@@ -1,0 +1,51 @@
+"""`alloop db`: the database's own care."""
+
+from pathlib import Path
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.group()
+def db() -> None:
+    """Upgrade, check and back up the database."""
+
+
+@db.command()
+@common_options
+def upgrade(session: Session) -> None:
+    """Create the tables, or bring them to this alloop's schema."""
+    from alloop.loop.workspace import upgrade_database
+    from alloop.store.migrate import current_revision, head_revision
+
+    project = session.project(check_schema=False)
+    before = current_revision(project.database)
+    if before == head_revision():
+        session.show({"before": before, "now": before}, f"The database has schema {before} already.")
+        return
+    upgrade_database(project)
+    after = current_revision(project.database)
+    session.show({"before": before, "now": after}, f"The database went from schema {before or 'none'} to {after}.")
+
+
+@db.command()
+@common_options
+def check(session: Session) -> None:
+    """Say whether the database has the schema that this alloop works with and is sound."""
+    from alloop.loop.workspace import check_database
+
+    revision = check_database(session.project())
+    session.show({"schema": revision, "sound": True}, f"The database has schema {revision} and is sound.")
+
+
+@db.command()
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@common_options
+def backup(session: Session, target: Path | None) -> None:
+    """Copy the database, also while others write to it; without TARGET into backups/ in the workspace."""
+    from alloop.loop.workspace import backup_database, default_backup
+
+    project = session.project(check_schema=False)
+    path = backup_database(project, target or default_backup(project))
+    session.show({"backup": str(path)}, f"Copied to {path}.")

@@ -1,0 +1,34 @@
+"""`alloop init`: a workspace from nothing."""
+
+from pathlib import Path
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--classes", required=True, help="Class names, separated by commas: cat,dog")
+@click.option("--images", multiple=True, help="Folder or glob of images; may be given several times.")
+@click.option("--label-studio", "url", default="http://localhost:8080", show_default=True, help="Your server.")
+@click.option("--name", help="Name of the project in Label Studio.  [default: the folder's name]")
+@common_options
+def init(session: Session, folder: Path, classes: str, images: tuple[str, ...], url: str, name: str | None) -> None:
+    """Make a workspace: settings, database, what to do next."""
+    from alloop.loop.workspace import create_workspace
+
+    names = tuple(part.strip() for part in classes.split(",") if part.strip())
+    path = create_workspace(folder, name or folder.absolute().name, names, images, url)
+    session.show(
+        {"workspace": str(folder.absolute()), "config": str(path), "classes": names},
+        f"""\
+Made {folder} for {len(names)} classes: {", ".join(names)}.
+
+Next:
+  cd {folder}
+  edit alloop.toml                     what it leaves out has a default that works
+  alloop pool add{"" if images else " PATH"}
+  export LABEL_STUDIO_API_KEY=...      from your Label Studio's account page; or: alloop labelstudio up
+  alloop run                           asks the first images; run it again when they are labeled""",
+    )

@@ -1,0 +1,48 @@
+"""`alloop labels`: labels in and out as files."""
+
+from pathlib import Path
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.group()
+def labels() -> None:
+    """Import labels that are known already; export all labels."""
+
+
+@labels.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@common_options
+def import_(session: Session, file: Path) -> None:
+    """Import a CSV with the columns `label` and `file` or `sha256`. All of it is imported, or nothing."""
+    from alloop.loop.labels import import_labels
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        recorded, known = import_labels(project, file)
+    session.show({"recorded": recorded, "known": known}, f"{recorded} labels recorded, {known} known already.")
+
+
+@labels.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl", "folders"]),
+    help="Default: by the target's ending; a folder per class where it has none.",
+)
+@click.option("--copy", is_flag=True, help="With folders: copy images instead of linking to them.")
+@common_options
+def export(session: Session, target: Path, form: str | None, copy: bool) -> None:
+    """Write all labels to a CSV, a JSON-lines file or a folder per class."""
+    from alloop.loop.labels import export_labels
+
+    endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": "folders"}
+    chosen = form or endings.get(target.suffix.lower())
+    if chosen is None:
+        raise click.UsageError(f"{target.suffix} says nothing about the format; add --format.")
+    n = export_labels(session.project(), target, chosen, copy=copy)  # type: ignore[arg-type]
+    session.show({"labels": n, "target": str(target)}, f"{n} labels written to {target}.")

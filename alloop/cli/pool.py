@@ -1,0 +1,89 @@
+"""`alloop pool`: images in, listed, checked."""
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.group()
+def pool() -> None:
+    """Add images, list them, check that they are still there."""
+
+
+@pool.command()
+@click.argument("paths", nargs=-1)
+@click.option("--labels-from-folders", is_flag=True, help="Every image lies in a folder named after its class.")
+@common_options
+def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool) -> None:
+    """Add files, folders and globs; without PATHS, what [pool] images names.
+
+    Adding again changes nothing, a moved file keeps its labels, and a file that cannot be read is listed by
+    `alloop pool check` with the reason.
+    """
+    import dataclasses
+
+    from alloop.errors import PoolError
+    from alloop.loop.ingest import add_images
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    wanted = paths or project.config.pool.images
+    if not wanted:
+        raise PoolError("No images were named.", "Give folders or globs, or set [pool] images in alloop.toml.")
+    with writer(project.database):
+        added = add_images(project, wanted, labels_from_folders=labels_from_folders, progress=session.progress())
+    lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
+    if added.near_duplicates:
+        lines.append(f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.")
+    if added.labeled:
+        lines.append(f"{added.labeled} labels taken from folder names.")
+    if added.skipped:
+        lines.append(f"{added.skipped} files that are not images were left out.")
+    if added.unreadable:
+        lines.append(f"{added.unreadable} files could not be read: `alloop pool check` says why.")
+    session.show(dataclasses.asdict(added), "\n".join(lines))
+
+
+@pool.command("list")
+@click.option("--split", type=click.Choice(["train", "holdout", "excluded"]), help="Only this split.")
+@click.option("--labeled/--unlabeled", default=None, help="Only images with, or without, a label.")
+@common_options
+def list_(session: Session, split: str | None, labeled: bool | None) -> None:
+    """List the images that can be used: id, content hash, path."""
+    import dataclasses
+
+    from alloop.records import Split
+    from alloop.store.images import list_refs
+    from alloop.store.session import reading
+
+    with reading(session.project().database) as rows:
+        refs = list_refs(rows, Split(split) if split else None, labeled)
+    session.show(
+        [dataclasses.asdict(ref) for ref in refs],
+        "\n".join(f"{ref.image_id}\t{ref.sha256[:12]}\t{ref.path}" for ref in refs),
+    )
+
+
+@pool.command()
+@common_options
+def check(session: Session) -> None:
+    """Look at every file again; list those that are missing or unreadable, with the reason."""
+    import dataclasses
+
+    from alloop.loop.ingest import check_images
+    from alloop.loop.writer import writer
+    from alloop.store.images import count_pool
+    from alloop.store.session import reading
+
+    project = session.project()
+    with writer(project.database):
+        found = check_images(project, session.progress())
+    with reading(project.database) as rows:
+        counts = count_pool(rows)
+    lines = [f"missing\t{location.path}" for location in found["missing"]]
+    lines += [f"unreadable\t{location.path}\t{location.reason}" for location in found["unreadable"]]
+    lines.append(
+        f"{counts.images} images, {counts.missing} of them missing; {counts.unreadable} files could not be read."
+    )
+    listed = {kind: [dataclasses.asdict(place) for place in places] for kind, places in found.items()}
+    session.show({**listed, "counts": dataclasses.asdict(counts)}, "\n".join(lines))

@@ -1,0 +1,84 @@
+"""`alloop round`: what was asked when, and ending a round early."""
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.group("round")
+def round_() -> None:
+    """List rounds, show one, close one."""
+
+
+@round_.command("list")
+@common_options
+def list_(session: Session) -> None:
+    """List the rounds with their state and how many of their queries are answered."""
+    import dataclasses
+
+    from alloop.report.gather import gather_status
+
+    rounds = gather_status(session.project()).rounds
+    lines = [
+        f"{row.number}\t{row.state}\t{sum(row.queries.values()) - row.queries.get('open', 0)} of "
+        f"{sum(row.queries.values())} answered\t{row.closed_because or ''}"
+        for row in rounds
+    ]
+    session.show([dataclasses.asdict(row) for row in rounds], "\n".join(lines) or "No rounds yet.")
+
+
+@round_.command()
+@click.argument("number", type=int)
+@common_options
+def show(session: Session, number: int) -> None:
+    """Show a round's settings, model and every query with its reason, score and outcome."""
+    import dataclasses
+
+    from alloop.store.queries import list_queries
+    from alloop.store.rounds import find_model, find_round
+    from alloop.store.session import reading
+
+    with reading(session.project().database) as rows:
+        found = find_round(rows, number)
+        model = find_model(rows, found.id)
+        queries = list_queries(rows, found.id)
+    lines = [f"Round {number}: {found.state}" + (f", model {model.name}" if model else ", no model")]
+    lines += [
+        f"{query.rank}\t{query.reason}\t{'' if query.score is None else f'{query.score:.4f}'}\t"
+        f"{'' if query.probability is None else f'p={query.probability:.4g}'}\t{query.status}\t{query.sha256[:12]}"
+        for query in queries
+    ]
+    data = {
+        "round": dataclasses.asdict(found),
+        "model": dataclasses.asdict(model) if model else None,
+        "queries": [dataclasses.asdict(query) for query in queries],
+    }
+    session.show(data, "\n".join(lines))
+
+
+@round_.command()
+@click.argument("number", type=int, required=False)
+@click.option("--withdraw", is_flag=True, help="Also take back its tasks that nobody has begun.")
+@common_options
+def close(session: Session, number: int | None, withdraw: bool) -> None:
+    """End the current round (or round NUMBER) without waiting for more answers.
+
+    Its open tasks stay with the annotators, and answers that come later still count, unless --withdraw takes them back.
+    """
+    from alloop.errors import AlloopError
+    from alloop.loop import people, steps
+    from alloop.loop.writer import writer
+    from alloop.store.rounds import find_last_round
+    from alloop.store.session import reading
+
+    project = session.project()
+    with writer(project.database):
+        with reading(project.database) as rows:
+            last = find_last_round(rows)
+        if last is None:
+            raise AlloopError("There is no round yet.", "`alloop run` starts the first one.")
+        chosen = last.number if number is None else number
+        taken_back = people.withdraw(project, chosen) if withdraw else 0
+        steps.close(project, chosen, "closed by hand")
+    words = f"Round {chosen} is closed." + (f" {taken_back} tasks were taken back." if withdraw else "")
+    session.show({"round": chosen, "withdrawn": taken_back}, words)

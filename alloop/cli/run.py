@@ -1,0 +1,48 @@
+"""`alloop run`: the one command a project needs after it is set up."""
+
+import sys
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+EXIT_WAITING = 3
+
+
+@click.command()
+@click.option("--wait", is_flag=True, help="Keep polling while people work; ends when a stop rule holds.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="End after this many rounds were closed.  [default: 1; with --wait as many as there are]",
+)
+@click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
+@click.option("--accept-change", is_flag=True, help="Go on although [model] changed since the last round.")
+@click.option("--fail-if-waiting", is_flag=True, help="Exit with 3 when annotators have to answer first.")
+@common_options
+def run(
+    session: Session, wait: bool, rounds: int | None, device: str | None, accept_change: bool, fail_if_waiting: bool
+) -> None:
+    """Advance the current round as far as it can go without a person.
+
+    Pulls answers; closes the round when enough are there; trains, scores, selects and pushes the next batch. Safe to
+    call at any time, also twice at once or after a crash: nothing is done twice.
+
+    Exit codes: 0 done or waiting, 1 error, 2 wrong settings, 3 waiting (with --fail-if-waiting), 75 try again later.
+    """
+    import dataclasses
+
+    from alloop.loop.runner import RunOptions, Stage
+    from alloop.loop.runner import run as advance
+
+    limit = rounds if rounds is not None or wait else 1
+    options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
+    result = advance(session.project(), options, session.progress())
+    words = {
+        Stage.WAITING: f"Round {result.round_number}: {result.open} of {result.asked} images wait for annotators.",
+        Stage.ADVANCED: f"Round {result.round_number} is closed: {result.because}. Run again for the next round.",
+        Stage.DONE: f"Done, {result.because} (round {result.round_number}, {result.labels} labels).",
+    }
+    session.show(dataclasses.asdict(result), words[result.stage])
+    if fail_if_waiting and result.stage is Stage.WAITING:
+        sys.exit(EXIT_WAITING)

@@ -1,0 +1,115 @@
+"""`alloop status`: where the project stands, in one screen."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+if TYPE_CHECKING:
+    from alloop.records import Interval
+    from alloop.report.gather import RoundReport, StatusReport
+
+
+@click.command()
+@common_options
+def status(session: Session) -> None:
+    """Show rounds, accuracy, pending tasks and who labeled how many."""
+    from alloop.report.gather import gather_status, to_json
+
+    report = gather_status(session.project())
+    if session.as_json:
+        session.show(to_json(report))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_headline(report), highlight=False)
+    if report.rounds:
+        console.print(_rounds(report.rounds))
+        console.print(
+            "Accuracy, NLL (nats) and ECE: on the labeled holdout, calibrated by other holdout images, 95 % intervals "
+            "(Wilson; bootstrap). H: mean entropy of the batch in nats, chosen | at random.",
+            style="dim",
+        )
+    for line in _people(report) + _attention(report):
+        console.print(line, highlight=False)
+
+
+def _headline(report: "StatusReport") -> str:
+    pool = report.pool
+    return (
+        f"{report.name}: {pool.images} images ({pool.groups} different), {pool.labeled} labeled "
+        f"({pool.labeled - pool.holdout_labeled} to train on, {pool.holdout_labeled} of {pool.holdout} holdout), "
+        f"{pool.open} being asked"
+    )
+
+
+def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for column in ("round", "state", "labels", "accuracy", "NLL", "ECE", "H", "answered"):
+        table.add_column(column, justify="right" if column not in ("state",) else "left")
+    for row in rounds:
+        table.add_row(
+            str(row.number),
+            row.state,
+            "-" if row.n_labels is None else str(row.n_labels),
+            _percent(row.metrics.get("accuracy")),
+            _plain(row.metrics.get("nll")),
+            _percent(row.metrics.get("ece")),
+            f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}",
+            f"{sum(row.queries.values()) - row.queries.get('open', 0)} of {sum(row.queries.values())}",
+        )
+    return table
+
+
+def _people(report: "StatusReport") -> list[str]:
+    lines = []
+    for name, counts in report.annotators.items():
+        other = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "label")
+        lines.append(f"{name}: {counts.get('label', 0)} labels" + (f", {other}" if other else ""))
+    unlabeled = [name for name in report.classes if name not in report.class_counts]
+    if report.class_counts:
+        lines.append("Labels per class: " + ", ".join(f"{name} {n}" for name, n in report.class_counts.items()))
+    if report.class_counts and unlabeled:
+        lines.append(f"No training label yet: {', '.join(unlabeled)}")
+    return lines
+
+
+def _attention(report: "StatusReport") -> list[str]:
+    lines = []
+    if report.rounds and report.rounds[-1].calibration_note:
+        lines.append(report.rounds[-1].calibration_note)
+    if report.skipped:
+        lines.append(f"{len(report.skipped)} images were skipped and are not asked again: {_some(report.skipped)}")
+    if report.empty:
+        lines.append(f"{len(report.empty)} images were submitted without a class: {_some(report.empty)}")
+    for value, n in report.unknown_values.items():
+        lines.append(f"{n} answers say '{value}', which is no class: add it to alloop.toml, or correct them.")
+    if report.missing:
+        lines.append(f"{len(report.missing)} files are missing, for example {report.missing[0]}")
+    if report.pool.unreadable:
+        lines.append(f"{report.pool.unreadable} files could not be read: `alloop pool check` says why.")
+    if report.rounds and report.rounds[-1].closed_because:
+        lines.append(f"Round {report.rounds[-1].number} closed: {report.rounds[-1].closed_because}.")
+    return lines
+
+
+def _percent(interval: "Interval | None") -> str:
+    if interval is None:
+        return "-"
+    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def _plain(interval: "Interval | None") -> str:
+    return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _entropy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _some(hashes: tuple[str, ...]) -> str:
+    return ", ".join(sha256[:12] for sha256 in hashes[:3]) + (" …" if len(hashes) > 3 else "")

@@ -1,0 +1,146 @@
+"""Each step of a round as its own command, so that a scheduler can run the costly ones elsewhere."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+if TYPE_CHECKING:
+    from alloop.project import Project
+
+device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
+
+
+@click.command()
+@device_option
+@common_options
+def train(session: Session, device: str | None) -> None:
+    """Train on all labels, calibrate and measure on the holdout."""
+    from alloop.loop import steps
+    from alloop.loop.writer import writer
+    from alloop.records import RoundState
+    from alloop.store.rounds import find_last_round, find_model
+    from alloop.store.session import reading
+
+    project = session.project()
+    with writer(project.database):
+        with reading(project.database) as rows:
+            last = find_last_round(rows)
+        if last is None or last.state is RoundState.CLOSED:
+            last = steps.start_round(project)
+        steps.train(project, last.number, device, session.progress())
+    with reading(project.database) as rows:
+        model = find_model(rows, last.id)
+    if model is None:
+        session.show({"round": last.number, "model": None}, f"Round {last.number}: too few labels to train on yet.")
+        return
+    temperature = model.calibration.temperature
+    session.show(
+        {"round": last.number, "model": model.name, "labels": model.n_labels, "temperature": temperature},
+        f"Round {last.number}: trained {model.name} on {model.n_labels} labels, T = {temperature:.3f}.",
+    )
+
+
+@click.command()
+@device_option
+@common_options
+def score(session: Session, device: str | None) -> None:
+    """Score the unlabeled images with the round's model."""
+    from alloop.loop import steps
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        number = _round_number(project)
+        steps.score(project, number, device, session.progress())
+    path = project.paths.scores(number)
+    written = str(path) if path.exists() else None
+    words = f"Round {number}: scores in {path}." if written else f"Round {number}: no model, so no scores."
+    session.show({"round": number, "scores": written}, words)
+
+
+@click.command()
+@click.option("-n", "--batch-size", type=click.IntRange(min=1), help="Images to ask for.  [default: loop.batch_size]")
+@common_options
+def select(session: Session, batch_size: int | None) -> None:
+    """Choose the images to ask about next."""
+    from alloop.loop import steps
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        number = _round_number(project)
+        n = steps.select(project, number, batch_size)
+    session.show({"round": number, "queries": n}, f"Round {number}: {n} images chosen. `alloop push` sends them.")
+
+
+@click.command()
+@click.option("--new-project", is_flag=True, help="Give up the project there was and push open queries to a new one.")
+@common_options
+def push(session: Session, new_project: bool) -> None:
+    """Send the chosen images to the annotators."""
+    from alloop.loop import people
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        number = _round_number(project)
+        n = people.push(project, number, progress=session.progress(), fresh=new_project)
+    session.show({"round": number, "tasks": n}, f"Round {number}: {n} new tasks.")
+
+
+@click.command()
+@common_options
+def pull(session: Session) -> None:
+    """Fetch answers, edits and deletions."""
+    import dataclasses
+
+    from alloop.loop import people
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        found = people.pull(project, progress=session.progress())
+    lines = [f"{found.new} new answers, {found.edited} edited, {found.deleted} deleted."]
+    lines += [f"{n} answers say '{value}', which is no class." for value, n in found.unknown.items()]
+    if found.lost:
+        lines.append(f"{found.lost} open tasks were deleted on the server; their images are back in the pool.")
+    if found.foreign:
+        lines.append(f"{found.foreign} tasks in the project are not alloop's and were left alone.")
+    session.show({**dataclasses.asdict(found), "unknown": dict(found.unknown)}, "\n".join(lines))
+
+
+@click.command()
+@device_option
+@common_options
+def evaluate(session: Session, device: str | None) -> None:
+    """Measure the newest model on the holdout labels there are now."""
+    import dataclasses
+
+    from alloop.loop.measure import evaluate as measure_again
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        name, metrics = measure_again(project, device, session.progress())
+    lines = [
+        f"{key:9} {value.value:.4f} [{value.low:.4f}, {value.high:.4f}] ({value.method}, N = {value.n})"
+        for key, value in metrics.items()
+    ]
+    listed = {key: dataclasses.asdict(value) for key, value in metrics.items()}
+    session.show({"model": name, "metrics": listed}, f"{name} on the holdout:\n" + "\n".join(lines))
+
+
+def _round_number(project: "Project") -> int:
+    """The round that is under way."""
+    from alloop.errors import AlloopError
+    from alloop.records import RoundState
+    from alloop.store.rounds import find_last_round
+    from alloop.store.session import reading
+
+    with reading(project.database) as rows:
+        last = find_last_round(rows)
+    if last is None or last.state is RoundState.CLOSED:
+        raise AlloopError("No round is under way.", "`alloop train` starts the next one; `alloop run` does it all.")
+    return last.number

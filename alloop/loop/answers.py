@@ -1,0 +1,165 @@
+"""What annotators did → annotation versions, settled queries, labels."""
+
+import dataclasses
+import datetime as dt
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from sqlalchemy.orm import Session
+
+from alloop.loop.labels import derive_labels
+from alloop.loop.state import settle
+from alloop.project import Project
+from alloop.records import Answer, Outcome, QueryStatus, RoundState, TaskAnswers
+from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
+from alloop.store.queries import QueryRecord, find_by_keys, has_open_query, list_queries, set_status, set_tasks_gone
+from alloop.store.rounds import find_round
+
+
+@dataclasses.dataclass
+class Recorded:
+    """What a pull brought.
+
+    Attributes:
+        new, edited, deleted: Annotation versions written.
+        foreign: Tasks in the project that alloop did not push; left alone.
+        unknown: Answers whose value is not a class, as value → how many.
+        lost: Open queries whose task was deleted on the server; their images return to the pool.
+    """
+
+    new: int = 0
+    edited: int = 0
+    deleted: int = 0
+    foreign: int = 0
+    lost: int = 0
+    unknown: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where answers come from and how they are judged."""
+
+    source: str
+    project_ref: str
+    classes: Collection[str]
+    annotations_per_image: int
+
+
+def judged_by(project: Project, source: str = "", project_ref: str = "") -> Place:
+    """Answers are judged by today's settings: a class added now makes old answers count."""
+    labeling = project.config.labeling
+    return Place(source, project_ref, project.config.project.classes, labeling.annotations_per_image)
+
+
+def record_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> None:
+    """Record what these tasks hold now. Recording the same again writes nothing."""
+    listed = list(tasks)
+    queries = find_by_keys(session, [task.key for task in listed])
+    ours = [task for task in listed if task.key in queries]
+    recorded.foreign += len(listed) - len(ours)
+    known: dict[int, dict[str, AnnotationRecord]] = {query.id: {} for query in queries.values()}
+    for record in list_current(session, query_ids=list(known), source=place.source):
+        if record.query_id is not None:
+            known[record.query_id][record.external_id] = record
+    fresh: list[AnnotationRecord] = []
+    for task in ours:
+        query = queries[task.key]
+        fresh += _changes(place, query, task.answers, known[query.id], recorded)
+    add_annotations(session, fresh, _now())
+    touched = {query.id: query for query in queries.values()}
+    settle_queries(session, place, touched.values())
+    derive_labels(session, place.classes, {query.image_id for query in touched.values()})
+
+
+def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Recorded) -> None:
+    """Record that tasks were deleted on the server. Answers pulled before stay; open queries are taken back."""
+    now = _now()
+    set_tasks_gone(session, [query.id for query in queries], now)
+    for query in queries:
+        if query.status is QueryStatus.OPEN:
+            set_status(session, query.id, QueryStatus.WITHDRAWN, now)
+            recorded.lost += 1
+
+
+def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord]) -> None:
+    """Bring the status of queries in line with their current annotations."""
+    wanted = {query.id: query for query in queries}
+    answers: dict[int, list[tuple[str, Outcome, str | None]]] = {query_id: [] for query_id in wanted}
+    for record in list_current(session, query_ids=list(wanted)):
+        if record.query_id is not None and record.outcome is not Outcome.DELETED:
+            answers[record.query_id].append((record.annotator, record.outcome, record.value))
+    for query_id, query in wanted.items():
+        status = settle(answers[query_id], place.classes, place.annotations_per_image)
+        if status is QueryStatus.OPEN and query.status is not QueryStatus.OPEN:
+            status = _reopened(session, query)
+        if status is not query.status:
+            set_status(session, query_id, status, _now())
+
+
+def resettle_unknown(session: Session, place: Place) -> None:
+    """Look again at answers with an unknown class: the class may have been added since."""
+    settle_queries(session, place, list_queries(session, status=QueryStatus.UNKNOWN))
+
+
+def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
+    """An answer was deleted: ask again, unless the round is over or the image is being asked about elsewhere."""
+    over = find_round(session, query.round_number).state is RoundState.CLOSED
+    if over or query.gone or has_open_query(session, query.image_id):
+        return QueryStatus.WITHDRAWN
+    return QueryStatus.OPEN
+
+
+def _changes(
+    place: Place,
+    query: QueryRecord,
+    answers: Sequence[Answer],
+    known: dict[str, AnnotationRecord],
+    recorded: Recorded,
+) -> list[AnnotationRecord]:
+    changes: list[AnnotationRecord] = []
+    listed: set[str] = set()
+    for answer in answers:
+        external_id = f"{place.project_ref}/{answer.external_id}"
+        listed.add(external_id)
+        before = known.get(external_id)
+        if answer.outcome is Outcome.LABEL and answer.value not in place.classes:
+            recorded.unknown[str(answer.value)] += 1
+        if before is None:
+            recorded.new += 1
+        elif (before.annotator, before.outcome, before.value) == (answer.annotator, answer.outcome, answer.value):
+            continue
+        else:
+            recorded.edited += 1
+        changes.append(_record(place, query, external_id, answer, before))
+    for external_id, before in known.items():
+        if external_id not in listed and before.outcome is not Outcome.DELETED:
+            recorded.deleted += 1
+            changes.append(_tombstone(before))
+    return changes
+
+
+def _record(
+    place: Place, query: QueryRecord, external_id: str, answer: Answer, before: AnnotationRecord | None
+) -> AnnotationRecord:
+    return AnnotationRecord(
+        image_id=query.image_id,
+        query_id=query.id,
+        source=place.source,
+        external_id=external_id,
+        version=1 if before is None else before.version + 1,
+        annotator=answer.annotator,
+        outcome=answer.outcome,
+        value=answer.value,
+        lead_time=answer.lead_time,
+        answered_at=answer.updated_at,
+    )
+
+
+def _tombstone(before: AnnotationRecord) -> AnnotationRecord:
+    return dataclasses.replace(
+        before, version=before.version + 1, outcome=Outcome.DELETED, value=None, answered_at=_now()
+    )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

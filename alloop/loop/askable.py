@@ -1,0 +1,50 @@
+"""Which images may be asked about now."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from alloop.config.schema import AcquisitionConfig
+from alloop.records import ImageRef, QueryStatus, Reason, Split
+from alloop.store.images import list_groups, list_refs
+from alloop.store.queries import list_asked_images, list_open_images, list_queries, list_skipped_images
+
+
+def list_askable(session: Session, settings: AcquisitionConfig, round_number: int) -> list[ImageRef]:
+    """Train images that are there, unlabeled, not being asked, not declined, and no near copy of one that is known.
+
+    An image that was skipped comes back after `ask_skipped_after` rounds, or never. One that was answered with an
+    unknown class waits until somebody adds the class or corrects the answer. One submitted empty may be asked again.
+    """
+    groups = list_groups(session)
+    open_images = list_open_images(session)
+    labeled = [ref.image_id for ref in list_refs(session, Split.TRAIN, labeled=True)]
+    known_groups = {groups[image_id] for image_id in [*labeled, *open_images]}
+    declined = _declined(session, settings.ask_skipped_after, round_number)
+    return [
+        ref
+        for ref in list_refs(session, Split.TRAIN, labeled=False)
+        if groups[ref.image_id] not in known_groups and ref.image_id not in declined
+    ]
+
+
+def list_holdout_to_ask(session: Session) -> list[ImageRef]:
+    """Holdout images without a label that were never asked about, or whose task was lost."""
+    asked = list_asked_images(session, Reason.HOLDOUT) | list_open_images(session)
+    return [ref for ref in list_refs(session, Split.HOLDOUT, labeled=False) if ref.image_id not in asked]
+
+
+def group_ids(session: Session, refs: Sequence[ImageRef]) -> list[int]:
+    """The near-duplicate group of each image."""
+    groups = list_groups(session)
+    return [groups[ref.image_id] for ref in refs]
+
+
+def _declined(session: Session, ask_again_after: int | None, round_number: int) -> set[int]:
+    skipped = list_skipped_images(session)
+    still = {
+        image_id
+        for image_id, number in skipped.items()
+        if ask_again_after is None or round_number - number < ask_again_after
+    }
+    return still | {query.image_id for query in list_queries(session, status=QueryStatus.UNKNOWN)}

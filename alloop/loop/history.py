@@ -1,0 +1,52 @@
+"""Which changes of alloop.toml would make earlier rounds mean something else."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from alloop.config.schema import Config
+from alloop.errors import HistoryError
+
+COMPARED = ("backbone", "weights", "mode", "uncertainty", "members", "image_size")
+
+
+def check_history(old: Mapping[str, Any], new: Config, used: Collection[str], *, accept: bool) -> list[str]:
+    """Compare today's settings with those of the last round.
+
+    Args:
+        old: The frozen config of the last round.
+        new: The settings now.
+        used: Classes that annotators have answered with.
+        accept: Go on in spite of a changed model (`--accept-change`).
+
+    Returns:
+        What changed and was accepted or harmless, in words, for the log.
+
+    Raises:
+        HistoryError: A class with labels was removed, or the model changed and was not accepted.
+    """
+    return _check_classes(old["project"]["classes"], new, used) + _check_model(old["model"], new, accept)
+
+
+def _check_classes(before: Collection[str], new: Config, used: Collection[str]) -> list[str]:
+    now = new.project.classes
+    lost = [name for name in before if name not in now and name in used]
+    if lost:
+        raise HistoryError(
+            f"alloop.toml: [project] classes no longer has {', '.join(map(repr, lost))}, which annotators have used.",
+            "Put it back: its labels would be lost to training and the rounds could not be compared. "
+            "To merge classes, correct the annotations where they were made, or start a new workspace.",
+        )
+    notes = [f"class added: {name}" for name in now if name not in before]
+    return notes + [f"unused class removed: {name}" for name in before if name not in now]
+
+
+def _check_model(before: Mapping[str, Any], new: Config, accept: bool) -> list[str]:
+    now = new.model.model_dump(mode="json")
+    changed = [f"[model] {key}: {before.get(key)!r} → {now[key]!r}" for key in COMPARED if before.get(key) != now[key]]
+    if changed and not accept:
+        raise HistoryError(
+            f"alloop.toml: the model changed since the last round: {'; '.join(changed)}.",
+            "Accuracies before and after would not show what the labels did. Undo the change, or accept it once with "
+            "`alloop run --accept-change`; labels are kept either way.",
+        )
+    return changed

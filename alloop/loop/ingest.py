@@ -1,0 +1,211 @@
+"""Bringing images into the pool and checking that they are still there."""
+
+import dataclasses
+import datetime as dt
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from alloop.errors import LabelError, PoolError
+from alloop.loop.labels import ImportedLabel, record_imported
+from alloop.pool.hashing import NearDuplicateIndex
+from alloop.pool.ingest import Skipped, expand, inspect_files
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageFile, LocationStatus, UnreadableFile
+from alloop.store.images import (
+    Location,
+    add_image,
+    add_to_group,
+    find_image_ids,
+    find_locations,
+    list_leaders,
+    list_locations,
+    set_location,
+    set_location_status,
+)
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event
+
+BATCH = 200  # files per transaction: what a killed ingest has to look at again
+
+
+@dataclasses.dataclass
+class Added:
+    """What an ingest found."""
+
+    new: int = 0
+    known: int = 0  # the same bytes were in the pool already, under this or another name
+    unchanged: int = 0  # path, size and time as last seen: not read again
+    unreadable: int = 0
+    near_duplicates: int = 0  # of the new ones
+    labeled: int = 0
+    skipped: int = 0  # files in folders that are plainly not images
+
+
+def add_images(
+    project: Project, paths: Sequence[str], *, labels_from_folders: bool = False, progress: Progress = silent
+) -> Added:
+    """Add files, folders and globs to the pool. Adding twice changes nothing; a killed call is continued by the next.
+
+    Raises:
+        PoolError: A path names nothing.
+        LabelError: With `labels_from_folders`, a folder is not a class.
+    """
+    skipped = Skipped()
+    files = list(expand(paths, skipped))
+    if not files:
+        raise PoolError(f"No images found in {', '.join(paths)}.", "Name a folder that has images in it.")
+    if labels_from_folders:
+        _check_folders(files, project.config.project.classes)
+    added = Added(skipped=skipped.not_images.total())
+    with reading(project.database) as session:
+        index = NearDuplicateIndex(project.config.pool.near_duplicate_distance)
+        for image_id, phash in list_leaders(session):
+            index.add_leader(image_id, phash)
+    done = 0
+    for batch in _batches(files):
+        _add_batch(project, batch, index, labels_from_folders, added)
+        done += len(batch)
+        progress("reading images", done, len(files))
+    with transaction(project.database) as session:
+        add_event(session, "alloop", "pool add", _now(), **dataclasses.asdict(added))
+    return added
+
+
+def check_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
+    """Look whether every file is still there and the same; what changed is recorded.
+
+    Returns:
+        `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
+    """
+    with reading(project.database) as session:
+        locations = list_locations(session)
+    gone, back, changed = [], [], []
+    for done, location in enumerate(locations, start=1):
+        stat = _stat(Path(location.path))
+        if stat is None:
+            gone.append(location.path)
+        elif (stat.st_size, stat.st_mtime_ns) != (location.size, location.mtime_ns):
+            changed.append(Path(location.path))
+        elif location.status is LocationStatus.MISSING:
+            back.append(location.path)
+        progress("looking at files", done, len(locations))
+    with transaction(project.database) as session:
+        set_location_status(session, gone, LocationStatus.MISSING, _now())
+        set_location_status(session, back, LocationStatus.OK, _now())
+    if changed:
+        add_images(project, [str(path) for path in changed])
+    with reading(project.database) as session:
+        return {
+            "missing": list_locations(session, LocationStatus.MISSING),
+            "unreadable": list_locations(session, LocationStatus.UNREADABLE),
+        }
+
+
+def image_folders(project: Project) -> list[Path]:
+    """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere."""
+    named = {Path(name) for name in project.config.pool.images if Path(name).is_dir()}
+    with reading(project.database) as session:
+        parents = {Path(place.path).parent for place in list_locations(session, LocationStatus.OK)}
+    outermost: list[Path] = []
+    for folder in sorted(named | parents, key=lambda path: len(path.parts)):
+        if not any(folder.is_relative_to(other) for other in outermost):
+            outermost.append(folder)
+    return outermost
+
+
+def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
+    """Record those of the paths that are not there any more, and return them."""
+    gone = [path for path in paths if _stat(Path(path)) is None]
+    set_location_status(session, gone, LocationStatus.MISSING, _now())
+    return gone
+
+
+def _add_batch(
+    project: Project, files: list[Path], index: NearDuplicateIndex, labels_from_folders: bool, added: Added
+) -> None:
+    with reading(project.database) as session:
+        known = find_locations(session, [str(path) for path in files])
+    fresh = [path for path in files if not _unchanged(path, known.get(str(path)))]
+    added.unchanged += len(files) - len(fresh)
+    found = list(inspect_files(fresh, max_pixels=project.config.pool.max_pixels, workers=os.cpu_count() or 1))
+    with transaction(project.database) as session:
+        ids = find_image_ids(session, [file.sha256 for file in found if isinstance(file, ImageFile)])
+        for file in found:
+            _add_file(session, project, file, ids, index, added)
+        if labels_from_folders:
+            sha256s = {path: location.sha256 for path, location in known.items() if location.sha256}
+            sha256s.update({file.path: file.sha256 for file in found if isinstance(file, ImageFile)})
+            added.labeled += _label_from_folders(session, project, sha256s)
+
+
+def _add_file(
+    session: Session,
+    project: Project,
+    file: ImageFile | UnreadableFile,
+    ids: dict[str, int],
+    index: NearDuplicateIndex,
+    added: Added,
+) -> None:
+    if isinstance(file, UnreadableFile):
+        added.unreadable += 1
+        set_location(session, file, None, _now())
+        return
+    if file.sha256 in ids:
+        added.known += 1
+    else:
+        ids[file.sha256] = add_image(session, file, _now())
+        added.new += 1
+        added.near_duplicates += _add_to_groups(session, project, ids[file.sha256], file.phash, index)
+    set_location(session, file, ids[file.sha256], _now())
+
+
+def _add_to_groups(session: Session, project: Project, image_id: int, phash: str, index: NearDuplicateIndex) -> int:
+    near = index.find(phash) if project.config.pool.near_duplicates else None
+    if near is None:
+        index.add_leader(image_id, phash)
+        add_to_group(session, image_id, image_id, 0)
+        return 0
+    leader, distance = near
+    add_to_group(session, image_id, leader, distance)
+    return 1
+
+
+def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str, str]) -> int:
+    labels = [ImportedLabel(sha256, Path(path).parent.name) for path, sha256 in sha256s.items()]
+    return record_imported(session, labels, project.config.project.classes, "folders")
+
+
+def _check_folders(files: Sequence[Path], classes: Sequence[str]) -> None:
+    odd = sorted({path.parent.name for path in files} - set(classes))
+    if odd:
+        raise LabelError(
+            f"The folder '{odd[0]}' is not one of the classes: {', '.join(classes)}.",
+            "With --labels-from-folders every image lies in a folder named after its class. Add the class to "
+            "alloop.toml, or leave that folder out.",
+        )
+
+
+def _unchanged(path: Path, known: Location | None) -> bool:
+    if known is None or known.status is not LocationStatus.OK:
+        return False
+    stat = _stat(path)
+    return stat is not None and (stat.st_size, stat.st_mtime_ns) == (known.size, known.mtime_ns)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _batches(files: list[Path]) -> Iterator[list[Path]]:
+    return (files[start : start + BATCH] for start in range(0, len(files), BATCH))
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

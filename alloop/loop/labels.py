@@ -1,0 +1,223 @@
+"""From annotations to labels, and labels in and out as files."""
+
+import csv
+import dataclasses
+import datetime as dt
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from alloop.consensus import majority
+from alloop.errors import LabelError, did_you_mean
+from alloop.files import atomic_path
+from alloop.project import Project
+from alloop.records import Answer, Outcome
+from alloop.store.annotations import (
+    AnnotationRecord,
+    LabelRecord,
+    add_annotations,
+    list_current,
+    list_labels,
+    set_labels,
+)
+from alloop.store.images import Location, find_image_ids, list_locations
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event
+
+IMPORT = "import"
+ExportFormat = Literal["csv", "jsonl", "folders"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImportedLabel:
+    """A label known beforehand."""
+
+    sha256: str
+    class_name: str
+
+
+def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
+    """Rebuild the labels of these images (None: of all) from the annotations as they are now."""
+    answers: dict[int, list[Answer]] = {image_id: [] for image_id in image_ids or ()}
+    for record in list_current(session, image_ids=image_ids):
+        answers.setdefault(record.image_id, []).append(_vote(record, classes))
+    labels = {image_id: majority(mine) for image_id, mine in answers.items()}
+    set_labels(
+        session,
+        {
+            image_id: None if found.label is None else (found.label, found.agreement, found.n)
+            for image_id, found in labels.items()
+        },
+        _now(),
+    )
+
+
+def _vote(record: AnnotationRecord, classes: Collection[str]) -> Answer:
+    """An answer that is not one of our classes is no vote, but still replaces what its annotator said before."""
+    is_vote = record.outcome is not Outcome.LABEL or record.value in classes
+    outcome, value = (record.outcome, record.value) if is_vote else (Outcome.EMPTY, None)
+    return Answer(record.external_id, record.annotator, outcome, value, record.answered_at, record.lead_time)
+
+
+def record_imported(session: Session, labels: Iterable[ImportedLabel], classes: Collection[str], origin: str) -> int:
+    """Record labels known beforehand as annotations; one that is there already is not recorded again.
+
+    Returns:
+        How many were new or changed.
+    """
+    wanted = {label.sha256: label.class_name for label in labels}
+    ids = find_image_ids(session, wanted)
+    current = {record.external_id: record for record in list_current(session, image_ids=ids.values(), source=IMPORT)}
+    now = _now()
+    records = [
+        AnnotationRecord(
+            image_id=ids[sha256],
+            query_id=None,
+            source=IMPORT,
+            external_id=sha256,
+            version=current[sha256].version + 1 if sha256 in current else 1,
+            annotator=f"{IMPORT}:{origin}",
+            outcome=Outcome.LABEL,
+            value=class_name,
+            lead_time=None,
+            answered_at=now,
+        )
+        for sha256, class_name in wanted.items()
+        if sha256 in ids and (sha256 not in current or current[sha256].value != class_name)
+    ]
+    add_annotations(session, records, now)
+    derive_labels(session, classes, {record.image_id for record in records})
+    return len(records)
+
+
+def import_labels(project: Project, path: Path) -> tuple[int, int]:
+    """Read a CSV with the columns `label` and `file` or `sha256`.
+
+    A file is found by its full path, by its path relative to the CSV, or by its name where only one image has it.
+
+    Returns:
+        (labels recorded, labels that were known already).
+
+    Raises:
+        LabelError: A column, a file or a class is not known; nothing is imported then.
+    """
+    with transaction(project.database) as session:
+        find = _Finder(list_locations(session), path.absolute().parent)
+        labels = [_imported(row, line, path, find, project.config.project.classes) for line, row in _read_rows(path)]
+        recorded = record_imported(session, labels, project.config.project.classes, path.name)
+        add_event(session, "alloop", "labels import", _now(), file=path.name, labels=recorded)
+    return recorded, len(labels) - recorded
+
+
+def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
+    """Write every label: a CSV, JSON lines, or a folder per class with links (or copies) of the images.
+
+    Returns:
+        How many labels were written.
+
+    Raises:
+        LabelError: The target folder is not empty, or an image is missing and cannot be linked.
+    """
+    with reading(project.database) as session:
+        labels = list_labels(session)
+    if form == "folders":
+        _export_folders(labels, target, copy=copy)
+        return len(labels)
+    rows = [_exported(label) for label in labels]
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if form == "csv":
+            writer = csv.DictWriter(file, fieldnames=list(_EXPORTED))
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return len(labels)
+
+
+_EXPORTED = ("file", "sha256", "label", "split", "agreement", "annotations")
+
+
+def _exported(label: LabelRecord) -> dict[str, str | float | int | None]:
+    values = (label.path, label.sha256, label.class_name, label.split.value, label.agreement, label.n_annotations)
+    return dict(zip(_EXPORTED, values, strict=True))
+
+
+def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) -> None:
+    if target.exists() and any(target.iterdir()):
+        raise LabelError(f"{target} is not empty.", "Name a new folder: an export never mixes with what is there.")
+    gone = [label for label in labels if label.path is None or not Path(label.path).exists()]
+    if gone:
+        raise LabelError(
+            f"{len(gone)} labeled images are missing, for example {gone[0].path or gone[0].sha256}.",
+            "`alloop pool check` lists them; export as CSV keeps their labels without the files.",
+        )
+    for label in labels:
+        source = Path(str(label.path))
+        # The same file name in two folders is common; the hash keeps them apart.
+        place = target / label.class_name / f"{source.stem}-{label.sha256[:8]}{source.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if copy:
+            shutil.copy2(source, place)
+        else:
+            place.symlink_to(source)
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"{path} cannot be read: {error}.") from error
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    columns = set(reader.fieldnames or ())
+    if "label" not in columns or not columns & {"file", "sha256"}:
+        raise LabelError(
+            f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}.",
+            "It needs 'label' and one of 'file' and 'sha256'.",
+        )
+    return [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
+
+
+def _imported(row: dict[str, str], line: int, path: Path, find: "_Finder", classes: Sequence[str]) -> ImportedLabel:
+    class_name = row["label"].strip()
+    if class_name not in classes:
+        raise LabelError(
+            f"{path}, line {line}: '{class_name}' is not a class{did_you_mean(class_name, classes)}",
+            "Add it to [project] classes, or correct the file. Nothing was imported.",
+        )
+    sha256 = row.get("sha256", "").strip().lower()
+    found = sha256 if sha256 else find(row.get("file", ""))
+    if found is None or not find.knows(found):
+        raise LabelError(
+            f"{path}, line {line}: {row.get('file') or sha256} is not in the pool.",
+            "Add the images with `alloop pool add` first. Nothing was imported.",
+        )
+    return ImportedLabel(found, class_name)
+
+
+class _Finder:
+    """File names as people write them → content hash."""
+
+    def __init__(self, locations: Sequence[Location], base: Path) -> None:
+        self._base = base
+        self._by_path = {location.path: location.sha256 for location in locations if location.sha256}
+        names: dict[str, set[str]] = {}
+        for path, sha256 in self._by_path.items():
+            names.setdefault(os.path.basename(path), set()).add(sha256)  # noqa: PTH119 (strings, a million of them)
+        self._by_name = {name: next(iter(hashes)) for name, hashes in names.items() if len(hashes) == 1}
+        self._hashes = set(self._by_path.values())
+
+    def __call__(self, name: str) -> str | None:
+        absolute = os.path.normpath(self._base / name)
+        return self._by_path.get(absolute) or self._by_path.get(name) or self._by_name.get(name)
+
+    def knows(self, sha256: str) -> bool:
+        return sha256 in self._hashes
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,104 @@
+"""Holdout predictions → numbers with intervals; and measuring again when more of the holdout is labeled."""
+
+import datetime as dt
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from alloop.calibration.temperature import cross_fit_temperature
+from alloop.config.load import validate_config
+from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import ScoreJob
+from alloop.engine.score_file import read_log_probs
+from alloop.errors import LabelError, ModelError
+from alloop.evaluation.intervals import bootstrap, ece_of, mean_of, wilson
+from alloop.evaluation.metrics import accuracy, nll_per_image
+from alloop.loop.writer import actor
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, Interval, Split
+from alloop.seeds import derive_seed
+from alloop.store.annotations import list_labels
+from alloop.store.images import find_refs
+from alloop.store.rounds import ModelRecord, find_last_model, set_metrics
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event
+
+
+def measure(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.int64], seed: int) -> dict[str, Interval]:
+    """Accuracy (Wilson), NLL in nats, Brier score and 15-bin ECE (bootstrap), each with its 95 % interval.
+
+    Args:
+        log_probs: Calibrated log p̄ [N, K] of images that took no part in what produced it.
+        targets: [N].
+        seed: For the resamples.
+    """
+    n = len(targets)
+    probs = np.exp(log_probs.astype(np.float64))
+    squared = (probs**2).sum(axis=1) - 2 * probs[np.arange(n), targets] + 1
+    statistics = {
+        "nll": mean_of(nll_per_image(log_probs, targets)),
+        "brier": mean_of(squared),
+        "ece": ece_of(probs, targets),
+    }
+    metrics = {"accuracy": wilson(round(accuracy(probs, targets) * n), n)}
+    for name, statistic in statistics.items():
+        metrics[name] = bootstrap(statistic, n, np.random.default_rng(derive_seed(seed, "bootstrap", name)))
+    return metrics
+
+
+def evaluate(
+    project: Project, device: str | None = None, progress: Progress = silent
+) -> tuple[str, dict[str, Interval]]:
+    """Measure the newest model on the holdout labels there are now, each image calibrated by the others.
+
+    The model keeps the temperature it was stored with; what is measured is what calibrating today would give.
+
+    Returns:
+        The model's name and its metrics, which are recorded.
+
+    Raises:
+        ModelError: There is no model yet.
+        LabelError: No holdout image has a label.
+    """
+    with reading(project.database) as session:
+        model = find_last_model(session)
+        labels = {label.image_id: label.class_name for label in list_labels(session, Split.HOLDOUT)}
+        refs = find_refs(session, labels)
+    if model is None:
+        raise ModelError("There is no model yet.", "`alloop run` trains one as soon as two classes have labels.")
+    usable = {image_id: ref for image_id, ref in refs.items() if labels[image_id] in model.classes}
+    if not usable:
+        raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
+    raw, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
+    targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
+    log_probs, _ = cross_fit_temperature(raw, torch.from_numpy(targets), derive_seed(model.seed, "calibration"))
+    metrics = measure(log_probs.numpy(), targets, model.seed)
+    now = dt.datetime.now(dt.UTC)
+    with transaction(project.database) as session:
+        set_metrics(session, model.id, Split.HOLDOUT.value, metrics, now)
+        add_event(session, actor(), "evaluated", now, model=model.name, images=len(order))
+    return model.name, metrics
+
+
+def _predict(
+    project: Project, model: ModelRecord, refs: list[ImageRef], device: str | None, progress: Progress
+) -> tuple[torch.Tensor, list[int]]:
+    """Uncalibrated log p̄ [N, K] of images, in float64, and the ids of those that could be read, in that order."""
+    with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
+        job = ScoreJob(
+            config=validate_config(model.config, f"the config of model {model.name}"),
+            model=model.files(project.folder),
+            images=tuple(refs),
+            cache=project.paths.cache,
+            out=Path(folder) / "holdout.parquet",
+            device=device,
+        )
+        result = LocalExecutor().score(job, progress)
+        parts = list(read_log_probs(result.path))
+    # Scores carry the stored temperature; taking it out again leaves what the heads said.
+    raw = (torch.cat([rows for _, rows in parts]).double() * model.calibration.temperature).log_softmax(dim=-1)
+    return raw, [int(image_id) for ids, _ in parts for image_id in ids]

@@ -1,0 +1,189 @@
+"""Push and pull: where queries meet the people who answer them."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from alloop.errors import LabelingError
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.build import build_annotator
+from alloop.loop.answers import Place, Recorded, judged_by, record_answers, record_lost
+from alloop.loop.ingest import mark_vanished
+from alloop.loop.writer import actor
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, OutgoingTask, QueryStatus, RoundState
+from alloop.store.images import find_refs
+from alloop.store.queries import (
+    QueryRecord,
+    add_tasks,
+    drop_open_tasks,
+    list_pushed,
+    list_unsent,
+    set_status,
+)
+from alloop.store.rounds import find_last_round, find_model, find_round, set_state
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import (
+    add_event,
+    drop_sync,
+    find_sync,
+    find_workspace_uuid,
+    set_mark,
+    set_project,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connection:
+    """An annotator with its project opened, and how its answers are judged."""
+
+    annotator: Annotator
+    place: Place
+
+
+def connect_people(project: Project, *, new_project: bool = False) -> Connection:
+    """Open our project in the labeling back end; the first time, or with `new_project`, make one.
+
+    Raises:
+        LabelingError: The project is gone or cannot hold our classes; the token is refused.
+        ServerUnavailable: The server is.
+    """
+    with reading(project.database) as session:
+        uuid = find_workspace_uuid(session)
+    annotator = build_annotator(project.config, project.folder, uuid, project.environ)
+    if new_project:
+        _forget_project(project, annotator.source)
+    with reading(project.database) as session:
+        known = find_sync(session, annotator.source)
+    configured = project.config.labeling.label_studio.project_id
+    wanted = str(configured) if configured is not None and annotator.source == "label-studio" else None
+    ref = annotator.open_project(wanted or (known.project_ref if known else None))
+    with transaction(project.database) as session:
+        set_project(session, annotator.source, ref)
+    return Connection(annotator, judged_by(project, annotator.source, ref))
+
+
+def push(
+    project: Project, number: int, people: Connection | None = None, progress: Progress = silent, *, fresh: bool = False
+) -> int:
+    """Make a task of every open query that has none: SELECTED → PUSHED.
+
+    Queries were recorded when they were chosen. Keys that the server knows already, from a push that was interrupted,
+    are recorded; only the others are sent, a batch at a time, each recorded before the next.
+
+    Returns:
+        How many tasks were made or found.
+    """
+    people = people or connect_people(project, new_project=fresh)
+    with transaction(project.database) as session:
+        unsent, refs = _sendable(session, list_unsent(session))
+        model = find_model(session, find_round(session, number).id)
+    by_key = {query.key: query for query in unsent}
+    done = _record_tasks(project, people, people.annotator.reconcile(list(by_key)), by_key)
+    version = None if model is None else model.name
+    tasks = [_task(query, refs[query.image_id], version) for query in unsent if query.key not in done]
+    for made in people.annotator.push(tasks):
+        done |= _record_tasks(project, people, made, by_key)
+        progress("pushing tasks", len(done), len(unsent))
+    left_out = [key for key in by_key if key not in done]
+    if left_out:
+        raise LabelingError(
+            f"{len(left_out)} of {len(by_key)} images did not become tasks, for example {left_out[0]}.",
+            "Run `alloop push` again; those that did are recorded and will not be sent twice.",
+        )
+    with transaction(project.database) as session:
+        current = find_round(session, number)
+        if current.state is RoundState.SELECTED:
+            set_state(session, current.id, RoundState.SELECTED, RoundState.PUSHED)
+        add_event(session, actor(), "pushed", _now(), number, tasks=len(done), project=people.place.project_ref)
+    return len(done)
+
+
+def pull(project: Project, people: Connection | None = None, progress: Progress = silent) -> Recorded:
+    """Record every answer that came since the last pull, page by page; then look for tasks that were deleted."""
+    people = people or connect_people(project)
+    place, recorded = people.place, Recorded()
+    with reading(project.database) as session:
+        known = find_sync(session, place.source)
+        pushed = list_pushed(session, place.source, place.project_ref)
+    seen = 0
+    for page in people.annotator.pull(known.mark if known else None):
+        with transaction(project.database) as session:
+            record_answers(session, place, page.tasks, recorded)
+            set_mark(session, place.source, page.mark, _now())
+        seen += len(page.tasks)
+        progress("pulling answers", seen, 0)
+    there = people.annotator.list_task_ids() if pushed else frozenset()
+    with transaction(project.database) as session:
+        record_lost(session, [query for task_id, query in pushed.items() if task_id not in there], recorded)
+        set_mark(session, place.source, None, _now())
+        if recorded != Recorded():
+            last = find_last_round(session)
+            data = {**dataclasses.asdict(recorded), "unknown": dict(recorded.unknown)}
+            add_event(session, actor(), "pulled", _now(), last.number if last else None, **data)
+    return recorded
+
+
+def withdraw(project: Project, number: int, people: Connection | None = None) -> int:
+    """Take back a round's open queries whose tasks nobody has begun; answered ones are pulled first and kept.
+
+    Returns:
+        How many queries were withdrawn.
+    """
+    people = people or connect_people(project)
+    pull(project, people)
+    with reading(project.database) as session:
+        pushed = list_pushed(session, people.place.source, people.place.project_ref)
+    mine = {
+        task_id: query
+        for task_id, query in pushed.items()
+        if query.round_number == number and query.status is QueryStatus.OPEN
+    }
+    gone = people.annotator.withdraw(list(mine))
+    recorded = Recorded()
+    with transaction(project.database) as session:
+        record_lost(session, [query for task_id, query in mine.items() if task_id in gone], recorded)
+        add_event(session, actor(), "withdrawn", _now(), number, queries=recorded.lost)
+    return recorded.lost
+
+
+def _forget_project(project: Project, source: str) -> None:
+    """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay."""
+    with transaction(project.database) as session:
+        dropped = drop_open_tasks(session, source)
+        drop_sync(session, source)
+        add_event(session, actor(), "project given up", _now(), open_tasks=dropped)
+
+
+def _sendable(session: Session, unsent: Sequence[QueryRecord]) -> tuple[list[QueryRecord], dict[int, ImageRef]]:
+    """Queries whose image is still there; the others are withdrawn."""
+    refs = find_refs(session, [query.image_id for query in unsent])
+    gone = set(mark_vanished(session, [ref.path for ref in refs.values()]))
+    if gone:
+        refs = find_refs(session, [query.image_id for query in unsent])
+    for query in unsent:
+        if query.image_id not in refs:
+            set_status(session, query.id, QueryStatus.WITHDRAWN, _now())
+    return [query for query in unsent if query.image_id in refs], refs
+
+
+def _record_tasks(
+    project: Project, people: Connection, made: Mapping[str, str], by_key: dict[str, QueryRecord]
+) -> set[str]:
+    tasks = {key: task_id for key, task_id in made.items() if key in by_key}
+    if tasks:
+        with transaction(project.database) as session:
+            by_query = {by_key[key].id: task_id for key, task_id in tasks.items()}
+            add_tasks(session, people.place.source, people.place.project_ref, by_query, _now())
+    return set(tasks)
+
+
+def _task(query: QueryRecord, ref: ImageRef, model_version: str | None) -> OutgoingTask:
+    return OutgoingTask(query.key, ref, query.predicted, query.confidence, model_version)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,175 @@
+"""Take steps until only a person can go on."""
+
+import dataclasses
+import enum
+import math
+import time
+from collections.abc import Callable
+
+from alloop.loop import people, steps
+from alloop.loop.askable import list_askable, list_holdout_to_ask
+from alloop.loop.people import Connection
+from alloop.loop.stopping import stop_reason
+from alloop.loop.writer import writer
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import QueryStatus, RoundState
+from alloop.store.images import count_pool
+from alloop.store.queries import count_by_status, count_rounds_asked
+from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
+from alloop.store.session import reading
+
+STOPPED = "stopped: "
+
+
+class Stage(enum.StrEnum):
+    """How a run ended."""
+
+    WAITING = "waiting"  # for annotators
+    ADVANCED = "advanced"  # a round was closed; run again for the next
+    DONE = "done"  # a stop rule holds
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a run ended. `asked` and `open` count the queries of that round."""
+
+    stage: Stage
+    round_number: int
+    asked: int
+    open: int
+    labels: int
+    because: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a caller may ask of a run.
+
+    Attributes:
+        rounds: How many rounds may be closed before the run ends; None: as many as there are.
+        wait: Keep polling while people work instead of ending.
+        device: Overrides `[model] device`.
+        accept_change: Go on although the model's settings changed since the last round.
+        sleep: How waiting is done.
+    """
+
+    rounds: int | None = 1
+    wait: bool = False
+    device: str | None = None
+    accept_change: bool = False
+    sleep: Callable[[float], None] = time.sleep
+
+
+def run(project: Project, options: RunOptions, progress: Progress = silent) -> RunResult:
+    """Advance the workspace as far as it can go without a person.
+
+    Raises:
+        LeaseHeld: Another alloop is at work.
+    """
+    with writer(project.database):
+        return _Run(project, options, progress).run()
+
+
+class _Run:
+    """One call of `run`: remembers the open connection and how many rounds were closed."""
+
+    def __init__(self, project: Project, options: RunOptions, progress: Progress) -> None:
+        self._project = project
+        self._options = options
+        self._progress = progress
+        self._connection: Connection | None = None
+        self._closed = 0
+
+    def run(self) -> RunResult:
+        while (current := self._current()) is not None:
+            if (stage := self._step(current)) is not None:
+                return self._result(stage, current.number)
+        return self._result(Stage.DONE, None)
+
+    def _current(self) -> RoundRecord | None:
+        """The round to work on: the unclosed one or a new one; None when a stop rule held and still does."""
+        with reading(self._project.database) as session:
+            last = find_last_round(session)
+        if last is not None and last.state is not RoundState.CLOSED:
+            return last
+        if last is not None and (last.closed_because or "").startswith(STOPPED) and self._is_still_stopped():
+            return None
+        return steps.start_round(self._project, accept_change=self._options.accept_change)
+
+    def _step(self, current: RoundRecord) -> Stage | None:
+        """One step; None to go on."""
+        number, device = current.number, self._options.device
+        match current.state:
+            case RoundState.CREATED:
+                steps.train(self._project, number, device, self._progress)
+            case RoundState.TRAINED:
+                if (reason := self._stop_reason(number)) is not None:
+                    return self._stop(number, reason)
+                steps.score(self._project, number, device, self._progress)
+            case RoundState.SCORED:
+                if steps.select(self._project, number) == 0:
+                    return self._stop(number, "no image could be asked about")
+            case RoundState.SELECTED:
+                people.push(self._project, number, self._people(), self._progress)
+            case _:
+                return self._await_people(number)
+        return None
+
+    def _await_people(self, number: int) -> Stage | None:
+        people.pull(self._project, self._people(), self._progress)
+        asked, still_open = self._count(number)
+        if asked - still_open >= math.ceil(self._project.config.loop.min_answered * asked):
+            steps.close(self._project, number, f"{asked - still_open} of {asked} images answered")
+            self._closed += 1
+            is_enough = self._options.rounds is not None and self._closed >= self._options.rounds
+            return Stage.ADVANCED if is_enough else None
+        if not self._options.wait:
+            return Stage.WAITING
+        self._progress("waiting for annotators", asked - still_open, asked)
+        self._options.sleep(self._project.config.labeling.poll_seconds)
+        return None
+
+    def _stop(self, number: int, reason: str) -> Stage:
+        steps.close(self._project, number, STOPPED + reason)
+        return Stage.DONE
+
+    def _stop_reason(self, number: int) -> str | None:
+        with reading(self._project.database) as session:
+            askable = list_askable(session, self._project.config.acquisition, number)
+            return stop_reason(
+                self._project.config.loop,
+                n_labels=count_pool(session).labeled,
+                n_askable=len(askable) + len(list_holdout_to_ask(session)),
+                n_rounds=count_rounds_asked(session),
+            )
+
+    def _is_still_stopped(self) -> bool:
+        """Whether nothing has changed since a stop rule ended the last round: neither rules nor labels."""
+        with reading(self._project.database) as session:
+            last, model, is_open = find_last_round(session), find_last_model(session), count_pool(session).open > 0
+        if is_open:
+            people.pull(self._project, self._people(), self._progress)
+        trained_on = None if model is None else model.label_digest
+        number = 0 if last is None else last.number + 1
+        return self._stop_reason(number) is not None and steps.current_digest(self._project) in (trained_on, None)
+
+    def _people(self) -> Connection:
+        """Connected at most once, and only when somebody must be asked."""
+        if self._connection is None:
+            self._connection = people.connect_people(self._project)
+        return self._connection
+
+    def _count(self, number: int) -> tuple[int, int]:
+        with reading(self._project.database) as session:
+            counts = count_by_status(session, find_round(session, number).id)
+        return sum(counts.values()), counts.get(QueryStatus.OPEN, 0)
+
+    def _result(self, stage: Stage, number: int | None) -> RunResult:
+        with reading(self._project.database) as session:
+            last = find_last_round(session) if number is None else find_round(session, number)
+            labels = count_pool(session).labeled
+        if last is None:
+            return RunResult(stage, 0, 0, 0, labels, "")
+        asked, still_open = self._count(last.number)
+        return RunResult(stage, last.number, asked, still_open, labels, last.closed_because or "")

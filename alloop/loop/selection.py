@@ -1,0 +1,135 @@
+"""A round's batch: holdout, seed batch, random share and what the strategy prefers, as queries to be recorded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sqlalchemy.orm import Session
+
+from alloop.acquisition.batch import Pick, compose_batch
+from alloop.config.schema import Config
+from alloop.engine.score_file import Scores
+from alloop.loop.askable import group_ids, list_askable, list_holdout_to_ask
+from alloop.loop.ingest import mark_vanished
+from alloop.loop.stopping import batch_size
+from alloop.records import ImageRef, Query, Reason
+from alloop.seeds import derive_seed, tie_keys
+from alloop.store.images import count_pool
+from alloop.store.rounds import RoundRecord
+from alloop.store.workspace import list_events
+
+RANDOM = "random"
+
+
+class PoolScores:
+    """The scores of a round by image id, whatever order the file has."""
+
+    def __init__(self, scores: Scores) -> None:
+        self._scores = scores
+        self._order = np.argsort(scores.image_ids, kind="stable")
+        self._sorted = scores.image_ids[self._order]
+
+    def __contains__(self, image_id: int) -> bool:
+        place = int(np.searchsorted(self._sorted, image_id))
+        return place < len(self._sorted) and int(self._sorted[place]) == image_id
+
+    def entropy(self, image_ids: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Predictive entropies [N] in nats, in the order asked."""
+        return self._scores.entropy[self._positions(image_ids)].astype(np.float64)
+
+    def guess(self, image_id: int) -> tuple[str, float, float]:
+        """(predicted class, confidence in [0, 1], entropy in nats) of one image."""
+        position = int(self._positions([image_id])[0])
+        scores = self._scores
+        return scores.predicted[position], float(scores.confidence[position]), float(scores.entropy[position])
+
+    def _positions(self, image_ids: Sequence[int]) -> npt.NDArray[np.intp]:
+        return self._order[np.searchsorted(self._sorted, np.asarray(image_ids, dtype=np.int64))]
+
+
+def choose_batch(
+    session: Session, config: Config, current: RoundRecord, scores: PoolScores | None, n: int | None
+) -> list[Query]:
+    """What the round asks, in the order in which it is asked.
+
+    The holdout comes first: images never asked about (all of them in round 0), and those whose task was lost. A round
+    without scores adds a uniform seed batch; any other one the strategy's choice and a uniform random share.
+
+    Args:
+        session: Files found to be missing are marked here.
+        config: The round's.
+        current: The round.
+        scores: Of the unlabeled pool, or None without a model.
+        n: Images besides the holdout; None: `[loop] batch_size`, or what the label budget leaves.
+    """
+    holdout = _holdout_queries(session, current)
+    counts = count_pool(session)
+    wanted = n if n is not None else batch_size(config.loop, counts.labeled, counts.open + len(holdout))
+    return holdout + _batch_queries(session, config, current, scores, wanted, first_rank=len(holdout) + 1)
+
+
+def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
+    refs = list_holdout_to_ask(session)
+    if not refs:
+        return []
+    drawn = list_events(session, "holdout drawn", limit=1)[0]["data"]
+    keys = tie_keys([ref.sha256 for ref in refs], derive_seed(current.seed, "holdout order"))
+    ordered = [refs[int(position)] for position in np.argsort(keys, kind="stable")]
+    return [
+        Query(ref.image_id, Reason.HOLDOUT, RANDOM, rank, probability=drawn["images"] / drawn["groups"])
+        for rank, ref in enumerate(ordered, start=1)
+    ]
+
+
+def _batch_queries(
+    session: Session, config: Config, current: RoundRecord, scores: PoolScores | None, n: int, first_rank: int
+) -> list[Query]:
+    """Files that vanished since they were scored are marked as missing, and others take their place."""
+    while True:
+        refs = list_askable(session, config.acquisition, current.number)
+        if scores is not None:
+            refs = [ref for ref in refs if ref.image_id in scores]
+        picks = _compose(session, config, current, scores, refs, n)
+        if not mark_vanished(session, [refs[pick.position].path for pick in picks]):
+            break
+    strategy = config.acquisition.strategy
+    return [_query(pick, refs[pick.position], strategy, scores, first_rank + pick.rank - 1) for pick in picks]
+
+
+def _compose(
+    session: Session,
+    config: Config,
+    current: RoundRecord,
+    scores: PoolScores | None,
+    refs: Sequence[ImageRef],
+    n: int,
+) -> Sequence[Pick]:
+    if not refs:
+        return ()
+    by_chance = scores is None or config.acquisition.strategy == RANDOM
+    values = np.zeros(len(refs)) if scores is None else scores.entropy([ref.image_id for ref in refs])
+    return compose_batch(
+        values,
+        tie_keys([ref.sha256 for ref in refs], derive_seed(current.seed, "ties")),
+        np.asarray(group_ids(session, refs), dtype=np.int64),
+        k=n,
+        random_fraction=1.0 if by_chance else config.acquisition.random_fraction,
+        generator=torch.Generator().manual_seed(derive_seed(current.seed, "random share")),
+    )
+
+
+def _query(pick: Pick, ref: ImageRef, strategy: str, scores: PoolScores | None, rank: int) -> Query:
+    if scores is None:
+        return Query(ref.image_id, Reason.SEED, RANDOM, rank, probability=pick.probability)
+    predicted, confidence, entropy = scores.guess(ref.image_id)
+    return Query(
+        image_id=ref.image_id,
+        reason=pick.reason,
+        strategy=strategy if pick.reason is Reason.ACQUIRED else RANDOM,
+        rank=rank,
+        score=entropy,
+        probability=pick.probability,
+        predicted=predicted,
+        confidence=confidence,
+    )

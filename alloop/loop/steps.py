@@ -1,0 +1,271 @@
+"""The steps of a round. Each one reads, computes, writes in one transaction, and can be run again after a crash."""
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from alloop.config.load import freeze_config, validate_config
+from alloop.config.schema import Config
+from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
+from alloop.engine.score_file import read_scores
+from alloop.errors import AlloopError, ModelError
+from alloop.files import sha256_of
+from alloop.loop.answers import judged_by, resettle_unknown
+from alloop.loop.history import check_history
+from alloop.loop.holdout import draw_holdout
+from alloop.loop.ingest import mark_vanished
+from alloop.loop.labels import derive_labels
+from alloop.loop.measure import measure
+from alloop.loop.selection import PoolScores, choose_batch
+from alloop.loop.writer import actor
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, RoundState, Split
+from alloop.seeds import derive_seed
+from alloop.store.annotations import LabelRecord, list_labels, list_values
+from alloop.store.images import find_refs, has_holdout, list_refs
+from alloop.store.queries import add_queries
+from alloop.store.rounds import (
+    RoundRecord,
+    add_model,
+    add_round,
+    find_last_model,
+    find_last_round,
+    find_model,
+    find_round,
+    set_closed,
+    set_metrics,
+    set_scores,
+    set_state,
+)
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event, find_workspace_uuid
+
+# Until queries exist nothing depends on a round's model or scores, so they may be made again.
+BEFORE_SELECTION = (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED)
+
+
+def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord:
+    """Begin the next round with today's settings; the first one draws the holdout.
+
+    Raises:
+        HistoryError: A setting changed in a way that would invalidate earlier rounds.
+        PoolError: There are no images yet.
+    """
+    with transaction(project.database) as session:
+        last = find_last_round(session)
+        number = 0 if last is None else last.number + 1
+        notes: list[str] = []
+        if last is not None:
+            notes = check_history(last.config, project.config, list_values(session), accept=accept_change)
+        seed = derive_seed(project.config.project.seed, number)
+        started = add_round(session, number, freeze_config(project.config), seed, _now())
+        add_event(session, actor(), "round started", _now(), number, notes=notes)
+        if not has_holdout(session):
+            drawn, of = draw_holdout(session, project.config.evaluation, seed)
+            add_event(session, actor(), "holdout drawn", _now(), number, images=drawn, groups=of)
+    return started
+
+
+def train(project: Project, number: int, device: str | None = None, progress: Progress = silent) -> None:
+    """Train on all labels, calibrate and measure on the holdout: CREATED → TRAINED.
+
+    With labels of fewer than two classes there is nothing to train; the round goes on without a model.
+    """
+    with transaction(project.database) as session:
+        current = _expect(session, number, *BEFORE_SELECTION)
+        config = _frozen(current)
+        derive_labels(session, config.project.classes)
+        resettle_unknown(session, judged_by(project))
+        labeled, missing = _labeled(session, Split.TRAIN, config)
+        holdout, _ = _labeled(session, Split.HOLDOUT, config)
+        previous = find_last_model(session)
+    classes = config.project.classes
+    result = None
+    if len({label.class_name for label, _ in labeled}) >= 2:
+        job = TrainJob(
+            config=config,
+            classes=classes,
+            images=tuple(ref for _, ref in labeled),
+            targets=tuple(classes.index(label.class_name) for label, _ in labeled),
+            holdout=tuple(ref for _, ref in holdout),
+            holdout_targets=tuple(classes.index(label.class_name) for label, _ in holdout),
+            seed=derive_seed(current.seed, "train"),
+            cache=project.paths.cache,
+            out=project.paths.model(number),
+            device=device,
+            head_classes=_kept_heads(previous.head_classes if previous else (), config),
+        )
+        result = LocalExecutor().train(job, progress)
+    with transaction(project.database) as session:
+        if result is None:
+            add_event(session, actor(), "training skipped", _now(), number, labels=len(labeled))
+        else:
+            digest = label_digest(classes, labeled, holdout)
+            _record_model(session, project, current, job, result, digest)
+            add_event(session, actor(), "trained", _now(), number, labels=len(labeled), missing=missing)
+        set_state(session, current.id, current.state, RoundState.TRAINED)
+
+
+def score(project: Project, number: int, device: str | None = None, progress: Progress = silent) -> None:
+    """Score the unlabeled images with the round's model: TRAINED → SCORED. Without a model there are no scores."""
+    with reading(project.database) as session:
+        current = _expect(session, number, RoundState.TRAINED, RoundState.SCORED)
+        model = find_model(session, current.id)
+        refs = list_refs(session, Split.TRAIN, labeled=False)
+    result = None
+    if model is not None and refs:
+        job = ScoreJob(
+            config=_frozen(current),
+            model=model.files(project.folder),
+            images=tuple(refs),
+            cache=project.paths.cache,
+            out=project.paths.scores(number),
+            device=device,
+        )
+        result = LocalExecutor().score(job, progress)
+    with transaction(project.database) as session:
+        if result is not None:
+            set_scores(session, current.id, project.paths.relative(result.path), result.sha256)
+            failed = [{"image": image_id, "reason": reason} for image_id, reason in result.failed]
+            add_event(session, actor(), "scored", _now(), number, images=result.n_images, failed=failed[:100])
+            paths = find_refs(session, [image_id for image_id, _ in result.failed])
+            mark_vanished(session, [ref.path for ref in paths.values()])
+        set_state(session, current.id, current.state, RoundState.SCORED)
+
+
+def select(project: Project, number: int, n: int | None = None) -> int:
+    """Choose the batch and record its queries: SCORED → SELECTED.
+
+    Args:
+        project: The workspace.
+        number: The round.
+        n: Overrides `[loop] batch_size` for this round.
+
+    Returns:
+        How many images will be asked about; 0 when the pool is exhausted.
+    """
+    with transaction(project.database) as session:
+        current = _expect(session, number, RoundState.SCORED)
+        config = _frozen(current)
+        queries = choose_batch(session, config, current, _scores(project, current), n)
+        prefix = f"{find_workspace_uuid(session)[:12]}-r{number}"
+        add_queries(session, current.id, queries, prefix, _now())
+        set_state(session, current.id, RoundState.SCORED, RoundState.SELECTED)
+        strategy = config.acquisition.strategy
+        add_event(session, actor(), "selected", _now(), number, queries=len(queries), strategy=strategy)
+    return len(queries)
+
+
+def close(project: Project, number: int, because: str) -> None:
+    """End a round, whatever its state. Open queries stay open: answers that come late still count."""
+    with transaction(project.database) as session:
+        current = find_round(session, number)
+        if current.state is RoundState.CLOSED:
+            raise AlloopError(f"Round {number} is closed already: {current.closed_because}.")
+        set_state(session, current.id, current.state, RoundState.CLOSED)
+        set_closed(session, current.id, because, _now())
+        add_event(session, actor(), "round closed", _now(), number, because=because)
+
+
+def current_digest(project: Project) -> str | None:
+    """Digest of the labels as they are now; None when they are too few to train on."""
+    with reading(project.database) as session:
+        labeled, _ = _labeled(session, Split.TRAIN, project.config)
+        holdout, _ = _labeled(session, Split.HOLDOUT, project.config)
+    if len({label.class_name for label, _ in labeled}) < 2:
+        return None
+    return label_digest(project.config.project.classes, labeled, holdout)
+
+
+def label_digest(
+    classes: Sequence[str],
+    labeled: Sequence[tuple[LabelRecord, ImageRef]],
+    holdout: Sequence[tuple[LabelRecord, ImageRef]],
+) -> str:
+    """SHA-256 of exactly what a model was made from: classes, and each image's hash, use and label."""
+    lines = [f"class {name}" for name in classes]
+    for use, pairs in (("train", labeled), ("holdout", holdout)):
+        lines += sorted(f"{use} {label.sha256} {label.class_name}" for label, _ in pairs)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
+    current = find_round(session, number)
+    if current.state not in states:
+        wanted = " or ".join(f"'{state}'" for state in states)
+        raise AlloopError(
+            f"Round {number} is '{current.state}', this step needs it to be {wanted}.",
+            "`alloop run` takes whatever step comes next.",
+        )
+    return current
+
+
+def _frozen(current: RoundRecord) -> Config:
+    return validate_config(current.config, f"the config of round {current.number}")
+
+
+def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple[LabelRecord, ImageRef]], int]:
+    """Labels of a split whose class is one of ours and whose image is there; and how many images are missing."""
+    labels = [label for label in list_labels(session, split) if label.class_name in config.project.classes]
+    refs = find_refs(session, [label.image_id for label in labels])
+    return [(label, refs[label.image_id]) for label in labels if label.image_id in refs], len(labels) - len(refs)
+
+
+def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:
+    """What each head was a specialist in, as long as the number of heads is the same."""
+    wanted = config.model.members if config.model.uncertainty == "multi-head" else 1
+    if len(before) != wanted:
+        return ()
+    return tuple(tuple(name for name in part if name in config.project.classes) for part in before)
+
+
+def _record_model(
+    session: Session, project: Project, current: RoundRecord, job: TrainJob, result: TrainResult, digest: str
+) -> None:
+    failed = {image_id for image_id, _ in result.failed}
+    targets = [t for ref, t in zip(job.holdout, job.holdout_targets, strict=True) if ref.image_id not in failed]
+    model_id = add_model(
+        session,
+        {
+            "round_id": current.id,
+            "name": f"r{current.number}-{result.files.sha256[:8]}",
+            "path": project.paths.relative(result.files.folder),
+            "sha256": result.files.sha256,
+            "classes": list(job.classes),
+            "head_classes": [list(part) for part in result.head_classes],
+            "label_digest": digest,
+            "n_labels": len(job.images),
+            "n_holdout": len(targets),
+            "seed": job.seed,
+            "config": dict(current.config),
+            "library_versions": result.library_versions,
+            "history": {
+                **result.history,
+                "seconds": result.seconds,
+                "failed": [{"image": image_id, "reason": reason} for image_id, reason in result.failed],
+            },
+        },
+        result.calibration,
+        _now(),
+    )
+    if targets:
+        metrics = measure(result.holdout_log_probs, np.array(targets, dtype=np.int64), job.seed)
+        set_metrics(session, model_id, Split.HOLDOUT.value, metrics, _now())
+
+
+def _scores(project: Project, current: RoundRecord) -> PoolScores | None:
+    if current.scores_path is None or current.scores_sha256 is None:
+        return None
+    path = project.folder / current.scores_path
+    if not path.exists() or sha256_of(path) != current.scores_sha256:
+        raise ModelError(f"The scores in {path} are missing or damaged.", "Score again with `alloop score`.")
+    return PoolScores(read_scores(path))
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,116 @@
+"""Making a workspace, and looking after its database."""
+
+import datetime as dt
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import text
+
+from alloop.config.load import FILE_NAME, parse_config
+from alloop.config.template import render_config
+from alloop.errors import DatabaseError, WorkspaceError
+from alloop.files import atomic_path, write_bytes
+from alloop.loop.writer import actor
+from alloop.project import DATABASE_FILE, Project, open_project
+from alloop.store.migrate import head_revision, upgrade
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event, add_workspace, find_workspace_uuid
+
+
+def create_workspace(
+    folder: Path, name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str
+) -> Path:
+    """Write alloop.toml and create the database.
+
+    Returns:
+        The path of alloop.toml.
+
+    Raises:
+        WorkspaceError: There is a workspace already, or the folder cannot be written.
+        ConfigError: The classes or the name are refused.
+    """
+    path = folder / FILE_NAME
+    if path.exists():
+        raise WorkspaceError(f"{path} is there already.", "Edit it, or choose another folder.")
+    # Images are named from where the command was given; the workspace may be used from elsewhere.
+    places = [os.path.abspath(image) for image in images]  # noqa: PTH100 (a glob is not a path)
+    content = render_config(name[:40], classes, places, label_studio_url)
+    parse_config(content, "command line")
+    write_bytes(path, content.encode())
+    try:
+        upgrade_database(open_project(folder, check_schema=False))
+    except BaseException:
+        path.unlink()
+        raise
+    return path
+
+
+def upgrade_database(project: Project) -> None:
+    """Create the tables, or bring them to this alloop's schema; give a new database its identity."""
+    upgrade(project.database)
+    now = dt.datetime.now(dt.UTC)
+    with transaction(project.database) as session:
+        add_workspace(session, now)
+        add_event(session, actor(), "database upgraded", now)
+
+
+def backup_database(project: Project, target: Path) -> Path:
+    """Copy a SQLite database while others may be writing to it; the copy is checked before it takes its name.
+
+    Raises:
+        DatabaseError: The database is not SQLite (its own tools are better), or the copy is not sound.
+        WorkspaceError: The target exists or cannot be written.
+    """
+    if project.database.url.get_backend_name() != "sqlite":
+        raise DatabaseError("Only SQLite databases are backed up by alloop.", "Use pg_dump for PostgreSQL.")
+    if target.exists():
+        raise WorkspaceError(f"{target} is there already.", "Name another file; backups are never overwritten.")
+    source = Path(str(project.database.url.database))
+    if not source.exists():
+        raise DatabaseError(f"{source} does not exist.", "Create it with `alloop db upgrade`.")
+    with atomic_path(target) as temporary:
+        _copy_sqlite(source, temporary)
+    return target
+
+
+def _copy_sqlite(source: Path, target: Path) -> None:
+    try:
+        with sqlite3.connect(source) as reader, sqlite3.connect(target) as copy:
+            reader.backup(copy)
+            sound = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.Error as error:
+        raise DatabaseError(f"{source} could not be copied: {error}.") from error
+    finally:
+        with_suffixes = [target.with_name(target.name + suffix) for suffix in ("-wal", "-shm")]
+        for leftover in with_suffixes:
+            leftover.unlink(missing_ok=True)
+    if sound != "ok":
+        raise DatabaseError(f"The copy of {source} is not sound: {sound}.", "Check the disk.")
+
+
+def default_backup(project: Project) -> Path:
+    """A name beside the database that sorts by time."""
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return project.folder / "backups" / f"{Path(DATABASE_FILE).stem}-{stamp}.db"
+
+
+def check_database(project: Project) -> str:
+    """Whether the database is sound.
+
+    Returns:
+        Its schema, which is the one that this alloop works with.
+
+    Raises:
+        DatabaseError: It is damaged, or rows point at rows that are not there.
+    """
+    with reading(project.database) as session:
+        if project.database.url.get_backend_name() == "sqlite":
+            sound = session.execute(text("PRAGMA integrity_check")).scalar_one()
+            dangling = session.execute(text("PRAGMA foreign_key_check")).first()
+            if sound != "ok" or dangling is not None:
+                what = sound if sound != "ok" else f"a row of {dangling[0] if dangling else ''} points nowhere"
+                raise DatabaseError(f"The database is damaged: {what}.", "Restore a backup (`alloop db backup`).")
+        find_workspace_uuid(session)
+    return head_revision()

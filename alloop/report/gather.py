@@ -1,0 +1,119 @@
+"""The database → plain numbers about a project, for `alloop status` and reports. Nothing here formats or draws."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from alloop.project import Project
+from alloop.records import Interval, LocationStatus, QueryStatus, Reason, Split
+from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values
+from alloop.store.images import PoolCounts, count_pool, list_locations
+from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
+from alloop.store.session import reading
+from alloop.store.workspace import Sync, find_sync
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundReport:
+    """One round. Metrics are of its model on the labeled holdout; entropies (nats) of its batch as it was chosen.
+
+    Attributes:
+        n_labels: Training labels of its model; None when it trained none.
+        queries: Status → how many of its queries.
+    """
+
+    number: int
+    state: str
+    model: str | None
+    n_labels: int | None
+    temperature: float | None
+    calibration_note: str
+    metrics: dict[str, Interval]
+    queries: dict[str, int]
+    entropy_acquired: float | None
+    entropy_random: float | None
+    created_at: str
+    closed_because: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StatusReport:
+    """Everything `alloop status` says."""
+
+    name: str
+    classes: tuple[str, ...]
+    pool: PoolCounts
+    class_counts: dict[str, int]
+    class_counts_holdout: dict[str, int]
+    annotators: dict[str, dict[str, int]]
+    unknown_values: dict[str, int]
+    skipped: tuple[str, ...]
+    empty: tuple[str, ...]
+    missing: tuple[str, ...]
+    rounds: tuple[RoundReport, ...]
+    project_ref: str | None
+    pulled_at: str | None
+
+
+def gather_status(project: Project) -> StatusReport:
+    """Read everything in one consistent view."""
+    classes = project.config.project.classes
+    with reading(project.database) as session:
+        queries = list_queries(session)
+        sync = find_sync(session, project.config.labeling.backend)
+        return StatusReport(
+            name=project.config.project.name,
+            classes=classes,
+            pool=count_pool(session),
+            class_counts=list_class_counts(session, Split.TRAIN),
+            class_counts_holdout=list_class_counts(session, Split.HOLDOUT),
+            annotators=list_annotator_counts(session),
+            unknown_values={value: n for value, n in list_values(session).items() if value not in classes},
+            skipped=_hashes(queries, QueryStatus.SKIPPED),
+            empty=_hashes(queries, QueryStatus.EMPTY),
+            missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
+            rounds=tuple(_round(session, row, queries) for row in list_rounds(session)),
+            project_ref=_project_ref(sync),
+            pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
+        )
+
+
+def to_json(report: StatusReport) -> dict[str, Any]:
+    """The same as plain data."""
+    return dataclasses.asdict(report)
+
+
+def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord]) -> RoundReport:
+    model: ModelRecord | None = find_model(session, row.id)
+    mine = [query for query in queries if query.round_number == row.number]
+    return RoundReport(
+        number=row.number,
+        state=row.state.value,
+        model=None if model is None else model.name,
+        n_labels=None if model is None else model.n_labels,
+        temperature=None if model is None else model.calibration.temperature,
+        calibration_note="" if model is None else model.calibration.note,
+        metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
+        queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
+        entropy_acquired=_mean_score(mine, Reason.ACQUIRED),
+        entropy_random=_mean_score(mine, Reason.RANDOM),
+        created_at=row.created_at.isoformat(),
+        closed_because=row.closed_because,
+    )
+
+
+def _mean_score(queries: Sequence[QueryRecord], reason: Reason) -> float | None:
+    scores = [query.score for query in queries if query.reason is reason and query.score is not None]
+    return statistics.fmean(scores) if scores else None
+
+
+def _hashes(queries: Sequence[QueryRecord], status: QueryStatus) -> tuple[str, ...]:
+    return tuple(query.sha256 for query in queries if query.status is status)
+
+
+def _project_ref(sync: Sync | None) -> str | None:
+    return None if sync is None else sync.project_ref
