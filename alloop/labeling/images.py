@@ -124,9 +124,9 @@ class LocalFiles:
         except LabelingError as error:
             raise LabelingError(
                 f"Label Studio cannot serve {storage}: {error.message}",
-                "Start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with labeling.images.root (server_root: "
-                "its name in a container) as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, or set labeling.images.via "
-                "to 'upload'.",
+                "Start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with labeling.images.root (or "
+                "server_root, its name in a container) as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, or set "
+                "labeling.images.via to 'upload'.",
             ) from error
         self._registered.add(storage)
 

@@ -63,8 +63,9 @@ def existing_ids(connection: Connection, project_id: int, task_ids: Sequence[int
 
 def untouched_ids(connection: Connection, project_id: int, task_ids: Sequence[int]) -> frozenset[int]:
     """Those of `task_ids` that are there and have neither annotation nor skip nor draft."""
-    rows = _some(connection, project_id, "all", "id,annotations,drafts", task_ids)
-    return frozenset(int(row["id"]) for row in rows if not row.get("annotations") and not row.get("drafts"))
+    # `drafts` lists those of the key's own user only; `draft_exists` speaks of everybody's.
+    rows = _some(connection, project_id, "all", "id,annotations,draft_exists", task_ids)
+    return frozenset(int(row["id"]) for row in rows if row["annotations"] == [] and row["draft_exists"] is False)
 
 
 def newest_task(connection: Connection, project_id: int, include: str) -> Row | None:

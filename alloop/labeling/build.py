@@ -1,0 +1,154 @@
+"""From settings to the back end that is asked: which one, where it is, and with which key."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alloop.errors import ConfigError, LabelingError
+from alloop.labeling import local_server
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.csv_file import CsvAnnotator
+from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
+from alloop.labeling.simulated import SimulatedAnnotator, read_truth
+
+if TYPE_CHECKING:
+    from alloop.labeling.connection import Connection
+    from alloop.labeling.images import ImageUrls
+
+URL_VARIABLE = "LABEL_STUDIO_URL"
+KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
+_DEFAULT_URL = "http://localhost:8080"
+
+
+def build_annotator(settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str]) -> Annotator:
+    """The back end that `[labeling]` names. Nothing is asked of a server yet.
+
+    Args:
+        settings: alloop.toml; relative paths in it count from `folder`.
+        folder: The workspace.
+        workspace_key: Stable over the workspace's life; lets an interrupted project creation be found again.
+        environ: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are read from it.
+
+    Raises:
+        ConfigError: A setting is missing.
+        LabelingError: There is no key, or it cannot be one.
+    """
+    labeling, project = settings.labeling, settings.project
+    if labeling.backend == "csv":
+        return CsvAnnotator(
+            folder / labeling.csv.folder,
+            project.classes,
+            preannotate=labeling.preannotate,
+            annotations_per_image=labeling.annotations_per_image,
+        )
+    if labeling.backend == "oracle":
+        if labeling.oracle.file is None:
+            raise ConfigError(
+                'labeling.backend is "oracle", but labeling.oracle.file is not set.', "Name a CSV with file,label."
+            )
+        return SimulatedAnnotator(
+            read_truth(folder / labeling.oracle.file),
+            project.classes,
+            folder / "oracle.jsonl",
+            noise=labeling.oracle.noise,
+            annotators=labeling.oracle.annotators,
+            seed=project.seed,
+        )
+    return _label_studio(settings, folder, workspace_key, environ)
+
+
+def _label_studio(settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str]) -> Annotator:
+    # The SDK takes a second or two to import; the other back ends do without.
+    from alloop.labeling.connection import Connection
+    from alloop.labeling.label_studio import LabelStudioAnnotator
+    from alloop.labeling.label_studio_project import ProjectPlan
+
+    labeling, own = settings.labeling, settings.labeling.label_studio
+    url, key, local = _address(own, folder, environ)
+    connection = Connection(url, key, own.timeout)
+    plan = ProjectPlan(
+        title=_title(settings.project),
+        workspace_key=workspace_key,
+        classes=tuple(settings.project.classes),
+        preannotate=labeling.preannotate,
+        annotations_per_image=labeling.annotations_per_image,
+        project_id=own.project_id,
+    )
+    images = _image_urls(connection, labeling.images, folder, local)
+    return LabelStudioAnnotator(connection, images, plan, own.push_batch, settle=min(own.timeout, 30.0))
+
+
+def _title(project: ProjectSettings) -> str:
+    # Label Studio takes 3 to 50 characters.
+    return f"alloop {project.name}"[:50]
+
+
+def _address(
+    own: LabelStudioSettings, folder: Path, environ: Mapping[str, str]
+) -> tuple[str, str, local_server.Credentials | None]:
+    """Address and key, and the credentials when they are those of the workspace's own server."""
+    named_url = environ.get(URL_VARIABLE, "").strip() or own.url
+    key = environ.get(KEY_VARIABLE, "").strip()
+    local = local_server.read_credentials(folder)
+    if not key and own.api_key_file is not None:
+        key = _read_key(folder / own.api_key_file.expanduser())
+    is_local = local is not None and named_url.rstrip("/") in {_DEFAULT_URL, local.url}
+    if key:
+        # Somebody may give the own server's address, or its token, by hand; it stays the own server.
+        return named_url, key, local if local is not None and named_url.rstrip("/") == local.url else None
+    if local is not None and is_local:
+        return local.url, local.token, local
+    raise LabelingError(
+        f"There is no key for Label Studio at {named_url}.",
+        f"Set {KEY_VARIABLE} (in Label Studio: Account & Settings > Personal Access Token), name a file that holds it "
+        "in labeling.label_studio.api_key_file, or start a server of your own with `alloop labelstudio up`.",
+    )
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelingError(
+            f"labeling.label_studio.api_key_file names {path}, which cannot be read ({type(error).__name__}).",
+            "Put the bare token into that file.",
+        ) from None
+    if not key:
+        raise LabelingError(f"{path} (labeling.label_studio.api_key_file) is empty.", "Put the bare token into it.")
+    return key
+
+
+def _image_urls(
+    connection: "Connection", images: ImagesSettings, folder: Path, local: local_server.Credentials | None
+) -> "ImageUrls":
+    from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, Uploads, UrlPrefix
+
+    uploads = Uploads(connection, _pause)
+    if images.via == "upload":
+        return uploads
+    if images.via == "url":
+        if images.root is None or images.url_prefix is None:
+            raise ConfigError('labeling.images.via = "url" needs both root and url_prefix.')
+        return Mixed(UrlPrefix(_absolute(folder, images.root), images.url_prefix), uploads)
+    if local is not None:
+        shared: Sequence[SharedFolder] = [SharedFolder(Path(here), there) for here, there in local.folders]
+        return Mixed(LocalFiles(connection, local.document_root, shared, _pause), uploads)
+    if images.root is None:
+        raise ConfigError(
+            'labeling.images.via is "local-files", but labeling.images.root is not set.',
+            "Set it to the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), "
+            "or set labeling.images.via to 'upload'.",
+        )
+    root = _absolute(folder, images.root)
+    there = images.server_root or str(root)
+    return Mixed(LocalFiles(connection, there, [SharedFolder(root, there)], _pause), uploads)
+
+
+def _absolute(folder: Path, path: Path) -> Path:
+    return Path(os.path.abspath(folder / path.expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(0.5 * 2 ** (attempt - 1))

@@ -1,0 +1,221 @@
+"""People who are not there: answers from a CSV, with mistakes if wanted. For simulation, benchmarks and tests."""
+
+import csv
+import datetime as dt
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alloop.errors import LabelError, LabelingError
+from alloop.files import explain_os_error
+from alloop.records import Answer, ImageRef, Outcome, OutgoingTask, PullPage, TaskAnswers
+from alloop.seeds import derive_seed
+
+_PROJECT = "oracle"
+_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+
+
+class Truth:
+    """What the CSV knows: a label by content hash, path or file name."""
+
+    def __init__(self, file: Path, by_sha256: Mapping[str, str], by_name: Mapping[str, str | None]) -> None:
+        self.file = file
+        self._by_sha256 = by_sha256
+        self._by_name = by_name
+
+    def label(self, image: ImageRef) -> str:
+        """The true label.
+
+        Raises:
+            LabelError: The CSV does not know the image, or knows its file name twice.
+        """
+        if image.sha256 in self._by_sha256:
+            return self._by_sha256[image.sha256]
+        path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
+        for name in (str(path), str(path.resolve()), path.name):
+            if name in self._by_name:
+                label = self._by_name[name]
+                if label is None:
+                    raise LabelError(
+                        f"{self.file} names {path.name} more than once, with different labels.",
+                        "Write paths relative to its own folder, or sha256, instead of bare names.",
+                    )
+                return label
+        raise LabelError(f"{self.file} has no label for {image.path}.", "Add a row for it.")
+
+
+def read_truth(file: Path) -> Truth:
+    """Read `file,label` or `sha256,label`; paths are absolute, relative to the CSV's folder, or unique file names.
+
+    Raises:
+        LabelError: A column is missing, or a row has no label.
+    """
+    by_sha256: dict[str, str] = {}
+    by_name: dict[str, str | None] = {}
+    folder = Path(os.path.abspath(file.parent))  # noqa: PTH100 - Path.absolute keeps `..`
+    for number, row in _rows(file):
+        label = (row.get("label") or "").strip()
+        if not label:
+            raise LabelError(f"{file}, line {number}: the label is empty.", "Fill it in or remove the row.")
+        if sha256 := (row.get("sha256") or "").strip().lower():
+            by_sha256[sha256] = label
+        if name := (row.get("file") or "").strip():
+            full = os.path.abspath(folder / name)  # noqa: PTH100 - Path.absolute keeps `..`
+            by_name[full] = label
+            bare = Path(name).name
+            by_name[bare] = label if by_name.get(bare, label) == label else None
+    return Truth(file, by_sha256, by_name)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            columns = set(reader.fieldnames or ())
+            if "label" not in columns or not columns & {"file", "sha256"}:
+                raise LabelError(
+                    f"{file}, line 1: the columns are {', '.join(sorted(columns)) or 'missing'}; "
+                    "needed are label and one of file and sha256.",
+                    "Give the first line as `file,label`.",
+                )
+            for row in reader:
+                yield reader.line_num, row
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"The oracle's file {file} cannot be read: {error}.", "Mend labeling.oracle.file.") from error
+
+
+class SimulatedAnnotator:
+    """The `Annotator` that knows the truth and answers at once.
+
+    Args:
+        truth: Labels of all images that may be asked about.
+        classes: What a mistake can be.
+        state: A JSON-lines file that remembers the tasks; one line each, never rewritten but by a push or withdrawal.
+        noise: Chance in [0, 1] that an answer is another class, drawn uniformly. A person who is asked about the same
+            image again answers the same.
+        annotators: How many people answer each task.
+        seed: Decides the mistakes.
+        push_batch: Tasks between two yields of `push`.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        classes: Sequence[str],
+        state: Path,
+        *,
+        noise: float = 0.0,
+        annotators: int = 1,
+        seed: int = 0,
+        push_batch: int = 500,
+    ) -> None:
+        self._truth = truth
+        self._classes = tuple(classes)
+        self._state = state
+        self._noise = noise
+        self._annotators = annotators
+        self._seed = seed
+        self._push_batch = push_batch
+
+    @property
+    def source(self) -> str:
+        return _PROJECT
+
+    def open_project(self, project_ref: str | None) -> str:
+        if project_ref not in {None, _PROJECT}:
+            raise LabelingError(
+                f"This workspace's tasks are in {project_ref!r}, not with the oracle.",
+                "Set labeling.backend back to what the workspace began with, or start a new workspace.",
+            )
+        self._load()
+        return _PROJECT
+
+    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
+        known = {entry["key"]: entry["task"] for entry in self._load().values()}
+        return {key: known[key] for key in keys if key in known}
+
+    def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
+        labels = [self._truth.label(task.image) for task in tasks]  # all of them, before anything is written
+        number = self._last_number()
+        for start in range(0, len(tasks), self._push_batch):
+            entries: list[dict[str, Any]] = []
+            for task, label in zip(tasks[start : start + self._push_batch], labels[start:], strict=False):
+                number += 1
+                given = [self._answer(task.image.sha256, label, person) for person in range(self._annotators)]
+                entries.append({"task": str(number), "key": task.key, "answers": given})
+            self._append(entries)
+            yield {entry["key"]: entry["task"] for entry in entries}
+
+    def pull(self, mark: str | None) -> Iterator[PullPage]:
+        done = int(mark or 0)
+        fresh = [entry for entry in self._load().values() if int(entry["task"]) > done]
+        if fresh:
+            yield PullPage(tuple(map(self._task_answers, fresh)), fresh[-1]["task"])
+
+    def list_task_ids(self) -> frozenset[str]:
+        return frozenset(self._load())
+
+    def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
+        """Nothing that is there: it has been answered the moment it was asked."""
+        return frozenset(task_ids) - frozenset(self._load())
+
+    def _answer(self, sha256: str, label: str, person: int) -> str:
+        # The draw depends on image and person only: order, batches and restarts cannot change an answer.
+        draw = np.random.default_rng(derive_seed(self._seed, "oracle", sha256, person))
+        others = [name for name in self._classes if name != label]
+        return str(draw.choice(others)) if others and draw.random() < self._noise else label
+
+    def _task_answers(self, entry: Mapping[str, Any]) -> TaskAnswers:
+        moment = _EPOCH + dt.timedelta(seconds=int(entry["task"]))
+        answers = tuple(
+            Answer(f"{entry['task']}-{person}", f"oracle-{person + 1}", Outcome.LABEL, value, moment)
+            for person, value in enumerate(entry["answers"])
+        )
+        return TaskAnswers(entry["task"], entry["key"], answers)
+
+    def _last_number(self) -> int:
+        return max((int(task_id) for task_id in self._load()), default=0)
+
+    def _load(self) -> dict[str, dict[str, Any]]:
+        """Everything remembered, by task id in order. A last line that a kill cut short counts as never written."""
+        try:
+            lines = self._state.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise explain_os_error(error, self._state) from error
+        entries: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is not whole
+            try:
+                entry = json.loads(line)
+                entries[str(entry["task"])] = entry
+            except (ValueError, KeyError, TypeError):
+                raise LabelingError(
+                    f"{self._state}, line {number}: not what the oracle wrote.", "Restore the file from a backup."
+                ) from None
+        return entries
+
+    def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        try:
+            self._state.parent.mkdir(parents=True, exist_ok=True)
+            with self._state.open("a+b") as file:
+                _cut_unfinished_line(file)
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise explain_os_error(error, self._state) from error
+
+
+def _cut_unfinished_line(file: Any) -> None:
+    """Drop what a kill left behind the last line end, so that the next line starts on its own."""
+    file.seek(0)
+    whole = file.read().rpartition(b"\n")
+    if whole[2]:
+        file.truncate(len(whole[0]) + len(whole[1]))
+    file.seek(0, os.SEEK_END)
