@@ -16,10 +16,10 @@ from alloop.cli._options import Session, common_options
 @common_options
 def init(session: Session, folder: Path, classes: str, images: tuple[str, ...], url: str, name: str | None) -> None:
     """Make a workspace: settings, database, what to do next."""
-    from alloop.loop.workspace import create_workspace
+    from alloop.loop.workspace import create_workspace, new_config
 
     names = tuple(part.strip() for part in classes.split(",") if part.strip())
-    path = create_workspace(folder, name or folder.absolute().name, names, images, url)
+    path = create_workspace(folder, new_config(folder, name, names, images, url))
     session.show(
         {"workspace": str(folder.absolute()), "config": str(path), "classes": names},
         f"""\

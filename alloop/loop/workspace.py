@@ -19,9 +19,15 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event, add_workspace, find_workspace_uuid
 
 
-def create_workspace(
-    folder: Path, name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str
-) -> Path:
+def new_config(
+    folder: Path, name: str | None, classes: Sequence[str], images: Sequence[str], label_studio_url: str
+) -> str:
+    """The alloop.toml of a new workspace. Images are named from where the command was given."""
+    places = [os.path.abspath(image) for image in images]  # noqa: PTH100 (a glob is not a path)
+    return render_config((name or folder.absolute().name)[:40], classes, places, label_studio_url)
+
+
+def create_workspace(folder: Path, content: str) -> Path:
     """Write alloop.toml and create the database.
 
     Returns:
@@ -29,15 +35,12 @@ def create_workspace(
 
     Raises:
         WorkspaceError: There is a workspace already, or the folder cannot be written.
-        ConfigError: The classes or the name are refused.
+        ConfigError: The settings are refused; nothing is written.
     """
     path = folder / FILE_NAME
     if path.exists():
         raise WorkspaceError(f"{path} is there already.", "Edit it, or choose another folder.")
-    # Images are named from where the command was given; the workspace may be used from elsewhere.
-    places = [os.path.abspath(image) for image in images]  # noqa: PTH100 (a glob is not a path)
-    content = render_config(name[:40], classes, places, label_studio_url)
-    parse_config(content, "command line")
+    parse_config(content, str(path))
     write_bytes(path, content.encode())
     try:
         upgrade_database(open_project(folder, check_schema=False))

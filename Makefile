@@ -1,0 +1,51 @@
+# Two commands, each of which does all the set-up: `make demo` and `make test`.
+# uv is used where it is installed, Python's own venv and pip elsewhere.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV := $(shell command -v uv 2>/dev/null)
+export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.venv-label-studio
+# Headless chart drawing, and no surprise from a user's own settings.
+export MPLBACKEND := Agg
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show what there is to do.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alloop needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+ifneq ($(UV),)
+	test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+else
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+endif
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv with everything that tests and demo need.
+
+.PHONY: demo
+demo: $(STAMP) ## A whole project on real digits with a real Label Studio; KEEP=1 leaves the server running.
+	$(BIN)/alloop demo $(if $(KEEP),--keep)
+
+.PHONY: lint
+lint: $(STAMP) ## Formatting, ruff, mypy, the direction of imports.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: lint ## Everything that CI checks.
+	$(BIN)/python -m pytest
+
+.PHONY: clean
+clean: ## Remove both environments and everything built.
+	rm -rf $(VENV) .venv-label-studio build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,38 @@
+"""Accuracy against labels, drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from alloop.files import atomic_path
+from alloop.records import CurvePoint
+
+
+def draw_curves(curves: Mapping[str, Sequence[CurvePoint]], title: str, path: Path) -> None:
+    """One line per name with its 95 % intervals, as PNG.
+
+    Args:
+        curves: Name → points by number of labels.
+        title: Above the picture.
+        path: Where the picture goes.
+    """
+    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for shift, (name, points) in enumerate(curves.items()):
+        # Intervals of two arms at the same number of labels would hide each other.
+        x = [point.n_labels + 1.5 * shift for point in points]
+        y = [point.accuracy.value for point in points]
+        below = [point.accuracy.value - point.accuracy.low for point in points]
+        above = [point.accuracy.high - point.accuracy.value for point in points]
+        axes.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=name)
+    n_images = sorted({point.accuracy.n for points in curves.values() for point in points})
+    axes.set_title(title)
+    axes.set_xlabel("labels to train on")
+    axes.set_ylabel(
+        f"holdout accuracy (N = {' to '.join(map(str, {n_images[0], n_images[-1]}))}), 95 % Wilson interval"
+    )
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="lower right")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,222 @@
+"""A whole project on scikit-learn's digits: real images, a real Label Studio, scripted people, nothing canned."""
+
+import csv
+import dataclasses
+import io
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from alloop.errors import WorkspaceError
+from alloop.files import sha256_of, write_bytes
+from alloop.labeling import local_server
+from alloop.loop.ingest import add_images
+from alloop.loop.runner import RunOptions, Stage, run
+from alloop.loop.workspace import create_workspace
+from alloop.progress import Progress, silent
+from alloop.project import Project, open_project
+from alloop.records import CurvePoint, Interval
+from alloop.simulate.browser_people import BrowserPerson, SeenTask, create_annotator_account, label_all
+from alloop.simulate.rest import accuracy_on_rest
+from alloop.store.rounds import find_model, list_metrics, list_rounds
+from alloop.store.session import reading
+from alloop.store.workspace import find_sync
+
+Labeler = Literal["label-studio", "oracle"]
+
+MARK = ".alloop-demo"  # says that a folder was made by the demo and may be made again
+SCALE = 8  # the digits are 8×8 pixels, too small for people to see
+PEOPLE = ("ada", "ben", "cleo")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSettings:
+    """How big the demo is. `mistakes` is the chance that a scripted person gives a wrong class."""
+
+    folder: Path
+    labeler: Labeler = "label-studio"
+    rounds: int = 5
+    batch_size: int = 50
+    mistakes: float = 0.02
+    seed: int = 0
+    keep: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What one strategy came to. `rest` is measured on the images never asked about, against the truth."""
+
+    workspace: Path
+    curve: tuple[CurvePoint, ...]
+    rest: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoResult:
+    """Both arms. `url` is where the server still runs, with `keep`."""
+
+    arms: Mapping[str, Arm]
+    url: str | None
+
+
+def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
+    """Ask by entropy and, with the same holdout and seed batch, at random; both at the same number of labels.
+
+    With `labeler = "label-studio"` the entropy arm is labeled over a real server by three accounts; the random arm
+    is answered by the simulated annotator with the same chance of a mistake.
+
+    Raises:
+        WorkspaceError: The folder is not one that the demo made.
+    """
+    _clear(settings.folder)
+    truth = write_digits(settings.folder / "digits")
+    entropy = _workspace(settings, "entropy", settings.labeler)
+    at_random = _workspace(settings, "random", "oracle")
+    for project in (entropy, at_random):
+        add_images(project, [str(settings.folder / "digits")], progress=progress)
+    url = None
+    if settings.labeler == "label-studio":
+        url = _run_with_people(settings, entropy, truth, progress)
+    else:
+        run(entropy, RunOptions(rounds=None), progress)
+    run(at_random, RunOptions(rounds=None), progress)
+    arms = {"entropy": entropy, "random": at_random}
+    measured = {
+        name: Arm(project.folder, read_curve(project), accuracy_on_rest(project, truth))
+        for name, project in arms.items()
+    }
+    return DemoResult(measured, url)
+
+
+def write_digits(folder: Path) -> dict[str, str]:
+    """Write the 1,797 digits as PNG files and their classes as `truth.csv` beside the folder.
+
+    Returns:
+        Content hash → class. Two digits with the same pixels would be one image.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    folder.mkdir(parents=True)
+    truth: dict[str, str] = {}
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerow(["sha256", "label"])
+    for number, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        picture = Image.fromarray((pixels * 255 / 16).round().astype("uint8"))
+        path = folder / f"{number:04d}.png"
+        picture.resize((8 * SCALE, 8 * SCALE), Image.Resampling.NEAREST).save(path)
+        truth[sha256_of(path)] = str(target)
+        writer.writerow([sha256_of(path), target])
+    write_bytes(folder.parent / "truth.csv", rows.getvalue().encode())
+    return truth
+
+
+def read_curve(project: Project) -> tuple[CurvePoint, ...]:
+    """Training labels and holdout accuracy of every model so far."""
+    points = []
+    with reading(project.database) as session:
+        for row in list_rounds(session):
+            model = find_model(session, row.id)
+            metrics = {} if model is None else list_metrics(session, model.id, "holdout")
+            if model is not None and "accuracy" in metrics:
+                points.append(CurvePoint(model.n_labels, metrics["accuracy"]))
+    return tuple(points)
+
+
+def _clear(folder: Path) -> None:
+    """An earlier demo in the same place is stopped and removed; anything else stays."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARK).exists():
+            raise WorkspaceError(f"{folder} is not empty and was not made by the demo.", "Name another folder.")
+        local_server.down(folder / "entropy")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+
+
+def _workspace(settings: DemoSettings, strategy: str, backend: str) -> Project:
+    folder = settings.folder / strategy
+    classes = json.dumps([str(digit) for digit in range(10)])
+    content = f"""\
+# Made by `alloop demo`: scikit-learn's digits, asked by {strategy}.
+[project]
+name = "digits-{strategy}"
+classes = {classes}
+seed = {settings.seed}
+
+[pool]
+images = [{json.dumps(str((settings.folder / "digits").absolute()))}]
+
+[model]
+backbone = "pixels"               # the gray pixels themselves: nothing to download
+weights = "none"
+image_size = 8
+
+[loop]
+batch_size = {settings.batch_size}
+max_rounds = {settings.rounds}
+
+[acquisition]
+strategy = "{strategy}"
+
+[labeling]
+backend = "{backend}"
+
+[labeling.oracle]
+file = {json.dumps(str((settings.folder / "truth.csv").absolute()))}
+noise = {settings.mistakes}
+"""
+    create_workspace(folder, content)
+    return open_project(folder)
+
+
+def _run_with_people(
+    settings: DemoSettings, project: Project, truth: Mapping[str, str], progress: Progress
+) -> str | None:
+    """Rounds over a real server until the round limit holds."""
+    status = local_server.up(project.folder, [settings.folder / "digits"], progress=progress)
+    try:
+        people = _sign_up(project)
+        while (result := run(project, RunOptions(), progress)).stage is not Stage.DONE:
+            if result.stage is Stage.WAITING:
+                progress(f"round {result.round_number}: people labeling", 0, result.open)
+                _label(project, people, truth, settings)
+                progress(f"round {result.round_number}: people labeling", result.open, result.open)
+    finally:
+        if not settings.keep:
+            local_server.down(project.folder, progress)
+    return status.url if settings.keep else None
+
+
+def _sign_up(project: Project) -> list[BrowserPerson]:
+    credentials = local_server.read_credentials(project.folder)
+    assert credentials is not None, "the server was just started"
+    owner = BrowserPerson(credentials.url, credentials.email, credentials.password)
+    people = [create_annotator_account(owner, f"{name}@example.com", f"{name}-labels-digits") for name in PEOPLE]
+    owner.close()
+    return people
+
+
+def _label(project: Project, people: list[BrowserPerson], truth: Mapping[str, str], settings: DemoSettings) -> None:
+    """Everybody works at once until nothing is left to label."""
+    with reading(project.database) as session:
+        sync = find_sync(session, "label-studio")
+    assert sync is not None, "tasks were just pushed"
+
+    def decide(task: SeenTask) -> str:
+        # Drawn per image, not per call: who labels it and in which order must not change the demo's outcome.
+        chance = random.Random(f"{settings.seed} {task.sha256}")  # noqa: S311 (a script, not a secret)
+        right = truth[task.sha256]
+        wrong = [name for name in sorted(set(truth.values())) if name != right]
+        return chance.choice(wrong) if chance.random() < settings.mistakes else right
+
+    with ThreadPoolExecutor(len(people)) as pool:
+        for done in [pool.submit(label_all, person, int(sync.project_ref), decide) for person in people]:
+            done.result()

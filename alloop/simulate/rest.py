@@ -1,0 +1,46 @@
+"""What only a simulation can know: how right the model is on the images that nobody was asked about."""
+
+from collections.abc import Mapping
+
+from alloop.config.load import validate_config
+from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import ScoreJob
+from alloop.engine.score_file import read_scores
+from alloop.errors import ModelError
+from alloop.evaluation.intervals import wilson
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import Interval, Split
+from alloop.store.images import list_refs
+from alloop.store.rounds import find_last_model
+from alloop.store.session import reading
+
+
+def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progress = silent) -> Interval:
+    """Accuracy of the newest model on the unlabeled train images, with a Wilson interval.
+
+    Under an active strategy these are not a random sample of the pool: what the model found hard was taken out.
+
+    Args:
+        project: The workspace.
+        truth: Content hash → class.
+        progress: Told how far scoring is.
+
+    Raises:
+        ModelError: There is no model yet.
+    """
+    with reading(project.database) as session:
+        model = find_last_model(session)
+        refs = list_refs(session, Split.TRAIN, labeled=False)
+    if model is None:
+        raise ModelError("There is no model yet.", "Run a round first.")
+    job = ScoreJob(
+        config=validate_config(model.config, f"the config of model {model.name}"),
+        model=model.files(project.folder),
+        images=tuple(refs),
+        cache=project.paths.cache,
+        out=project.folder / "runs" / "rest.parquet",
+    )
+    scores = read_scores(LocalExecutor().score(job, progress).path)
+    pairs = zip(scores.sha256s, scores.predicted, strict=True)
+    return wilson(sum(truth[sha256] == predicted for sha256, predicted in pairs), len(scores.sha256s))
