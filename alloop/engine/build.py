@@ -12,6 +12,8 @@ from alloop.losses.multi_head import LossScale
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.seeds import derive_seed
 
+HEAD_DECAY, HEAD_PRIOR = 5e-5, 3.0  # found in benchmarks/recipe
+
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
@@ -28,13 +30,16 @@ class HeadRecipe:
 
     Attributes:
         steps: Most L-BFGS iterations.
-        weight_decay: Factor of half the squared weights, per head and on the scale of the mean loss; None: chosen by
-            cross-validation on the training labels.
+        weight_decay: Factor of half the squared weights, averaged over heads, for features of mean squared norm 1.
+        prior: How many images at the center of all features count as evenly of every class. Without it a class that
+            nobody has labeled yet gets a probability of nearly 0 everywhere, and one image of it in the holdout spoils
+            NLL and temperature.
         loss_scale: See `losses.multi_head`.
     """
 
     steps: int
-    weight_decay: float | None
+    weight_decay: float
+    prior: float
     loss_scale: LossScale
 
 
@@ -78,7 +83,8 @@ def count_heads(config: Config) -> int:
 def build_head_recipe(config: Config) -> HeadRecipe:
     """The recipe of frozen mode."""
     train = config.train
-    return HeadRecipe(steps=train.epochs or 200, weight_decay=train.weight_decay, loss_scale=train.loss_scale)
+    decay = HEAD_DECAY if train.weight_decay is None else train.weight_decay
+    return HeadRecipe(train.epochs or 200, decay, HEAD_PRIOR, train.loss_scale)
 
 
 def build_finetune_recipe(config: Config) -> FinetuneRecipe:

@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from alloop.calibration.temperature import cross_fit_temperature
-from alloop.engine.build import Hardware, build_backbone, build_hardware, build_head_recipe, count_heads, search_paths
+from alloop.engine.build import (
+    Hardware,
+    build_backbone,
+    build_finetune_recipe,
+    build_hardware,
+    build_head_recipe,
+    count_heads,
+    search_paths,
+)
 from alloop.engine.features import Failed, ensure_features
+from alloop.engine.finetune import Labeled, finetune, pooled_log_probs
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.model_files import library_versions, save_version
@@ -42,11 +51,14 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     backbone = build_backbone(job.config, search_paths(job.cache))
     specialties = _specialties(job)
     fitted = _fit_frozen(job, backbone, hardware, specialties, progress)
+    metadata = _metadata(job, backbone)  # before fine-tuning changes the backbone
+    if job.config.model.mode == "finetune":
+        fitted = _finetune(job, backbone, hardware, specialties, fitted, progress)
     log_probs, calibration = cross_fit_temperature(
         fitted.holdout_log_probs, fitted.holdout_targets, derive_seed(job.seed, "calibration")
     )
     head_classes = tuple(tuple(job.classes[position] for position in part) for part in specialties)
-    files = save_version(job.out, fitted.heads, fitted.trunk, calibration, _metadata(job, backbone, head_classes))
+    files = save_version(job.out, fitted.heads, fitted.trunk, calibration, metadata | {"head_classes": head_classes})
     return TrainResult(
         files=files,
         calibration=calibration,
@@ -91,6 +103,27 @@ def _fit_frozen(
     return Fitted(heads, {}, log_probs, holdout_labels, {"mode": "frozen", "n_labels": len(images), **history}, failed)
 
 
+def _finetune(
+    job: TrainJob, backbone: Backbone, hardware: Hardware, specialties: Specialties, probe: Fitted, progress: Progress
+) -> Fitted:
+    """Go on from a fit to the untrained trunk's features."""
+    images, targets = _sorted_by_content(job.images, job.targets)
+    images, labels = _readable(images, targets, probe.failed)
+    recipe = build_finetune_recipe(job.config)
+    seed = derive_seed(job.seed, "finetune")
+    labeled = Labeled(images, labels)
+    history = finetune(backbone, probe.heads, labeled, specialties, recipe, hardware, seed, progress)
+    log_probs, positions, failed = pooled_log_probs(backbone, probe.heads, job.holdout, hardware)
+    return Fitted(
+        heads=probe.heads.cpu(),
+        trunk=dict(backbone.module.state_dict()),
+        holdout_log_probs=log_probs,
+        holdout_targets=torch.tensor(job.holdout_targets, dtype=torch.long)[positions],
+        history={**probe.history, "mode": "finetune", **history},
+        failed=tuple(dict.fromkeys((*probe.failed, *failed))),
+    )
+
+
 def _specialties(job: TrainJob) -> Specialties:
     """Which classes each head weighs strongly; what the previous version had stays."""
     generator = torch.Generator().manual_seed(derive_seed(job.seed, "specialties"))
@@ -132,11 +165,10 @@ def _check_classes(targets: Sequence[int], classes: Sequence[str]) -> None:
         )
 
 
-def _metadata(job: TrainJob, backbone: Backbone, head_classes: tuple[tuple[str, ...], ...]) -> dict[str, object]:
+def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
     """What model.json records. Of the settings only those that shape a model: others may hold secrets."""
     return {
         "classes": list(job.classes),
-        "head_classes": [list(part) for part in head_classes],
         "config": {
             "model": job.config.model.model_dump(mode="json"),
             "train": job.config.train.model_dump(mode="json"),

@@ -17,7 +17,7 @@ class MultiHead(nn.Module):
         n_features, n_heads, n_classes: D, M and K.
         generator: Initializes every head on its own: heads that start equal stay close under equal losses.
 
-    State: `weight` [M, K, D], `bias` [M, K], and what features are standardized with, `center` and `scale` [D]
+    State: `weight` [M, K, D], `bias` [M, K], and what features are standardized with, `center` [D] and `scale` []
     (0 and 1 until `standardize_by`).
     """
 
@@ -31,7 +31,7 @@ class MultiHead(nn.Module):
         self.weight = nn.Parameter((2 * draw - 1) * bound)
         self.bias = nn.Parameter(torch.zeros(n_heads, n_classes))
         self.register_buffer("center", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("scale", torch.ones(()))
 
     @property
     def n_heads(self) -> int:
@@ -42,12 +42,16 @@ class MultiHead(nn.Module):
         return self.weight.shape[1]
 
     def standardize_by(self, features: Float[Tensor, "N D"]) -> None:
-        """Center and scale by these features from now on. A feature that never varies is only centered."""
+        """Center these features and bring their mean squared norm to 1, from now on.
+
+        One scale for all features: scaling each by its own spread among a few labeled images makes those that happen to
+        vary little there explode elsewhere (benchmarks/recipe). Features that are all equal are only centered.
+        """
         wide = features.double()
-        spread = wide.std(dim=0, correction=0)
-        floor = 1e-6 * spread.max().clamp_min(1e-12)
-        self.center.copy_(wide.mean(dim=0))
-        self.scale.copy_(torch.where(spread > floor, spread, 1.0))
+        center = wide.mean(dim=0)
+        norm = (wide - center).square().sum(dim=1).mean().sqrt()
+        self.center.copy_(center)
+        self.scale.copy_(norm if norm > 1e-12 else torch.ones(()))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
         """Logits of every head, float32 (float64 if the module was made so)."""

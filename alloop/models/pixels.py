@@ -1,15 +1,30 @@
-"""Features without weights: the image itself, and fixed random ones of it, for small simple images."""
+"""Features without learned weights, for small and simple images: nothing is trained and nothing is downloaded."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
+
+N_FILTERS, GRID = 64, 4
 
 
 class Pixels(nn.Module):
-    """Gray pixels [S * S], flattened; nothing is learned and nothing is downloaded."""
+    """Images through 64 fixed random 3 x 3 filters, rectified, and averaged over a grid of 4 x 4 cells: D = 1024.
 
-    def __init__(self, image_size: int = 8) -> None:
+    The filters are drawn once from a fixed seed and sum to zero, so that plain brightness does not pass. On 8 x 8
+    digits this beats the pixels themselves at every number of labels (benchmarks/recipe).
+
+    Source: Saxe et al., "On Random Weights and Unsupervised Feature Learning", ICML 2011.
+    """
+
+    filters: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
-        self.n_features = image_size * image_size
+        drawn = torch.randn(N_FILTERS, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("filters", drawn - drawn.mean(dim=(2, 3), keepdim=True))
+        self.n_features = N_FILTERS * GRID * GRID
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        return images.mean(dim=1).flatten(start_dim=1)
+        responses = functional.conv2d(images, self.filters, padding=1).relu()
+        return functional.adaptive_avg_pool2d(responses, GRID).flatten(start_dim=1)

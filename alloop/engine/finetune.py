@@ -1,0 +1,267 @@
+"""Train the trunk together with its heads: augmentation, mixed precision, early stopping. For more labels and a GPU."""
+
+import copy
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from alloop.engine.build import FinetuneRecipe, Hardware
+from alloop.engine.device import is_out_of_memory
+from alloop.engine.features import Failed, trunk_batches
+from alloop.errors import ModelError
+from alloop.losses.multi_head import Specialties, class_weights, multi_head_loss
+from alloop.models.backbones import Backbone
+from alloop.models.heads import MultiHead
+from alloop.pool.dataset import Batch, ImageDataset, collate
+from alloop.predictive import mean_log_probs
+from alloop.progress import Progress
+from alloop.records import ImageRef
+from alloop.seeds import derive_seed
+
+log = logging.getLogger(__name__)
+
+SMALLEST_CROP = 0.5  # share of the image's area that an augmented view shows at least
+TRUNK_RATE = 0.1  # of the heads' learning rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeled:
+    """Images and their class positions."""
+
+    images: list[ImageRef]
+    targets: Tensor  # [N] int64
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, positions: Sequence[int]) -> "Labeled":
+        return Labeled([self.images[position] for position in positions], self.targets[list(positions)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is trained, and how: everything that stays the same over epochs. Modules are changed in place."""
+
+    backbone: Backbone
+    heads: MultiHead
+    weights: Tensor  # ω [M, K]
+    recipe: FinetuneRecipe
+    hardware: Hardware
+
+    def keep_gradients(self, wanted: bool) -> None:
+        for module in (self.backbone.module, self.heads):
+            module.to(self.hardware.device).requires_grad_(wanted)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Raw logits [M, B, K] of images uint8 [B, 3, S, S]; the trunk in mixed precision on CUDA, the heads never."""
+        device = self.hardware.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            features = self.backbone.module(self.backbone.normalize(images.to(device)))
+        logits: Tensor = self.heads(features)
+        return logits
+
+
+def finetune(
+    backbone: Backbone,
+    heads: MultiHead,
+    labeled: Labeled,
+    specialties: Specialties,
+    recipe: FinetuneRecipe,
+    hardware: Hardware,
+    seed: int,
+    progress: Progress,
+) -> dict[str, object]:
+    """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features.
+
+    Early stopping watches the NLL of log p̄ on a stratified part of the labels; the untrained trunk counts as epoch 0,
+    so that what comes out is never worse there than what went in. Normalization layers keep their statistics: batches
+    of a few dozen images would spoil them.
+
+    Returns:
+        Losses per epoch and which one was kept, JSON-able.
+
+    Source: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054).
+    """
+    train, validation = split_stratified(labeled, recipe.validation_share, derive_seed(seed, "validation"))
+    weights = class_weights(specialties, heads.n_classes).to(hardware.device)
+    setup = Setup(backbone, heads, weights, recipe, hardware)
+    setup.keep_gradients(True)
+    optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
+    best = _Best(_validate(setup, validation), setup)
+    epochs: list[dict[str, float]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "augmentation"))
+        for epoch in range(1, recipe.epochs + 1):
+            loss = _train_epoch(setup, train, optimizer, schedule, derive_seed(seed, "order", epoch))
+            nll = _validate(setup, validation)
+            epochs.append({"loss": loss} if math.isnan(nll) else {"loss": loss, "validation_nll": nll})
+            progress("epochs", epoch, recipe.epochs)
+            if best.offer(nll, epoch, setup) >= recipe.patience:
+                break
+    best.restore(setup)
+    return {"epochs": epochs, "best_epoch": best.epoch, "n_train": len(train), "n_validation": len(validation)}
+
+
+def split_stratified(labeled: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
+    """Training and validation part; of each class the share, rounded, but never its last image."""
+    generator = torch.Generator().manual_seed(seed)
+    held: set[int] = set()
+    for target in sorted(set(labeled.targets.tolist())):
+        members = torch.nonzero(labeled.targets == target).flatten()
+        n_held = min(math.floor(len(members) * share + 0.5), len(members) - 1)
+        order = torch.randperm(len(members), generator=generator)
+        held |= set(members[order[:n_held]].tolist())
+    kept = [position for position in range(len(labeled)) if position not in held]
+    return labeled.take(kept), labeled.take(sorted(held))
+
+
+def pooled_log_probs(
+    backbone: Backbone, heads: MultiHead, images: Sequence[ImageRef], hardware: Hardware
+) -> tuple[Tensor, list[int], Failed]:
+    """Uncalibrated log p̄ [N, K] of the images that could be read, their positions, and those that could not."""
+    backbone.module.eval()
+    on_cpu = copy.deepcopy(heads).cpu()
+    rows = [torch.empty(0, heads.n_classes)]
+    positions: list[int] = []
+    failed: list[tuple[int, str]] = []
+    for _, _, batch, features in trunk_batches(images, backbone, hardware):
+        failed += batch.failed
+        positions += batch.positions.tolist()
+        with torch.inference_mode():
+            rows.append(mean_log_probs(on_cpu(features).log_softmax(dim=-1)))
+    return torch.cat(rows), positions, tuple(failed)
+
+
+class _Best:
+    """The weights of the epoch with the lowest validation NLL; the last epoch's where there is no validation part."""
+
+    def __init__(self, nll: float, setup: Setup) -> None:
+        self.epoch, self._nll, self._waited = 0, nll, 0
+        self._states = _copy_states(setup)
+
+    def offer(self, nll: float, epoch: int, setup: Setup) -> int:
+        """Keep these weights if they are better. Returns for how many epochs none was."""
+        if math.isnan(nll) or nll < self._nll:
+            self.epoch, self._nll, self._waited = epoch, nll, 0
+            self._states = _copy_states(setup)
+        else:
+            self._waited += 1
+        return self._waited
+
+    def restore(self, setup: Setup) -> None:
+        for module, state in zip((setup.backbone.module, setup.heads), self._states, strict=True):
+            module.load_state_dict(state)
+            module.eval()
+        setup.keep_gradients(False)
+
+
+def _copy_states(setup: Setup) -> list[dict[str, Tensor]]:
+    modules = (setup.backbone.module, setup.heads)
+    return [{name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()} for module in modules]
+
+
+def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a cosine to zero. Weight decay spares vectors: biases and the scales of normalization layers."""
+    recipe = setup.recipe
+    groups: list[dict[str, object]] = []
+    for module, rate in (
+        (setup.backbone.module, recipe.learning_rate * TRUNK_RATE),
+        (setup.heads, recipe.learning_rate),
+    ):
+        matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": recipe.weight_decay})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
+
+
+def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[Batch]:
+    """Shuffled random views, uint8 [B, 3, S, S]; which ones depends on the seed and the number of workers."""
+    mode = v2.InterpolationMode(setup.backbone.interpolation)
+    size, antialias = setup.backbone.image_size, mode is not v2.InterpolationMode.NEAREST
+    views = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1), interpolation=mode, antialias=antialias),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+    batch_size = setup.recipe.batch_size
+    return DataLoader(
+        ImageDataset(train.images, views),
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=setup.hardware.workers if len(train) > 4 * batch_size else 0,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _train_epoch(
+    setup: Setup,
+    train: Labeled,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    seed: int,
+) -> float:
+    """One pass over the training part. Returns the mean loss of its batches."""
+    setup.backbone.module.train()
+    for module in setup.backbone.module.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    losses, pieces = [], 1
+    for batch in _augmented(setup, train, seed):
+        if not len(batch.positions):
+            continue
+        loss, pieces = _step(setup, optimizer, batch.images, train.targets[batch.positions], pieces)
+        schedule.step()
+        losses.append(loss)
+    return sum(losses) / max(1, len(losses))
+
+
+def _step(
+    setup: Setup, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, pieces: int
+) -> tuple[float, int]:
+    """One update from a batch, taken in as many pieces as the memory demands. Returns its loss and that number."""
+    while True:
+        optimizer.zero_grad()
+        try:
+            loss = sum(
+                _backward(setup, part, labels, share=len(part) / len(images))
+                for part, labels in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+            )
+            break
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or 2 * pieces > len(images):
+                raise
+        pieces *= 2
+        log.warning("out of memory: a batch of %d images is now taken in %d pieces", len(images), pieces)
+    if not math.isfinite(loss):
+        raise ModelError("Fine-tuning diverged: the loss is not finite.", "Set a smaller [train] learning_rate.")
+    optimizer.step()
+    return loss, pieces
+
+
+def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float) -> float:
+    """Add the gradients of a part of a batch; returns its part of the loss."""
+    if not len(images):
+        return 0.0
+    logits = setup.logits(images)
+    labels = targets.to(logits.device)
+    loss = share * multi_head_loss(logits, labels, setup.weights, loss_scale=setup.recipe.loss_scale)
+    torch.autograd.backward(loss)
+    return loss.item()
+
+
+def _validate(setup: Setup, validation: Labeled) -> float:
+    """Mean NLL of log p̄, in nats; nan without a validation part."""
+    log_probs, positions, _ = pooled_log_probs(setup.backbone, setup.heads, validation.images, setup.hardware)
+    if not positions:
+        return math.nan
+    return nn.functional.nll_loss(log_probs, validation.targets[positions]).item()
