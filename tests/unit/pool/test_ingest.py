@@ -329,13 +329,15 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path):
     picture(tmp_path / "a.png")
     script = tmp_path / "endless.py"
     script.write_text(
-        "import itertools, sys\n"
+        "import itertools, sys, time\n"
         "from pathlib import Path\n"
         "from alloop.pool.ingest import inspect_files\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        for result in inspect_files(itertools.repeat(Path(sys.argv[1])), 10**6, workers=2):\n"
+        "            time.sleep(0.3)  # until the workers wait for more\n"
         "            print('one', flush=True)\n"
+        "            time.sleep(60)\n"
         "    except KeyboardInterrupt:\n"
         "        sys.exit(130)\n"
     )

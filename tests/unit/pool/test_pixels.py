@@ -267,6 +267,14 @@ def test_a_png_with_a_flipped_bit_in_its_pixels_is_damaged():
         pixels.decode(bytes(data))
 
 
+@pytest.mark.parametrize("lost", [12, 20])
+def test_a_png_without_its_end_is_truncated_even_if_all_pixels_are_there(lost):
+    data = encode(photo(), "PNG")  # ends with the twelve bytes of IEND
+
+    with pytest.raises(pixels.UnreadableImage, match="truncated"):
+        pixels.decode(data[:-lost])
+
+
 def test_no_bytes_are_an_empty_file():
     with pytest.raises(pixels.UnreadableImage, match="empty"):
         pixels.decode(b"")
