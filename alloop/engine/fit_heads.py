@@ -1,5 +1,8 @@
 """Heads on fixed features: a small smooth problem, solved to the end rather than trained for a while."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,6 +12,7 @@ from alloop.losses.multi_head import Specialties, class_weights, multi_head_loss
 from alloop.models.heads import MultiHead
 
 _HISTORY = 20  # updates that L-BFGS remembers
+_SMALL = 5_000_000  # N * D up to which one thread is the fastest: many short operations, 20 times slower on busy cores
 
 
 def fit_heads(
@@ -47,7 +51,8 @@ def fit_heads(
         values.append(loss.item())
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with _threads_for(features):
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     heads.eval().requires_grad_(requires_grad=False)
     return heads, {
         "weight_decay": recipe.weight_decay,
@@ -66,3 +71,14 @@ def _objective(heads: MultiHead, features: Tensor, targets: Tensor, weights: Ten
     at_center = heads.bias.unsqueeze(1)  # what the heads say of an image whose standardized features are 0
     prior = multi_head_loss(at_center, even, weights, loss_scale=recipe.loss_scale)
     return loss + decay + prior * recipe.prior / len(features)
+
+
+@contextlib.contextmanager
+def _threads_for(features: Tensor) -> Iterator[None]:
+    """One thread for a small problem; its result then does not depend on how many there are, either."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if features.numel() <= _SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
