@@ -50,7 +50,7 @@ class PoolConfig(Section):
     """`[pool]`: which images there are, and which of them are near copies."""
 
     images: tuple[str, ...] = Field(default=(), strict=False)  # folders or globs, `alloop pool add` without arguments
-    near_duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 3  # bits of a 64-bit perceptual hash; 0: equal hashes
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 6  # bits of 64 (benchmarks/near_duplicates)
     near_duplicates: bool = True  # False: every image is its own group
     max_pixels: PositiveInt = 178_956_970  # larger images are refused as decompression bombs
 
