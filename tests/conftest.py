@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from label_studio_server import label_studio as label_studio  # a fixture; starts nothing until a test asks for it
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

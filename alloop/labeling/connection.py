@@ -10,6 +10,7 @@ import datetime as dt
 import enum
 import json
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +84,8 @@ class Connection:
         self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
             base_url=self.url + "/", api_key=self._key, timeout=timeout, max_retries=0, follow_redirects=False
         )
+        # Nobody has to close a connection: its sockets go when it does.
+        weakref.finalize(self, self._sdk._client_wrapper.httpx_client.httpx_client.close)
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r}, {self.key_kind})"
@@ -91,10 +94,6 @@ class Connection:
     def key_kind(self) -> str:
         """What the key looks like, in words."""
         return "personal access token" if _claims(self._key) is not None else "legacy token"
-
-    def close(self) -> None:
-        """Let go of the open sockets."""
-        self._sdk._client_wrapper.httpx_client.httpx_client.close()
 
     def read(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
         """GET, a few times if need be.

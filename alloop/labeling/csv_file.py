@@ -114,7 +114,7 @@ class CsvAnnotator:
 
     def _header(self) -> list[str]:
         # What a person fills in comes first, and a full column last: Excel leaves empty cells at a line's end away.
-        header = [f"label (a class, or {self.skip_word}; empty: not yet)", "annotator (your name)", "file"]
+        header = [f"label (class or {self.skip_word})", "annotator (your name)", "file"]
         return header + (["predicted"] if self._preannotate else []) + ["key", "copy", "sha256"]
 
     def _question(self, task: OutgoingTask, copy: int) -> dict[str, str]:

@@ -83,11 +83,11 @@ class LabelStudioAnnotator:
         """As the protocol says. Copies that a request delivered twice has left are taken back while untouched."""
         if not keys:
             return {}
-        found = task_list.ids_by_key(self._connection, self._opened.id, keys, self._n_tasks())
-        copies = [task_id for ids in found.values() for task_id in ids[1:]]
+        found = task_list.refs_by_key(self._connection, self._opened.id, keys, self._n_tasks())
+        copies = [ref for refs in found.values() for ref in refs[1:]]
         if copies:
-            self.withdraw([str(task_id) for task_id in copies])
-        return {key: str(ids[0]) for key, ids in found.items()}
+            self.withdraw(copies)
+        return {key: refs[0] for key, refs in found.items()}
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
         for start in range(0, len(tasks), self._push_batch):
@@ -103,7 +103,7 @@ class LabelStudioAnnotator:
         self._users = {}
         latest = mark or ""
         for rows in task_list.changed_since(self._connection, project_id, mark, _PULL_PAGE):
-            tasks = tuple(self._answers(row) for row in rows if (row.get("data") or {}).get(TASK_KEY))
+            tasks = tuple(self._answers(row, ref) for row in rows if (ref := task_list.task_ref(row)) is not None)
             safe = task_list.write_time(read_time(rows[-1]["updated_at"]) - _OVERLAP)
             # Times in this spelling sort as text. A mark never goes back.
             latest = max(latest, safe)
@@ -112,18 +112,17 @@ class LabelStudioAnnotator:
     def list_task_ids(self) -> frozenset[str]:
         # Asked first: of a project that is gone the server lists no tasks, which must not read as "all deleted".
         project_id = find_project(self._connection, self._opened.id)["id"]
-        return frozenset(map(str, task_list.all_ids(self._connection, project_id)))
+        return task_list.all_refs(self._connection, project_id)
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         project_id = find_project(self._connection, self._opened.id)["id"]
         gone: set[str] = set()
         for start in range(0, len(task_ids), 100):
-            asked = [int(task_id) for task_id in task_ids[start : start + 100]]
-            free = sorted(task_list.untouched_ids(self._connection, project_id, asked))
+            asked = task_ids[start : start + 100]
+            free = task_list.untouched_refs(self._connection, project_id, asked)
             if free:
-                self._delete(project_id, free)
-            there = task_list.existing_ids(self._connection, project_id, asked)
-            gone |= {str(task_id) for task_id in asked if task_id not in there}
+                self._delete(project_id, sorted(map(task_list.task_number, free)))
+            gone |= set(asked) - task_list.existing_refs(self._connection, project_id, asked)
         return frozenset(gone)
 
     @property
@@ -176,7 +175,7 @@ class LabelStudioAnnotator:
                 "Run the same command again: tasks that arrived are recognised by their key.",
                 Fate.OPEN,
             )
-        return {task.key: str(task_id) for task, task_id in zip(batch, ids, strict=True)}
+        return {task.key: f"{task_id}:{task.key}" for task, task_id in zip(batch, ids, strict=True)}
 
     def _task(self, task: OutgoingTask, url: str) -> dict[str, Any]:
         project = self._opened
@@ -216,13 +215,13 @@ class LabelStudioAnnotator:
             self._connection.change(f"api/projects/{self._opened.id}/", {"model_version": model_version})
             self._model_version = model_version
 
-    def _answers(self, row: Mapping[str, Any]) -> TaskAnswers:
+    def _answers(self, row: Mapping[str, Any], ref: str) -> TaskAnswers:
         control = self._opened.control.name
         answers = tuple(
             read_annotation(annotation, control, self._user(annotation.get("completed_by")))
             for annotation in sorted(row.get("annotations") or [], key=lambda annotation: int(annotation["id"]))
         )
-        return TaskAnswers(str(row["id"]), row["data"][TASK_KEY], answers)
+        return TaskAnswers(ref, row["data"][TASK_KEY], answers)
 
     def _user(self, completed_by: Any) -> str:
         user_id = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by

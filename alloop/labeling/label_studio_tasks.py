@@ -3,7 +3,7 @@
 import datetime as dt
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -25,8 +25,22 @@ def write_time(moment: dt.datetime) -> str:
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def ids_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_tasks: int) -> dict[str, list[int]]:
-    """The tasks that carry each of `keys`, ids ascending. Keys without a task are absent.
+def task_ref(row: Row) -> str | None:
+    """How a task is named outside: number and key, as in `12:r3-0007`. None for a task that alloop did not push.
+
+    The number alone will not do: on SQLite, Label Studio gives the numbers of deleted tasks to new ones.
+    """
+    key = (row.get("data") or {}).get(TASK_KEY)
+    return f"{row['id']}:{key}" if key else None
+
+
+def task_number(ref: str) -> int:
+    """The number by which the server knows a task."""
+    return int(ref.partition(":")[0])
+
+
+def refs_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_tasks: int) -> dict[str, list[str]]:
+    """The tasks that carry each of `keys`, lowest number first. Keys without a task are absent.
 
     Args:
         connection: The server.
@@ -35,7 +49,7 @@ def ids_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_t
         n_tasks: About how many tasks the project has; decides how to look, not what is found.
     """
     wanted = set(keys)
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[str]] = {}
     if len(wanted) > _LONG_PAGE and len(wanted) > _KEYS_PER_TASK * n_tasks:
         rows = _by_id(connection, project_id, "id,data")
     else:
@@ -44,28 +58,27 @@ def ids_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_t
             for chunk in _chunks(sorted(wanted))
         )
     for row in rows:
-        key = (row.get("data") or {}).get(TASK_KEY)
         # Checked here as well: a proxy that drops the filter would otherwise hand us every task.
-        if key in wanted:
-            found.setdefault(key, []).append(int(row["id"]))
-    return {key: sorted(ids) for key, ids in found.items()}
+        if (ref := task_ref(row)) is not None and row["data"][TASK_KEY] in wanted:
+            found.setdefault(row["data"][TASK_KEY], []).append(ref)
+    return {key: sorted(refs, key=task_number) for key, refs in found.items()}
 
 
-def all_ids(connection: Connection, project_id: int) -> frozenset[int]:
-    """Ids of all tasks there are."""
-    return frozenset(int(row["id"]) for row in _by_id(connection, project_id, "id"))
+def all_refs(connection: Connection, project_id: int) -> frozenset[str]:
+    """All tasks there are that alloop pushed."""
+    return _refs(_by_id(connection, project_id, "id,data"))
 
 
-def existing_ids(connection: Connection, project_id: int, task_ids: Sequence[int]) -> frozenset[int]:
-    """Those of `task_ids` that are still there."""
-    return frozenset(int(row["id"]) for row in _some(connection, project_id, "task_only", "id", task_ids))
+def existing_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
+    """Those of `refs` that are still there."""
+    return _refs(_some(connection, project_id, "task_only", "id,data", refs)) & set(refs)
 
 
-def untouched_ids(connection: Connection, project_id: int, task_ids: Sequence[int]) -> frozenset[int]:
-    """Those of `task_ids` that are there and have neither annotation nor skip nor draft."""
+def untouched_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
+    """Those of `refs` that are there and have neither annotation nor skip nor draft."""
     # `drafts` lists those of the key's own user only; `draft_exists` speaks of everybody's.
-    rows = _some(connection, project_id, "all", "id,annotations,draft_exists", task_ids)
-    return frozenset(int(row["id"]) for row in rows if row["annotations"] == [] and row["draft_exists"] is False)
+    rows = _some(connection, project_id, "all", "id,data,annotations,draft_exists", refs)
+    return _refs(row for row in rows if row["annotations"] == [] and row["draft_exists"] is False) & set(refs)
 
 
 def newest_task(connection: Connection, project_id: int, include: str) -> Row | None:
@@ -110,12 +123,15 @@ def _by_id(connection: Connection, project_id: int, include: str) -> Iterator[Ro
         last = int(rows[-1]["id"])
 
 
-def _some(connection: Connection, project_id: int, fields: str, include: str, ids: Sequence[int]) -> Iterator[Row]:
-    for start in range(0, len(ids), 200):
-        chunk = list(ids[start : start + 200])
-        wanted = set(chunk)
-        rows = _page(connection, project_id, fields, include, [_is_in("id", chunk)], size=len(chunk))
-        yield from (row for row in rows if int(row["id"]) in wanted)
+def _some(connection: Connection, project_id: int, fields: str, include: str, refs: Sequence[str]) -> Iterator[Row]:
+    numbers = [task_number(ref) for ref in refs]
+    for start in range(0, len(numbers), 200):
+        chunk = numbers[start : start + 200]
+        yield from _page(connection, project_id, fields, include, [_is_in("id", chunk)], size=len(chunk))
+
+
+def _refs(rows: Iterable[Row]) -> frozenset[str]:
+    return frozenset(ref for row in rows if (ref := task_ref(row)) is not None)
 
 
 def _page(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import re
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ class BrowserPerson:
         self.url = url.rstrip("/")
         self.email = email
         self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT, follow_redirects=False)
+        weakref.finalize(self, self._client.close)
         self._client.get("/user/login/")
         form = {"email": email, "password": password, "persist_session": "on"}
         reply = self._client.post("/user/login/", data=self._signed(form), headers=self._headers())

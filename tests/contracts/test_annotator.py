@@ -1,0 +1,311 @@
+"""What the loop may expect of every labeling back end: a real Label Studio, the oracle, and sheets."""
+
+import csv
+import dataclasses
+import datetime as dt
+import hashlib
+import itertools
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alloop.errors import LabelingError
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.csv_file import CsvAnnotator
+from alloop.labeling.simulated import SimulatedAnnotator, read_truth
+from alloop.records import Answer, ImageRef, Outcome, OutgoingTask, PullPage, TaskAnswers
+
+TRUE_LABELS = ["cat", "dog", "cat", "zebra", "dog"]  # zebra is no class of ours
+
+
+@dataclasses.dataclass
+class World:
+    """A back end and the people behind it. `new()` is alloop started again: nothing but what is stored survives."""
+
+    images: list[ImageRef]
+    can: frozenset[str] = frozenset({"edit", "skip", "empty"})
+
+    def new(self) -> Annotator:
+        raise NotImplementedError
+
+    def answer(self, task_id: str, value: str | None) -> None:
+        """Somebody answers, changes the answer, or (None) skips."""
+        raise NotImplementedError
+
+    def delete(self, task_id: str) -> None:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass
+class LabelStudioWorld(World):
+    server: object = None
+    workspace_key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    annotations: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def new(self):
+        return self.server.annotator(workspace_key=self.workspace_key, push_batch=2)
+
+    def answer(self, task_id, value):
+        choices = [{"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [value]}}]
+        body = {"result": choices if value else [], "was_cancelled": value is None, "lead_time": 2.5}
+        number = task_id.partition(":")[0]
+        if task_id in self.annotations:
+            reply = self.server.api("PATCH", f"/api/annotations/{self.annotations[task_id]}/", json=body)
+        else:
+            reply = self.server.api("POST", f"/api/tasks/{number}/annotations/", json=body)
+        assert reply.status_code in {200, 201}
+        self.annotations[task_id] = reply.json()["id"]
+
+    def delete(self, task_id):
+        assert self.server.api("DELETE", f"/api/annotations/{self.annotations[task_id]}/").status_code == 204
+
+
+@dataclasses.dataclass
+class SheetsWorld(World):
+    folder: Path = Path()
+    clock: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1_700_000_000))
+
+    def new(self):
+        return CsvAnnotator(self.folder, ("cat", "dog"), push_batch=2)
+
+    def answer(self, task_id, value):
+        self._fill(task_id, value or "skip")
+
+    def delete(self, task_id):
+        self._fill(task_id, "")
+
+    def _fill(self, task_id, text):
+        for path in self.folder.glob("*.csv"):
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                old = file.read()
+            header, *rows = csv.reader(old.splitlines(), delimiter=";" if ";" in old else ",")
+            for row in rows:
+                if task_id in row:
+                    row[:2] = text, "ann"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, delimiter=";").writerows([header, *rows])
+            moment = next(self.clock)
+            os.utime(path, (moment, moment))
+
+
+@dataclasses.dataclass
+class OracleWorld(World):
+    folder: Path = Path()
+
+    def new(self):
+        truth = read_truth(self.folder / "truth.csv")
+        return SimulatedAnnotator(truth, ("cat", "dog"), self.folder / "oracle.jsonl", push_batch=2)
+
+    def answer(self, task_id, value):
+        pass  # it has answered already
+
+
+def make_images(folder: Path) -> list[ImageRef]:
+    images = []
+    for number in range(len(TRUE_LABELS)):
+        path = folder / f"{number}.png"
+        Image.new("RGB", (8, 8), (number * 40, 0, 0)).save(path)
+        images.append(ImageRef(number + 1, hashlib.sha256(path.read_bytes()).hexdigest(), str(path)))
+    return images
+
+
+@pytest.fixture(params=[pytest.param("label-studio", marks=pytest.mark.label_studio), "oracle", "csv"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    if request.param == "label-studio":
+        server = request.getfixturevalue("label_studio")
+        return LabelStudioWorld(make_images(server.images), server=server)
+    images = make_images(tmp_path)
+    if request.param == "csv":
+        return SheetsWorld(images, frozenset({"edit", "skip"}), folder=tmp_path / "sheets")
+    rows = "".join(f"{image.sha256},{label}\n" for image, label in zip(images, TRUE_LABELS, strict=True))
+    (tmp_path / "truth.csv").write_text("sha256,label\n" + rows)
+    return OracleWorld(images, frozenset(), folder=tmp_path)
+
+
+def make_tasks(world: World, prefix: str = "q") -> list[OutgoingTask]:
+    return [OutgoingTask(f"{prefix}{number}", image) for number, image in enumerate(world.images)]
+
+
+def opened(world: World) -> Annotator:
+    annotator = world.new()
+    annotator.open_project(None)
+    return annotator
+
+
+def push_all(annotator: Annotator, tasks: Sequence[OutgoingTask]) -> dict[str, str]:
+    return {key: task_id for batch in annotator.push(tasks) for key, task_id in batch.items()}
+
+
+def by_key(pages: Iterator[PullPage]) -> dict[str, TaskAnswers]:
+    return {task.key: task for page in pages for task in page.tasks}
+
+
+def only_answer(annotator: Annotator, key: str) -> Answer:
+    (answer,) = by_key(annotator.pull(None))[key].answers
+    return answer
+
+
+def test_opening_again_finds_the_same_project(world: World):
+    first = world.new().open_project(None)
+
+    assert world.new().open_project(None) == first  # an interrupted creation is found
+    assert world.new().open_project(first) == first
+
+
+def test_a_project_of_another_back_end_is_refused(world: World):
+    with pytest.raises(LabelingError):
+        world.new().open_project("another back end")
+
+
+def test_every_task_is_made_once_in_batches_and_listed(world: World):
+    annotator = opened(world)
+
+    batches = list(annotator.push(make_tasks(world)))
+
+    assert [sorted(batch) for batch in batches] == [["q0", "q1"], ["q2", "q3"], ["q4"]]
+    ids = [task_id for batch in batches for task_id in batch.values()]
+    assert annotator.list_task_ids() == set(ids)
+    assert len(set(ids)) == 5
+
+
+def test_tasks_that_exist_are_found_by_key_and_others_are_not(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+
+    assert world.new().open_project(None)
+    again = opened(world)
+    assert dict(again.reconcile(["q1", "nobody", "q3"])) == {"q1": ids["q1"], "q3": ids["q3"]}
+    assert dict(again.reconcile([])) == {}
+
+
+def test_a_push_killed_between_batches_continues_without_copies(world: World):
+    tasks = make_tasks(world)
+    first = next(iter(opened(world).push(tasks)))  # and here the process ends
+
+    again = opened(world)
+    known = again.reconcile([task.key for task in tasks])
+    rest = push_all(again, [task for task in tasks if task.key not in known])
+
+    assert dict(first) == dict(known)
+    assert set(known) | set(rest) == {task.key for task in tasks}
+    assert again.list_task_ids() == set(known.values()) | set(rest.values())
+
+
+def test_an_answer_comes_back_with_who_and_when(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q1"], "dog")
+
+    answer = only_answer(annotator, "q1")
+
+    assert (answer.outcome, answer.value) == (Outcome.LABEL, "dog")
+    assert answer.annotator
+    assert answer.updated_at.utcoffset() == dt.timedelta(0)
+
+
+def test_an_unknown_label_is_kept_as_it_was_given(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q3"], "zebra")
+
+    assert only_answer(annotator, "q3").value == "zebra"
+
+
+def test_an_edited_answer_keeps_its_id_and_changes_its_value(world: World):
+    if "edit" not in world.can:
+        return  # the oracle never changes its mind
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q0"], "cat")
+    before = only_answer(annotator, "q0")
+
+    world.answer(ids["q0"], "dog")
+
+    after = only_answer(annotator, "q0")
+    assert (after.external_id, after.value) == (before.external_id, "dog")
+    assert after.updated_at > before.updated_at
+
+
+def test_a_deleted_answer_is_listed_no_more_but_its_task_is(world: World):
+    if "edit" not in world.can:
+        return
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q0"], "cat")
+    mark = list(annotator.pull(None))[-1].mark
+
+    world.delete(ids["q0"])
+
+    assert by_key(annotator.pull(mark))["q0"].answers == ()
+
+
+def test_a_skip_is_told_from_a_label(world: World):
+    if "skip" not in world.can:
+        return
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q2"], None)
+
+    answer = only_answer(annotator, "q2")
+
+    assert (answer.outcome, answer.value) == (Outcome.SKIP, None)
+
+
+def test_an_empty_submission_is_neither_label_nor_skip(world: World):
+    if "empty" not in world.can:
+        return
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q2"], "")  # submitted, nothing chosen
+
+    answer = only_answer(annotator, "q2")
+
+    assert (answer.outcome, answer.value) == (Outcome.EMPTY, None)
+
+
+def test_a_later_pull_brings_what_changed_and_repeats_harmlessly(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q0"], "cat")
+    mark = list(annotator.pull(None))[-1].mark
+    later = push_all(annotator, make_tasks(world, "r"))
+    world.answer(later["r1"], "dog")
+
+    pages = list(world_pull(world, mark))
+
+    changed = by_key(iter(pages))
+    assert changed["r1"].answers[0].value == "dog"
+    assert changed["r1"].task_id == later["r1"]
+    assert pages[-1].mark >= mark or world.can == frozenset()
+    assert by_key(world_pull(world, mark)) == changed
+
+
+def world_pull(world: World, mark: str | None) -> Iterator[PullPage]:
+    return opened(world).pull(mark)
+
+
+def test_only_unanswered_tasks_are_taken_back(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world))
+    world.answer(ids["q0"], "cat")
+
+    gone = annotator.withdraw(list(ids.values()))
+
+    assert ids["q0"] not in gone
+    assert annotator.list_task_ids() == set(ids.values()) - gone
+    assert len(gone) == (0 if world.can == frozenset() else 4)
+    assert dict(annotator.reconcile(list(ids))) == {key: ids[key] for key in ids if ids[key] not in gone}
+
+
+def test_ids_of_tasks_that_were_taken_back_never_come_again(world: World):
+    annotator = opened(world)
+    first = push_all(annotator, make_tasks(world))
+    annotator.withdraw(list(first.values()))
+
+    second = push_all(annotator, make_tasks(world, "r"))
+
+    assert not set(first.values()) & set(second.values())

@@ -1,0 +1,122 @@
+"""One real Label Studio for a test run: started when first asked for, gone when the run ends, however it ends."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from alloop.config.schema import Config, ImagesConfig, LabelingConfig, LabelStudioConfig, ProjectConfig
+from alloop.labeling import local_server
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.build import build_annotator
+from alloop.simulate.browser_people import BrowserPerson, create_annotator_account
+
+PASSWORD = "correct-horse-battery"
+
+# Waits for the end of the test process, even one that was killed, and stops the server then.
+WATCHDOG = """
+import pathlib, sys
+from alloop.labeling import local_server
+sys.stdin.read()
+local_server.down(pathlib.Path(sys.argv[1]))
+"""
+
+
+@dataclasses.dataclass
+class LabelStudioServer:
+    """The server, and whom one can be there."""
+
+    workspace: Path
+    images: Path
+    credentials: local_server.Credentials
+    people: dict[str, BrowserPerson] = dataclasses.field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return self.credentials.url
+
+    @property
+    def admin(self) -> BrowserPerson:
+        if "admin" not in self.people:
+            self.people["admin"] = BrowserPerson(self.url, self.credentials.email, self.credentials.password)
+        return self.people["admin"]
+
+    def person(self, name: str) -> BrowserPerson:
+        """A colleague with an account of their own."""
+        if name not in self.people:
+            self.people[name] = create_annotator_account(self.admin, f"{name}@example.com", PASSWORD)
+        return self.people[name]
+
+    def api(self, method: str, path: str, **kwargs: object) -> httpx.Response:
+        """A request behind alloop's back, with the administrator's token."""
+        headers = {"Authorization": f"Token {self.credentials.token}"}
+        return httpx.request(method, self.url + path, headers=headers, timeout=60, **kwargs)  # type: ignore[arg-type]
+
+    def tasks(self, project_ref: str) -> list[dict[str, object]]:
+        """All tasks of a project as the server lists them."""
+        return self.api("GET", f"/api/tasks?project={project_ref}&page_size=1000&resolve_uri=false").json()["tasks"]
+
+    def annotator(
+        self,
+        *,
+        url: str | None = None,
+        key: str | None = None,
+        workspace_key: str | None = None,
+        classes: tuple[str, ...] = ("cat", "dog"),
+        images: ImagesConfig | None = None,
+        preannotate: bool = False,
+        project_id: int | None = None,
+        timeout: float = 60.0,
+        push_batch: int = 500,
+        annotations_per_image: int = 1,
+    ) -> Annotator:
+        """An annotator as `alloop` builds it from a configuration."""
+        server = LabelStudioConfig(url=url or self.url, timeout=timeout, push_batch=push_batch, project_id=project_id)
+        labeling = LabelingConfig(
+            label_studio=server,
+            images=images or ImagesConfig(root=self.images, server_root=self.credentials.folders[0][1]),
+            preannotate=preannotate,
+            annotations_per_image=annotations_per_image,
+        )
+        config = Config(project=ProjectConfig(name="tests", classes=classes), labeling=labeling)
+        # A folder that knows of no server: address and key must come from the configuration and the environment,
+        # unless a test asks for the server's own workspace.
+        folder = self.workspace if url is None and key is None else self.workspace / "elsewhere"
+        environ = {} if url is None and key is None else {"LABEL_STUDIO_API_KEY": key or self.credentials.token}
+        return build_annotator(config, folder, workspace_key or uuid.uuid4().hex, environ)
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
+    """A running server of this test process (of this worker, under pytest-xdist)."""
+    workspace = tmp_path_factory.mktemp("label-studio")
+    images = workspace / "images"
+    images.mkdir()
+    watchdog = subprocess.Popen([sys.executable, "-c", WATCHDOG, str(workspace)], stdin=subprocess.PIPE)
+    try:
+        local_server.up(workspace, [images])
+        credentials = local_server.read_credentials(workspace)
+        assert credentials is not None
+        server = LabelStudioServer(workspace, images, credentials)
+        yield server
+        for person in server.people.values():
+            person.close()
+    finally:
+        assert watchdog.stdin is not None
+        watchdog.stdin.close()
+        watchdog.wait()
+        assert not local_server.status(workspace).running
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something that another process does; fails when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
