@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
-export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.venv-label-studio
+export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.cache/label-studio/venv
 # Headless chart drawing, and no surprise from a user's own settings.
 export MPLBACKEND := Agg
 export PYTHONDONTWRITEBYTECODE := 1
@@ -48,4 +48,4 @@ test: lint ## Everything that CI checks.
 
 .PHONY: clean
 clean: ## Remove both environments and everything built.
-	rm -rf $(VENV) .venv-label-studio build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,5 +1,6 @@
 """`alloop status`: where the project stands, in one screen."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,14 @@ from alloop.cli._options import Session, common_options
 if TYPE_CHECKING:
     from alloop.records import Interval
     from alloop.report.gather import RoundReport, StatusReport
+
+
+WIDE = 120
+EXPLAINED = (
+    "Accuracy, NLL (nats) and ECE are of the labeled holdout, each image calibrated by the others, with 95 % intervals "
+    "(Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie above it). H is the "
+    "mean entropy of the batch in nats: chosen by the strategy | drawn at random."
+)
 
 
 @click.command()
@@ -23,15 +32,12 @@ def status(session: Session) -> None:
         return
     from rich.console import Console
 
-    console = Console()
+    # Where nobody's terminal sets a width, lines are for files and mails: do not fold them at 80.
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     console.print(_headline(report), highlight=False)
     if report.rounds:
         console.print(_rounds(report.rounds))
-        console.print(
-            "Accuracy, NLL (nats) and ECE: on the labeled holdout, calibrated by other holdout images, 95 % intervals "
-            "(Wilson; bootstrap). H: mean entropy of the batch in nats, chosen | at random.",
-            style="dim",
-        )
+        console.print(EXPLAINED, style="dim", highlight=False)
     for line in _people(report) + _attention(report):
         console.print(line, highlight=False)
 
@@ -46,21 +52,23 @@ def _headline(report: "StatusReport") -> str:
 
 
 def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
-    for column in ("round", "state", "labels", "accuracy", "NLL", "ECE", "H", "answered"):
-        table.add_column(column, justify="right" if column not in ("state",) else "left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("round", "state", "labels", "accuracy %", "NLL", "ECE %", "H", "answered"):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     for row in rounds:
+        asked, still_open = sum(row.queries.values()), row.queries.get("open", 0)
         table.add_row(
             str(row.number),
             row.state,
             "-" if row.n_labels is None else str(row.n_labels),
-            _percent(row.metrics.get("accuracy")),
-            _plain(row.metrics.get("nll")),
-            _percent(row.metrics.get("ece")),
+            _interval(row.metrics.get("accuracy"), 100, 1),
+            _interval(row.metrics.get("nll"), 1, 2),
+            _interval(row.metrics.get("ece"), 100, 1),
             f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}",
-            f"{sum(row.queries.values()) - row.queries.get('open', 0)} of {sum(row.queries.values())}",
+            f"{asked - still_open}/{asked}",
         )
     return table
 
@@ -97,14 +105,11 @@ def _attention(report: "StatusReport") -> list[str]:
     return lines
 
 
-def _percent(interval: "Interval | None") -> str:
+def _interval(interval: "Interval | None", factor: float, digits: int) -> str:
     if interval is None:
         return "-"
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
-
-
-def _plain(interval: "Interval | None") -> str:
-    return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    value, low, high = (f"{factor * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _entropy(value: float | None) -> str:
