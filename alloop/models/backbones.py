@@ -110,6 +110,9 @@ def load_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _find(name, weights, search_paths).resized_to(image_size)
+    built_for = getattr(backbone.module, "image_size", backbone.image_size)
+    if name.startswith("vit_") and built_for != backbone.image_size:
+        raise ConfigError(f"{name} takes images of {built_for} pixels only.", "Leave [model] image_size out.")
     backbone.module.eval().requires_grad_(requires_grad=False)
     return backbone
 
@@ -142,11 +145,16 @@ def _from_torchvision(name: str, weights: str) -> Backbone:
         raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, names))
     entries = torchvision.models.get_model_weights(name)
     chosen = _published(entries, weights)
-    module = _download(name, chosen) if weights == "DEFAULT" else torchvision.models.get_model(name, weights=None)
+    preset = chosen.transforms()
+    # Vision transformers are built for one image size, which published weights bring along.
+    size = {"image_size": preset.crop_size[0]} if name.startswith("vit_") else {}
+    if weights == "DEFAULT":
+        module = _download(name, chosen)
+    else:
+        module = torchvision.models.get_model(name, weights=None, **size)
     head, n_features = _cut_classifier(module)
     if weights not in {"DEFAULT", "none"}:
         load_weights(module, Path(weights), ignore=(head, "aux", "AuxLogits"))
-    preset = chosen.transforms()
     return Backbone(
         module=module,
         n_features=n_features,
@@ -169,7 +177,8 @@ def _download(name: str, weights: Any) -> nn.Module:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none, and would wait for ever
     try:
-        module: nn.Module = torchvision.models.get_model(name, weights=weights)
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces downloads where our results go
+            module: nn.Module = torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:  # no network, and a hash that does not match
         raise ModelError(
             f"The weights of {name} could not be loaded: {error}.",
