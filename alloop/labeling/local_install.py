@@ -18,14 +18,16 @@ from alloop.progress import Progress, silent
 VERSION = "1.23.2"
 VENV_VARIABLE = "ALLOOP_LABEL_STUDIO_VENV"
 
-_BEGUN = "alloop-installing.json"
-_DONE = "alloop-installed.json"
+# Ours in that environment: markers, lock, log, and the empty database.
+_OURS = "alloop"
+_BEGUN = "begun.json"
+_DONE = "done.json"
 
 
 def venv_path() -> Path:
     """Where Label Studio is installed: ALLOOP_LABEL_STUDIO_VENV, or the user's cache folder."""
     named = os.environ.get(VENV_VARIABLE)
-    return Path(named) if named else platformdirs.user_cache_path("alloop") / f"label-studio-{VERSION}"
+    return Path(named).absolute() if named else platformdirs.user_cache_path("alloop") / f"label-studio-{VERSION}"
 
 
 def program(venv: Path, name: str = "label-studio") -> Path:
@@ -48,13 +50,14 @@ def install(progress: Progress = silent) -> Path:
     venv = venv_path()
     if _is_complete(venv):
         return venv
-    with only_one(venv.parent, venv.name):
+    _check_ours(venv)
+    with only_one(venv / _OURS, "install"):
         if _is_complete(venv):
             return venv
         _make_room(venv)
         for command in _install_commands(venv):
-            run_logged(command, venv.parent / f"{venv.name}.log", f"installing Label Studio {VERSION}", progress)
-        write_json(venv / _DONE, {"version": VERSION})
+            run_logged(command, venv / _OURS / "install.log", f"installing Label Studio {VERSION}", progress)
+        write_json(venv / _OURS / _DONE, {"version": VERSION})
     return venv
 
 
@@ -69,9 +72,11 @@ def copy_template(database: Path, environment: Mapping[str, str], progress: Prog
     if database.exists():
         return
     venv = venv_path()
-    template = venv.parent / f"label-studio-{VERSION}-empty.sqlite3"
+    template = venv / _OURS / f"empty-{VERSION}.sqlite3"
     if not template.is_file():
-        with only_one(template.parent, template.name):
+        if not os.access(venv, os.W_OK):
+            return  # somebody else's installation; the server migrates its database by itself, only slower
+        with only_one(template.parent, "template"):
             if not template.is_file():
                 _make_template(venv, template, environment, progress)
     with atomic_path(database) as temporary:
@@ -125,22 +130,28 @@ def tail(log: Path, most: int = 600) -> str:
 
 
 def _is_complete(venv: Path) -> bool:
-    if (venv / _BEGUN).exists() and not (venv / _DONE).exists():
+    if (venv / _OURS / _BEGUN).exists() and not (venv / _OURS / _DONE).exists():
         return False
     installed = any(venv.glob(f"lib/python3*/site-packages/label_studio-{VERSION}.dist-info/RECORD"))
     return installed and program(venv).is_file()
 
 
+def _check_ours(venv: Path) -> None:
+    """Refuse to install into a folder that holds something else."""
+    if venv.exists() and any(venv.iterdir()) and not (venv / _OURS).exists():
+        raise LabelingError(
+            f"{venv} exists and does not hold Label Studio {VERSION}.",
+            f"Point {VENV_VARIABLE} at a folder that alloop may create, or install label-studio=={VERSION} there.",
+        )
+
+
 def _make_room(venv: Path) -> None:
-    """Clear away what an interrupted installation left, and never anything else."""
-    if venv.exists() and any(venv.iterdir()):
-        if not (venv / _BEGUN).exists():
-            raise LabelingError(
-                f"{venv} exists and does not hold Label Studio {VERSION}.",
-                f"Point {VENV_VARIABLE} at a folder that alloop may create, or install label-studio=={VERSION} there.",
-            )
-        shutil.rmtree(venv)
-    write_json(venv / _BEGUN, {"version": VERSION})
+    """Clear away what an interrupted installation left."""
+    write_json(venv / _OURS / _BEGUN, {"version": VERSION})
+    (venv / _OURS / _DONE).unlink(missing_ok=True)
+    for path in venv.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != _OURS:
+            shutil.rmtree(path)
 
 
 def _install_commands(venv: Path) -> list[list[str]]:
