@@ -30,7 +30,7 @@ local_server.down(pathlib.Path(sys.argv[1]))
 
 @dataclasses.dataclass
 class LabelStudioServer:
-    """The server, and whom one can be there."""
+    """The server, and whom one can be there. `images` is the pool as the server names it."""
 
     workspace: Path
     images: Path
@@ -80,7 +80,7 @@ class LabelStudioServer:
         server = LabelStudioConfig(url=url or self.url, timeout=timeout, push_batch=push_batch, project_id=project_id)
         labeling = LabelingConfig(
             label_studio=server,
-            images=images or ImagesConfig(root=self.images, server_root=self.credentials.folders[0][1]),
+            images=images or ImagesConfig(root=Path(self.credentials.document_root)),
             preannotate=preannotate,
             annotations_per_image=annotations_per_image,
         )
@@ -96,14 +96,14 @@ class LabelStudioServer:
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
     """A running server of this test process (of this worker, under pytest-xdist)."""
     workspace = tmp_path_factory.mktemp("label-studio")
-    images = workspace / "images"
-    images.mkdir()
+    pool = workspace / "pool"
+    pool.mkdir()
     watchdog = subprocess.Popen([sys.executable, "-c", WATCHDOG, str(workspace)], stdin=subprocess.PIPE)
     try:
-        local_server.up(workspace, [images])
+        local_server.up(workspace, [pool])
         credentials = local_server.read_credentials(workspace)
         assert credentials is not None
-        server = LabelStudioServer(workspace, images, credentials)
+        server = LabelStudioServer(workspace, Path(credentials.folders[0][1]), credentials)
         yield server
         for person in server.people.values():
             person.close()

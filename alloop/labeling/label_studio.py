@@ -90,6 +90,10 @@ class LabelStudioAnnotator:
         return {key: refs[0] for key, refs in found.items()}
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
+        if tasks:
+            find_project(
+                self._connection, self._opened.id
+            )  # one that is gone is said to be, before images are dealt with
         for start in range(0, len(tasks), self._push_batch):
             batch = tasks[start : start + self._push_batch]
             done = self._push_whole(batch)

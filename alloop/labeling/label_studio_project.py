@@ -83,8 +83,8 @@ def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
         raise LabelingError(
             f"Label Studio at {connection.url} has no project {project_id} that this key may see: deleted, or another "
             "server or account.",
-            "Labels pulled so far are safe in the workspace. Point alloop at the right server and key, or run "
-            "`alloop labels export` and start a new workspace with them.",
+            "Labels pulled so far are safe in the workspace. Check that address and key are the right ones; to go on in "
+            "a new project, run `alloop push --new-project`.",
         ) from error
     return row
 
