@@ -57,7 +57,9 @@ def fit_temperature(
 ) -> Calibration:
     """Fit T on held-out predictions, with the evidence for it.
 
-    Fewer than `fewest` images leave T at 1, and the note says so; a T at its bound is noted and logged.
+    Fewer than `fewest` images leave T at 1, and so do predictions that are never wrong: their NLL only falls as T goes
+    to 0, where every probability is 0 or 1 and nothing is left to rank images by. The note says so, and also when T
+    runs into its upper bound.
 
     Raises:
         ValueError: Fewer than two classes, or the numbers of rows differ.
@@ -69,10 +71,8 @@ def fit_temperature(
         before = _mean_nll(log_probs, targets) if n else None
         note = f"{n} holdout labels are too few to fit a temperature (fewer than {fewest}); T = 1."
         return Calibration(1.0, n, before, before, note)
-    temperature = solve_temperature(log_probs, targets)
-    note = ""
-    if min(abs(temperature / LOWEST - 1), abs(temperature / HIGHEST - 1)) < 1e-6:
-        note = f"The temperature ran into its bound {temperature:g}: the holdout predictions are extreme."
+    temperature, note = _solve_safely(log_probs, targets)
+    if note:
         log.warning("%s", note)
     after = _mean_nll(apply_temperature(log_probs.double(), temperature), targets)
     return Calibration(temperature, n, _mean_nll(log_probs, targets), after, note)
@@ -99,9 +99,22 @@ def cross_fit_temperature(
     calibrated = log_probs.detach().cpu().double().clone()
     if fitted.n >= FEWEST:
         for rest, fold in _folds(targets.cpu().numpy(), seed, n_folds):
-            temperature = solve_temperature(log_probs[rest], targets[rest])
+            temperature, _ = _solve_safely(log_probs[rest], targets[rest])
             calibrated[fold] = apply_temperature(calibrated[fold], temperature)
     return calibrated.float(), fitted
+
+
+def _solve_safely(log_probs: Tensor, targets: Tensor) -> tuple[float, str]:
+    """A temperature to be used, and what is to be said about it; see `fit_temperature`."""
+    temperature = solve_temperature(log_probs, targets)
+    if temperature < LOWEST * (1 + 1e-6):
+        return 1.0, f"Too few of the {len(targets)} holdout predictions are wrong to fit a temperature; T = 1."
+    if temperature > HIGHEST * (1 - 1e-6):
+        return (
+            temperature,
+            f"The temperature ran into its bound {HIGHEST:g}: the predictions are no better than chance.",
+        )
+    return temperature, ""
 
 
 def _folds(targets: npt.NDArray[np.int64], seed: int, n_folds: int) -> list[tuple[Tensor, Tensor]]:

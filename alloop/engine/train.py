@@ -98,8 +98,8 @@ def _fit_frozen(
     progress("heads", 1, 1)
     holdout, holdout_labels = _readable(job.holdout, job.holdout_targets, failed)
     with torch.inference_mode():
-        rows = torch.from_numpy(cache.take([image.sha256 for image in holdout])).reshape(len(holdout), -1)
-        log_probs = mean_log_probs(heads(rows).log_softmax(dim=-1)) if holdout else torch.empty(0, len(job.classes))
+        rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
+        log_probs = mean_log_probs(heads(rows).log_softmax(dim=-1))
     return Fitted(heads, {}, log_probs, holdout_labels, {"mode": "frozen", "n_labels": len(images), **history}, failed)
 
 

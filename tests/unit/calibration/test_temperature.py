@@ -67,13 +67,16 @@ def test_no_other_temperature_has_a_smaller_loss(scale, seed):
     assert loss(best) <= min(loss(max(best * factor, 0.05)) for factor in (0.9, 0.99, 1.01, 1.1)) + 1e-12
 
 
-def test_perfectly_separated_predictions_end_at_the_lower_bound_and_say_so():
+def test_predictions_that_are_never_wrong_have_no_best_temperature_and_keep_one():
     log_probs = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log().repeat(40, 1)
+    targets = torch.tensor([0, 1]).repeat(40)
 
-    fitted = fit_temperature(log_probs, torch.tensor([0, 1]).repeat(40))
+    calibrated, fitted = cross_fit_temperature(log_probs, targets, seed=0)
 
-    assert fitted.temperature == pytest.approx(0.05)
-    assert "bound 0.05" in fitted.note
+    assert solve_temperature(log_probs, targets) == pytest.approx(0.05)
+    assert fitted.temperature == 1
+    assert "Too few of the 80 holdout predictions are wrong" in fitted.note
+    torch.testing.assert_close(calibrated, log_probs)
 
 
 def test_predictions_that_are_always_wrong_end_at_the_upper_bound():
