@@ -1,0 +1,42 @@
+"""The program called in this process, as the console script calls it."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from alloop.cli.main import main
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        """What --json printed."""
+        return json.loads(self.out)
+
+
+def alloop(*arguments: str | Path) -> Outcome:
+    """Run a command; a bug's traceback is not caught."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["alloop", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())

@@ -1,0 +1,101 @@
+"""Databases for tests: migrated once per kind, then copied, so that each test has its own at little cost."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from alloop.store.migrate import upgrade
+from alloop.store.session import connect
+
+KINDS = ("sqlite", "postgresql")
+NewUrl = Callable[[], str]  # every call: the URL of another database, without tables
+
+
+@pytest.fixture(params=KINDS)
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
+    """Empty databases of each kind."""
+    if request.param == "sqlite":
+        yield lambda: f"sqlite:///{tmp_path / uuid.uuid4().hex}.db"
+        return
+    port = request.getfixturevalue("postgres_port")
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"t{uuid.uuid4().hex}")
+        _postgres_admin(port, f"CREATE DATABASE {made[-1]}")
+        return postgres_url(port, made[-1])
+
+    yield make
+    for name in made:
+        _postgres_admin(port, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def new_database(new_url: NewUrl) -> Iterator[Engine]:
+    """A database without tables."""
+    database = connect(new_url())
+    yield database
+    database.dispose()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with today's schema, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "alloop.db"
+    database = connect(f"sqlite:///{path}")
+    upgrade(database)
+    with database.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    database.dispose()
+    plain = create_engine(f"sqlite:///{path}")
+    with plain.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    plain.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_port: int) -> str:
+    """The name of a PostgreSQL database with today's schema, to be copied."""
+    _postgres_admin(postgres_port, "CREATE DATABASE migrated")
+    database = connect(postgres_url(postgres_port, "migrated"))
+    upgrade(database)
+    database.dispose()
+    return "migrated"
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database with today's schema and nothing in it: every test runs on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        path = tmp_path / "alloop.db"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
+        opened = connect(f"sqlite:///{path}")
+        yield opened
+        opened.dispose()
+        return
+    port = request.getfixturevalue("postgres_port")
+    template = request.getfixturevalue("migrated_postgres")
+    name = f"t{uuid.uuid4().hex}"
+    _postgres_admin(port, f"CREATE DATABASE {name} TEMPLATE {template}")
+    opened = connect(postgres_url(port, name))
+    yield opened
+    opened.dispose()
+    _postgres_admin(port, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def postgres_url(port: int, name: str) -> str:
+    return f"postgresql://alloop@127.0.0.1:{port}/{name}"
+
+
+def _postgres_admin(port: int, statement: str) -> None:
+    admin = create_engine(
+        f"postgresql+psycopg://alloop@127.0.0.1:{port}/postgres", isolation_level="AUTOCOMMIT", pool_pre_ping=False
+    )
+    with admin.connect() as connection:
+        connection.execute(text(statement))
+    admin.dispose()

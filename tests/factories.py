@@ -1,0 +1,149 @@
+"""Valid things with one detail changed: images, records, whole workspaces."""
+
+import csv
+import dataclasses
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sqlalchemy.orm import Session
+
+from alloop.config.schema import Config
+from alloop.loop.ingest import add_images
+from alloop.loop.workspace import create_workspace
+from alloop.project import Project, open_project
+from alloop.records import ImageFile, Query, Reason, Split
+from alloop.store.images import add_image, add_to_group, set_location, set_split
+
+NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+CLASSES = ("cat", "dog")
+# Small, without weights, answered at once.
+SMALL: dict[str, dict[str, Any]] = {
+    "project": {"name": "pets", "classes": list(CLASSES), "seed": 7},
+    "model": {"backbone": "pixels", "weights": "none", "image_size": 16, "members": 2, "device": "cpu"},
+    "train": {"workers": 0},
+    "loop": {"batch_size": 6},
+    "evaluation": {"holdout_size": 8, "holdout_share": 0.25},
+    "labeling": {"backend": "oracle"},
+    "labeling.oracle": {"file": "truth.csv"},
+}
+
+
+def make_config(**sections: Mapping[str, Any]) -> Config:
+    """Settings of a small project; `make_config(loop={"batch_size": 3})`."""
+    data: dict[str, Any] = {"project": {"classes": CLASSES}}
+    for name, values in sections.items():
+        data[name] = {**data.get(name, {}), **values}
+    return Config.model_validate(data)
+
+
+def fake_sha256(number: int) -> str:
+    """A hash that nothing hashes to, evenly spread like a real one."""
+    return hashlib.sha256(f"image {number}".encode()).hexdigest()
+
+
+def make_image(number: int, **changes: Any) -> ImageFile:
+    """An image file as found on disk; no file is there."""
+    sha256 = fake_sha256(number)
+    image = ImageFile(f"/pool/{number:04d}.png", sha256, 100 + number, number, 8, 8, "PNG", "RGB", sha256[:16])
+    return dataclasses.replace(image, **changes)
+
+
+def add_pool_image(
+    session: Session, number: int, *, split: Split = Split.TRAIN, group: int | None = None, **changes: Any
+) -> int:
+    """A row for an image with its location, in a near-duplicate group of its own unless said otherwise."""
+    file = make_image(number, **changes)
+    image_id = add_image(session, file, NOW)
+    set_location(session, file, image_id, NOW)
+    add_to_group(session, image_id, image_id if group is None else group, 0)
+    if split is not Split.TRAIN:
+        set_split(session, [image_id], split)
+    return image_id
+
+
+def make_query(image_id: int, **changes: Any) -> Query:
+    """One image to be asked about."""
+    return dataclasses.replace(Query(image_id, Reason.ACQUIRED, "entropy", rank=image_id), **changes)
+
+
+def write_picture(path: Path, *, label: str, number: int, classes: Sequence[str] = CLASSES) -> Path:
+    """A 16 x 16 PNG whose stripes tell its class, under noise that makes every picture another."""
+    noise = np.random.default_rng([classes.index(label), number]).normal(0, 40, (16, 16, 3))
+    period = 2 + classes.index(label) // 2
+    stripes = np.where(np.arange(16) % (2 * period) < period, 60, -60).reshape(16, 1, 1)
+    if classes.index(label) % 2:
+        stripes = stripes.reshape(1, 16, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((128 + stripes + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+def write_pool(folder: Path, n: int, *, classes: Sequence[str] = CLASSES, first: int = 0) -> dict[str, str]:
+    """n pictures, the classes in turn, with `truth.csv` beside the folder extended by them.
+
+    Returns:
+        Path → class.
+    """
+    truth = {}
+    for number in range(first, first + n):
+        label = classes[number % len(classes)]
+        truth[str(write_picture(folder / f"{number:04d}.png", label=label, number=number, classes=classes))] = label
+    add_truth(folder.parent / "truth.csv", truth)
+    return truth
+
+
+def add_truth(path: Path, truth: Mapping[str, str]) -> None:
+    """More rows for the oracle."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["file", "label"], *truth.items()] if is_new else truth.items())
+
+
+def render_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON values are TOML values, as far as tests go."""
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
+        for name, values in sections.items()
+    )
+
+
+def make_settings(**changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """SMALL with some settings changed; `__` in a name stands for the dot of a nested table."""
+    sections = {name: dict(values) for name, values in SMALL.items()}
+    for name, values in changes.items():
+        sections.setdefault(name.replace("__", "."), {}).update(values)
+    return sections
+
+
+def write_settings(project: Project, **changes: Mapping[str, Any]) -> Project:
+    """The same workspace after somebody edited alloop.toml."""
+    (project.folder / "alloop.toml").write_text(render_toml(make_settings(**changes)))
+    return open_project(project.folder, {})
+
+
+def make_project(
+    tmp_path: Path,
+    n: int = 40,
+    *,
+    name: str = "pets",
+    classes: Sequence[str] = CLASSES,
+    add: bool = True,
+    **changes: Mapping[str, Any],
+) -> Project:
+    """A workspace with n real pictures in its pool, all of which the oracle knows."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    write_pool(folder / "photos", n, classes=classes)
+    changes["project"] = {"classes": list(classes), **changes.get("project", {})}
+    create_workspace(folder, render_toml(make_settings(**changes)))
+    project = open_project(folder, {})
+    if add:
+        add_images(project, [str(folder / "photos")])
+    return project
