@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -20,7 +20,7 @@ def connect(url: str) -> Engine:
         ConfigError: The URL is not one, or its driver is not installed.
     """
     try:
-        parsed = make_url(url)
+        parsed = _with_driver(make_url(url))
         database = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except ArgumentError as error:
         raise ConfigError("[database] url is not a database URL.", "See SQLAlchemy's URL format.") from error
@@ -55,10 +55,19 @@ def reading(database: Engine) -> Iterator[Session]:
         DatabaseError: The database cannot be opened or read.
     """
     try:
-        with Session(database.execution_options(alloop_reading=True), expire_on_commit=False) as session:
+        options: dict[str, Any] = {"alloop_reading": True}
+        if database.url.get_backend_name() != "sqlite":  # SQLite's readers always see one moment
+            options |= {"isolation_level": "REPEATABLE READ"}
+        with Session(database.execution_options(**options), expire_on_commit=False) as session:
             yield session
     except OperationalError as error:
         raise _explain(error, database) from error
+
+
+def _with_driver(url: URL) -> URL:
+    """What people write for PostgreSQL, with the driver that `alloop[postgres]` installs."""
+    is_bare = url.drivername in {"postgresql", "postgres"}
+    return url.set(drivername="postgresql+psycopg") if is_bare else url
 
 
 def _prepare_sqlite(database: Engine) -> None:
