@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,11 @@ class Added:
     labeled: int = 0
     skipped: int = 0  # files in folders that are plainly not images
 
+    @property
+    def looked_at(self) -> int:
+        """Files dealt with so far."""
+        return self.new + self.known + self.unchanged + self.unreadable
+
 
 def add_images(
     project: Project, paths: Sequence[str], *, labels_from_folders: bool = False, progress: Progress = silent
@@ -65,11 +71,13 @@ def add_images(
         index = NearDuplicateIndex(project.config.pool.near_duplicate_distance)
         for image_id, phash in list_leaders(session):
             index.add_leader(image_id, phash)
-    done = 0
-    for batch in _batches(files):
+    fresh = _fresh(project, files, labels_from_folders, added)
+    workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
+    found = inspect_files(fresh, max_pixels=project.config.pool.max_pixels, workers=workers)
+    while batch := list(itertools.islice(found, BATCH)):
         _add_batch(project, batch, index, labels_from_folders, added)
-        done += len(batch)
-        progress("reading images", done, len(files))
+        progress("reading images", added.looked_at, len(files))
+    progress("reading images", len(files), len(files))
     with transaction(project.database) as session:
         add_event(session, "alloop", "pool add", _now(), **dataclasses.asdict(added))
     return added
@@ -124,22 +132,37 @@ def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
     return gone
 
 
+def _fresh(project: Project, files: Sequence[Path], labels_from_folders: bool, added: Added) -> Iterator[Path]:
+    """Those files that are not known as they are now. Labels of the others are taken here, in passing."""
+    for start in range(0, len(files), BATCH):
+        batch = files[start : start + BATCH]
+        with reading(project.database) as session:
+            known = find_locations(session, [_in_database(path) for path in batch])
+        unchanged = {
+            path: known[_in_database(path)] for path in batch if _unchanged(path, known.get(_in_database(path)))
+        }
+        added.unchanged += len(unchanged)
+        if labels_from_folders:
+            hashes = {place.path: place.sha256 for place in unchanged.values() if place.sha256 is not None}
+            with transaction(project.database) as session:
+                added.labeled += _label_from_folders(session, project, hashes)
+        yield from (path for path in batch if path not in unchanged)
+
+
 def _add_batch(
-    project: Project, files: list[Path], index: NearDuplicateIndex, labels_from_folders: bool, added: Added
+    project: Project,
+    found: Sequence[ImageFile | UnreadableFile],
+    index: NearDuplicateIndex,
+    labels_from_folders: bool,
+    added: Added,
 ) -> None:
-    with reading(project.database) as session:
-        known = find_locations(session, [str(path) for path in files])
-    fresh = [path for path in files if not _unchanged(path, known.get(str(path)))]
-    added.unchanged += len(files) - len(fresh)
-    found = list(inspect_files(fresh, max_pixels=project.config.pool.max_pixels, workers=os.cpu_count() or 1))
+    images = [file for file in found if isinstance(file, ImageFile)]
     with transaction(project.database) as session:
-        ids = find_image_ids(session, [file.sha256 for file in found if isinstance(file, ImageFile)])
+        ids = find_image_ids(session, [file.sha256 for file in images])
         for file in found:
             _add_file(session, project, file, ids, index, added)
         if labels_from_folders:
-            sha256s = {path: location.sha256 for path, location in known.items() if location.sha256}
-            sha256s.update({file.path: file.sha256 for file in found if isinstance(file, ImageFile)})
-            added.labeled += _label_from_folders(session, project, sha256s)
+            added.labeled += _label_from_folders(session, project, {file.path: file.sha256 for file in images})
 
 
 def _add_file(
@@ -203,8 +226,9 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _batches(files: list[Path]) -> Iterator[list[Path]]:
-    return (files[start : start + BATCH] for start in range(0, len(files), BATCH))
+def _in_database(path: Path) -> str:
+    """A path as its row has it: names that are not UTF-8, which cannot be read, are recorded with escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _now() -> dt.datetime:
