@@ -20,18 +20,27 @@ class Annotator(Protocol):
         """Names this back end in annotation rows, for example `label-studio`."""
         ...
 
-    def open_project(self, project_ref: str | None) -> str:
+    def open_project(self, project_ref: str | None, identity: str | None = None) -> str:
         """Check that the project named by `project_ref` exists and can hold our classes; create one for None.
 
         Creating is safe to repeat: a project that an interrupted earlier call of this workspace made is found again.
         Must be called before anything below.
 
+        Args:
+            project_ref: What an earlier call returned.
+            identity: What `identity` said then; a project that has only the same reference is refused unchanged.
+
         Returns:
             The reference to store and pass next time.
 
         Raises:
-            LabelingError: The project is gone, or its label config cannot hold our classes.
+            LabelingError: The project is gone, is another one, or its label config cannot hold our classes.
         """
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Tells the open project from all others of the same reference, on any server; empty where there are none."""
         ...
 
     def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:

@@ -52,7 +52,7 @@ class CsvAnnotator:
     def source(self) -> str:
         return "csv"
 
-    def open_project(self, project_ref: str | None) -> str:
+    def open_project(self, project_ref: str | None, identity: str | None = None) -> str:
         if project_ref not in {None, _PROJECT}:
             raise LabelingError(
                 f"This workspace's tasks are in {project_ref!r}, not in sheets.",
@@ -60,6 +60,10 @@ class CsvAnnotator:
             )
         self._sheets()
         return _PROJECT
+
+    @property
+    def identity(self) -> str:
+        return ""
 
     def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
         there = self.list_task_ids()

@@ -59,10 +59,15 @@ class LabelStudioAnnotator:
     def source(self) -> str:
         return "label-studio"
 
-    def open_project(self, project_ref: str | None) -> str:
-        project = open_project(self._connection, self._plan, project_ref, self._pause)
+    def open_project(self, project_ref: str | None, identity: str | None = None) -> str:
+        project = open_project(self._connection, self._plan, project_ref, self._pause, identity)
         self._project, self._model_version = project, project.model_version
         return str(project.id)
+
+    @property
+    def identity(self) -> str:
+        """When the project was made: two servers have a project 1 each, but not of the same microsecond."""
+        return self._opened.created_at
 
     def extra_choices(self) -> tuple[str, ...]:
         """What people can choose in the project although it is no class of ours; for `status` to report."""
@@ -80,14 +85,20 @@ class LabelStudioAnnotator:
         return {ours: int(row.get(theirs) or 0) for ours, theirs in names.items()}
 
     def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """As the protocol says. Copies that a request delivered twice has left are taken back while untouched."""
+        """As the protocol says. Copies that a request delivered twice has left are taken back while untouched.
+
+        Of copies that people have begun, all stay; of those that nobody has, only as many as one task needs.
+        """
         if not keys:
             return {}
         found = task_list.refs_by_key(self._connection, self._opened.id, keys, self._n_tasks())
-        copies = [ref for refs in found.values() for ref in refs[1:]]
-        if copies:
-            self.withdraw(copies)
-        return {key: refs[0] for key, refs in found.items()}
+        copied = [ref for refs in found.values() if len(refs) > 1 for ref in refs]
+        if not copied:
+            return {key: refs[0] for key, refs in found.items()}
+        free = task_list.untouched_refs(self._connection, self._opened.id, copied)
+        kept = {key: next((ref for ref in refs if ref not in free), refs[0]) for key, refs in found.items()}
+        self.withdraw([ref for ref in copied if ref in free and ref not in kept.values()])
+        return kept
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
         if tasks:

@@ -6,8 +6,15 @@ from typing import Any
 
 from alloop.errors import LabelingError
 from alloop.labeling.connection import Connection, NotFound, retrying
-from alloop.labeling.label_config import Control, build_label_config, check_config, extended_config, is_generated
-from alloop.labeling.label_studio_tasks import newest_task
+from alloop.labeling.label_config import (
+    Control,
+    build_label_config,
+    check_config,
+    extended_config,
+    is_generated,
+    read_time,
+)
+from alloop.labeling.label_studio_tasks import newest_task, write_time
 
 _ATTEMPTS = 3
 _MARKER = "alloop-workspace:"
@@ -47,12 +54,24 @@ class OpenProject:
     control: Control
     model_version: str
     n_tasks: int
+    created_at: str
 
 
 def open_project(
-    connection: Connection, plan: ProjectPlan, project_ref: str | None, pause: Callable[[int], None]
+    connection: Connection,
+    plan: ProjectPlan,
+    project_ref: str | None,
+    pause: Callable[[int], None],
+    created_at: str | None = None,
 ) -> OpenProject:
     """Find or make the project, check that it can hold our classes, and set what the loop relies on.
+
+    Args:
+        connection: The server.
+        plan: What the project must look like.
+        project_ref: Its id, when it is known.
+        pause: See `retrying`.
+        created_at: When the project of that id was made, when that is known.
 
     Raises:
         LabelingError: It is gone, belongs to another server or account, or cannot hold our classes.
@@ -60,6 +79,7 @@ def open_project(
     if project_ref is not None:
         _check_same(project_ref, plan.project_id)
         row = find_project(connection, int(project_ref))
+        _check_born(connection, row, created_at)
     elif plan.project_id is not None:
         row = find_project(connection, plan.project_id)
     else:
@@ -68,7 +88,7 @@ def open_project(
     where = f"project {row['id']} at {connection.url}"
     control = check_config(row["label_config"], row.get("parsed_label_config"), plan.classes, where)
     row = _fit_settings(connection, plan, row)
-    return OpenProject(row["id"], control, row.get("model_version") or "", int(row.get("task_number") or 0))
+    return OpenProject(row["id"], control, row.get("model_version") or "", int(row.get("task_number") or 0), _born(row))
 
 
 def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
@@ -83,8 +103,8 @@ def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
         raise LabelingError(
             f"Label Studio at {connection.url} has no project {project_id} that this key may see: deleted, or another "
             "server or account.",
-            "Labels pulled so far are safe in the workspace. Check that address and key are the right ones; to go on in "
-            "a new project, run `alloop push --new-project`.",
+            "Labels pulled so far are safe in the workspace. Check that address and key are the right ones; to go on "
+            "in a new project, run `alloop push --new-project`.",
         ) from error
     return row
 
@@ -98,7 +118,23 @@ def _check_same(project_ref: str, project_id: int | None) -> None:
     if project_id is not None and int(project_ref) != project_id:
         raise LabelingError(
             f"alloop.toml names Label Studio project {project_id}, but this workspace's tasks are in {project_ref}.",
-            f"Set labeling.label_studio.project_id to {project_ref}, or start a new workspace for {project_id}.",
+            f"Set labeling.label_studio.project_id to {project_ref}, or go over to {project_id} for good with "
+            "`alloop push --new-project`, which sends the open images there.",
+        )
+
+
+def _born(row: dict[str, Any]) -> str:
+    return write_time(read_time(row["created_at"]))
+
+
+def _check_born(connection: Connection, row: dict[str, Any], created_at: str | None) -> None:
+    """Numbers are given anew by every server, and by some after a deletion; the time of creation is not."""
+    if created_at and _born(row) != created_at:
+        raise LabelingError(
+            f"Project {row['id']} at {connection.url}, {row.get('title')!r}, is not the one this workspace's tasks are "
+            f"in: it was made at {_born(row)}, ours at {created_at}. This is another server, or ours was deleted.",
+            "It was left alone, and labels pulled so far are safe in the workspace. Point alloop at the right server, "
+            "or continue with `alloop push --new-project`, which sends the open images to a new project here.",
         )
 
 

@@ -125,7 +125,7 @@ class SimulatedAnnotator:
     def source(self) -> str:
         return _PROJECT
 
-    def open_project(self, project_ref: str | None) -> str:
+    def open_project(self, project_ref: str | None, identity: str | None = None) -> str:
         if project_ref not in {None, _PROJECT}:
             raise LabelingError(
                 f"This workspace's tasks are in {project_ref!r}, not with the oracle.",
@@ -133,6 +133,10 @@ class SimulatedAnnotator:
             )
         self._load()
         return _PROJECT
+
+    @property
+    def identity(self) -> str:
+        return ""
 
     def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
         known = {entry["key"]: entry["task"] for entry in self._load().values()}

@@ -23,7 +23,7 @@ class Recorded:
     Attributes:
         new, edited, deleted: Annotation versions written.
         foreign: Tasks in the project that alloop did not push; left alone.
-        unknown: Answers whose value is not a class, as value → how many.
+        unknown: New or edited answers whose value is not a class, as value → how many.
         lost: Open queries whose task was deleted on the server; their images return to the pool.
     """
 
@@ -37,12 +37,25 @@ class Recorded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where answers come from and how they are judged."""
+    """Where answers come from and how they are judged.
+
+    Attributes:
+        project_ref: The project, told apart from those of other servers (`named`).
+    """
 
     source: str
     project_ref: str
     classes: Collection[str]
     annotations_per_image: int
+
+    def scope(self, task_id: str) -> str:
+        """What the stored ids of a task's annotations begin with: servers number annotations and tasks each anew."""
+        return f"{self.project_ref}/{task_id}/"
+
+
+def named(project_ref: str, identity: str) -> str:
+    """A project's name that no project of any other server has."""
+    return f"{project_ref}@{identity}" if identity else project_ref
 
 
 def judged_by(project: Project, source: str = "", project_ref: str = "") -> Place:
@@ -57,14 +70,18 @@ def record_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers],
     queries = find_by_keys(session, [task.key for task in listed])
     ours = [task for task in listed if task.key in queries]
     recorded.foreign += len(listed) - len(ours)
-    known: dict[int, dict[str, AnnotationRecord]] = {query.id: {} for query in queries.values()}
+    known: dict[int, list[AnnotationRecord]] = {query.id: [] for query in queries.values()}
     for record in list_current(session, query_ids=list(known), source=place.source):
         if record.query_id is not None:
-            known[record.query_id][record.external_id] = record
+            known[record.query_id].append(record)
     fresh: list[AnnotationRecord] = []
     for task in ours:
         query = queries[task.key]
-        fresh += _changes(place, query, task.answers, known[query.id], recorded)
+        # What was answered to another task about the same image, perhaps in a project since given up, is not this
+        # task's to delete.
+        scope = place.scope(task.task_id)
+        mine = {record.external_id: record for record in known[query.id] if record.external_id.startswith(scope)}
+        fresh += _changes(place, query, scope, task.answers, mine, recorded)
     add_annotations(session, fresh, _now())
     touched = {query.id: query for query in queries.values()}
     settle_queries(session, place, touched.values())
@@ -112,6 +129,7 @@ def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
 def _changes(
     place: Place,
     query: QueryRecord,
+    scope: str,
     answers: Sequence[Answer],
     known: dict[str, AnnotationRecord],
     recorded: Recorded,
@@ -119,17 +137,17 @@ def _changes(
     changes: list[AnnotationRecord] = []
     listed: set[str] = set()
     for answer in answers:
-        external_id = f"{place.project_ref}/{answer.external_id}"
+        external_id = scope + answer.external_id
         listed.add(external_id)
         before = known.get(external_id)
-        if answer.outcome is Outcome.LABEL and answer.value not in place.classes:
-            recorded.unknown[str(answer.value)] += 1
         if before is None:
             recorded.new += 1
         elif (before.annotator, before.outcome, before.value) == (answer.annotator, answer.outcome, answer.value):
             continue
         else:
             recorded.edited += 1
+        if answer.outcome is Outcome.LABEL and answer.value not in place.classes:
+            recorded.unknown[str(answer.value)] += 1
         changes.append(_record(place, query, external_id, answer, before))
     for external_id, before in known.items():
         if external_id not in listed and before.outcome is not Outcome.DELETED:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
-from alloop.loop.answers import Place, Recorded, judged_by, record_answers, record_lost
+from alloop.loop.answers import Place, Recorded, judged_by, named, record_answers, record_lost
 from alloop.loop.ingest import mark_vanished
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
@@ -23,17 +23,21 @@ from alloop.store.queries import (
     list_pushed,
     list_unsent,
     set_status,
+    set_task_ids,
 )
 from alloop.store.rounds import find_last_round, find_model, find_round, set_state
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import (
     add_event,
+    count_events,
     drop_sync,
     find_sync,
     find_workspace_uuid,
     set_mark,
     set_project,
 )
+
+GIVEN_UP = "project given up"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,19 +55,20 @@ def connect_people(project: Project, *, new_project: bool = False) -> Connection
         LabelingError: The project is gone or cannot hold our classes; the token is refused.
         ServerUnavailable: The server is.
     """
-    with reading(project.database) as session:
-        uuid = find_workspace_uuid(session)
-    annotator = build_annotator(project.config, project.folder, uuid, project.environ)
     if new_project:
-        _forget_project(project, annotator.source)
+        _forget_project(project, project.config.labeling.backend)
     with reading(project.database) as session:
-        known = find_sync(session, annotator.source)
-    configured = project.config.labeling.label_studio.project_id
-    wanted = str(configured) if configured is not None and annotator.source == "label-studio" else None
-    ref = annotator.open_project(wanted or (known.project_ref if known else None))
-    with transaction(project.database) as session:
-        set_project(session, annotator.source, ref)
-    return Connection(annotator, judged_by(project, annotator.source, ref))
+        key = find_workspace_uuid(session)
+        known = find_sync(session, project.config.labeling.backend)
+        # Each project given up changes the key, or a new one could never be told from the one that was left.
+        if generation := count_events(session, GIVEN_UP):
+            key = f"{key}-{generation}"
+    annotator = build_annotator(project.config, project.folder, key, project.environ)
+    ref = annotator.open_project(known.project_ref if known else None, known.identity if known else None)
+    if known is None or (known.project_ref, known.identity) != (ref, annotator.identity):
+        with transaction(project.database) as session:
+            set_project(session, annotator.source, ref, annotator.identity)
+    return Connection(annotator, judged_by(project, annotator.source, named(ref, annotator.identity)))
 
 
 def push(
@@ -72,7 +77,8 @@ def push(
     """Make a task of every open query that has none: SELECTED → PUSHED.
 
     Queries were recorded when they were chosen. Keys that the server knows already, from a push that was interrupted,
-    are recorded; only the others are sent, a batch at a time, each recorded before the next.
+    are recorded; only the others are sent, a batch at a time, each recorded before the next. What such a push still had
+    on its way when we looked, and what is there twice now, is found afterwards.
 
     Returns:
         How many tasks were made or found.
@@ -88,6 +94,8 @@ def push(
     for made in people.annotator.push(tasks):
         done |= _record_tasks(project, people, made, by_key)
         progress("pushing tasks", len(done), len(unsent))
+    if tasks:
+        _settle_copies(project, people, {task.key: by_key[task.key] for task in tasks})
     left_out = [key for key in by_key if key not in done]
     if left_out:
         raise LabelingError(
@@ -117,8 +125,13 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
         seen += len(page.tasks)
         progress("pulling answers", seen, 0)
     there = people.annotator.list_task_ids() if pushed else frozenset()
+    if there - pushed.keys():
+        _settle_copies(project, people, {query.key: query for query in pushed.values()})
     with transaction(project.database) as session:
-        record_lost(session, [query for task_id, query in pushed.items() if task_id not in there], recorded)
+        # Read again: pages just recorded may have settled queries.
+        now = list_pushed(session, place.source, place.project_ref)
+        lost = [query for task_id, query in now.items() if task_id in pushed and task_id not in there]
+        record_lost(session, lost, recorded)
         set_mark(session, place.source, None, _now())
         if recorded != Recorded():
             last = find_last_round(session)
@@ -134,6 +147,7 @@ def withdraw(project: Project, number: int, people: Connection | None = None) ->
         How many queries were withdrawn.
     """
     people = people or connect_people(project)
+    never_sent = _withdraw_unsent(project, number, people)
     pull(project, people)
     with reading(project.database) as session:
         pushed = list_pushed(session, people.place.source, people.place.project_ref)
@@ -146,16 +160,56 @@ def withdraw(project: Project, number: int, people: Connection | None = None) ->
     recorded = Recorded()
     with transaction(project.database) as session:
         record_lost(session, [query for task_id, query in mine.items() if task_id in gone], recorded)
-        add_event(session, actor(), "withdrawn", _now(), number, queries=recorded.lost)
-    return recorded.lost
+        add_event(session, actor(), "withdrawn", _now(), number, queries=recorded.lost + never_sent)
+    return recorded.lost + never_sent
+
+
+def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
+    """Take back a round's queries that have no task, after recording the tasks that an interrupted push made."""
+    with reading(project.database) as session:
+        by_key = {query.key: query for query in list_unsent(session) if query.round_number == number}
+    there = _record_tasks(project, people, people.annotator.reconcile(list(by_key)), by_key)
+    unsent = [query for key, query in by_key.items() if key not in there]
+    if unsent:
+        with transaction(project.database) as session:
+            for query in unsent:
+                set_status(session, query.id, QueryStatus.WITHDRAWN, _now())
+    return len(unsent)
+
+
+def _settle_copies(project: Project, people: Connection, by_key: Mapping[str, QueryRecord]) -> None:
+    """See to it that each query has one task, even if a request of an interrupted push was carried out after we looked.
+
+    The back end takes back copies that nobody has begun; the task that stays is the one we record.
+    """
+    found = people.annotator.reconcile(list(by_key))
+    with reading(project.database) as session:
+        recorded = {
+            query.key: task_id
+            for task_id, query in list_pushed(session, people.place.source, people.place.project_ref).items()
+        }
+    moved = {
+        by_key[key].id: task_id
+        for key, task_id in found.items()
+        if key in by_key and key in recorded and recorded[key] != task_id
+    }
+    if moved:
+        with transaction(project.database) as session:
+            set_task_ids(session, moved)
+            add_event(session, actor(), "copies taken back", _now(), queries=len(moved))
 
 
 def _forget_project(project: Project, source: str) -> None:
-    """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay."""
+    """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay.
+
+    Given up already (by this very command, killed before it had a new one): nothing more to forget.
+    """
     with transaction(project.database) as session:
+        if find_sync(session, source) is None:
+            return
         dropped = drop_open_tasks(session, source)
         drop_sync(session, source)
-        add_event(session, actor(), "project given up", _now(), open_tasks=dropped)
+        add_event(session, actor(), GIVEN_UP, _now(), open_tasks=dropped)
 
 
 def _sendable(session: Session, unsent: Sequence[QueryRecord]) -> tuple[list[QueryRecord], dict[int, ImageRef]]:

@@ -15,7 +15,7 @@ from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import QueryStatus, RoundState
 from alloop.store.images import count_pool
-from alloop.store.queries import count_by_status, count_rounds_asked
+from alloop.store.queries import count_by_status, count_rounds_asked, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
 from alloop.store.session import reading
 
@@ -118,6 +118,9 @@ class _Run:
 
     def _await_people(self, number: int) -> Stage | None:
         people.pull(self._project, self._people(), self._progress)
+        if self._has_unsent():
+            # A push to a new project was interrupted; nobody could answer these.
+            people.push(self._project, number, self._people(), self._progress)
         asked, still_open = self._count(number)
         if asked - still_open >= math.ceil(self._project.config.loop.min_answered * asked):
             steps.close(self._project, number, f"{asked - still_open} of {asked} images answered")
@@ -159,6 +162,10 @@ class _Run:
         if self._connection is None:
             self._connection = people.connect_people(self._project)
         return self._connection
+
+    def _has_unsent(self) -> bool:
+        with reading(self._project.database) as session:
+            return bool(list_unsent(session))
 
     def _count(self, number: int) -> tuple[int, int]:
         with reading(self._project.database) as session:

@@ -100,6 +100,12 @@ def add_tasks(session: Session, source: str, project_ref: str, tasks: Mapping[in
         session.execute(insert(Task), rows)
 
 
+def set_task_ids(session: Session, tasks: Mapping[int, str]) -> None:
+    """Record that the tasks of queries are others than was recorded: query id → task id."""
+    for query_id, task_id in tasks.items():
+        session.execute(update(Task).where(Task.query_id == query_id).values(external_id=task_id))
+
+
 def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime) -> None:
     """Record that the tasks of these queries do not exist any more."""
     for start in range(0, len(query_ids), CHUNK):

@@ -276,6 +276,8 @@ class SyncState(Base):
     __tablename__ = "sync_state"
     source: Mapped[str] = mapped_column(String(32), primary_key=True)
     project_ref: Mapped[str] = mapped_column(String(200))
+    # Two servers have a project 1 each; this tells them apart.
+    identity: Mapped[str] = mapped_column(String(64))
     mark: Mapped[str | None] = mapped_column(Text)
     pulled_at: Mapped[dt.datetime | None]
 

@@ -5,7 +5,7 @@ import datetime as dt
 import uuid
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,9 +17,15 @@ LEASE = "writer"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sync:
-    """Our project in a labeling back end, and the mark up to which it has been pulled."""
+    """Our project in a labeling back end, and the mark up to which it has been pulled.
+
+    Attributes:
+        project_ref: How the back end calls it, as people see it there.
+        identity: Tells it from projects of other servers that are called the same; empty where there are no others.
+    """
 
     project_ref: str
+    identity: str
     mark: str | None
     pulled_at: dt.datetime | None
 
@@ -52,6 +58,11 @@ def add_event(
     """Append to the log. `data` is JSON-able and holds no secret."""
     session.add(Event(at=now, actor=actor, kind=kind, round_number=round_number, data=data))
     session.flush()
+
+
+def count_events(session: Session, kind: str) -> int:
+    """How often this was logged."""
+    return session.scalar(select(func.count()).select_from(Event).where(Event.kind == kind)) or 0
 
 
 def list_events(session: Session, kind: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
@@ -108,16 +119,16 @@ def drop_lease(session: Session, holder: str) -> None:
 def find_sync(session: Session, source: str) -> Sync | None:
     """Our project in this back end, if there is one yet."""
     row = session.get(SyncState, source)
-    return None if row is None else Sync(row.project_ref, row.mark, row.pulled_at)
+    return None if row is None else Sync(row.project_ref, row.identity, row.mark, row.pulled_at)
 
 
-def set_project(session: Session, source: str, project_ref: str) -> None:
+def set_project(session: Session, source: str, project_ref: str, identity: str = "") -> None:
     """Remember our project; pulling starts over when it is another one than before."""
     row = session.get(SyncState, source)
     if row is None:
-        session.add(SyncState(source=source, project_ref=project_ref, mark=None, pulled_at=None))
-    elif row.project_ref != project_ref:
-        row.project_ref, row.mark = project_ref, None
+        session.add(SyncState(source=source, project_ref=project_ref, identity=identity, mark=None, pulled_at=None))
+    elif (row.project_ref, row.identity) != (project_ref, identity):
+        row.project_ref, row.identity, row.mark = project_ref, identity, None
     session.flush()
 
 

@@ -76,6 +76,7 @@ def upgrade() -> None:
         "sync_state",
         sa.Column("source", sa.String(length=32), nullable=False),
         sa.Column("project_ref", sa.String(length=200), nullable=False),
+        sa.Column("identity", sa.String(length=64), nullable=False),
         sa.Column("mark", sa.Text(), nullable=True),
         sa.Column("pulled_at", sa.DateTime(), nullable=True),
         sa.PrimaryKeyConstraint("source", name=op.f("pk_sync_state")),
