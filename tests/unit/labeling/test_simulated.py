@@ -1,0 +1,138 @@
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from alloop.errors import LabelError, LabelingError
+from alloop.labeling.simulated import SimulatedAnnotator, read_truth
+from alloop.records import ImageRef, OutgoingTask
+
+CLASSES = ("cat", "dog", "cow")
+
+
+def image(number: int, path: str = "/pool/x.png") -> ImageRef:
+    return ImageRef(number, hashlib.sha256(str(number).encode()).hexdigest(), path)
+
+
+def oracle(tmp_path: Path, n: int = 300, **options: object) -> SimulatedAnnotator:
+    rows = "".join(f"{image(number).sha256},cat\n" for number in range(n))
+    (tmp_path / "truth.csv").write_text("sha256,label\n" + rows)
+    return SimulatedAnnotator(read_truth(tmp_path / "truth.csv"), CLASSES, tmp_path / "state.jsonl", **options)
+
+
+def ask(annotator: SimulatedAnnotator, numbers: list[int], prefix: str = "q") -> None:
+    list(annotator.push([OutgoingTask(f"{prefix}{number}", image(number)) for number in numbers]))
+
+
+def values(annotator: SimulatedAnnotator) -> dict[str, list[str | None]]:
+    return {task.key: [a.value for a in task.answers] for page in annotator.pull(None) for task in page.tasks}
+
+
+def test_without_noise_everybody_tells_the_truth(tmp_path: Path):
+    annotator = oracle(tmp_path, annotators=3)
+    ask(annotator, [0, 1])
+
+    assert values(annotator) == {"q0": ["cat"] * 3, "q1": ["cat"] * 3}
+
+
+def test_mistakes_are_as_frequent_as_wanted_and_uniform_over_the_wrong_classes(tmp_path: Path):
+    annotator = oracle(tmp_path, n=2000, noise=0.3)
+    ask(annotator, list(range(2000)))
+
+    counts = Counter(given[0] for given in values(annotator).values())
+
+    # 600 mistakes expected, standard deviation sqrt(2000 * 0.3 * 0.7) = 20.5; halves of them 300 +- 14.
+    assert abs(counts["dog"] + counts["cow"] - 600) < 5 * 20.5
+    assert abs(counts["dog"] - counts["cow"]) < 5 * 24.5
+
+
+def test_an_answer_depends_on_image_person_and_seed_only(tmp_path: Path):
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+    one, two = oracle(tmp_path / "a", noise=0.5, annotators=2), oracle(tmp_path / "b", noise=0.5, annotators=2)
+    other = oracle(tmp_path / "c", noise=0.5, annotators=2, seed=1)
+    ask(one, list(range(50)))
+    ask(two, [7])
+    ask(two, list(range(49, -1, -1)), "r")
+    ask(other, list(range(50)))
+
+    first, second = values(one), values(two)
+
+    assert second["q7"] == first["q7"] == second["r7"]
+    assert all(second[f"r{number}"] == first[f"q{number}"] for number in range(50))
+    assert values(other) != first
+    assert len({tuple(given) for given in first.values()}) > 3  # the two people err independently
+
+
+def test_an_image_nobody_knows_is_named_before_anything_is_asked(tmp_path: Path):
+    annotator = oracle(tmp_path, n=1)
+
+    with pytest.raises(LabelError, match=r"has no label for /pool/x\.png"):
+        ask(annotator, [0, 99])
+    assert annotator.list_task_ids() == frozenset()
+
+
+def test_files_match_by_full_path_relative_path_or_unique_name(tmp_path: Path):
+    (tmp_path / "truth.csv").write_text("\ufefffile,label\na/1.png,cat\n/else/2.png,dog\nb/3.png,cat\nc/3.png,dog\n")
+    truth = read_truth(tmp_path / "truth.csv")
+
+    assert truth.label(image(1, str(tmp_path / "a" / "1.png"))) == "cat"
+    assert truth.label(image(1, "/moved/1.png")) == "cat"
+    assert truth.label(image(2, "/else/2.png")) == "dog"
+    assert truth.label(image(3, str(tmp_path / "c" / "3.png"))) == "dog"
+    with pytest.raises(LabelError, match=r"names 3\.png more than once"):
+        truth.label(image(3, "/moved/3.png"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,label\nx,cat\n", "line 1: the columns are label, name"),
+        ("file,label\nx,\n", "line 2: the label is empty"),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_explained(tmp_path: Path, text: str, words: str):
+    (tmp_path / "truth.csv").write_text(text)
+
+    with pytest.raises(LabelError, match=words):
+        read_truth(tmp_path / "truth.csv")
+
+
+def test_a_missing_csv_is_named(tmp_path: Path):
+    with pytest.raises(LabelError, match=r"nowhere\.csv cannot be read"):
+        read_truth(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("n_bytes", [1, 20, 40])
+def test_a_kill_in_the_middle_of_a_line_costs_that_task_only(tmp_path: Path, n_bytes: int):
+    annotator = oracle(tmp_path)
+    ask(annotator, [0, 1])
+    state = tmp_path / "state.jsonl"
+    state.write_bytes(state.read_bytes()[:-n_bytes])
+
+    again = oracle(tmp_path)
+    assert dict(again.reconcile(["q0", "q1"])) == {"q0": "1"}
+    ask(again, [1])
+
+    assert dict(oracle(tmp_path).reconcile(["q0", "q1"])) == {"q0": "1", "q1": "2"}
+
+
+def test_a_damaged_state_file_is_named_with_its_line(tmp_path: Path):
+    annotator = oracle(tmp_path)
+    ask(annotator, [0])
+    with (tmp_path / "state.jsonl").open("a") as file:
+        file.write("rubbish\n")
+
+    with pytest.raises(LabelingError, match=r"state\.jsonl, line 2"):
+        oracle(tmp_path).list_task_ids()
+
+
+def test_a_pull_brings_only_what_came_since(tmp_path: Path):
+    annotator = oracle(tmp_path)
+    ask(annotator, [0, 1])
+    mark = list(annotator.pull(None))[-1].mark
+    ask(annotator, [2])
+
+    assert [task.key for page in annotator.pull(mark) for task in page.tasks] == ["q2"]
+    assert list(annotator.pull(list(annotator.pull(mark))[-1].mark)) == []
