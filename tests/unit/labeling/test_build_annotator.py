@@ -1,0 +1,140 @@
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from alloop.config.schema import Config
+from alloop.errors import ConfigError, LabelingError
+from alloop.labeling import local_server
+from alloop.labeling.build import build_annotator
+from alloop.labeling.csv_file import CsvAnnotator
+from alloop.labeling.simulated import SimulatedAnnotator
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+
+
+def build(folder: Path, environ: dict[str, str] | None = None, **labeling: object):
+    config = Config.model_validate({"project": {"classes": ["cat", "dog"]}, "labeling": labeling}, strict=False)
+    return build_annotator(config, folder, "key", environ or {})
+
+
+def give_local_server(folder: Path, url: str = "http://127.0.0.1:20123") -> local_server.Credentials:
+    credentials = local_server.Credentials(
+        url,
+        "alloop@example.com",
+        str(folder / "files"),
+        (("/pool", str(folder / "files" / "pool")),),
+        "secret-pw",
+        TOKEN,
+    )
+    (folder / "label-studio").mkdir()
+    local_server._write_credentials(local_server.credentials_path(folder), credentials)
+    return credentials
+
+
+UPLOAD = {"via": "upload"}
+
+
+def test_the_back_end_is_the_one_named(tmp_path: Path):
+    (tmp_path / "truth.csv").write_text("file,label\nx.png,cat\n")
+
+    assert isinstance(build(tmp_path, backend="csv"), CsvAnnotator)
+    assert isinstance(build(tmp_path, backend="oracle", oracle={"file": "truth.csv"}), SimulatedAnnotator)
+    assert build(tmp_path, {"LABEL_STUDIO_API_KEY": TOKEN}, images=UPLOAD).source == "label-studio"
+
+
+def test_an_oracle_needs_its_file(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"labeling\.oracle\.file is not set"):
+        build(tmp_path, backend="oracle")
+
+
+def test_no_key_is_explained_with_every_way_out(tmp_path: Path):
+    with pytest.raises(LabelingError, match="no key for Label Studio at http://localhost:8080") as caught:
+        build(tmp_path)
+
+    for way in ("LABEL_STUDIO_API_KEY", "api_key_file", "alloop labelstudio up"):
+        assert way in caught.value.hint
+
+
+def test_the_key_may_lie_in_a_file_beside_the_workspace(tmp_path: Path):
+    (tmp_path / "key.txt").write_text(TOKEN + "\n")
+    settings = {"url": "https://labels.example.org/", "api_key_file": "key.txt"}
+
+    annotator = build(tmp_path, label_studio=settings, images=UPLOAD)
+
+    assert "https://labels.example.org" in repr(annotator)
+    assert TOKEN not in repr(annotator)
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_a_key_file_that_is_missing_or_empty_is_named(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "key.txt").write_text(content)
+
+    with pytest.raises(LabelingError, match=r"key\.txt"):
+        build(tmp_path, label_studio={"api_key_file": "key.txt"})
+
+
+def test_the_own_server_is_found_without_being_named(tmp_path: Path):
+    give_local_server(tmp_path)
+
+    annotator = build(tmp_path)
+
+    assert "http://127.0.0.1:20123" in repr(annotator)
+    assert TOKEN not in repr(annotator)
+
+
+def test_the_environment_goes_before_the_own_server(tmp_path: Path):
+    give_local_server(tmp_path)
+    environ = {"LABEL_STUDIO_URL": "https://labels.example.org", "LABEL_STUDIO_API_KEY": TOKEN}
+
+    assert "https://labels.example.org" in repr(build(tmp_path, environ, images=UPLOAD))
+
+
+def test_the_own_servers_key_is_never_sent_elsewhere(tmp_path: Path):
+    give_local_server(tmp_path)
+
+    with pytest.raises(LabelingError, match=r"no key for Label Studio at https://labels\.example\.org"):
+        build(tmp_path, label_studio={"url": "https://labels.example.org"})
+    with pytest.raises(LabelingError, match=r"no key for Label Studio at https://labels\.example\.org"):
+        build(tmp_path, {"LABEL_STUDIO_URL": "https://labels.example.org"})
+
+
+def test_damaged_credentials_are_named(tmp_path: Path):
+    give_local_server(tmp_path)
+    local_server.credentials_path(tmp_path).write_text('{"url": 1')
+
+    with pytest.raises(LabelingError, match=r"credentials\.json cannot be used"):
+        build(tmp_path)
+
+
+def test_credentials_come_back_whole_and_only_their_owner_can_read_them(tmp_path: Path):
+    credentials = give_local_server(tmp_path)
+    path = local_server.credentials_path(tmp_path)
+
+    assert local_server.read_credentials(tmp_path) == credentials
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_text())["token"] == TOKEN
+    assert TOKEN not in repr(credentials)
+    assert "secret-pw" not in repr(credentials)
+
+
+def test_local_files_without_a_root_say_what_to_set(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"labeling\.images\.root is not set"):
+        build(tmp_path, {"LABEL_STUDIO_API_KEY": TOKEN})
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x", "not an address", "http://user:pw@host"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, url: str):
+    with pytest.raises(LabelingError, match="address") as caught:
+        build(tmp_path, {"LABEL_STUDIO_API_KEY": TOKEN}, label_studio={"url": url}, images=UPLOAD)
+
+    assert "pw" not in str(caught.value)
+
+
+def test_a_key_with_its_scheme_pasted_along_is_refused_without_showing_it(tmp_path: Path):
+    with pytest.raises(LabelingError, match="holds blanks") as caught:
+        build(tmp_path, {"LABEL_STUDIO_API_KEY": f"Token {TOKEN}"}, images=UPLOAD)
+
+    assert TOKEN not in str(caught.value)

@@ -1,0 +1,136 @@
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alloop.errors import LabelingError
+from alloop.labeling.images import LocalFiles, SharedFolder, UrlPrefix, browser_file
+from alloop.records import ImageRef
+
+
+class FakeConnection:
+    """Remembers the folders a project may serve."""
+
+    url = "http://fake"
+
+    def __init__(self, *paths: str) -> None:
+        self.paths = list(paths)
+
+    def read(self, path: str, params: object = None) -> list[dict[str, str]]:
+        return [{"path": known} for known in self.paths]
+
+    def send(self, method: str, path: str, body: dict[str, str]) -> dict[str, str]:
+        self.paths.append(body["path"])
+        return body
+
+
+def ref(path: object, number: int = 0) -> ImageRef:
+    return ImageRef(number, hashlib.sha256(str(number).encode()).hexdigest(), str(path))
+
+
+def local_files(connection: FakeConnection, root: str, *folders: SharedFolder) -> LocalFiles:
+    return LocalFiles(connection, root, folders, lambda attempt: None)  # type: ignore[arg-type]
+
+
+def test_addresses_are_relative_to_the_document_root_and_percent_encoded():
+    connection = FakeConnection()
+    ways = local_files(connection, "/srv", SharedFolder(Path("/pool"), "/srv"))
+
+    urls = ways.urls(1, [ref("/pool/pets/a b#c%.png")])
+
+    assert list(urls.values()) == ["/data/local-files/?d=pets/a%20b%23c%25.png"]
+    assert connection.paths == ["/srv/pets"]
+
+
+def test_each_folder_below_the_root_is_registered_once():
+    connection = FakeConnection("/srv/dogs")
+    ways = local_files(connection, "/srv", SharedFolder(Path("/pool"), "/srv"))
+    images = [ref("/pool/cats/1.png", 1), ref("/pool/dogs/deep/2.png", 2), ref("/pool/cats/3.png", 3)]
+
+    ways.urls(1, images)
+    ways.urls(1, images)
+
+    assert connection.paths == ["/srv/dogs", "/srv/cats"]
+
+
+def test_several_folders_may_hang_below_one_root():
+    connection = FakeConnection()
+    ways = local_files(
+        connection, "/ws/f", SharedFolder(Path("/a"), "/ws/f/a-1"), SharedFolder(Path("/b"), "/ws/f/b-2")
+    )
+
+    urls = ways.urls(1, [ref("/a/x/1.png", 1), ref("/b/2.png", 2)])
+
+    assert sorted(urls.values()) == ["/data/local-files/?d=a-1/x/1.png", "/data/local-files/?d=b-2/2.png"]
+    assert connection.paths == ["/ws/f/a-1", "/ws/f/b-2"]
+
+
+@pytest.mark.parametrize("path", ["/elsewhere/1.png", "/pool-2/1.png", "/pool/../etc/1.png"])
+def test_an_image_outside_is_refused_by_name(path: str):
+    ways = local_files(FakeConnection(), "/srv", SharedFolder(Path("/pool"), "/srv"))
+
+    with pytest.raises(LabelingError, match="is outside the folder that Label Studio can read"):
+        ways.urls(1, [ref(path)])
+
+
+def test_an_image_right_in_the_document_root_is_explained():
+    ways = local_files(FakeConnection(), "/srv", SharedFolder(Path("/pool"), "/srv"))
+
+    with pytest.raises(LabelingError, match="subfolders only") as caught:
+        ways.urls(1, [ref("/pool/1.png")])
+    assert "parent folder" in caught.value.hint
+
+
+def test_a_web_address_takes_the_place_of_the_root():
+    urls = UrlPrefix(Path("/pool"), "https://img.example.org/p/").urls(1, [ref("/pool/ü/a b.png")])
+
+    assert list(urls.values()) == ["https://img.example.org/p/%C3%BC/a%20b.png"]
+    with pytest.raises(LabelingError, match="has no address"):
+        UrlPrefix(Path("/pool"), "https://x").urls(1, [ref("/else/1.png")])
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("PNG", ".png"), ("JPEG", ".jpg"), ("GIF", ".gif"), ("BMP", ".bmp")])
+def test_what_browsers_draw_is_uploaded_as_it_is_under_its_true_suffix(tmp_path: Path, form: str, suffix: str):
+    path = tmp_path / "misnamed.dat"
+    Image.new("RGB", (3, 2), "red").save(path, format=form)
+
+    name, data, media_type = browser_file(ref(path))
+
+    assert name == ref(path).sha256 + suffix
+    assert data == path.read_bytes()
+    assert media_type == {"JPEG": "image/jpeg"}.get(form, f"image/{form.lower()}")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "I;16", "F", "P", "1", "RGBA"])
+def test_other_formats_become_png_in_every_mode(tmp_path: Path, mode: str):
+    path = tmp_path / "scan.tiff"
+    Image.new(mode, (3, 2)).save(path)
+
+    name, data, _ = browser_file(ref(path))
+
+    assert name.endswith(".png")
+    with Image.open(io.BytesIO(data)) as opened:
+        assert (opened.format, opened.size) == ("PNG", (3, 2))
+
+
+def test_deep_gray_is_spread_so_that_people_see_something(tmp_path: Path):
+    path = tmp_path / "scan.tiff"
+    deep = Image.new("I;16", (2, 1))
+    deep.putpixel((0, 0), 1000)
+    deep.putpixel((1, 0), 2000)
+    deep.save(path)
+
+    with Image.open(io.BytesIO(browser_file(ref(path))[1])) as opened:
+        assert [opened.getpixel((0, 0)), opened.getpixel((1, 0))] == [0, 255]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an image"])
+def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "bad.png"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(LabelingError, match=r"bad\.png cannot be read for upload"):
+        browser_file(ref(path))
