@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -11,7 +11,7 @@ from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
 from alloop.loop.answers import Place, Recorded, judged_by, named, record_answers, record_lost
 from alloop.loop.ingest import mark_vanished
-from alloop.loop.writer import actor
+from alloop.loop.writer import actor, check_writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, OutgoingTask, QueryStatus, RoundState
@@ -91,7 +91,7 @@ def push(
     done = _record_tasks(project, people, people.annotator.reconcile(list(by_key)), by_key)
     version = None if model is None else model.name
     tasks = [_task(query, refs[query.image_id], version) for query in unsent if query.key not in done]
-    for made in people.annotator.push(tasks):
+    for made in _while_writer(project, people.annotator.push(tasks)):
         done |= _record_tasks(project, people, made, by_key)
         progress("pushing tasks", len(done), len(unsent))
     if tasks:
@@ -224,12 +224,24 @@ def _sendable(session: Session, unsent: Sequence[QueryRecord]) -> tuple[list[Que
     return [query for query in unsent if query.image_id in refs], refs
 
 
+def _while_writer(project: Project, batches: Iterator[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
+    """Take batches one by one: taking the next one is what sends it."""
+    while True:
+        with reading(project.database) as session:
+            check_writer(session)
+        made = next(batches, None)
+        if made is None:
+            return
+        yield made
+
+
 def _record_tasks(
     project: Project, people: Connection, made: Mapping[str, str], by_key: dict[str, QueryRecord]
 ) -> set[str]:
     tasks = {key: task_id for key, task_id in made.items() if key in by_key}
     if tasks:
         with transaction(project.database) as session:
+            check_writer(session)
             by_query = {by_key[key].id: task_id for key, task_id in tasks.items()}
             add_tasks(session, people.place.source, people.place.project_ref, by_query, _now())
     return set(tasks)

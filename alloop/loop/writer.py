@@ -1,16 +1,20 @@
 """One writer at a time: the lease, its heartbeat, and who we are."""
 
 import contextlib
+import contextvars
 import datetime as dt
 import getpass
+import hashlib
 import logging
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError, LeaseHeld
 from alloop.store.session import transaction
@@ -19,6 +23,7 @@ from alloop.store.workspace import drop_lease, find_lease_holder, take_lease
 TERM = dt.timedelta(seconds=120)
 BEAT_SECONDS = 30.0
 logger = logging.getLogger("alloop")
+_holder: contextvars.ContextVar[str | None] = contextvars.ContextVar("holder", default=None)
 
 
 def actor() -> str:
@@ -34,13 +39,13 @@ def actor() -> str:
 def writer(database: Engine) -> Iterator[None]:
     """Be the only alloop that changes this workspace, for as long as the block lasts.
 
-    A holder that was killed on this machine is recognised by its process id and replaced at once; one that died
-    elsewhere is replaced when its lease expires.
+    A holder that was killed on this machine is recognised by its process and replaced at once; one that died elsewhere
+    is replaced when its lease expires.
 
     Raises:
         LeaseHeld: Somebody else is at work.
     """
-    holder = f"{actor()} #{secrets.token_hex(4)}"
+    holder = f"{actor()} #{_machine()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
     with transaction(database) as session:
         current = find_lease_holder(session)
         if current is not None and _died_here(current):
@@ -49,13 +54,32 @@ def writer(database: Engine) -> Iterator[None]:
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(database, holder, done), name="alloop-lease", daemon=True)
     heart.start()
+    token = _holder.set(holder)
     try:
         yield
     finally:
+        _holder.reset(token)
         done.set()
         heart.join()
         with transaction(database) as session:
             drop_lease(session, holder)
+
+
+def check_writer(session: Session) -> None:
+    """Make sure that the lease is still ours, before something that only the writer may do outside the database.
+
+    A machine that slept longer than the lease lasts wakes up in the middle of its work, and another alloop may have
+    taken over. Outside `writer` there is nothing to check.
+
+    Raises:
+        LeaseHeld: Another one has.
+    """
+    holder = _holder.get()
+    if holder is not None and find_lease_holder(session) != holder:
+        raise LeaseHeld(
+            "This alloop was held up for longer than its lease lasts, and another one has taken over.",
+            "Run the command again; nothing is done twice.",
+        )
 
 
 def _beat(database: Engine, holder: str, done: threading.Event) -> None:
@@ -72,18 +96,39 @@ def _beat(database: Engine, holder: str, done: threading.Event) -> None:
 
 
 def _died_here(holder: str) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
+    """Whether the holder was a process of this machine that is no more. In doubt it is taken to live."""
     before, _, after = holder.partition(" pid ")
-    pid = after.split(" ", 1)[0]
-    if before.rpartition("@")[2] != socket.gethostname() or not pid.isdigit():
+    pid, _, mark = after.partition(" #")
+    machine, _, rest = mark.partition(".")
+    if before.rpartition("@")[2] != socket.gethostname() or machine != _machine() or not pid.isdigit():
         return False
+    return _started(int(pid)) != rest.partition(".")[0]
+
+
+def _machine() -> str:
+    """Where process ids mean the same: containers may share a name, and every one counts its processes from 1."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]  # noqa: PTH115
+    return "local"
+
+
+def _started(pid: int) -> str:
+    """When a process began: ids are used again, with another start. Empty when it is no more, or a zombie."""
+    if Path("/proc/self/stat").exists():
+        try:
+            # The name in parentheses may hold blanks, so fields count from behind it: 0 is the state, 19 the start.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if fields[0] in {"Z", "X"} else fields[19]
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
+        return ""
     except PermissionError:
-        return False
-    return False
+        pass
+    return "alive"
 
 
 def _now() -> dt.datetime:

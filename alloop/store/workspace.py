@@ -96,11 +96,12 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
     taken = session.execute(
         update(Lease)
         .where(Lease.name == LEASE, (Lease.holder == holder) | (Lease.expires_at <= now))
-        .values(holder=holder, acquired_at=now, expires_at=expires_at)
+        .values(holder=holder, acquired_at=row.acquired_at if row.holder == holder else now, expires_at=expires_at)
     )
     if taken.rowcount == 0:  # type: ignore[attr-defined]
         raise LeaseHeld(
-            f"Another alloop is working on this workspace: {row.holder}, since {row.acquired_at:%H:%M:%S} UTC.",
+            f"Another alloop is working on this workspace: {row.holder.partition(' #')[0]}, since "
+            f"{row.acquired_at:%H:%M:%S} UTC.",
             f"Wait for it to end; if it is dead, its lease expires at {row.expires_at:%H:%M:%S} UTC.",
         )
 
