@@ -1,0 +1,146 @@
+"""Fine-tuning: the trunk learns, the labels are split fairly, and what is kept is the best."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from alloop.config.schema import TrainConfig
+from alloop.engine import finetune as finetuning
+from alloop.engine.finetune import Labeled, split_stratified
+from alloop.engine.model_files import load_model
+from alloop.engine.score import run_score
+from alloop.engine.score_file import read_scores
+from alloop.engine.train import run_train
+from alloop.errors import ModelError
+from alloop.models.heads import MultiHead
+
+
+def _config(toys, **train: object):
+    settings = {"workers": 0, "epochs": 6, "batch_size": 16, "learning_rate": 0.05, **train}
+    return toys.config(toys.trunk, TrainConfig(**settings), mode="finetune", weights="none")
+
+
+def _job(toys, **train: object):
+    rows = slice(0, 45)
+    return toys.train_job(
+        _config(toys, **train),
+        images=toys.images[rows],
+        targets=toys.targets[rows],
+        holdout=toys.images[45:75],
+        holdout_targets=toys.targets[45:75],
+    )
+
+
+def test_fine_tuning_changes_the_trunk_and_its_version_scores_without_a_feature_cache(toys, heard):
+    calls, listen = heard
+
+    result = run_train(_job(toys), listen)
+
+    version = load_model(result.files)
+    assert version.trunk
+    assert result.history["best_epoch"] > 0
+    assert [call[0] for call in calls].count("epochs") == len(result.history["epochs"])
+    assert result.holdout_log_probs.shape == (30, 3)
+    scored = run_score(toys.score_job(result.files, _config(toys)))
+    predicted = read_scores(scored.path).predicted
+    truth = [toys.config().project.classes[target] for target in toys.targets[75:]]
+    assert np.mean([one == other for one, other in zip(predicted, truth, strict=True)]) > 0.5
+
+
+def test_the_same_job_gives_the_same_bytes(toys):
+    first = run_train(_job(toys))
+    second = run_train(dataclasses.replace(_job(toys), out=toys.root / "again", cache=toys.root / "fresh"))
+
+    assert first.files.sha256 == second.files.sha256
+
+
+def test_the_holdout_takes_no_part_in_training(toys):
+    job = _job(toys)
+    without = dataclasses.replace(job, holdout=(), holdout_targets=(), out=toys.root / "without")
+
+    first, second = run_train(job), run_train(without)
+
+    for part in ("heads", "trunk"):
+        states = [load_model(result.files).__getattribute__(part) for result in (first, second)]
+        rows = [state.state_dict() if isinstance(state, MultiHead) else state for state in states]
+        assert all(torch.equal(rows[0][name], rows[1][name]) for name in rows[0])
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept(toys, monkeypatch):
+    losses = iter([1.0, 0.8, 0.5, 0.9, 0.7, 0.6, 0.6])
+    monkeypatch.setattr(finetuning, "_validate", lambda *_: next(losses))
+
+    result = run_train(_job(toys))
+
+    assert result.history["best_epoch"] == 2
+
+
+def test_training_stops_when_patience_runs_out(toys, monkeypatch):
+    losses = iter([0.5] + [1.0] * 10)
+    monkeypatch.setattr(finetuning, "_validate", lambda *_: next(losses))
+
+    result = run_train(_job(toys, patience=2))
+
+    assert result.history["best_epoch"] == 0
+    assert len(result.history["epochs"]) == 2
+
+
+def test_without_enough_labels_to_set_any_aside_every_epoch_is_trained(toys):
+    job = dataclasses.replace(_job(toys, epochs=2), images=toys.images[:3], targets=toys.targets[:3])
+
+    result = run_train(job)
+
+    assert result.history["n_validation"] == 0
+    assert result.history["best_epoch"] == 2
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toys, monkeypatch):
+    monkeypatch.setattr(finetuning, "multi_head_loss", lambda logits, *_, **__: logits.sum() * math.nan)
+
+    with pytest.raises(ModelError, match="diverged") as caught:
+        run_train(_job(toys))
+
+    assert "learning_rate" in caught.value.hint
+    assert not (toys.root / "runs" / "model").exists()
+
+
+def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeypatch, caplog):
+    whole = run_train(_job(toys, epochs=1))
+    logits = finetuning.Setup.logits
+
+    def short_of_memory(setup, images):
+        if len(images) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(setup, images)
+
+    monkeypatch.setattr(finetuning.Setup, "logits", short_of_memory)
+
+    pieces = run_train(dataclasses.replace(_job(toys, epochs=1), out=toys.root / "pieces"))
+
+    assert "a batch of 16 images is now taken in 2 pieces" in caplog.text
+    ours, theirs = (load_model(result.files).trunk for result in (whole, pieces))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-2)
+
+
+def test_normalization_layers_keep_the_statistics_they_came_with(toys):
+    version = load_model(run_train(_job(toys)).files)
+
+    assert torch.equal(version.trunk["1.running_mean"], torch.zeros(8))
+    assert not torch.equal(version.trunk["1.weight"], torch.ones(8))
+
+
+def test_each_class_gives_its_share_to_validation_and_never_its_last_image(toys):
+    targets = torch.tensor([0] * 20 + [1] * 10 + [2])
+    labeled = Labeled(list(toys.images[:31]), targets)
+
+    train, validation = split_stratified(labeled, 0.2, seed=0)
+
+    assert torch.bincount(validation.targets, minlength=3).tolist() == [4, 2, 0]
+    assert torch.bincount(train.targets, minlength=3).tolist() == [16, 8, 1]
+    together = {image.sha256 for image in (*train.images, *validation.images)}
+    assert len(together) == 31
+    assert split_stratified(labeled, 0.2, seed=0)[1].images == validation.images
