@@ -1,7 +1,9 @@
 """Which device runs a job, and what to do when it has too little memory."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -26,6 +28,18 @@ def choose_device(name: str) -> torch.device:
             'Set [model] device (or --device) to one of them, or to "auto".',
         )
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """The same operations give the same bits, as far as the device can; what cannot is said by a warning of torch's."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def list_devices() -> list[str]:

@@ -14,6 +14,7 @@ from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.score_file import ScoreWriter
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
+from alloop.models.backbones import Backbone
 from alloop.predictive import mean_log_probs
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
@@ -62,17 +63,13 @@ def _features(
     """Images and their features [B, D], in the job's order; what fails is added to `failed`."""
     hardware = build_hardware(job.config, job.device)
     backbone = build_backbone(job.config, search_paths(job.cache))
+    _check_backbone(job, version, backbone)
     if version.trunk:
         backbone.module.load_state_dict(dict(version.trunk))
         for _, refs, batch, rows in trunk_batches(job.images, backbone, hardware):
             failed += batch.failed
             yield [refs[position] for position in batch.positions.tolist()], rows
         return
-    if backbone.fingerprint() != version.metadata["backbone"]:
-        raise ModelError(
-            f"The model in {job.model.folder} was trained on another backbone, other weights or another image size.",
-            "Train it again with `alloop train`.",
-        )
     cache, unreadable = ensure_features(job.images, backbone, job.cache, hardware, progress)
     failed += unreadable
     gone = {image_id for image_id, _ in failed}
@@ -80,3 +77,14 @@ def _features(
     for start in range(0, len(images), CHUNK):
         chunk = images[start : start + CHUNK]
         yield chunk, torch.from_numpy(cache.take([image.sha256 for image in chunk]))
+
+
+def _check_backbone(job: ScoreJob, version: ModelVersion, backbone: Backbone) -> None:
+    trained_on, now = dict(version.metadata["backbone"]), backbone.fingerprint()
+    if version.trunk:  # its own weights replace those that the name stands for
+        del trained_on["weights"], now["weights"]
+    if trained_on != now:
+        raise ModelError(
+            f"The model in {job.model.folder} was trained on another backbone, other weights or another image size.",
+            "Train it again with `alloop train`.",
+        )

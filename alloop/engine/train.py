@@ -19,6 +19,7 @@ from alloop.engine.build import (
     count_heads,
     search_paths,
 )
+from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import Labeled, finetune, pooled_log_probs
 from alloop.engine.fit_heads import fit_heads
@@ -50,10 +51,11 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     hardware = build_hardware(job.config, job.device)
     backbone = build_backbone(job.config, search_paths(job.cache))
     specialties = _specialties(job)
-    fitted = _fit_frozen(job, backbone, hardware, specialties, progress)
     metadata = _metadata(job, backbone)  # before fine-tuning changes the backbone
-    if job.config.model.mode == "finetune":
-        fitted = _finetune(job, backbone, hardware, specialties, fitted, progress)
+    with deterministic():
+        fitted = _fit_frozen(job, backbone, hardware, specialties, progress)
+        if job.config.model.mode == "finetune":
+            fitted = _finetune(job, backbone, hardware, specialties, fitted, progress)
     log_probs, calibration = cross_fit_temperature(
         fitted.holdout_log_probs, fitted.holdout_targets, derive_seed(job.seed, "calibration")
     )

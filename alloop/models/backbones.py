@@ -181,7 +181,7 @@ def _download(name: str, weights: Any) -> nn.Module:
             module: nn.Module = torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:  # no network, and a hash that does not match
         raise ModelError(
-            f"The weights of {name} could not be loaded: {error}.",
+            f"The weights of {name} could not be loaded: {str(error).rstrip('.')}.",
             f"Fetch {weights.url} on a machine that can reach it and put it at {file}, or name the file in "
             f'[model] weights; weights = "none" starts from random ones.',
         ) from error
@@ -226,9 +226,9 @@ def _from_timm(name: str, weights: str) -> Backbone:
         raise ConfigError(f"timm has no model {name!r}.", _nearest(name, timm.list_models()))
     try:
         module = timm.create_model(name, pretrained=weights == "DEFAULT", num_classes=0)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the hub's client raises errors of several libraries
         raise ModelError(
-            f"The weights of timm:{name} could not be loaded: {error}.",
+            f"timm:{name} could not be made: {str(error).rstrip('.')}.",
             "Fetch them on a machine that can reach them and name the file in [model] weights.",
         ) from error
     if weights not in {"DEFAULT", "none"}:

@@ -50,6 +50,15 @@ def test_fine_tuning_changes_the_trunk_and_its_version_scores_without_a_feature_
     assert np.mean([one == other for one, other in zip(predicted, truth, strict=True)]) > 0.5
 
 
+def test_a_fine_tuned_model_refuses_another_image_size(toys):
+    files = run_train(_job(toys, epochs=1)).files
+    config = _config(toys)
+    other = config.model_copy(update={"model": config.model.model_copy(update={"image_size": 24})})
+
+    with pytest.raises(ModelError, match="another image size"):
+        run_score(toys.score_job(files, other))
+
+
 def test_the_same_job_gives_the_same_bytes(toys):
     first = run_train(_job(toys))
     second = run_train(dataclasses.replace(_job(toys), out=toys.root / "again", cache=toys.root / "fresh"))
