@@ -31,9 +31,9 @@ class ProjectConfig(Section):
         if blank:
             raise ValueError(f"class names must not be empty or padded with spaces: {blank[0]!r}")
         # Folder-per-class export, CSV cells and Label Studio's XML all carry class names.
-        odd = [name for name in self.classes if re.search(r"[\x00-\x1f/\\]", name)]
+        odd = [name for name in self.classes if re.search(r"[\x00-\x1f/\\]", name) or name in {".", ".."}]
         if odd:
-            raise ValueError(f"class names must not contain slashes or control characters: {odd[0]!r}")
+            raise ValueError(f"class names must not contain slashes or control characters, or be dots: {odd[0]!r}")
         twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if twice:
             raise ValueError(f"class {twice[0]!r} is named twice")
@@ -70,9 +70,11 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """`[train]`: how it learns. None means the tuned default of the mode (benchmarks/recipe)."""
 
-    epochs: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    epochs: PositiveInt | None = None  # finetune: passes over the labels, at most; frozen: steps of the solver, at most
+    batch_size: PositiveInt | None = None  # images in memory at once, and of one update in finetune mode
+    learning_rate: Annotated[float, Field(gt=0)] | None = (
+        None  # of the heads, finetune mode only; the trunk's is a tenth
+    )
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     loss_scale: Literal["mean", "sum"] = "mean"  # the multi-head loss is divided by M + 1, or not
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # of the training labels, finetune mode only
