@@ -14,6 +14,8 @@ from alloop.errors import ConfigError, did_you_mean
 
 FILE_NAME = "alloop.toml"
 PREFIX = "ALLOOP__"
+URL_VARIABLE, URL_KEYS = "LABEL_STUDIO_URL", ("labeling", "label_studio", "url")
+MAY_BE_SECRET = {"database", "label_studio"}  # tables whose values are never shown
 
 
 def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -42,6 +44,10 @@ def parse_config(text: str, name: str, environ: Mapping[str, str] = os.environ) 
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}.") from error
     variables = _apply_environment(data, environ)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        _restore_text(data, error, variables, environ)
     return validate_config(data, name, variables)
 
 
@@ -58,7 +64,8 @@ def validate_config(
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, name, variables or {}) from error
+        # pydantic's own message shows every value, also those that must not be seen.
+        raise _explain(error, name, variables or {}) from None
 
 
 def set_values(config: Config, **sections: Mapping[str, Any]) -> Config:
@@ -78,20 +85,33 @@ def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict
     """Put `ALLOOP__SECTION__KEY=value` into the data. Values are TOML where they parse as TOML, else plain text."""
     used: dict[tuple[str, ...], str] = {}
     for variable in sorted(environ):
-        if not variable.upper().startswith(PREFIX):
-            continue
-        keys = tuple(part.lower() for part in variable[len(PREFIX) :].split("__"))
-        table = data
-        for key in keys[:-1]:
-            table = table.setdefault(key, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"Environment variable {variable}: '{key}' is a setting, not a table.")
-        table[keys[-1]] = _toml_value(environ[variable])
-        used[keys] = variable
-    if url := environ.get("LABEL_STUDIO_URL"):
-        data.setdefault("labeling", {}).setdefault("label_studio", {})["url"] = url
-        used["labeling", "label_studio", "url"] = "LABEL_STUDIO_URL"
+        if variable.upper().startswith(PREFIX):
+            keys = tuple(part.lower() for part in variable[len(PREFIX) :].split("__"))
+            _put(data, keys, _toml_value(environ[variable]), variable)
+            used[keys] = variable
+    if url := environ.get(URL_VARIABLE):
+        _put(data, URL_KEYS, url, URL_VARIABLE)
+        used[URL_KEYS] = URL_VARIABLE
     return used
+
+
+def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, variable: str) -> None:
+    table = data
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"Environment variable {variable}: '{key}' is a setting, not a table.")
+    table[keys[-1]] = value
+
+
+def _restore_text(
+    data: dict[str, Any], error: ValidationError, variables: Mapping[tuple[str, ...], str], environ: Mapping[str, str]
+) -> None:
+    """A name like 2026 is TOML for a number; where a setting is text, the variable's text was meant."""
+    for details in error.errors(include_url=False):
+        keys = tuple(map(str, details["loc"]))
+        if keys in variables and details["type"] in {"string_type", "path_type"}:
+            _put(data, keys, environ[variables[keys]], variables[keys])
 
 
 def _toml_value(text: str) -> Any:
@@ -118,8 +138,13 @@ def _explain_one(details: ErrorDetails, name: str, variables: Mapping[tuple[str,
     if details["type"] == "value_error":
         section = f"[{'.'.join(keys)}] " if keys else ""
         return f"{where}: {section}{details['msg'].removeprefix('Value error, ')}."
-    setting = keys[-1] if keys else "it"
-    return f"{where}: {table}{setting} = {details['input']!r} is refused: {_lower_first(details['msg'])}."
+    if details["type"] in {"model_type", "dict_type"}:
+        return f"{where}: '{keys[-1]}' is a table; write [{'.'.join(keys)}] and its settings below it."
+    is_item = isinstance(details["loc"][-1], int)
+    table = f"[{'.'.join(keys[:-2])}] " if is_item else table
+    setting = f"{keys[-2]}[{keys[-1]}]" if is_item else keys[-1]
+    value = "" if MAY_BE_SECRET & {*keys} else f" = {details['input']!r}"
+    return f"{where}: {table}{setting}{value} is refused: {_lower_first(details['msg'])}."
 
 
 def _nearest(keys: tuple[str, ...]) -> str:
