@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from alloop.store.images import (
     Location,
     add_image,
     add_to_group,
+    drop_unreadable,
     find_image_ids,
     find_locations,
+    find_refs,
     list_leaders,
     list_locations,
     set_location,
     set_location_status,
+    set_unreadable,
 )
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
@@ -86,6 +90,8 @@ def add_images(
 def check_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
     """Look whether every file is still there and the same; what changed is recorded.
 
+    Files that could not be read are tried again, and forgotten when they are gone.
+
     Returns:
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
     """
@@ -93,15 +99,17 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
         locations = list_locations(session)
     gone, back, changed = [], [], []
     for done, location in enumerate(locations, start=1):
-        stat = _stat(Path(location.path))
+        path = _on_disk(location.path)
+        stat = _stat(path)
         if stat is None:
             gone.append(location.path)
-        elif (stat.st_size, stat.st_mtime_ns) != (location.size, location.mtime_ns):
-            changed.append(Path(location.path))
+        elif location.status is LocationStatus.UNREADABLE or _differs(stat, location):
+            changed.append(path)
         elif location.status is LocationStatus.MISSING:
             back.append(location.path)
         progress("looking at files", done, len(locations))
     with transaction(project.database) as session:
+        drop_unreadable(session, gone)
         set_location_status(session, gone, LocationStatus.MISSING, _now())
         set_location_status(session, back, LocationStatus.OK, _now())
     if changed:
@@ -130,6 +138,17 @@ def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
     gone = [path for path in paths if _stat(Path(path)) is None]
     set_location_status(session, gone, LocationStatus.MISSING, _now())
     return gone
+
+
+def mark_unusable(session: Session, failed: Iterable[tuple[int, str]]) -> None:
+    """Record images that could not be read just now, as (image id, reason): missing, or unreadable and why.
+
+    They are not asked about or trained on until `pool check` or `pool add` finds them readable again.
+    """
+    reasons = dict(failed)
+    paths = {ref.path: reasons[ref.image_id] for ref in find_refs(session, reasons).values()}
+    gone = set(mark_vanished(session, paths))
+    set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, _now())
 
 
 def _fresh(project: Project, files: Sequence[Path], labels_from_folders: bool, added: Added) -> Iterator[Path]:
@@ -216,7 +235,11 @@ def _unchanged(path: Path, known: Location | None) -> bool:
     if known is None or known.status is not LocationStatus.OK:
         return False
     stat = _stat(path)
-    return stat is not None and (stat.st_size, stat.st_mtime_ns) == (known.size, known.mtime_ns)
+    return stat is not None and not _differs(stat, known)
+
+
+def _differs(stat: os.stat_result, known: Location) -> bool:
+    return (stat.st_size, stat.st_mtime_ns) != (known.size, known.mtime_ns)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -229,6 +252,14 @@ def _stat(path: Path) -> os.stat_result | None:
 def _in_database(path: Path) -> str:
     """A path as its row has it: names that are not UTF-8, which cannot be read, are recorded with escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _on_disk(recorded: str) -> Path:
+    """The path that a row means: the reverse of `_in_database`."""
+    if os.path.lexists(recorded):
+        return Path(recorded)
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), recorded.encode())
+    return Path(os.fsdecode(raw))
 
 
 def _now() -> dt.datetime:

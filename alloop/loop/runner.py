@@ -140,9 +140,11 @@ class _Run:
     def _stop_reason(self, number: int) -> str | None:
         with reading(self._project.database) as session:
             askable = list_askable(session, self._project.config.acquisition, number)
+            counts = count_pool(session)
             return stop_reason(
                 self._project.config.loop,
-                n_labels=count_pool(session).labeled,
+                n_labels=counts.labeled,
+                n_open=counts.open,
                 n_askable=len(askable) + len(list_holdout_to_ask(session)),
                 n_rounds=count_rounds_asked(session),
             )

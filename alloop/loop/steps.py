@@ -12,12 +12,12 @@ from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.score_file import read_scores
-from alloop.errors import AlloopError, ModelError
+from alloop.errors import AlloopError, ConfigError, ModelError
 from alloop.files import sha256_of
 from alloop.loop.answers import judged_by, resettle_unknown
 from alloop.loop.history import check_history
 from alloop.loop.holdout import draw_holdout
-from alloop.loop.ingest import mark_vanished
+from alloop.loop.ingest import mark_unusable
 from alloop.loop.labels import derive_labels
 from alloop.loop.measure import measure
 from alloop.loop.selection import PoolScores, choose_batch
@@ -33,6 +33,7 @@ from alloop.store.rounds import (
     RoundRecord,
     add_model,
     add_round,
+    drop_model,
     find_last_model,
     find_last_round,
     find_model,
@@ -55,6 +56,7 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
     Raises:
         HistoryError: A setting changed in a way that would invalidate earlier rounds.
         PoolError: There are no images yet.
+        ConfigError: The label budget leaves nothing to train on.
     """
     with transaction(project.database) as session:
         last = find_last_round(session)
@@ -67,6 +69,7 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
         add_event(session, actor(), "round started", _now(), number, notes=notes)
         if not has_holdout(session):
             drawn, of = draw_holdout(session, project.config.evaluation, seed)
+            _check_budget(project.config, drawn)
             add_event(session, actor(), "holdout drawn", _now(), number, images=drawn, groups=of)
     return started
 
@@ -102,9 +105,12 @@ def train(project: Project, number: int, device: str | None = None, progress: Pr
         )
         result = LocalExecutor().train(job, progress)
     with transaction(project.database) as session:
+        set_scores(session, current.id, None, None)  # those of an earlier model of this round
         if result is None:
+            drop_model(session, current.id)
             add_event(session, actor(), "training skipped", _now(), number, labels=len(labeled))
         else:
+            mark_unusable(session, result.failed)
             digest = label_digest(classes, labeled, holdout)
             _record_model(session, project, current, job, result, digest)
             add_event(session, actor(), "trained", _now(), number, labels=len(labeled), missing=missing)
@@ -133,8 +139,7 @@ def score(project: Project, number: int, device: str | None = None, progress: Pr
             set_scores(session, current.id, project.paths.relative(result.path), result.sha256)
             failed = [{"image": image_id, "reason": reason} for image_id, reason in result.failed]
             add_event(session, actor(), "scored", _now(), number, images=result.n_images, failed=failed[:100])
-            paths = find_refs(session, [image_id for image_id, _ in result.failed])
-            mark_vanished(session, [ref.path for ref in paths.values()])
+            mark_unusable(session, result.failed)
         set_state(session, current.id, current.state, RoundState.SCORED)
 
 
@@ -192,6 +197,16 @@ def label_digest(
     for use, pairs in (("train", labeled), ("holdout", holdout)):
         lines += sorted(f"{use} {label.sha256} {label.class_name}" for label, _ in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _check_budget(config: Config, n_holdout: int) -> None:
+    budget = config.loop.label_budget
+    if budget is not None and budget <= n_holdout:
+        raise ConfigError(
+            f"alloop.toml: [loop] label_budget = {budget} leaves no label to train on: the holdout alone takes "
+            f"{n_holdout}.",
+            "Raise the budget, or lower [evaluation] holdout_size.",
+        )
 
 
 def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:

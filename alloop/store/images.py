@@ -2,9 +2,9 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
@@ -120,8 +120,22 @@ def set_location_status(session: Session, paths: Sequence[str], status: Location
         session.execute(
             update(ImageLocation)
             .where(ImageLocation.path.in_(paths[start : start + CHUNK]), ImageLocation.image_id.is_not(None))
-            .values(status=status.value, seen_at=now)
+            .values(status=status.value, reason=None, seen_at=now)
         )
+
+
+def set_unreadable(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
+    """Say that images could once be read at these paths and cannot now: path → reason."""
+    for path, reason in reasons.items():
+        values = {"status": LocationStatus.UNREADABLE.value, "reason": reason, "seen_at": now}
+        session.execute(update(ImageLocation).where(ImageLocation.path == path).values(**values))
+
+
+def drop_unreadable(session: Session, paths: Sequence[str]) -> None:
+    """Forget those of the paths that never held an image."""
+    for start in range(0, len(paths), CHUNK):
+        chunk = paths[start : start + CHUNK]
+        session.execute(delete(ImageLocation).where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_(None)))
 
 
 def list_leaders(session: Session) -> list[tuple[int, str]]:

@@ -100,8 +100,8 @@ def set_state(session: Session, round_id: int, old: RoundState, new: RoundState)
         )
 
 
-def set_scores(session: Session, round_id: int, path: str, sha256: str) -> None:
-    """Name the score file of a round."""
+def set_scores(session: Session, round_id: int, path: str | None, sha256: str | None) -> None:
+    """Name the score file of a round, or say that it has none."""
     session.execute(update(Round).where(Round.id == round_id).values(scores_path=path, scores_sha256=sha256))
 
 
@@ -119,13 +119,18 @@ def add_model(session: Session, values: Mapping[str, Any], calibration: Calibrat
         calibration: Fitted on the holdout.
         now: When.
     """
-    earlier = select(ModelVersion.id).where(ModelVersion.round_id == values["round_id"])
-    session.execute(delete(Metric).where(Metric.model_version_id.in_(earlier)))
-    session.execute(delete(ModelVersion).where(ModelVersion.round_id == values["round_id"]))
+    drop_model(session, values["round_id"])
     row = ModelVersion(**values, calibration=dataclasses.asdict(calibration), created_at=now)
     session.add(row)
     session.flush()
     return row.id
+
+
+def drop_model(session: Session, round_id: int) -> None:
+    """Forget the model version of a round and what was measured of it."""
+    earlier = select(ModelVersion.id).where(ModelVersion.round_id == round_id)
+    session.execute(delete(Metric).where(Metric.model_version_id.in_(earlier)))
+    session.execute(delete(ModelVersion).where(ModelVersion.round_id == round_id))
 
 
 def find_model(session: Session, round_id: int) -> ModelRecord | None:

@@ -1,0 +1,154 @@
+"""Rules without rows: how a query stands, when to stop, how much to ask, which changes of settings are refused."""
+
+import itertools
+
+import pytest
+from factories import make_config
+
+from alloop.config.load import freeze_config
+from alloop.errors import HistoryError
+from alloop.loop.history import check_history
+from alloop.loop.holdout import holdout_size
+from alloop.loop.state import NEXT, settle
+from alloop.loop.stopping import batch_size, stop_reason
+from alloop.records import Outcome, QueryStatus, RoundState
+
+CLASSES = ("cat", "dog")
+CAT, BIRD = (Outcome.LABEL, "cat"), (Outcome.LABEL, "bird")
+SKIP, EMPTY = (Outcome.SKIP, None), (Outcome.EMPTY, None)
+
+
+def settled(*answers: tuple[Outcome, str | None], wanted: int = 1, same_person: bool = False) -> QueryStatus:
+    people = itertools.repeat("ada") if same_person else map(str, itertools.count())
+    return settle([(who, *answer) for who, answer in zip(people, answers, strict=False)], CLASSES, wanted)
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted", "status"),
+    [
+        ((), 1, QueryStatus.OPEN),
+        ((CAT,), 1, QueryStatus.ANSWERED),
+        ((CAT,), 2, QueryStatus.OPEN),
+        ((CAT, CAT), 2, QueryStatus.ANSWERED),
+        ((CAT, SKIP), 2, QueryStatus.OPEN),
+        ((CAT, SKIP), 1, QueryStatus.ANSWERED),
+        ((CAT, BIRD), 1, QueryStatus.ANSWERED),
+        ((CAT, EMPTY, BIRD, SKIP), 1, QueryStatus.ANSWERED),
+        ((BIRD,), 1, QueryStatus.UNKNOWN),
+        ((BIRD, SKIP, EMPTY), 1, QueryStatus.UNKNOWN),
+        ((SKIP,), 1, QueryStatus.SKIPPED),
+        ((SKIP,), 2, QueryStatus.SKIPPED),
+        ((SKIP, EMPTY), 1, QueryStatus.SKIPPED),
+        ((EMPTY,), 1, QueryStatus.EMPTY),
+        ((EMPTY, EMPTY), 1, QueryStatus.EMPTY),
+    ],
+)
+def test_a_query_stands_as_its_answers_say(answers, wanted: int, status: QueryStatus):
+    for order in itertools.permutations(answers):
+        assert settled(*order, wanted=wanted) is status
+
+
+def test_two_answers_of_one_person_are_not_two_people():
+    assert settled(CAT, CAT, wanted=2, same_person=True) is QueryStatus.OPEN
+
+
+def test_states_follow_each_other_once_from_created_to_closed():
+    state, seen = RoundState.CREATED, [RoundState.CREATED]
+    while state in NEXT:
+        state = NEXT[state]
+        seen.append(state)
+
+    assert seen == list(RoundState)
+
+
+@pytest.mark.parametrize(
+    ("loop", "counts", "reason"),
+    [
+        ({}, {}, None),
+        ({"label_budget": 100}, {"n_labels": 99}, None),
+        ({"label_budget": 100}, {"n_labels": 100}, "label budget reached: 100 of 100 labels"),
+        ({"label_budget": 100}, {"n_labels": 104}, "label budget reached: 104 of 100 labels"),
+        ({"label_budget": 100}, {"n_labels": 60, "n_open": 39}, None),
+        (
+            {"label_budget": 100},
+            {"n_labels": 60, "n_open": 40},
+            "label budget reached: 60 of 100 labels, 40 being asked",
+        ),
+        ({"max_rounds": 3}, {"n_rounds": 2}, None),
+        ({"max_rounds": 3}, {"n_rounds": 3}, "round limit reached: 3 of 3 rounds"),
+        ({}, {"n_askable": 0}, "pool exhausted"),
+        ({"label_budget": 100}, {"n_labels": 100, "n_askable": 0}, "label budget"),
+    ],
+)
+def test_a_loop_stops_when_its_budget_rounds_or_pool_are_used_up(loop: dict, counts: dict, reason: str | None):
+    given = {"n_labels": 10, "n_open": 0, "n_askable": 10, "n_rounds": 1, **counts}
+
+    found = stop_reason(make_config(loop=loop).loop, **given)
+
+    assert (found is None) == (reason is None)
+    assert (found or "").startswith(reason or "")
+
+
+@pytest.mark.parametrize(
+    ("budget", "n_labels", "n_open", "n"),
+    [(None, 1000, 0, 50), (100, 0, 0, 50), (100, 60, 0, 40), (100, 60, 30, 10), (100, 20, 20, 50), (100, 99, 0, 1)],
+)
+def test_a_batch_is_what_the_budget_leaves(budget: int | None, n_labels: int, n_open: int, n: int):
+    assert batch_size(make_config(loop={"label_budget": budget}).loop, n_labels, n_open) == n
+
+
+def test_a_batch_never_goes_beyond_the_budget():
+    assert batch_size(make_config(loop={"label_budget": 100}).loop, 60, 40) == 0
+    assert batch_size(make_config(loop={"label_budget": 10}).loop, 0, 20) == 0
+
+
+@pytest.mark.parametrize(("n_groups", "size"), [(2, 1), (4, 1), (30, 3), (35, 4), (1999, 200), (100_000, 200)])
+def test_the_holdout_is_a_tenth_of_a_small_pool_and_200_of_a_large_one(n_groups: int, size: int):
+    assert holdout_size(make_config().evaluation, n_groups) == size
+
+
+def test_a_class_that_people_have_used_cannot_be_removed():
+    old = freeze_config(make_config(project={"classes": ("cat", "dog", "bird")}))
+    new = make_config(project={"classes": ("cat", "dog")})
+
+    with pytest.raises(HistoryError, match="no longer has 'bird'") as caught:
+        check_history(old, new, {"bird", "cat"}, accept=True)
+
+    assert caught.value.exit_code == 2
+    assert check_history(old, new, {"cat"}, accept=False) == ["unused class removed: bird"]
+
+
+def test_a_class_may_be_added_and_classes_reordered():
+    old = freeze_config(make_config())
+    new = make_config(project={"classes": ("dog", "bird", "cat")})
+
+    assert check_history(old, new, {"cat", "dog"}, accept=False) == ["class added: bird"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backbone", "resnet18"),
+        ("weights", "none"),
+        ("mode", "finetune"),
+        ("uncertainty", "single"),
+        ("members", 2),
+        ("image_size", 64),
+    ],
+)
+def test_another_model_is_refused_until_it_is_accepted(key: str, value: object):
+    old, new = freeze_config(make_config()), make_config(model={key: value})
+
+    with pytest.raises(HistoryError, match=f"\\[model\\] {key}: .* → {value!r}") as caught:
+        check_history(old, new, set(), accept=False)
+
+    assert "--accept-change" in caught.value.hint
+    assert len(check_history(old, new, set(), accept=True)) == 1
+
+
+def test_settings_that_invalidate_nothing_may_change():
+    new = make_config(
+        loop={"batch_size": 5}, model={"device": "cpu"}, train={"epochs": 3}, acquisition={"strategy": "random"}
+    )
+
+    assert check_history(freeze_config(make_config()), new, set(), accept=False) == []
