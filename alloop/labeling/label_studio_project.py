@@ -14,9 +14,10 @@ from alloop.labeling.label_config import (
     is_generated,
     read_time,
 )
-from alloop.labeling.label_studio_tasks import newest_task, write_time
+from alloop.labeling.label_studio_tasks import newest_tasks, write_time
 
 _ATTEMPTS = 3
+_LOOK_BACK = 50  # tasks among which a model's guess is looked for: those drawn at random have none
 _MARKER = "alloop-workspace:"
 
 
@@ -188,10 +189,10 @@ def _has_all(xml: str, classes: Sequence[str]) -> bool:
 def _fit_settings(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
     changes = {name: value for name, value in plan.settings().items() if row.get(name) != value}
     # A run that was cut short after its last import has not told the server which scores to go by.
-    newest = newest_task(connection, row["id"], "id,predictions,model_version,created_at")
-    versions = [guess.get("model_version") for guess in (newest or {}).get("predictions") or []]
-    if versions and versions[-1] and versions[-1] != row.get("model_version"):
-        changes["model_version"] = versions[-1]
+    newest = newest_tasks(connection, row["id"], "id,predictions,model_version,created_at", _LOOK_BACK)
+    versions = [guess.get("model_version") for task in newest for guess in task.get("predictions") or []]
+    if versions and versions[0] and versions[0] != row.get("model_version"):
+        changes["model_version"] = versions[0]
     if changes:
         connection.change(f"api/projects/{row['id']}/", changes)
     return row | changes

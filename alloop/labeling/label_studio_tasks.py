@@ -81,10 +81,9 @@ def untouched_refs(connection: Connection, project_id: int, refs: Sequence[str])
     return _refs(row for row in rows if row["annotations"] == [] and row["draft_exists"] is False) & set(refs)
 
 
-def newest_task(connection: Connection, project_id: int, include: str) -> Row | None:
-    """The task made last."""
-    rows = _page(connection, project_id, "all", include, [], ordering="-tasks:id", size=1)
-    return rows[0] if rows else None
+def newest_tasks(connection: Connection, project_id: int, include: str, n: int) -> list[Row]:
+    """The tasks made last, newest first."""
+    return _page(connection, project_id, "all", include, [], ordering="-tasks:id", size=n)
 
 
 def changed_since(connection: Connection, project_id: int, since: str | None, size: int) -> Iterator[list[Row]]:

@@ -301,6 +301,7 @@ def test_an_order_that_a_crash_left_behind_is_put_right_on_opening(label_studio:
     ref = annotator.open_project(None)
     push_all(annotator, make_tasks(label_studio, [0.4]))
     push_all(annotator, [OutgoingTask("n0", t.image, "cat", 0.1, "m2") for t in make_tasks(label_studio, [0.1])])
+    push_all(annotator, [OutgoingTask("n1", t.image) for t in make_tasks(label_studio, [None])])  # drawn at random
     label_studio.api("PATCH", f"/api/projects/{ref}/", json={"model_version": "m1"})
 
     annotator.open_project(ref)
