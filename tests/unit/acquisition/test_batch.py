@@ -69,7 +69,7 @@ def test_without_a_random_share_the_batch_is_the_best_in_order():
 
 
 @pytest.mark.parametrize(
-    ("k", "fraction", "expected"), [(10, 0.1, 1), (5, 0.1, 1), (4, 0.1, 0), (50, 0.1, 5), (3, 1, 3)]
+    ("k", "fraction", "expected"), [(10, 0.1, 1), (5, 0.1, 1), (4, 0.1, 0), (50, 0.1, 5), (3, 1.0, 3)]
 )
 def test_the_random_share_is_rounded_half_up(k, fraction, expected):
     picks = _batch(np.arange(100), k, fraction)
