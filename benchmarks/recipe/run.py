@@ -1,10 +1,11 @@
 """Compare recipes for heads on frozen features with logistic regression, at 40 to 600 labels, on three sets.
 
-    ALLOOP_DATA=... python benchmarks/recipe/run.py --cache FOLDER --out results.csv
+    ALLOOP_DATA=... python benchmarks/recipe/run.py --cache FOLDER
+    python benchmarks/recipe/run.py --tables accuracy nll_calibrated
 
-Features are computed once and kept in FOLDER. For each set, seed and number of labels: 200 random images are the holdout
-(it fits the temperature), the labels are a random sample of the rest, and up to 5,000 others are measured on. Every method
-sees the same images.
+Features are computed once and kept in FOLDER. For each set, seed and number of labels: 200 random images are the
+holdout (it fits the temperature), the labels are a random sample of the rest, and up to 5,000 others are measured on.
+Every method sees the same images.
 """
 
 import argparse
@@ -12,8 +13,11 @@ import csv
 import dataclasses
 import hashlib
 import io
+import os
+import statistics
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,17 +210,38 @@ def compare(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[dict[str, objec
                 }  # fmt: skip
 
 
-def main() -> None:
-    import os
-    import warnings
+def print_tables(path: Path, measures: list[str]) -> None:
+    """Means over seeds as Markdown, one table per measure."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    counts = sorted({int(row["labels"]) for row in rows})
+    for measure_name in measures:
+        print(f"\n| set | {measure_name} | " + " | ".join(map(str, counts)) + " |")
+        print("|---|---|" + "---|" * len(counts))
+        for name, method in dict.fromkeys((row["set"], row["method"]) for row in rows):
+            cells = [
+                statistics.mean(
+                    float(row[measure_name])
+                    for row in rows
+                    if (row["set"], row["method"], int(row["labels"])) == (name, method, count)
+                )
+                for count in counts
+            ]
+            print(f"| {name} | {method} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
 
+
+def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.simplefilter("ignore", UserWarning)  # scikit-learn, on classes with fewer images than folds
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("recipe-features"))
+    parser.add_argument("--tables", nargs="+", help="only print tables of these columns of --out")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.csv"))
     parser.add_argument("--sets", nargs="+", default=["trashnet", "cifar10", "digits", "digits-raw"])
     arguments = parser.parse_args()
+    if arguments.tables:
+        print_tables(arguments.out, arguments.tables)
+        return
     data = Path(os.environ.get("ALLOOP_DATA", "../shared/data"))
     torch.set_num_threads(1)
     with arguments.out.open("w", newline="") as file:
