@@ -62,7 +62,7 @@ def add_images(
 
     Raises:
         PoolError: A path names nothing.
-        LabelError: With `labels_from_folders`, a folder is not a class.
+        LabelError: With `labels_from_folders`, a folder is not a class, or an image is in the folders of two.
     """
     skipped = Skipped()
     files = list(expand(paths, skipped))
@@ -75,11 +75,12 @@ def add_images(
         index = NearDuplicateIndex(project.config.pool.near_duplicate_distance)
         for image_id, phash in list_leaders(session):
             index.add_leader(image_id, phash)
-    fresh = _fresh(project, files, labels_from_folders, added)
+    said: dict[str, str] | None = {} if labels_from_folders else None
+    fresh = _fresh(project, files, said, added)
     workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
     found = inspect_files(fresh, max_pixels=project.config.pool.max_pixels, workers=workers)
     while batch := list(itertools.islice(found, BATCH)):
-        _add_batch(project, batch, index, labels_from_folders, added)
+        _add_batch(project, batch, index, said, added)
         progress("reading images", added.looked_at, len(files))
     progress("reading images", len(files), len(files))
     with transaction(project.database) as session:
@@ -151,7 +152,7 @@ def mark_unusable(session: Session, failed: Iterable[tuple[int, str]]) -> None:
     set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, _now())
 
 
-def _fresh(project: Project, files: Sequence[Path], labels_from_folders: bool, added: Added) -> Iterator[Path]:
+def _fresh(project: Project, files: Sequence[Path], said: dict[str, str] | None, added: Added) -> Iterator[Path]:
     """Those files that are not known as they are now. Labels of the others are taken here, in passing."""
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
@@ -161,10 +162,10 @@ def _fresh(project: Project, files: Sequence[Path], labels_from_folders: bool, a
             path: known[_in_database(path)] for path in batch if _unchanged(path, known.get(_in_database(path)))
         }
         added.unchanged += len(unchanged)
-        if labels_from_folders:
+        if said is not None:
             hashes = {place.path: place.sha256 for place in unchanged.values() if place.sha256 is not None}
             with transaction(project.database) as session:
-                added.labeled += _label_from_folders(session, project, hashes)
+                added.labeled += _label_from_folders(session, project, hashes, said)
         yield from (path for path in batch if path not in unchanged)
 
 
@@ -172,7 +173,7 @@ def _add_batch(
     project: Project,
     found: Sequence[ImageFile | UnreadableFile],
     index: NearDuplicateIndex,
-    labels_from_folders: bool,
+    said: dict[str, str] | None,
     added: Added,
 ) -> None:
     images = [file for file in found if isinstance(file, ImageFile)]
@@ -180,8 +181,9 @@ def _add_batch(
         ids = find_image_ids(session, [file.sha256 for file in images])
         for file in found:
             _add_file(session, project, file, ids, index, added)
-        if labels_from_folders:
-            added.labeled += _label_from_folders(session, project, {file.path: file.sha256 for file in images})
+        if said is not None:
+            hashes = {file.path: file.sha256 for file in images}
+            added.labeled += _label_from_folders(session, project, hashes, said)
 
 
 def _add_file(
@@ -216,7 +218,15 @@ def _add_to_groups(session: Session, project: Project, image_id: int, phash: str
     return 1
 
 
-def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str, str]) -> int:
+def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str, str], said: dict[str, str]) -> int:
+    """Record folder names as labels; `said` remembers where each image lies, over the whole call of `add_images`."""
+    for path, sha256 in sha256s.items():
+        other = said.setdefault(sha256, path)
+        if Path(other).parent.name != Path(path).parent.name:
+            raise LabelError(
+                f"The same image lies in the folders of two classes: {other} and {path}.",
+                "Remove the wrong one, then add them again.",
+            )
     labels = [ImportedLabel(sha256, Path(path).parent.name) for path, sha256 in sha256s.items()]
     return record_imported(session, labels, project.config.project.classes, "folders")
 

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +108,7 @@ def import_labels(project: Project, path: Path) -> tuple[int, int]:
     """
     with transaction(project.database) as session:
         find = _Finder(list_locations(session), path.absolute().parent)
-        labels = [_imported(row, line, path, find, project.config.project.classes) for line, row in _read_rows(path)]
+        labels = _agreeing(path, _imported_rows(path, find, project.config.project.classes))
         recorded = record_imported(session, labels, project.config.project.classes, path.name)
         add_event(session, "alloop", "labels import", _now(), file=path.name, labels=recorded)
     return recorded, len(labels) - recorded
@@ -148,6 +148,8 @@ def _exported(label: LabelRecord) -> dict[str, str | float | int | None]:
 
 
 def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise LabelError(f"{target} is not a folder.", "Name a new folder.")
     if target.exists() and any(target.iterdir()):
         raise LabelError(f"{target} is not empty.", "Name a new folder: an export never mixes with what is there.")
     gone = [label for label in labels if label.path is None or not Path(label.path).exists()]
@@ -182,6 +184,24 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
 
 
+def _imported_rows(path: Path, find: "_Finder", classes: Sequence[str]) -> Iterator[tuple[int, ImportedLabel]]:
+    return ((line, _imported(row, line, path, find, classes)) for line, row in _read_rows(path))
+
+
+def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[ImportedLabel]:
+    """Each image once; two lines that say different things about the same image are refused."""
+    first: dict[str, tuple[int, ImportedLabel]] = {}
+    for line, label in labels:
+        before, other = first.setdefault(label.sha256, (line, label))
+        if other.class_name != label.class_name:
+            raise LabelError(
+                f"{path}, line {line}: this image is '{label.class_name}' here and '{other.class_name}' in line "
+                f"{before} (sha256 {label.sha256[:12]}).",
+                "Keep one of the two lines. Nothing was imported.",
+            )
+    return [label for _, label in first.values()]
+
+
 def _imported(row: dict[str, str], line: int, path: Path, find: "_Finder", classes: Sequence[str]) -> ImportedLabel:
     class_name = row["label"].strip()
     if class_name not in classes:
@@ -191,6 +211,11 @@ def _imported(row: dict[str, str], line: int, path: Path, find: "_Finder", class
         )
     sha256 = row.get("sha256", "").strip().lower()
     found = sha256 if sha256 else find(row.get("file", ""))
+    if found is None and (n := find.count(row.get("file", ""))) > 1:
+        raise LabelError(
+            f"{path}, line {line}: {n} images are called {row.get('file')}.",
+            "Write its path (from the file's own folder, or in full), or its sha256. Nothing was imported.",
+        )
     if found is None or not find.knows(found):
         raise LabelError(
             f"{path}, line {line}: {row.get('file') or sha256} is not in the pool.",
@@ -208,12 +233,17 @@ class _Finder:
         names: dict[str, set[str]] = {}
         for path, sha256 in self._by_path.items():
             names.setdefault(os.path.basename(path), set()).add(sha256)  # noqa: PTH119 (strings, a million of them)
-        self._by_name = {name: next(iter(hashes)) for name, hashes in names.items() if len(hashes) == 1}
+        self._by_name = names
         self._hashes = set(self._by_path.values())
 
     def __call__(self, name: str) -> str | None:
         absolute = os.path.normpath(self._base / name)
-        return self._by_path.get(absolute) or self._by_path.get(name) or self._by_name.get(name)
+        alone = next(iter(self._by_name[name])) if self.count(name) == 1 else None
+        return self._by_path.get(absolute) or self._by_path.get(name) or alone
+
+    def count(self, name: str) -> int:
+        """How many images have this file name."""
+        return len(self._by_name.get(name, ()))
 
     def knows(self, sha256: str) -> bool:
         return sha256 in self._hashes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Select, and_, delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from alloop.records import Outcome, Split
+from alloop.records import LocationStatus, Outcome, Split
 from alloop.store.tables import Annotation, Image, ImageLocation, Label
 
 CHUNK = 500
@@ -31,7 +31,7 @@ class AnnotationRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelRecord:
-    """The label of one image; `path` is one place where the image was seen, missing or not."""
+    """The label of one image; `path` is where it lies, or where it was last seen."""
 
     image_id: int
     sha256: str
@@ -92,12 +92,9 @@ def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | N
 
 def list_labels(session: Session, split: Split | None = None) -> list[LabelRecord]:
     """Labels by content hash: an order that does not depend on how the database was filled."""
-    path = (
-        select(func.min(ImageLocation.path))
-        .where(ImageLocation.image_id == Image.id)
-        .correlate(Image)
-        .scalar_subquery()
-    )
+    paths = select(func.min(ImageLocation.path)).where(ImageLocation.image_id == Image.id).correlate(Image)
+    there = paths.where(ImageLocation.status == LocationStatus.OK.value)
+    path = func.coalesce(there.scalar_subquery(), paths.scalar_subquery())
     query = (
         select(Label, Image.sha256, Image.split, path).join(Image, Image.id == Label.image_id).order_by(Image.sha256)
     )
