@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import click
 
+from alloop.errors import did_you_mean
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -34,6 +36,14 @@ class LazyGroup(click.Group):
         module, _, name = entry.target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but a name that is not known is answered with the nearest that is."""
+        if args and args[0] not in self._entries and not ctx.resilient_parsing:
+            ctx.fail(f"There is no command '{args[0]}'{did_you_mean(args[0], self._entries)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table, without importing anything."""

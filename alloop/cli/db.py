@@ -32,7 +32,7 @@ def upgrade(session: Session) -> None:
 @db.command()
 @common_options
 def check(session: Session) -> None:
-    """Say whether the database has the schema that this alloop works with and is sound."""
+    """Say whether the database is sound and of the right schema."""
     from alloop.loop.workspace import check_database
 
     revision = check_database(session.project())
@@ -43,7 +43,10 @@ def check(session: Session) -> None:
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @common_options
 def backup(session: Session, target: Path | None) -> None:
-    """Copy the database, also while others write to it; without TARGET into backups/ in the workspace."""
+    """Copy the database, also while others write to it.
+
+    Without TARGET into the workspace's folder backups/, named by date and time.
+    """
     from alloop.loop.workspace import backup_database, default_backup
 
     project = session.project(check_schema=False)

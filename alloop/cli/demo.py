@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Scripted people in a real Label Studio, or no server at all.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds of 50 labels each.")
 @click.option("--keep", is_flag=True, help="Leave the server running to look around.")
 @common_options
 def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) -> None:

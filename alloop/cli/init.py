@@ -19,6 +19,7 @@ def init(session: Session, folder: Path, classes: str, images: tuple[str, ...], 
     from alloop.loop.workspace import create_workspace, new_config
 
     names = tuple(part.strip() for part in classes.split(",") if part.strip())
+    folder = session.workspace / folder
     path = create_workspace(folder, new_config(folder, name, names, images, url))
     session.show(
         {"workspace": str(folder.absolute()), "config": str(path), "classes": names},

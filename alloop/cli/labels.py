@@ -16,7 +16,11 @@ def labels() -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common_options
 def import_(session: Session, file: Path) -> None:
-    """Import a CSV with the columns `label` and `file` or `sha256`. All of it is imported, or nothing."""
+    """Import a CSV with the columns `label` and `file` or `sha256`.
+
+    A file is named in full, relative to the CSV, or by its bare name where only one image has it. All of it is
+    imported, or nothing. Importing again changes nothing.
+    """
     from alloop.loop.labels import import_labels
     from alloop.loop.writer import writer
 
@@ -32,12 +36,15 @@ def import_(session: Session, file: Path) -> None:
     "--format",
     "form",
     type=click.Choice(["csv", "jsonl", "folders"]),
-    help="Default: by the target's ending; a folder per class where it has none.",
+    help="What to write.  [default: by TARGET's ending; a folder per class where it has none]",
 )
 @click.option("--copy", is_flag=True, help="With folders: copy images instead of linking to them.")
 @common_options
 def export(session: Session, target: Path, form: str | None, copy: bool) -> None:
-    """Write all labels to a CSV, a JSON-lines file or a folder per class."""
+    """Write all labels as CSV, JSON lines or a folder per class.
+
+    TARGET is the file, or a new folder.
+    """
     from alloop.loop.labels import export_labels
 
     endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": "folders"}

@@ -16,9 +16,9 @@ def labelstudio() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Where it listens.  [default: any free port]")
 @common_options
 def up(session: Session, port: int | None) -> None:
-    """Start it; the first time it is installed (about 1 GB, a minute or two).
+    """Start it; the first time, install it.
 
-    It lives in its own environment, keeps its data in the workspace, serves the pool's images, and listens on this
+    Installing takes about 1 GB and a minute or two. It lives in its own environment, keeps its data in the workspace, serves the pool's images, and listens on this
     machine only. Address, user and password are in label-studio/credentials.json, which only you can read; alloop
     finds them there.
     """

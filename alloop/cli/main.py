@@ -46,7 +46,7 @@ def cli() -> None:
 def main() -> None:
     """Run the program and turn errors into messages and exit codes (README, "Exit codes")."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="alloop", standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:

@@ -15,19 +15,19 @@ def pool() -> None:
 @click.option("--labels-from-folders", is_flag=True, help="Every image lies in a folder named after its class.")
 @common_options
 def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool) -> None:
-    """Add files, folders and globs; without PATHS, what [pool] images names.
+    """Add files, folders and globs to the pool.
 
-    Adding again changes nothing, a moved file keeps its labels, and a file that cannot be read is listed by
-    `alloop pool check` with the reason.
+    Without PATHS, those that [pool] images in alloop.toml names. Adding again changes nothing, a moved file keeps its
+    labels, and a file that cannot be read is listed by `alloop pool check` with the reason.
     """
     import dataclasses
 
     from alloop.errors import PoolError
-    from alloop.loop.ingest import add_images
+    from alloop.loop.ingest import add_images, configured_images
     from alloop.loop.writer import writer
 
     project = session.project()
-    wanted = paths or project.config.pool.images
+    wanted = paths or configured_images(project)
     if not wanted:
         raise PoolError("No images were named.", "Give folders or globs, or set [pool] images in alloop.toml.")
     with writer(project.database):
@@ -67,7 +67,10 @@ def list_(session: Session, split: str | None, labeled: bool | None) -> None:
 @pool.command()
 @common_options
 def check(session: Session) -> None:
-    """Look at every file again; list those that are missing or unreadable, with the reason."""
+    """Look at every file again and list what is missing or unreadable.
+
+    Files that changed are read anew; what could not be read before is tried again.
+    """
     import dataclasses
 
     from alloop.loop.ingest import check_images

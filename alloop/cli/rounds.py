@@ -13,7 +13,7 @@ def round_() -> None:
 @round_.command("list")
 @common_options
 def list_(session: Session) -> None:
-    """List the rounds with their state and how many of their queries are answered."""
+    """List the rounds: their state, how many queries are answered."""
     import dataclasses
 
     from alloop.report.gather import gather_status
@@ -31,7 +31,11 @@ def list_(session: Session) -> None:
 @click.argument("number", type=int)
 @common_options
 def show(session: Session, number: int) -> None:
-    """Show a round's settings, model and every query with its reason, score and outcome."""
+    """Show a round: its model, every query with reason and outcome.
+
+    One line a query: rank, reason, score (entropy in nats), probability where the draw was random, status, image hash.
+    With --json also the settings that the round runs with.
+    """
     import dataclasses
 
     from alloop.store.queries import list_queries
@@ -61,9 +65,9 @@ def show(session: Session, number: int) -> None:
 @click.option("--withdraw", is_flag=True, help="Also take back its tasks that nobody has begun.")
 @common_options
 def close(session: Session, number: int | None, withdraw: bool) -> None:
-    """End the current round (or round NUMBER) without waiting for more answers.
+    """End a round without waiting for more answers.
 
-    Its open tasks stay with the annotators, and answers that come later still count, unless --withdraw takes them back.
+    Without NUMBER, the current one. Its open tasks stay with the annotators, and answers that come later still count, unless --withdraw takes them back.
     """
     from alloop.errors import AlloopError
     from alloop.loop import people, steps

@@ -122,9 +122,15 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
         }
 
 
+def configured_images(project: Project) -> list[str]:
+    """What `[pool] images` names; relative to the workspace, wherever the command is given."""
+    names = (Path(name).expanduser() for name in project.config.pool.images)
+    return [os.path.abspath(project.folder / name) for name in names]  # noqa: PTH100 (a glob is not a path)
+
+
 def image_folders(project: Project) -> list[Path]:
     """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere."""
-    named = {Path(name) for name in project.config.pool.images if Path(name).is_dir()}
+    named = {Path(name) for name in configured_images(project) if Path(name).is_dir()}
     with reading(project.database) as session:
         parents = {Path(place.path).parent for place in list_locations(session, LocationStatus.OK)}
     outermost: list[Path] = []
