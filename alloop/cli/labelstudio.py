@@ -18,9 +18,9 @@ def labelstudio() -> None:
 def up(session: Session, port: int | None) -> None:
     """Start it; the first time, install it.
 
-    Installing takes about 1 GB and a minute or two. It lives in its own environment, keeps its data in the workspace, serves the pool's images, and listens on this
-    machine only. Address, user and password are in label-studio/credentials.json, which only you can read; alloop
-    finds them there.
+    Installing takes about 1 GB and a minute or two. It lives in its own environment, keeps its data in the workspace,
+    serves the pool's images, and listens on this machine only. Address, user and password are in
+    label-studio/credentials.json, which only you can read; alloop finds them there.
     """
     from alloop.labeling import local_server
     from alloop.loop.ingest import image_folders

@@ -67,7 +67,8 @@ def show(session: Session, number: int) -> None:
 def close(session: Session, number: int | None, withdraw: bool) -> None:
     """End a round without waiting for more answers.
 
-    Without NUMBER, the current one. Its open tasks stay with the annotators, and answers that come later still count, unless --withdraw takes them back.
+    Without NUMBER, the current one. Its open tasks stay with the annotators, and answers that come later still count,
+    unless --withdraw takes them back.
     """
     from alloop.errors import AlloopError
     from alloop.loop import people, steps
