@@ -1,0 +1,171 @@
+"""Which methods exist, what they are called, and which of them go together. Names and numbers only, no tensors.
+
+Source: methods.md sections 1 (Composition), 11 and 12.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+
+from alloop.errors import did_you_mean
+
+
+class Place(enum.StrEnum):
+    """Where a loss acts once there are several heads; the other term then stays plain cross-entropy."""
+
+    BOTH = "on every head and on the pooled prediction"
+    HEADS = "on every head only"
+    POOLED = "on the pooled prediction only, once"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number a method takes. `also` is one value outside the range that is fine, too."""
+
+    default: float
+    low: float
+    high: float = math.inf
+    also: float | None = None
+    excludes_low: bool = False
+
+    def accepts(self, value: float) -> bool:
+        if value == self.also:
+            return True
+        above = value > self.low if self.excludes_low else value >= self.low
+        return math.isfinite(value) and above and value <= self.high
+
+    def __str__(self) -> str:
+        upper = "" if self.high == math.inf else f" and at most {self.high:g}"
+        other = "" if self.also is None else f", or {self.also:g}"
+        return f"{'above' if self.excludes_low else 'at least'} {self.low:g}{upper}{other}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LossRule:
+    """What a loss needs.
+
+    Attributes:
+        parameters: By name.
+        place: Where it acts with several heads.
+        soft_targets: Works on mixed targets.
+        raw_logits: Its value depends on more than the probabilities.
+    """
+
+    parameters: Mapping[str, Parameter]
+    place: Place = Place.BOTH
+    soft_targets: bool = True
+    raw_logits: bool = False
+
+
+_BETA = Parameter(0.1, 0.0)
+
+LOSSES: Mapping[str, LossRule] = {
+    "cross-entropy": LossRule({}),
+    "label-smoothing": LossRule({"epsilon": Parameter(0.05, 0.0, 1.0)}),
+    "mbls": LossRule({"margin": Parameter(10.0, 0.0), "alpha": Parameter(0.1, 0.0)}, Place.HEADS, raw_logits=True),
+    # Below 1 the slope is infinite where the true class has probability 1.
+    "focal": LossRule({"gamma": Parameter(3.0, 1.0, also=0.0)}),
+    "flsd-53": LossRule({}),
+    "entropy": LossRule({"beta": _BETA}),
+    "entropy-hinge": LossRule({"beta": _BETA, "threshold": Parameter(0.5, 0.0)}),
+    "mmce": LossRule(
+        {"weight": Parameter(2.0, 0.0), "width": Parameter(0.4, 0.0, excludes_low=True)},
+        Place.POOLED,
+        soft_targets=False,
+    ),
+    "dca": LossRule({"alpha": Parameter(1.0, 0.0), "beta": Parameter(5.0, 0.0)}, Place.POOLED, soft_targets=False),
+    "logit-norm": LossRule({"tau": Parameter(0.04, 0.0, excludes_low=True)}, Place.HEADS, raw_logits=True),
+}
+MIXINGS = ("none", "mixup", "cutmix", "either")
+CALIBRATORS = ("none", "temperature", "platt", "isotonic", "histogram-width", "histogram-mass", "auto")
+OOD_SCORES = ("msp", "entropy", "max-logit", "energy", "odin", "gradnorm", "gen", "mutual-information")
+SMALLEST_MMCE_BATCH = 16
+
+
+def loss_parameters(name: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
+    """A loss's parameters, defaults filled in.
+
+    Raises:
+        ValueError: No such loss or parameter, or a value outside its range.
+    """
+    _check_name("loss", name, LOSSES)
+    rules = LOSSES[name].parameters
+    for key, value in (given or {}).items():
+        if key not in rules:
+            raise ValueError(f"the loss {name} has no parameter '{key}'{did_you_mean(key, rules)}")
+        if not rules[key].accepts(value):
+            raise ValueError(f"{key} of the loss {name} must be {rules[key]}, not {value:g}")
+    return {key: rule.default for key, rule in rules.items()} | {key: float(v) for key, v in (given or {}).items()}
+
+
+def check_composition(
+    *,
+    loss: str = "cross-entropy",
+    parameters: Mapping[str, float] | None = None,
+    mixing: str = "none",
+    frozen: bool = True,
+    batch_size: int | None = None,
+    n_members: int = 1,
+    dropout_passes: int | None = None,
+    dropout_rate: float | None = None,
+    calibrator: str = "temperature",
+    ood_score: str = "msp",
+) -> None:
+    """Refuse methods that do not go together.
+
+    Args:
+        loss: A name of `LOSSES`.
+        parameters: The loss's numbers, by name.
+        mixing: A name of `MIXINGS`.
+        frozen: Training sees features [N, D] instead of images.
+        batch_size: Images of one update; None where all are taken at once.
+        n_members: Heads times networks; dropout passes not counted.
+        dropout_passes: Of MC dropout; None without it.
+        dropout_rate: Of MC dropout; None: its default.
+        calibrator: A name of `CALIBRATORS`.
+        ood_score: A name of `OOD_SCORES`.
+
+    Raises:
+        ValueError: With the reason, and what to choose instead.
+    """
+    loss_parameters(loss, parameters)
+    _check_name("mixing", mixing, MIXINGS)
+    _check_name("calibrator", calibrator, CALIBRATORS)
+    _check_name("OOD score", ood_score, OOD_SCORES)
+    _check_mixing(loss, mixing, frozen)
+    if loss == "mmce" and batch_size is not None and batch_size < SMALLEST_MMCE_BATCH:
+        raise ValueError(
+            f"MMCE compares the images of a batch with each other, and {batch_size} are noise; "
+            f"take a batch_size of at least {SMALLEST_MMCE_BATCH}"
+        )
+    _check_dropout(dropout_passes, dropout_rate)
+    if ood_score == "mutual-information" and n_members * (dropout_passes or 1) < 2:
+        raise ValueError("mutual information is how much members disagree, and there is only one; score by msp instead")
+
+
+def _check_mixing(loss: str, mixing: str, frozen: bool) -> None:
+    if mixing != "none" and not LOSSES[loss].soft_targets:
+        raise ValueError(
+            f"{mixing} makes soft targets, and {loss} needs to know whether a prediction is right, which is undefined "
+            "for a mixed image; turn mixing off or choose another loss"
+        )
+    if mixing in ("cutmix", "either") and frozen:
+        raise ValueError(
+            f"{mixing} cuts rectangles out of images, and a frozen trunk is trained on features, which have none; "
+            "choose mixup, or fine-tune"
+        )
+
+
+def _check_dropout(passes: int | None, rate: float | None) -> None:
+    if passes is not None and passes < 2:
+        raise ValueError(f"MC dropout needs at least 2 passes, not {passes}")
+    if rate is not None and not 0 <= rate < 1:
+        raise ValueError(f"a dropout rate is at least 0 and below 1, not {rate:g}")
+    if passes is not None and rate == 0:
+        raise ValueError("MC dropout at rate 0 repeats one prediction; take a rate of 0.25, or another method")
+
+
+def _check_name(kind: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")

@@ -1,0 +1,51 @@
+"""Methods that do not go together are refused, with the reason."""
+
+import pytest
+
+from alloop.composition import LOSSES, check_composition, loss_parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"loss": "mmce", "mixing": "mixup"}, "undefined for a mixed image"),
+        ({"loss": "dca", "mixing": "either", "frozen": False}, "undefined for a mixed image"),
+        ({"mixing": "cutmix"}, "frozen trunk"),
+        ({"mixing": "either"}, "frozen trunk"),
+        ({"loss": "mmce", "batch_size": 8}, "8 are noise"),
+        ({"dropout_passes": 1}, "at least 2 passes"),
+        ({"dropout_passes": 20, "dropout_rate": 0.0}, "repeats one prediction"),
+        ({"dropout_passes": 20, "dropout_rate": 1.0}, "below 1"),
+        ({"ood_score": "mutual-information"}, "only one"),
+        ({"loss": "focal", "parameters": {"gamma": 0.5}}, "gamma of the loss focal must be at least 1, or 0"),
+        ({"loss": "logit-norm", "parameters": {"tau": 0.0}}, "above 0"),
+        ({"loss": "label-smoothing", "parameters": {"epsilon": 1.5}}, "at most 1"),
+        ({"loss": "dca", "parameters": {"bta": 1}}, "did you mean 'beta'"),
+        ({"loss": "focl"}, "did you mean 'focal'"),
+        ({"mixing": "mixpu"}, "did you mean 'mixup'"),
+        ({"calibrator": "plat"}, "did you mean 'platt'"),
+        ({"ood_score": "energi"}, "did you mean 'energy'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_reason(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_composition(**settings)
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"mmce", "dca"}))
+def test_losses_of_soft_targets_go_with_every_mixing(loss):
+    check_composition(loss=loss, mixing="mixup")
+    check_composition(loss=loss, mixing="either", frozen=False)
+
+
+def test_mutual_information_goes_with_heads_networks_or_dropout():
+    check_composition(ood_score="mutual-information", n_members=4)
+    check_composition(ood_score="mutual-information", dropout_passes=20)
+
+
+def test_defaults_are_those_of_the_methods_table():
+    assert loss_parameters("label-smoothing") == {"epsilon": 0.05}
+    assert loss_parameters("mbls") == {"margin": 10, "alpha": 0.1}
+    assert loss_parameters("mmce", {"weight": 4}) == {"weight": 4, "width": 0.4}
+    assert loss_parameters("dca") == {"alpha": 1, "beta": 5}
+    assert loss_parameters("logit-norm") == {"tau": 0.04}
