@@ -51,18 +51,19 @@ def multi_head_loss(
         log_probs = wide.log_softmax(dim=-1)
         if n_heads == 1:
             return cross_entropy(log_probs[0], targets, reduction=reduction)
-        loss = cross_entropy(_average(wide, log_probs, average), targets, reduction=reduction)
+        loss = cross_entropy(average_log_probs(wide, average), targets, reduction=reduction)
         for head in range(n_heads):
             weights = None if head_weights is None else head_weights[head]
             loss = loss + cross_entropy(log_probs[head], targets, weights, reduction)
         return loss / (n_heads + 1) if loss_scale == "mean" else loss
 
 
-def _average(logits: Tensor, log_probs: Tensor, average: Average) -> Tensor:
+def average_log_probs(logits: Float[Tensor, "M B K"], average: Average = "prob") -> Float[Tensor, "B K"]:
+    """Log p̄ from the heads' logits: of the mean probability, or the softmax of the mean logit."""
     if average == "logit":
         return logits.mean(dim=0).log_softmax(dim=-1)
     # Never log(mean(softmax)): it underflows to -inf.
-    return log_probs.logsumexp(dim=0) - math.log(log_probs.shape[0])
+    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(logits.shape[0])
 
 
 def class_weights(specialties: Specialties, n_classes: int) -> Float[Tensor, "M K"]:

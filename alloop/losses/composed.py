@@ -1,0 +1,60 @@
+"""Any loss on any number of heads: the multi-head multi-loss formula with another loss in place of cross-entropy."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.losses.cross_entropy import Reduction, Targets
+from alloop.losses.multi_head import Average, LossScale, average_log_probs
+from alloop.losses.named import Loss, check_finite, widen
+
+
+def composed_loss(
+    loss: Loss,
+    logits: Float[Tensor, "M B K"],
+    targets: Targets,
+    head_weights: Float[Tensor, "M K"] | None = None,
+    class_weights: Float[Tensor, "K"] | None = None,
+    average: Average = "prob",
+    loss_scale: LossScale = "mean",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """ℓ(p̄, q) + Σ_m ℓ_m(z_m, q), all of it divided by M + 1 if `loss_scale` is "mean".
+
+    ℓ_m weighs classes with ω_m times the imbalance weights, the pooled term with the imbalance weights alone. MbLS and
+    LogitNorm replace cross-entropy in the heads' terms only (LogitNorm's p̄ is pooled from its normalized heads), MMCE
+    and DCA in the pooled term only. One head alone is the plain loss, whatever the scale, without ω. Computed in
+    float32 or wider, outside autocast.
+
+    Args:
+        loss: From `find_loss`.
+        logits: Raw logits of every head.
+        targets: Class positions [B], or rows [B, K] that sum to 1 where the loss accepts them.
+        head_weights: ω of every head, from `multi_head.class_weights`; None weighs all classes alike.
+        class_weights: Against class imbalance; None weighs all classes alike.
+        average: What p̄ is the softmax of; see `multi_head_loss`.
+        loss_scale: "mean" keeps the learning rate independent of M; "sum" is the paper's formula.
+        reduction: "mean" over B, "sum", or "none" for one value per image [B].
+
+    Raises:
+        ValueError: Soft targets, where the loss has no meaning for them; a row of logits that is not finite.
+
+    Source: methods.md section 1, "Composition".
+    """
+    n_heads = logits.shape[0]
+    if n_heads == 1:
+        return loss.value(logits[0], targets, class_weights, reduction)
+    with torch.autocast(logits.device.type, enabled=False):
+        wide = check_finite(widen(logits))
+        pooled = average_log_probs(loss.scores(wide), average)
+        total = loss.pooled_term(pooled, targets, class_weights, reduction)
+        for head in range(n_heads):
+            weights = _product(None if head_weights is None else head_weights[head], class_weights)
+            total = total + loss.head_term(wide[head], targets, weights, reduction)
+        return total / (n_heads + 1) if loss_scale == "mean" else total
+
+
+def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second

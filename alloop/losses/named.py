@@ -1,0 +1,131 @@
+"""Losses by the name they have in alloop.toml, each with the parts that multi-head training puts together."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.composition import LOSSES, Place, loss_parameters
+from alloop.losses.batch_calibration import dca_loss, mmce_loss
+from alloop.losses.cross_entropy import Reduction, Targets, cross_entropy
+from alloop.losses.entropy_penalty import entropy_regularized
+from alloop.losses.focal import focal, focal_53
+from alloop.losses.logit_norm import logit_norm_loss, normalize_logits
+from alloop.losses.smoothing import label_smoothing, margin_label_smoothing
+
+Term = Callable[[Tensor, Targets, Tensor | None, Reduction], Tensor]  # (scores, targets, class weights, reduction)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss with its parameters set.
+
+    Attributes:
+        name: As in `composition.LOSSES`.
+        parameters: All of them, sorted by name.
+        place: Where it acts with several heads.
+        soft_targets: Accepts rows [B, K]; others raise on them.
+        raw_logits: Needs logits; its terms cannot be had from log-probabilities alone.
+        head_term: Of one head's raw logits [B, K].
+        pooled_term: Of log p̄ [B, K], pooled from `log_probs`.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, float], ...]
+    place: Place
+    soft_targets: bool
+    raw_logits: bool
+    head_term: Term = dataclasses.field(repr=False, compare=False)
+    pooled_term: Term = dataclasses.field(repr=False, compare=False)
+
+    def value(
+        self,
+        logits: Float[Tensor, "B K"],
+        targets: Targets,
+        weights: Float[Tensor, "K"] | None = None,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """The loss of a single predictor's raw logits, in float32 or wider.
+
+        Raises:
+            ValueError: Soft targets, where the loss has no meaning for them; a row of logits that is not finite.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            wide = check_finite(widen(logits))
+            if self.place is Place.POOLED:
+                return self.pooled_term(self.log_probs(wide), targets, weights, reduction)
+            return self.head_term(wide, targets, weights, reduction)
+
+    def scores(self, logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
+        """What softmax is taken of, in training and at inference: normalized logits for LogitNorm, else the logits."""
+        wide = widen(logits)
+        return normalize_logits(wide, dict(self.parameters)["tau"]) if self.name == "logit-norm" else wide
+
+    def log_probs(self, logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
+        """Log-probabilities of every member at inference, float32 or wider. Not for OOD scores that want raw logits."""
+        return self.scores(logits).log_softmax(dim=-1)
+
+
+def find_loss(name: str = "cross-entropy", parameters: Mapping[str, float] | None = None) -> Loss:
+    """The loss of that name; parameters that are not given have their defaults.
+
+    Raises:
+        ValueError: No such loss or parameter, or a value outside its range.
+    """
+    values = loss_parameters(name, parameters)
+    rule = LOSSES[name]
+    head_term, pooled_term = _terms(name, values)
+    return Loss(
+        name, tuple(sorted(values.items())), rule.place, rule.soft_targets, rule.raw_logits, head_term, pooled_term
+    )
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Float64 stays, everything else becomes float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def check_finite(logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
+    """The same logits.
+
+    Raises:
+        ValueError: One is nan or infinite; names the first row.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        bad = ~torch.isfinite(logits).all(dim=-1).reshape(-1, logits.shape[-2]).all(dim=0)
+        raise ValueError(f"the logits of row {int(bad.nonzero()[0])} are not finite ({int(bad.sum())} such rows)")
+    return logits
+
+
+def _terms(name: str, values: dict[str, float]) -> tuple[Term, Term]:
+    """(head term, pooled term). Raw-logit losses leave the pooled term, batch losses the head term, plain."""
+    if name == "mbls":
+        return lambda z, q, w, r: margin_label_smoothing(z, q, weights=w, reduction=r, **values), cross_entropy
+    if name == "logit-norm":
+        return lambda z, q, w, r: logit_norm_loss(z, q, weights=w, reduction=r, **values), cross_entropy
+    if name in _OF_BATCH:
+        of_batch = _OF_BATCH[name]
+        return _of_logits(cross_entropy), lambda lp, q, w, r: of_batch(lp, q, class_weights=w, reduction=r, **values)
+    of_image = _OF_LOG_PROBS[name]
+
+    def term(log_probs: Tensor, targets: Targets, weights: Tensor | None, reduction: Reduction) -> Tensor:
+        return of_image(log_probs, targets, weights=weights, reduction=reduction, **values)
+
+    return _of_logits(term), term
+
+
+def _of_logits(term: Term) -> Term:
+    return lambda z, q, w, r: term(z.log_softmax(dim=-1), q, w, r)
+
+
+_OF_LOG_PROBS: Mapping[str, Callable[..., Tensor]] = {
+    "cross-entropy": cross_entropy,
+    "label-smoothing": label_smoothing,
+    "focal": focal,
+    "flsd-53": focal_53,
+    "entropy": entropy_regularized,
+    "entropy-hinge": entropy_regularized,
+}
+_OF_BATCH: Mapping[str, Callable[..., Tensor]] = {"mmce": mmce_loss, "dca": dca_loss}
