@@ -57,6 +57,11 @@ class Project:
         """The database, opened at first use."""
         return connect(database_url(self.folder, self.config))
 
+    def close(self) -> None:
+        """Let go of the database; using it again opens it again."""
+        if "database" in self.__dict__:
+            self.database.dispose()
+
     @property
     def paths(self) -> Paths:
         """Where files lie."""
@@ -73,7 +78,11 @@ def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check
     root = folder.absolute()
     project = Project(root, load_config(root, environ), environ)
     if check_schema:
-        require_current(project.database)
+        try:
+            require_current(project.database)
+        except BaseException:
+            project.close()
+            raise
     return project
 
 

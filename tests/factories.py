@@ -122,10 +122,18 @@ def make_settings(**changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
+OPENED: list[Project] = []  # conftest closes them after each test
+
+
+def _opened(folder: Path) -> Project:
+    OPENED.append(open_project(folder, {}))
+    return OPENED[-1]
+
+
 def write_settings(project: Project, **changes: Mapping[str, Any]) -> Project:
     """The same workspace after somebody edited alloop.toml."""
     (project.folder / "alloop.toml").write_text(render_toml(make_settings(**changes)))
-    return open_project(project.folder, {})
+    return _opened(project.folder)
 
 
 def make_project(
@@ -143,7 +151,7 @@ def make_project(
     write_pool(folder / "photos", n, classes=classes)
     changes["project"] = {"classes": list(classes), **changes.get("project", {})}
     create_workspace(folder, render_toml(make_settings(**changes)))
-    project = open_project(folder, {})
+    project = _opened(folder)
     if add:
         add_images(project, [str(folder / "photos")])
     return project

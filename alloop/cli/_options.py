@@ -29,10 +29,12 @@ class Session:
     verbosity: int
 
     def project(self, *, check_schema: bool = True) -> "Project":
-        """The workspace, opened."""
+        """The workspace, opened until the command ends."""
         from alloop.project import open_project
 
-        return open_project(self.workspace, check_schema=check_schema)
+        project = open_project(self.workspace, check_schema=check_schema)
+        click.get_current_context().call_on_close(project.close)
+        return project
 
     def show(self, data: object, text: str = "") -> None:
         """Print a result: as JSON, or in words."""

@@ -32,16 +32,17 @@ def run(
     """
     import dataclasses
 
-    from alloop.loop.runner import RunOptions, Stage
+    from alloop.loop.runner import STOPPED, RunOptions, Stage
     from alloop.loop.runner import run as advance
 
     limit = rounds if rounds is not None or wait else 1
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
     result = advance(session.project(), options, session.progress())
+    because = result.because.removeprefix(STOPPED)
     words = {
         Stage.WAITING: f"Round {result.round_number}: {result.open} of {result.asked} images wait for annotators.",
         Stage.ADVANCED: f"Round {result.round_number} is closed: {result.because}. Run again for the next round.",
-        Stage.DONE: f"Done, {result.because} (round {result.round_number}, {result.labels} labels).",
+        Stage.DONE: f"Done: {because} (round {result.round_number}, {result.labels} labels).",
     }
     session.show(dataclasses.asdict(result), words[result.stage])
     if fail_if_waiting and result.stage is Stage.WAITING:

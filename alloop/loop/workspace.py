@@ -43,7 +43,11 @@ def create_workspace(folder: Path, content: str) -> Path:
     parse_config(content, str(path))
     write_bytes(path, content.encode())
     try:
-        upgrade_database(open_project(folder, check_schema=False))
+        project = open_project(folder, check_schema=False)
+        try:
+            upgrade_database(project)
+        finally:
+            project.close()
     except BaseException:
         path.unlink()
         raise
