@@ -1,9 +1,12 @@
 """What every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import factories
 import pytest
+from alloop_process import forks as forks
 from databases import database as database
 from databases import migrated_postgres as migrated_postgres
 from databases import migrated_sqlite as migrated_sqlite
@@ -21,3 +24,11 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real image sets at {DATA}; set ALLOOP_DATA")
     return DATA
+
+
+@pytest.fixture(autouse=True)
+def _close_projects() -> Iterator[None]:
+    """What a test opened it need not close."""
+    yield
+    while factories.OPENED:
+        factories.OPENED.pop().close()

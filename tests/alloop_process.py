@@ -1,0 +1,217 @@
+"""alloop as processes of their own: forked from one that has imported everything, and able to die at a named point.
+
+Importing torch takes seconds; with it done once, a test can afford to kill a run at every one of its commits. Run as a
+program, this file is that one process: it reads a request (JSON, one a line) from stdin and answers on stdout.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alloop
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """Where a process ends itself with SIGKILL.
+
+    kind: `commit`: of a database transaction; `request`: to the server, matched by `part` (as in `POST …/import`);
+        `file`: when a file that was written is flushed (its half is cut off first) or takes its name.
+    at: The how-manieth of them, from 1; 0 counts them all and kills nothing.
+    when: `before` or `after` it is done.
+    """
+
+    kind: str
+    at: int
+    when: str = "before"
+    part: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a process ended. `points` is how many points of the kind asked for it passed."""
+
+    rc: int
+    out: str
+    err: str
+    points: int
+
+    @property
+    def was_killed(self) -> bool:
+        return self.rc == -signal.SIGKILL
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Forks:
+    """The process that has imported everything. It forks one alloop at a time."""
+
+    def __init__(self) -> None:
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+        )
+
+    def alloop(self, *argv: str, env: Mapping[str, str] | None = None, kill: Kill | None = None) -> Ended:
+        """Run a command to its end, or to the point where it kills itself."""
+        request = {"argv": argv, "env": dict(env or {}), "kill": kill and dataclasses.asdict(kill)}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Ended(**json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    process = Forks()
+    yield process
+    process.close()
+
+
+# --- The process itself -----------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Fork one alloop for each request."""
+    # All of it, so that a file that is edited meanwhile does not meet others of before.
+    for module in pkgutil.walk_packages(alloop.__path__, "alloop."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    # Several pages for a dozen answers.
+    importlib.import_module("alloop.labeling.label_studio")._PULL_PAGE = 4  # type: ignore[attr-defined]
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(_fork(json.loads(line))), file=replies, flush=True)
+
+
+def _fork(request: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        out, err, points = (Path(name) / what for what in ("out", "err", "points"))
+        pid = os.fork()
+        if pid == 0:
+            _become_alloop(request, out, err, points)
+        _, status = os.waitpid(pid, 0)
+        read = [path.read_text() if path.exists() else "" for path in (out, err)]
+        passed = points.stat().st_size if points.exists() else 0
+        return {"rc": os.waitstatus_to_exitcode(status), "out": read[0], "err": read[1], "points": passed}
+
+
+def _become_alloop(request: dict[str, Any], out: Path, err: Path, points: Path) -> None:
+    code = 70
+    try:
+        for path, descriptor in ((Path(os.devnull), 0), (out, 1), (err, 2)):
+            opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            os.dup2(opened, descriptor)
+        os.environ.update(request["env"])
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        sys.argv = ["alloop", *request["argv"]]
+        if request["kill"]:
+            _arm(Kill(**request["kill"]), points)
+        code = _main()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _main() -> int:
+    from alloop.cli.main import main
+
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def _arm(kill: Kill, points: Path) -> None:
+    passed = 0
+
+    def around(act: Callable[[], Any], spoil: Callable[[], None] = lambda: None) -> Any:
+        nonlocal passed
+        passed += 1
+        with points.open("a") as file:
+            file.write(".")
+        due = passed == kill.at
+        if due and kill.when == "before":
+            spoil()
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = act()
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    {"commit": _arm_commits, "request": _arm_requests, "file": _arm_files}[kill.kind](kill, around)
+
+
+def _arm_commits(kill: Kill, around: Callable[..., Any]) -> None:
+    from sqlalchemy.engine.default import DefaultDialect
+
+    commit = DefaultDialect.do_commit
+    DefaultDialect.do_commit = lambda self, connection: around(lambda: commit(self, connection))
+
+
+def _arm_requests(kill: Kill, around: Callable[..., Any]) -> None:
+    from alloop.labeling.connection import Connection
+
+    send = Connection.send
+
+    def sent(self: Connection, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        if f"{method} {path}".startswith(kill.part) or (kill.part.startswith("…") and path.endswith(kill.part[1:])):
+            return around(lambda: send(self, method, path, *args, **kwargs))
+        return send(self, method, path, *args, **kwargs)
+
+    Connection.send = sent
+
+
+def _arm_files(kill: Kill, around: Callable[..., Any]) -> None:
+    import contextlib
+
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def halve(descriptor: int) -> None:
+        with contextlib.suppress(OSError):  # a folder
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+
+    os.fsync = lambda descriptor: around(lambda: fsync(descriptor), lambda: halve(descriptor))
+    os.replace = lambda *args, **kwargs: around(lambda: replace(*args, **kwargs))
+    os.rename = lambda *args, **kwargs: around(lambda: rename(*args, **kwargs))
+
+
+def real_alloop(argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """`python -m alloop`, for tests in which several run at once."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "alloop", *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )
+
+
+if __name__ == "__main__":
+    serve()
