@@ -1,0 +1,170 @@
+"""MixUp and CutMix: a batch and its labels blended with a shuffled copy of itself.
+
+torchvision.transforms.v2 has both and recomputes λ after clipping, but draws from the process-wide stream instead of a
+generator that can be saved, pairs every image with its neighbor instead of a random one, and refuses features [B, D];
+so they are written here, and tests compare them with torchvision's on equal draws.
+
+Mix on the device, after normalization and all geometric augmentation, in training only. Nothing changes in place: the
+batch as it was is needed for the training accuracy.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.losses.cross_entropy import Targets
+
+Kind = Literal["none", "mixup", "cutmix", "either"]
+Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are excluded
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mixing:
+    """How batches are mixed.
+
+    Attributes:
+        kind: "either" chooses one of the two for each batch.
+        mixup_alpha, cutmix_alpha: a > 0 of Beta(a, a), which λ is drawn from.
+        probability: That a batch is mixed at all.
+        cutmix_share: Of the batches that "either" mixes, those that go to CutMix.
+    """
+
+    kind: Kind = "none"
+    mixup_alpha: float = 0.2
+    cutmix_alpha: float = 1.0
+    probability: float = 1.0
+    cutmix_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.mixup_alpha > 0 and self.cutmix_alpha > 0):
+            raise ValueError(f"a of Beta(a, a) must be above 0, not {self.mixup_alpha:g} and {self.cutmix_alpha:g}")
+        if not (0 <= self.probability <= 1 and 0 <= self.cutmix_share <= 1):
+            raise ValueError(f"probabilities lie in [0, 1], not {self.probability:g} and {self.cutmix_share:g}")
+
+
+def mix(
+    inputs: Float[Tensor, "B ..."], targets: Targets, n_classes: int, mixing: Mixing, generator: torch.Generator
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B K"]]:
+    """A batch as `mixing` says, and its soft targets; a batch of one image stays as it is.
+
+    Args:
+        inputs: Images [B, C, H, W], or features [B, D] (MixUp only): with a frozen trunk, mixing happens there.
+        targets: Class positions, or soft targets.
+        n_classes: K.
+        mixing: What is done how often.
+        generator: On the CPU; which batches are mixed, and how, depends on nothing else.
+    """
+    rows = as_soft(targets, n_classes)
+    if mixing.kind == "none" or len(inputs) < 2 or not _happens(mixing.probability, generator):
+        return inputs, rows
+    is_cutmix = mixing.kind == "cutmix"
+    if mixing.kind == "either":
+        is_cutmix = _happens(mixing.cutmix_share, generator)
+    if is_cutmix:
+        return cutmix(inputs, rows, draw_share(mixing.cutmix_alpha, generator), generator)
+    return mixup(inputs, rows, draw_share(mixing.mixup_alpha, generator), generator)
+
+
+def mixup(
+    inputs: Float[Tensor, "B ..."], targets: Float[Tensor, "B K"], share: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B K"]]:
+    """λ x_i + (1 - λ) x_j and λ q_i + (1 - λ) q_j, j a random permutation; one λ for the whole batch.
+
+    Source: Zhang et al., ICLR 2018, equation 1; for calibration Thulasidasan et al., NeurIPS 2019.
+    """
+    _check_float(inputs)
+    partners = torch.randperm(len(inputs), generator=generator)
+    return blend(inputs, partners, share), blend(targets, partners, share)
+
+
+def cutmix(
+    images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B K"], share: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+    """One rectangle of every image replaced by its partner's; targets are mixed by the area that was really replaced.
+
+    Args:
+        images: Normalized.
+        targets: Soft.
+        share: λ; the rectangle has the relative area 1 - λ before it is clipped at the border.
+        generator: Draws partners and the rectangle's center.
+
+    Raises:
+        ValueError: Features: they have no rectangles.
+
+    Source: Yun et al., ICCV 2019, equations 1 and 2.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"CutMix needs images [B, C, H, W], got {list(images.shape)}")
+    _check_float(images)
+    partners = torch.randperm(len(images), generator=generator)
+    height, width = images.shape[-2:]
+    row = int(torch.randint(height, (1,), generator=generator))
+    column = int(torch.randint(width, (1,), generator=generator))
+    box = rectangle(height, width, share, row, column)
+    top, bottom, left, right = box
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    return paste(images, partners, box), blend(targets, partners, kept)
+
+
+def blend(values: Float[Tensor, "B ..."], partners: Tensor, share: float) -> Float[Tensor, "B ..."]:
+    """λ v + (1 - λ) v[partners]. λ = 1 and λ = 0 give exactly one of the two, whatever the other holds."""
+    if share == 1:
+        return values
+    others = values[partners.to(values.device)]
+    return others if share == 0 else share * values + (1 - share) * others
+
+
+def paste(images: Float[Tensor, "B C H W"], partners: Tensor, box: Box) -> Float[Tensor, "B C H W"]:
+    """A copy of the images in which the box shows the partners."""
+    top, bottom, left, right = box
+    pasted = images.clone()
+    pasted[..., top:bottom, left:right] = images[partners.to(images.device), ..., top:bottom, left:right]
+    return pasted
+
+
+def rectangle(height: int, width: int, share: float, row: int, column: int) -> Box:
+    """A box of side ratio sqrt(1 - λ) around a center, clipped at the border. λ = 0 is the whole image."""
+    if share == 0:
+        return 0, height, 0, width
+    ratio = 0.5 * math.sqrt(1 - share)
+    half_height, half_width = int(ratio * height), int(ratio * width)
+    return (
+        max(0, row - half_height),
+        min(height, row + half_height),
+        max(0, column - half_width),
+        min(width, column + half_width),
+    )
+
+
+def draw_share(alpha: float, generator: torch.Generator) -> float:
+    """λ ~ Beta(a, a), in [0, 1].
+
+    PyTorch's own Beta takes no generator. Source: Jöhnk (1964), by rejection; in logarithms, since U^(1/a) underflows.
+    """
+    while True:
+        uniform = 1 - torch.rand(2, generator=generator, dtype=torch.float64)  # in (0, 1]: its logarithm is finite
+        first, second = (uniform.log() / alpha).tolist()
+        top = max(first, second)
+        log_sum = top + math.log(math.exp(first - top) + math.exp(second - top))
+        if log_sum <= 0:
+            return math.exp(first - log_sum)
+
+
+def as_soft(targets: Targets, n_classes: int) -> Float[Tensor, "B K"]:
+    """Rows of float32 or wider that sum to 1."""
+    if targets.is_floating_point():
+        return targets if targets.dtype == torch.float64 else targets.float()
+    return torch.nn.functional.one_hot(targets, n_classes).float()
+
+
+def _happens(probability: float, generator: torch.Generator) -> bool:
+    return bool(torch.rand(1, generator=generator, dtype=torch.float64) < probability)
+
+
+def _check_float(inputs: Tensor) -> None:
+    if not inputs.is_floating_point():
+        raise ValueError(f"mix after normalization: {inputs.dtype} cannot hold a mean of two images")
