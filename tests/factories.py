@@ -130,7 +130,7 @@ def _opened(folder: Path) -> Project:
     return OPENED[-1]
 
 
-def write_settings(project: Project, **changes: Mapping[str, Any]) -> Project:
+def write_settings(project: Project, /, **changes: Mapping[str, Any]) -> Project:
     """The same workspace after somebody edited alloop.toml."""
     (project.folder / "alloop.toml").write_text(render_toml(make_settings(**changes)))
     return _opened(project.folder)
