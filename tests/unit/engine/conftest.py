@@ -39,7 +39,7 @@ class Toys:
         return Config(
             project=ProjectConfig(classes=CLASSES),
             model=ModelConfig(backbone=backbone, device="cpu", **model),
-            train=train or TrainConfig(workers=0),
+            train=train or TrainConfig(workers=0, epochs=40),
         )
 
     def train_job(self, config: Config | None = None, **changes: object) -> TrainJob:

@@ -1,5 +1,6 @@
 """Trunks by name: what a name may be, what its weights may be, and how images are prepared."""
 
+import socket
 import sys
 import urllib.error
 from collections.abc import Iterator
@@ -123,7 +124,10 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch, tmp_path):
+    timeouts = []
+
     def refuse(*_: object, **__: object) -> None:
+        timeouts.append(socket.getdefaulttimeout())
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
@@ -134,6 +138,8 @@ def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch, tmp_path):
 
     assert "resnet18-f37072fd.pth" in caught.value.hint
     assert str(tmp_path / "hub" / "checkpoints") in caught.value.hint
+    assert timeouts == [backbones.DOWNLOAD_TIMEOUT]
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -39,10 +39,12 @@ def test_heads_start_different_from_each_other_and_equal_for_equal_seeds():
 
 
 def test_heads_compute_in_float32_also_under_autocast():
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = _heads()(torch.zeros(2, 5, dtype=torch.bfloat16))
+    heads, features = _heads(), torch.arange(10.0).reshape(2, 5) * 0.123456
 
-    assert logits.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = heads(features)
+
+    assert torch.equal(logits, heads(features))
 
 
 def test_standardized_features_are_centered_and_of_mean_squared_norm_one():
