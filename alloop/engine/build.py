@@ -12,7 +12,7 @@ from alloop.losses.multi_head import LossScale
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.seeds import derive_seed
 
-HEAD_DECAY, HEAD_PRIOR = 5e-5, 3.0  # found in benchmarks/recipe
+HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,12 @@ def count_heads(config: Config) -> int:
 
 
 def build_head_recipe(config: Config) -> HeadRecipe:
-    """The recipe of frozen mode."""
+    """The recipe of frozen mode; in finetune mode [train] is about what follows the first fit."""
     train = config.train
+    if config.model.mode == "finetune":
+        return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale)
     decay = HEAD_DECAY if train.weight_decay is None else train.weight_decay
-    return HeadRecipe(train.epochs or 200, decay, HEAD_PRIOR, train.loss_scale)
+    return HeadRecipe(train.epochs or HEAD_STEPS, decay, HEAD_PRIOR, train.loss_scale)
 
 
 def build_finetune_recipe(config: Config) -> FinetuneRecipe:

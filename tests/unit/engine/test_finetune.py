@@ -59,6 +59,17 @@ def test_a_fine_tuned_model_refuses_another_image_size(toys):
         run_score(toys.score_job(files, other))
 
 
+def test_fine_tuning_starts_from_the_very_heads_of_frozen_mode(toys):
+    job = _job(toys, epochs=1, weight_decay=0.5)
+    config = toys.config(toys.trunk, TrainConfig(workers=0), mode="frozen", weights="none")
+
+    tuned = run_train(job)
+    frozen = run_train(dataclasses.replace(job, config=config, out=toys.root / "frozen"))
+
+    assert tuned.history["loss_after"] == frozen.history["loss_after"]
+    assert tuned.history["evaluations"] > 20
+
+
 def test_the_same_job_gives_the_same_bytes(toys):
     first = run_train(_job(toys))
     second = run_train(dataclasses.replace(_job(toys), out=toys.root / "again", cache=toys.root / "fresh"))
