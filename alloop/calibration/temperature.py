@@ -3,16 +3,17 @@
 Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017; methods.md section 7.1.
 """
 
+import dataclasses
 import logging
 import math
+from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
-from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
+from alloop.calibration.calibrator import prepare
+from alloop.calibration.folds import draw_folds
 from alloop.records import Calibration
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,18 @@ log = logging.getLogger(__name__)
 LOWEST, HIGHEST = 0.05, 20.0  # bounds of T
 FEWEST = 50  # images; with fewer T stays 1
 _STEPS = 60  # of bisection over ln(20 / 0.05) = 6: far below 1e-8 relative
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Temperature:
+    """Softmax(log p / T), as one of the calibrators to choose from."""
+
+    temperature: float
+    name: ClassVar[str] = "temperature"
+
+    def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Calibrated log-probabilities; the top class never changes."""
+        return prepare(apply_temperature(prepare(log_probs), self.temperature))
 
 
 def apply_temperature(log_probs: Float[Tensor, "N K"], temperature: float) -> Float[Tensor, "N K"]:
@@ -98,10 +111,16 @@ def cross_fit_temperature(
     fitted = fit_temperature(log_probs, targets)
     calibrated = log_probs.detach().cpu().double().clone()
     if fitted.n >= FEWEST:
-        for rest, fold in _folds(targets.cpu().numpy(), seed, n_folds):
+        for rest, fold in draw_folds(targets.cpu().numpy(), seed, n_folds):
             temperature, _ = _solve_safely(log_probs[rest], targets[rest])
             calibrated[fold] = apply_temperature(calibrated[fold], temperature)
     return calibrated.float(), fitted
+
+
+def fit_temperature_safely(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> tuple[Temperature, str]:
+    """A temperature to be used, whatever N, and what is to be said about it; see `fit_temperature`."""
+    temperature, note = _solve_safely(log_probs, targets)
+    return Temperature(temperature), note
 
 
 def _solve_safely(log_probs: Tensor, targets: Tensor) -> tuple[float, str]:
@@ -115,17 +134,6 @@ def _solve_safely(log_probs: Tensor, targets: Tensor) -> tuple[float, str]:
             f"The temperature ran into its bound {HIGHEST:g}: the predictions are no better than chance.",
         )
     return temperature, ""
-
-
-def _folds(targets: npt.NDArray[np.int64], seed: int, n_folds: int) -> list[tuple[Tensor, Tensor]]:
-    """Positions (rest, fold) of each fold. Classes with fewer images than folds are shuffled in together."""
-    _, groups, counts = np.unique(targets, return_inverse=True, return_counts=True)
-    rare = counts < n_folds
-    groups = np.where(rare[groups], -1, groups)
-    has_few_rare = 0 < (groups == -1).sum() < n_folds
-    splitter = KFold if has_few_rare else StratifiedKFold
-    split = splitter(n_folds, shuffle=True, random_state=seed % 2**32).split(groups, groups)
-    return [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in split]
 
 
 def _one_hot(targets: Tensor, n_classes: int) -> Tensor:

@@ -1,0 +1,216 @@
+"""Calibrators by name: fit one, let cross-validation choose one, calibrate every image without itself.
+
+A fit never fails for want of images: predictions then stay as they are, and the note says why.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from alloop.calibration.calibrator import (
+    Calibrator,
+    Fitted,
+    Unchanged,
+    check_targets,
+    describe,
+    nll_per_image,
+    prepare,
+)
+from alloop.calibration.folds import draw_folds
+from alloop.calibration.histogram import Histogram, fit_histogram
+from alloop.calibration.isotonic import FEWEST as FEWEST_FOR_ISOTONIC
+from alloop.calibration.isotonic import Isotonic, fit_isotonic
+from alloop.calibration.platt import Platt, fit_platt
+from alloop.calibration.temperature import FEWEST, Temperature, fit_temperature_safely
+
+Fit = Callable[[Tensor, Tensor], tuple[Calibrator, str]]
+
+N_FOLDS = 5
+_MARGIN = 2.0  # standard errors
+
+
+def _quiet(fit: Callable[[Tensor, Tensor], Calibrator]) -> Fit:
+    return lambda log_probs, targets: (fit(log_probs, targets), "")
+
+
+# From simple to flexible; `auto` prefers those before.
+_FITS: Mapping[str, Fit] = {
+    "none": _quiet(lambda *_: Unchanged()),
+    "temperature": fit_temperature_safely,
+    "platt": _quiet(fit_platt),
+    "histogram-mass": _quiet(lambda lp, y: fit_histogram(lp, y, "mass")),
+    "histogram-width": _quiet(lambda lp, y: fit_histogram(lp, y, "width")),
+    "isotonic": _quiet(lambda lp, y: fit_isotonic(lp, y, fewest=1)),
+}
+_KINDS: Mapping[str, type[Any]] = {kind.name: kind for kind in (Unchanged, Temperature, Platt, Histogram, Isotonic)}
+_FLEXIBLE = ("platt", "histogram-mass", "histogram-width", "isotonic")
+
+
+def smallest_sample(name: str, n_classes: int = 2, *, is_auto: bool = False) -> int:
+    """Images that a calibrator needs: when asked for by name, or (more) before `auto` considers it."""
+    if name == "none":
+        return 0
+    if is_auto:
+        per_class = {
+            "platt": (100, 10),
+            "histogram-mass": (200, 30),
+            "histogram-width": (200, 30),
+            "isotonic": (1000, 100),
+        }
+        least, each = per_class.get(name, (FEWEST, 0))
+        return max(least, each * n_classes)
+    return FEWEST_FOR_ISOTONIC if name == "isotonic" else FEWEST
+
+
+def fit_calibrator(
+    name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int = 0, n_folds: int = N_FOLDS
+) -> Fitted:
+    """Fit a calibrator to held-out predictions, with the evidence for it.
+
+    Args:
+        name: As in `composition.CALIBRATORS`; "auto" is `choose_calibrator`.
+        log_probs: Pooled predictions: log p̄, not a member's.
+        targets: Class positions [N].
+        seed: Draws the folds of "auto".
+        n_folds: Of "auto".
+
+    Raises:
+        ValueError: No such calibrator; a row that is not finite; targets that do not fit.
+    """
+    prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
+    if name == "auto":
+        name, note = choose_calibrator(prepared, labels, seed, n_folds)
+    else:
+        note = _why_not(name, len(labels))
+        name = "none" if note else name
+    calibrator, remark = _FITS[name](prepared, labels)
+    return describe(calibrator, prepared, labels, " ".join(part for part in (note, remark) if part))
+
+
+def cross_fit(
+    name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
+) -> tuple[Float[Tensor, "N K"], Fitted]:
+    """Calibrated log-probabilities in which no image was calibrated by itself, and the calibrator fitted on all.
+
+    Every image gets what was fitted on the other folds; "auto" chooses anew in each of them, so that its choice is
+    out of sample, too. With too few images everything stays as it is.
+
+    Args:
+        name: As in `composition.CALIBRATORS`.
+        log_probs: Pooled, uncalibrated.
+        targets: Class positions [N].
+        seed: Draws the folds.
+        n_folds: At least 2.
+
+    Returns:
+        Log-probabilities [N, K] in float32, and what scoring should apply.
+    """
+    fitted = fit_calibrator(name, log_probs, targets, seed, n_folds)
+    prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
+    if len(labels) < FEWEST or (name != "auto" and isinstance(fitted.calibrator, Unchanged)):
+        return prepared.float(), fitted
+    candidates = _candidates(*prepared.shape) if name == "auto" else (name,)
+    calibrated = prepared.clone()
+    for rest, fold in draw_folds(labels.numpy(), seed, n_folds):
+        calibrated[fold] = _fit_best(candidates, prepared[rest], labels[rest], seed, n_folds).apply(prepared[fold])
+    return calibrated.float(), fitted
+
+
+def choose_calibrator(
+    log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
+) -> tuple[str, str]:
+    """The calibrator with the lowest cross-validated NLL among those that have images enough, and why in words.
+
+    One that is more flexible than temperature scaling must be better than it by more than two standard errors of the
+    difference between their NLLs on the same images.
+    """
+    n, n_classes = log_probs.shape
+    if n < FEWEST:
+        return "none", _too_few("a calibrator", n, FEWEST)
+    candidates = _candidates(n, n_classes)
+    losses = _cross_validate(candidates, prepare(log_probs), targets, seed, n_folds)
+    best = _best(losses)
+    shown = ", ".join(f"{name} {float(loss.mean()):.4f}" for name, loss in losses.items())
+    left_out = [name for name in _FITS if name not in candidates]
+    note = f"Chose {best} by {n_folds}-fold NLL on {n} images: {shown}."
+    if left_out:
+        note += f" Not considered with {n} images of {n_classes} classes: {', '.join(left_out)}."
+    return best, note
+
+
+def to_json(fitted: Fitted) -> dict[str, Any]:
+    """Plain numbers, strings and lists; `from_json` turns them back."""
+    whole = {field.name: getattr(fitted, field.name) for field in dataclasses.fields(fitted)}
+    calibrator: Any = fitted.calibrator
+    return whole | {
+        "calibrator": {"name": calibrator.name, **dataclasses.asdict(calibrator)},
+        "class_counts": list(fitted.class_counts),
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> Fitted:
+    """What `to_json` was given.
+
+    Raises:
+        ValueError: A calibrator that this alloop does not know.
+    """
+    numbers = dict(data["calibrator"])
+    kind = _KINDS.get(numbers.pop("name"))
+    if kind is None:
+        raise ValueError(f"there is no calibrator '{data['calibrator']['name']}'")
+    calibrator = kind(**{key: _tuples(value) for key, value in numbers.items()})
+    return Fitted(**{**data, "calibrator": calibrator, "class_counts": tuple(data["class_counts"])})
+
+
+def _candidates(n: int, n_classes: int) -> tuple[str, ...]:
+    return tuple(name for name in _FITS if n >= smallest_sample(name, n_classes, is_auto=True))
+
+
+def _fit_best(candidates: Sequence[str], log_probs: Tensor, targets: Tensor, seed: int, n_folds: int) -> Calibrator:
+    if len(candidates) == 1:
+        return _FITS[candidates[0]](log_probs, targets)[0]
+    best = _best(_cross_validate(candidates, log_probs, targets, seed, n_folds))
+    return _FITS[best](log_probs, targets)[0]
+
+
+def _cross_validate(
+    candidates: Sequence[str], log_probs: Tensor, targets: Tensor, seed: int, n_folds: int
+) -> dict[str, Tensor]:
+    """Each candidate's NLL per image [N], fitted without that image's fold."""
+    losses = {name: torch.empty(len(targets), dtype=torch.float64) for name in candidates}
+    for rest, fold in draw_folds(targets.numpy(), seed, n_folds):
+        for name in candidates:
+            calibrator, _ = _FITS[name](log_probs[rest], targets[rest])
+            losses[name][fold] = nll_per_image(calibrator.apply(log_probs[fold]), targets[fold])
+    return losses
+
+
+def _best(losses: Mapping[str, Tensor]) -> str:
+    simple = min((name for name in losses if name not in _FLEXIBLE), key=lambda name: float(losses[name].mean()))
+    better = {}
+    for name in losses:
+        difference = losses[simple] - losses[name]
+        error = float(difference.std()) / math.sqrt(len(difference))
+        if name in _FLEXIBLE and float(difference.mean()) > _MARGIN * error:
+            better[name] = float(losses[name].mean())
+    return min(better, key=better.__getitem__) if better else simple
+
+
+def _why_not(name: str, n: int) -> str:
+    if name not in _FITS:
+        raise ValueError(f"there is no calibrator '{name}'; there are: {', '.join(_FITS)}, auto")
+    least = smallest_sample(name)
+    return _too_few(name, n, least) if n < least else ""
+
+
+def _too_few(name: str, n: int, least: int) -> str:
+    return f"{n} holdout labels are too few to fit {name} (fewer than {least}); predictions stay as they are."
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
