@@ -1,6 +1,7 @@
 """The program: its table of commands, and what becomes of an error."""
 
 import json
+import re
 import sys
 
 import click
@@ -61,7 +62,8 @@ def main() -> None:
 
 
 def _show(error: AlloopError) -> None:
-    if "-vv" in sys.argv:
+    flags = [flag for flag in sys.argv if re.fullmatch(r"-[vq]+|--verbose", flag)]
+    if sum(flag.count("v") if flag != "--verbose" else 1 for flag in flags) > 1:
         import traceback
 
         traceback.print_exc()

@@ -9,6 +9,7 @@ from alloop.cli._options import Session, common_options
 if TYPE_CHECKING:
     from alloop.project import Project
 
+TOO_FEW = "too few labels to train on yet; two classes need one each"
 device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 
 
@@ -33,7 +34,7 @@ def train(session: Session, device: str | None) -> None:
     with reading(project.database) as rows:
         model = find_model(rows, last.id)
     if model is None:
-        session.show({"round": last.number, "model": None}, f"Round {last.number}: too few labels to train on yet.")
+        session.show({"round": last.number, "model": None}, f"Round {last.number}: {TOO_FEW}.")
         return
     temperature = model.calibration.temperature
     session.show(

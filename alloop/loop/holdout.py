@@ -32,8 +32,11 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
     groups = list_groups(session)
     n_groups = len({groups[ref.image_id] for ref in refs})
     if n_groups < 2:
+        how_many = (
+            f"{len(refs)} usable image{'s' * (len(refs) > 1)} ({n_groups} different)" if refs else "no usable images"
+        )
         raise PoolError(
-            f"The pool has {len(refs)} usable images ({n_groups} different).",
+            f"The pool has {how_many}.",
             "Add images with `alloop pool add PATH`; `alloop pool check` lists those that could not be read.",
         )
     order = np.argsort(tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "holdout")), kind="stable")

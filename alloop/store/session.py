@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DatabaseError as BrokenDatabase
 from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError, ConfigError, DatabaseError
@@ -40,11 +41,8 @@ def transaction(database: Engine) -> Iterator[Session]:
     Raises:
         DatabaseError: The database cannot be opened, read or written.
     """
-    try:
-        with Session(database, expire_on_commit=False) as session, session.begin():
-            yield session
-    except OperationalError as error:
-        raise _explain(error, database) from error
+    with _in_words(database), Session(database, expire_on_commit=False) as session, session.begin():
+        yield session
 
 
 @contextlib.contextmanager
@@ -54,14 +52,11 @@ def reading(database: Engine) -> Iterator[Session]:
     Raises:
         DatabaseError: The database cannot be opened or read.
     """
-    try:
-        options: dict[str, Any] = {"alloop_reading": True}
-        if database.url.get_backend_name() != "sqlite":  # SQLite's readers always see one moment
-            options |= {"isolation_level": "REPEATABLE READ"}
-        with Session(database.execution_options(**options), expire_on_commit=False) as session:
-            yield session
-    except OperationalError as error:
-        raise _explain(error, database) from error
+    options: dict[str, Any] = {"alloop_reading": True}
+    if database.url.get_backend_name() != "sqlite":  # SQLite's readers always see one moment
+        options |= {"isolation_level": "REPEATABLE READ"}
+    with _in_words(database), Session(database.execution_options(**options), expire_on_commit=False) as session:
+        yield session
 
 
 def _with_driver(url: URL) -> URL:
@@ -93,7 +88,19 @@ def _prepare_sqlite(database: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if looks_only else "BEGIN IMMEDIATE")
 
 
-def _explain(error: OperationalError, database: Engine) -> AlloopError:
+@contextlib.contextmanager
+def _in_words(database: Engine) -> Iterator[None]:
+    """What the database's surroundings did to us is explained; what we did wrong keeps its traceback."""
+    try:
+        yield
+    except BrokenDatabase as error:
+        # Its children are about constraints and SQL, except for one; SQLite reports a damaged file as the class itself.
+        if type(error) is not BrokenDatabase and not isinstance(error, OperationalError):
+            raise
+        raise _explain(error, database) from error
+
+
+def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
     what = str(error.orig).strip().splitlines()[0]
     where = database.url.render_as_string(hide_password=True)
     if "readonly" in what or "read-only" in what:
@@ -106,4 +113,6 @@ def _explain(error: OperationalError, database: Engine) -> AlloopError:
         )
     if "full" in what:
         return DatabaseError(f"The disk is full: {where} could not be written.", "Free some space and run it again.")
+    if "not a database" in what or "malformed" in what:
+        return DatabaseError(f"{where} is damaged: {what}.", "Restore a backup (`alloop db backup` makes them).")
     return DatabaseError(f"{where}: {what}.")
