@@ -23,16 +23,20 @@ def draw_curves(curves: Mapping[str, Sequence[CurvePoint]], title: str, path: Pa
         # Intervals of two arms at the same number of labels would hide each other.
         x = [point.n_labels + 1.5 * shift for point in points]
         y = [point.accuracy.value for point in points]
-        below = [point.accuracy.value - point.accuracy.low for point in points]
-        above = [point.accuracy.high - point.accuracy.value for point in points]
+        # Rounding can put the end of an interval a hair on the wrong side of a value of 0 or 1.
+        below = [max(0.0, point.accuracy.value - point.accuracy.low) for point in points]
+        above = [max(0.0, point.accuracy.high - point.accuracy.value) for point in points]
         axes.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=name)
-    n_images = sorted({point.accuracy.n for points in curves.values() for point in points})
     axes.set_title(title)
     axes.set_xlabel("labels to train on")
-    axes.set_ylabel(
-        f"holdout accuracy (N = {' to '.join(map(str, {n_images[0], n_images[-1]}))}), 95 % Wilson interval"
-    )
+    axes.set_ylabel(f"holdout accuracy ({_sizes(curves)}95 % Wilson interval)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="lower right")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _sizes(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
+    """On how many images the points were measured: `N = 200, `, a range, or nothing without points."""
+    sizes = {point.accuracy.n for points in curves.values() for point in points}
+    return f"N = {' to '.join(map(str, sorted({min(sizes), max(sizes)})))}, " if sizes else ""
