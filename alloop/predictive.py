@@ -19,3 +19,45 @@ def mean_log_probs(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N K"]:
 def mean_probs(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N K"]:
     """The members' mean prediction, rows summing to 1."""
     return mean_log_probs(log_probs).exp()
+
+
+def entropy(log_probs: Float[Tensor, "*members N K"]) -> Float[Tensor, "*members N"]:
+    """-Σ_k p_k log p_k, nats, never below 0; 0 * log 0 counts as 0."""
+    # Rounding can leave a sure prediction a hair below 0.
+    return -(log_probs.exp() * floor(log_probs)).sum(dim=-1).clamp_max(0)
+
+
+def mutual_information(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
+    """How much the members disagree (BALD), in nats, in [0, min(ln M, ln K)].
+
+    In the form mean_m KL(p_m || p̄), which subtracts no large numbers; what rounding leaves below 0 becomes 0.
+
+    Raises:
+        ValueError: A single member cannot disagree with itself; a prediction is not finite.
+
+    Source: Houlsby et al. (2011), arXiv 1112.5745, equation 2; methods.md section 4.
+    """
+    if log_probs.shape[0] < 2:
+        raise ValueError("mutual information needs at least 2 members, got 1")
+    check_log_probs(log_probs)
+    wide = log_probs if log_probs.dtype == torch.float64 else log_probs.float()
+    mean = floor(mean_log_probs(wide))
+    return (wide.exp() * (floor(wide) - mean)).sum(dim=-1).mean(dim=0).clamp_min(0)
+
+
+def floor(log_probs: Tensor) -> Tensor:
+    """Log 0 as the lowest finite number, so that 0 * log 0 is 0 and not nan."""
+    return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+
+
+def check_log_probs(log_probs: Float[Tensor, "M N K"]) -> None:
+    """Log-probabilities may be -inf (a probability of 0), never nan or +inf, and no row may be all -inf.
+
+    Raises:
+        ValueError: Names the first such row.
+    """
+    bad = torch.isnan(log_probs) | (log_probs == torch.inf)
+    rows = (bad.any(dim=-1) | (log_probs == -torch.inf).all(dim=-1)).any(dim=0).nonzero().flatten()
+    if len(rows):
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        raise ValueError(f"the prediction at position {int(rows[0])}{more} is not finite")

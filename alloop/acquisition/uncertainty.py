@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.predictive import mean_log_probs
+from alloop.predictive import check_log_probs, entropy, mean_log_probs
+from alloop.predictive import mutual_information as mutual_information  # BALD: one of the scores here
 
 
 def predictive_entropy(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
@@ -19,30 +20,13 @@ def predictive_entropy(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
 
     Source: Settles (2009), Active Learning Literature Survey, section 3.1; methods.md section 4.
     """
-    return _entropy(_mean(log_probs))
+    return entropy(_mean(log_probs))
 
 
 def expected_entropy(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
     """Mean entropy of the members: the uncertainty that more labels do not remove, in nats, in [0, H]."""
-    _check(log_probs)
-    return _entropy(_wide(log_probs)).mean(dim=0)
-
-
-def mutual_information(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
-    """How much the members disagree (BALD), in nats, in [0, min(ln M, ln K)].
-
-    In the form mean_m KL(p_m || p̄), which subtracts no large numbers; what rounding leaves below 0 becomes 0.
-
-    Raises:
-        ValueError: A single member cannot disagree with itself.
-
-    Source: Houlsby et al. (2011), arXiv 1112.5745, equation 2; methods.md section 4.
-    """
-    if log_probs.shape[0] < 2:
-        raise ValueError("mutual information needs at least 2 members, got 1")
-    wide = _wide(log_probs)
-    mean = _floor(_mean(log_probs))
-    return (wide.exp() * (_floor(wide) - mean)).sum(dim=-1).mean(dim=0).clamp_min(0)
+    check_log_probs(log_probs)
+    return entropy(_wide(log_probs)).mean(dim=0)
 
 
 def least_confidence(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
@@ -64,7 +48,7 @@ def variation_ratio(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
 
     Source: Freeman (1965); methods.md section 4.
     """
-    _check(log_probs)
+    check_log_probs(log_probs)
     n_members, _, n_classes = log_probs.shape
     if n_members < 2:
         raise ValueError("the variation ratio needs at least 2 members, got 1")
@@ -73,28 +57,9 @@ def variation_ratio(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
 
 
 def _mean(log_probs: Tensor) -> Tensor:
-    _check(log_probs)
+    check_log_probs(log_probs)
     return mean_log_probs(log_probs)
 
 
 def _wide(log_probs: Tensor) -> Tensor:
     return log_probs if log_probs.dtype == torch.float64 else log_probs.float()
-
-
-def _floor(log_probs: Tensor) -> Tensor:
-    """Log 0 as the lowest finite number, so that 0 * log 0 is 0 and not nan."""
-    return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    # Rounding can leave a sure prediction a hair below 0.
-    return -(log_probs.exp() * _floor(log_probs)).sum(dim=-1).clamp_max(0)
-
-
-def _check(log_probs: Tensor) -> None:
-    """Log-probabilities may be -inf (a probability of 0), never nan or +inf, and no row may be all -inf."""
-    bad = torch.isnan(log_probs) | (log_probs == torch.inf)
-    rows = (bad.any(dim=-1) | (log_probs == -torch.inf).all(dim=-1)).any(dim=0).nonzero().flatten()
-    if len(rows):
-        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-        raise ValueError(f"the prediction at position {int(rows[0])}{more} is not finite")
