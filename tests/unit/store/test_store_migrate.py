@@ -1,6 +1,8 @@
 """From nothing, or an older schema, to the one this alloop works with; never from a newer one."""
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,14 @@ def test_there_is_a_database_of_every_schema():
     }
 
     assert {path.stem for path in SCHEMAS.glob("*.db")} >= revisions
+
+
+def test_the_database_of_a_schema_was_made_by_its_last_migration(migrated_sqlite: Path):
+    """A migration that is edited after its database was made would be tested against the wrong tables."""
+
+    def schema(path: Path) -> dict[str, str]:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        return {name: " ".join(sql.split()) for name, sql in rows}
+
+    assert schema(SCHEMAS / f"{head_revision()}.db") == schema(migrated_sqlite)
