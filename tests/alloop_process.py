@@ -5,6 +5,7 @@ program, this file is that one process: it reads a request (JSON, one a line) fr
 """
 
 import dataclasses
+import datetime as dt
 import importlib
 import json
 import os
@@ -59,7 +60,8 @@ class Forks:
     """The process that has imported everything. It forks one alloop at a time."""
 
     def __init__(self) -> None:
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        source = Path(alloop.__file__).parents[1]  # the alloop under test, wherever the tests were started
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
         )
@@ -95,8 +97,9 @@ def serve() -> None:
     for module in pkgutil.walk_packages(alloop.__path__, "alloop."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    # Several pages for a dozen answers.
-    importlib.import_module("alloop.labeling.label_studio")._PULL_PAGE = 4  # type: ignore[attr-defined]
+    people: Any = importlib.import_module("alloop.labeling.label_studio")
+    # Several pages for a dozen answers; and no overlap between pulls, which would make good what a crash lost.
+    people._PULL_PAGE, people._OVERLAP = 4, dt.timedelta(0)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
