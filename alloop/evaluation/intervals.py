@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from alloop.evaluation.metrics import N_BINS, bin_positions, top_confidence
+from alloop.evaluation.metrics import N_BINS, adaptive_ece, bin_positions, top_confidence
 from alloop.records import Interval
 
 DRAWS = 1000
@@ -91,3 +91,48 @@ def ece_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
     per_bin = np.zeros((len(gap), n_bins))
     per_bin[np.arange(len(gap)), bin_positions(confidence, np.linspace(0, 1, n_bins + 1))] = gap
     return lambda counts: np.asarray(np.abs(counts @ per_bin).sum(axis=1) / len(gap))
+
+
+def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS) -> Statistic:
+    """The greatest calibration error of `metrics.mce`. One image alone in a bin decides it: expect wide intervals."""
+    confidence = top_confidence(probs)
+    gap = (probs.argmax(axis=1) == labels) - confidence
+    member = np.zeros((len(gap), n_bins))
+    member[np.arange(len(gap)), bin_positions(confidence, np.linspace(0, 1, n_bins + 1))] = 1
+
+    def statistic(counts: Counts) -> npt.NDArray[np.float64]:
+        filled = counts @ member
+        # An empty bin has a total of 0, too, and 0 is never the greatest unless all are.
+        return np.asarray((np.abs(counts @ (member * gap[:, None])) / np.maximum(filled, 1)).max(axis=1))
+
+    return statistic
+
+
+def adaptive_ece_of(
+    probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
+) -> Statistic:
+    """`metrics.adaptive_ece`, with the quantiles of each resample."""
+
+    def statistic(counts: Counts) -> npt.NDArray[np.float64]:
+        rows = [np.repeat(np.arange(len(labels)), row.astype(np.int64)) for row in counts]
+        return np.array([adaptive_ece(probs[row], labels[row], n_bins) for row in rows])
+
+    return statistic
+
+
+def classwise_ece_of(
+    probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
+) -> Statistic:
+    """`metrics.classwise_ece`: the mean over all K classes; biased upwards like `ece_of`."""
+    edges = np.linspace(0, 1, n_bins + 1)
+    columns = probs.astype(np.float64).T
+
+    def statistic(counts: Counts) -> npt.NDArray[np.float64]:
+        total = np.zeros(len(counts))
+        for k, column in enumerate(columns):
+            per_bin = np.zeros((len(column), n_bins))  # one class at a time: K of these would not fit in memory
+            per_bin[np.arange(len(column)), bin_positions(column, edges)] = (labels == k) - column
+            total += np.abs(counts @ per_bin).sum(axis=1)
+        return np.asarray(total / (len(labels) * len(columns)))
+
+    return statistic

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alloop.evaluation import metrics
-from alloop.evaluation.intervals import bootstrap, ece_of, mean_of, wilson
+from alloop.evaluation.intervals import adaptive_ece_of, bootstrap, classwise_ece_of, ece_of, mce_of, mean_of, wilson
 
 
 def _generator(seed: int = 0) -> np.random.Generator:
@@ -94,3 +94,25 @@ def test_a_bootstrap_of_nothing_says_nothing():
 
     assert math.isnan(interval.value)
     assert (interval.low, interval.high, interval.n) == (-math.inf, math.inf, 0)
+
+
+@pytest.mark.parametrize(
+    ("statistic_of", "measure"),
+    [(mce_of, metrics.mce), (adaptive_ece_of, metrics.adaptive_ece), (classwise_ece_of, metrics.classwise_ece)],
+)
+def test_statistics_of_a_resample_are_the_measures_of_its_images(statistic_of, measure):
+    generator = _generator(1)
+    probs, labels = generator.dirichlet([0.5] * 4, size=60), generator.integers(4, size=60)
+    counts = generator.multinomial(60, [1 / 60] * 60, size=20).astype(float)
+
+    values = statistic_of(probs, labels)(counts)
+
+    rows = [np.repeat(np.arange(60), count.astype(int)) for count in counts]
+    assert values == pytest.approx([measure(probs[row], labels[row]) for row in rows], abs=1e-12)
+
+
+@pytest.mark.parametrize("statistic_of", [mce_of, adaptive_ece_of, classwise_ece_of])
+def test_intervals_of_calibration_errors_hold_for_a_single_image(statistic_of):
+    interval = bootstrap(statistic_of(np.array([[0.7, 0.3]]), np.array([0])), 1, _generator(), draws=10)
+
+    assert (interval.low, interval.value, interval.high) == pytest.approx((0.3, 0.3, 0.3))

@@ -1,0 +1,34 @@
+"""Average rank: where each method stands among the others, over several measures. 1 is best."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def ranks(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool]) -> Array:
+    """Rank of every method in every measure [methods, measures]; equal values share the mean of their ranks.
+
+    Args:
+        values: [methods, measures]; inf is allowed (an infinite NLL is last).
+        higher_is_better: One for each measure.
+
+    Raises:
+        ValueError: Another number of measures, or a value that is nan; names the row.
+    """
+    wide = np.asarray(values, dtype=np.float64)
+    if wide.ndim != 2 or wide.shape[1] != len(higher_is_better):
+        raise ValueError(f"{len(higher_is_better)} directions do not fit values of shape {list(wide.shape)}")
+    if np.isnan(wide).any():
+        raise ValueError(f"the measures of row {int(np.isnan(wide).any(axis=1).argmax())} hold nan, which has no rank")
+    signed = np.where(np.asarray(higher_is_better), -wide, wide)
+    smaller = (signed[None] < signed[:, None]).sum(axis=1)
+    equal = (signed[None] == signed[:, None]).sum(axis=1)
+    return np.asarray(smaller + (equal + 1) / 2, dtype=np.float64)
+
+
+def average_rank(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool] = (True, False, False)) -> Array:
+    """Mean rank of every method [methods]; by default over accuracy, ECE and NLL. Source: methods.md section 8.5."""
+    return np.asarray(ranks(values, higher_is_better).mean(axis=1))
