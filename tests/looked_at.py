@@ -135,6 +135,8 @@ class Workspace:
         assert twice == []
         assert self.sql("SELECT image_id FROM query GROUP BY image_id HAVING count(*) > 1") == []
         assert len(self.projects()) == 1
+        # Nor were any made twice that had to be taken back afterwards.
+        assert self.sql("SELECT data FROM event WHERE kind = 'copies taken back'") == []
 
     def _check_annotations(self) -> None:
         on_server = {
