@@ -1,0 +1,207 @@
+"""MC dropout: M stochastic passes as M members.
+
+Before the heads (`HeadDropout`) the trunk runs once and only the cheap last layer repeats. Networks with dropout inside
+(`active_dropout`, `stochastic_logits`) have to run M times.
+
+Source: Gal & Ghahramani, ICML 2016; methods.md section 3.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
+
+from alloop.models.heads import MultiHead
+from alloop.seeds import derive_seed
+
+RATE, PASSES = 0.25, 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeadDropout:
+    """Dropout on the features that heads see, in training and in scoring.
+
+    A dropped feature takes its mean over the training images (`MultiHead.center`), which is what 0 is to the last
+    layer; the others are scaled by 1 / (1 - rate), as everywhere.
+
+    Attributes:
+        rate: Chance of each feature to be dropped, in [0, 1).
+        passes: M in scoring.
+        allow_zero: Accept rate 0, under which all passes agree.
+
+    Raises:
+        ValueError: Numbers out of range; rate 0 where it was not allowed: mutual information would be 0 everywhere.
+    """
+
+    rate: float = RATE
+    passes: int = PASSES
+    allow_zero: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1 or self.passes < 1:
+            raise ValueError(f"need a rate in [0, 1) and at least 1 pass, got {self.rate:g} and {self.passes}")
+        if self.rate == 0 and not self.allow_zero:
+            raise ValueError("dropout at rate 0 repeats one prediction; set a rate above 0")
+
+    def train_step(
+        self, heads: MultiHead, features: Float[Tensor, "B D"], generator: torch.Generator
+    ) -> Float[Tensor, "H B K"]:
+        """Logits of all H heads under one draw, a mask for each image; the heads share it."""
+        return heads(self._dropped(features, heads.center, self.masks(features, generator)))  # type: ignore[no-any-return]
+
+    def passes_of(
+        self,
+        heads: MultiHead,
+        features: Float[Tensor, "B D"],
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Float[Tensor, "H B K"]]:
+        """Raw logits of all H heads, one pass after the other; memory is that of one.
+
+        Args:
+            heads: On the features' device.
+            features: From the trunk, once.
+            seed: Consistent masks: pass m uses one mask for every image, and the same one in every call with this
+                seed, so that a pool scored in chunks shares its M networks (joint acquisition needs that).
+            generator: Instead of a seed: a mask for every image and pass.
+
+        Raises:
+            ValueError: Not exactly one of seed and generator.
+        """
+        if (seed is None) == (generator is None):
+            raise ValueError("MC dropout needs either a seed (consistent masks) or a generator (a mask for each image)")
+        for number in range(self.passes):
+            if generator is None:
+                one = torch.Generator().manual_seed(derive_seed(seed or 0, "mc-dropout", number))
+                masks = self.masks(features[:1] if len(features) else features.new_zeros(1, features.shape[1]), one)
+            else:
+                masks = self.masks(features, generator)
+            yield heads(self._dropped(features, heads.center, masks))
+
+    def logits(
+        self,
+        heads: MultiHead,
+        features: Float[Tensor, "B D"],
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "M B K"]:
+        """All passes at once, M = passes * heads, pass by pass. See `passes_of`."""
+        return torch.cat(list(self.passes_of(heads, features, seed=seed, generator=generator)))
+
+    def masks(self, features: Float[Tensor, "B D"], generator: torch.Generator) -> Float[Tensor, "B D"]:
+        """0 for what is dropped, else 1 / (1 - rate), drawn on the CPU so that devices agree."""
+        keep = 1 - self.rate
+        drawn = torch.rand(features.shape, generator=generator) < keep
+        return drawn.to(device=features.device, dtype=torch.float32) / keep
+
+    @staticmethod
+    def _dropped(features: Tensor, center: Tensor, masks: Tensor) -> Tensor:
+        return center + masks * (features.to(center.dtype) - center)
+
+
+@contextlib.contextmanager
+def active_dropout(
+    model: nn.Module, *, allow_none: bool = False, allow_unreachable: bool = False, stochastic_depth: bool = False
+) -> Iterator[list[str]]:
+    """Everything in eval mode except dropout modules; every module's own mode comes back at the end.
+
+    Args:
+        model: Any network. Batch norm stays in eval mode.
+        allow_none: Accept a network in which nothing is dropped: all passes agree.
+        allow_unreachable: Accept dropout that modes of modules do not reach, and that stays off.
+        stochastic_depth: Drop whole residual branches, too, where the network was trained so.
+
+    Yields:
+        Names of the modules that drop.
+
+    Raises:
+        ValueError: Nothing is dropped, or some dropout cannot be reached; names the modules.
+    """
+    modes = {module: module.training for module in model.modules()}
+    hidden = unreachable_dropout(model)
+    if hidden and not allow_unreachable:
+        raise ValueError(f"dropout in {', '.join(hidden)} is not a module of its own and cannot be switched on alone")
+    names = [name for name, module in model.named_modules() if _drops(module, stochastic_depth)]
+    if not names and not allow_none:
+        raise ValueError(f"{type(model).__name__} has no active dropout: all passes would agree")
+    try:
+        model.eval()
+        for name in names:
+            model.get_submodule(name).train()
+        yield names
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def stochastic_logits(
+    model: nn.Module, inputs: Tensor, passes: int = PASSES, *, seed: int, allow_none: bool = False
+) -> Float[Tensor, "M B K"]:
+    """M passes through a network with dropout inside; for cheap last layers see `HeadDropout`.
+
+    Pass m starts from a seed of its own, and the process-wide stream stays as it was. Masks differ between images and
+    depend on their place in the batch.
+
+    Args:
+        model: Inputs to logits, [B, K] or [H, B, K] (then M = passes * H, pass by pass).
+        inputs: A batch.
+        passes: At least 1.
+        seed: Of the passes.
+        allow_none: As in `active_dropout`.
+
+    Raises:
+        ValueError: As in `active_dropout`.
+    """
+    devices = [inputs.device] if inputs.is_cuda else []
+    rows = []
+    with active_dropout(model, allow_none=allow_none), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        for number in range(passes):
+            torch.manual_seed(derive_seed(seed, "mc-dropout", number))
+            logits = model(inputs)
+            # A new axis for members: joining rows would mix images once there is more than one.
+            rows.append(logits if logits.ndim == 3 else logits.unsqueeze(0))
+    return torch.cat(rows)
+
+
+def unreachable_dropout(model: nn.Module) -> list[str]:
+    """Names of modules that drop without a dropout module: attention, recurrent layers, `F.dropout` in `forward`."""
+    return [name or type(model).__name__ for name, module in model.named_modules() if _hides_dropout(module)]
+
+
+def _drops(module: nn.Module, stochastic_depth: bool) -> bool:
+    """By type, not by name: AlphaDropout does not begin with "Dropout"."""
+    if isinstance(module, StochasticDepth):
+        return stochastic_depth and module.p > 0
+    return isinstance(module, _DropoutNd) and module.p > 0
+
+
+def _hides_dropout(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0 and module.num_layers > 1
+    if isinstance(module, _DropoutNd) or type(module).__module__.startswith("torch.nn."):
+        return False
+    if not _calls_dropout(type(module).forward):
+        return False
+    rates = [value for key, value in vars(module).items() if "drop" in key.lower() and isinstance(value, int | float)]
+    # No rate among its attributes: it is written into the code.
+    return not rates or any(rate > 0 for rate in rates)
+
+
+def _calls_dropout(forward: Callable[..., object]) -> bool:
+    try:
+        source = inspect.getsource(forward)
+    except (OSError, TypeError):
+        return False
+    return any(
+        f"{prefix}dropout{kind}(" in source for prefix in ("F.", "functional.") for kind in ("", "1d", "2d", "3d")
+    )

@@ -1,0 +1,260 @@
+"""MC dropout by hand: what is dropped, what is not, and what is refused."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from alloop.models.dropout import HeadDropout, active_dropout, stochastic_logits, unreachable_dropout
+from alloop.models.heads import MultiHead
+from alloop.predictive import mutual_information
+
+
+def _heads(n_features: int = 6, n_heads: int = 1, n_classes: int = 3) -> MultiHead:
+    heads = MultiHead(n_features, n_heads, n_classes, torch.Generator().manual_seed(0))
+    heads.standardize_by(_features(20, n_features) + 5)
+    return heads.eval().requires_grad_(requires_grad=False)
+
+
+def _features(n: int, d: int = 6) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(n))
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class _Functional(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop_rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, p=self.drop_rate, training=self.training)
+
+
+def _network(rate: float = 0.5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(rate), nn.Linear(8, 3))
+
+
+def test_a_pass_is_the_heads_on_masked_features_by_hand():
+    heads, features = _heads(), _features(5)
+    dropout = HeadDropout(rate=0.5, passes=1)
+
+    logits = dropout.logits(heads, features, generator=_generator(3))
+
+    masks = dropout.masks(features, _generator(3))
+    assert set(masks.unique().tolist()) == {0.0, 2.0}
+    centered = (features - heads.center) / heads.scale * masks
+    torch.testing.assert_close(logits[0], centered @ heads.weight[0].T + heads.bias[0])
+
+
+def test_a_dropped_feature_counts_as_its_mean_not_as_zero():
+    heads, features = _heads(), _features(4)
+    nothing = torch.zeros_like(features)
+
+    at_center = heads(HeadDropout._dropped(features, heads.center, nothing))
+
+    torch.testing.assert_close(at_center, heads(heads.center.expand(4, -1)))
+
+
+def test_the_mean_of_many_passes_is_the_plain_logit():
+    heads, features = _heads(), _features(3)
+
+    logits = HeadDropout(rate=0.25, passes=4000).logits(heads, features, generator=_generator())
+
+    torch.testing.assert_close(logits.mean(0), heads(features)[0], atol=0.05, rtol=0)
+
+
+def test_the_share_that_is_dropped_is_the_rate():
+    masks = HeadDropout(rate=0.3).masks(torch.zeros(200, 200), _generator())
+
+    assert (masks == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_with_a_generator_images_and_passes_have_masks_of_their_own():
+    same = _features(1, 64).expand(2, -1)
+
+    logits = HeadDropout(passes=2).logits(_heads(64), same, generator=_generator())
+
+    assert not torch.equal(logits[0, 0], logits[0, 1])
+    assert not torch.equal(logits[0, 0], logits[1, 0])
+
+
+def test_with_a_seed_equal_images_agree_within_a_pass_and_passes_differ():
+    same = _features(1).expand(2, -1)
+
+    logits = HeadDropout(passes=3).logits(_heads(), same, seed=7)
+
+    torch.testing.assert_close(logits[:, 0], logits[:, 1])
+    assert not torch.equal(logits[0], logits[1])
+
+
+def test_a_pool_scored_in_chunks_shares_its_masks():
+    heads, features = _heads(), _features(10)
+    dropout = HeadDropout(passes=4)
+
+    whole = dropout.logits(heads, features, seed=7)
+    chunks = torch.cat([dropout.logits(heads, part, seed=7) for part in features.split(3)], dim=1)
+
+    torch.testing.assert_close(chunks, whole)
+    assert not torch.equal(dropout.logits(heads, features, seed=8), whole)
+
+
+def test_more_passes_begin_with_the_same_ones():
+    heads, features = _heads(), _features(4)
+
+    torch.testing.assert_close(
+        HeadDropout(passes=5).logits(heads, features, seed=1)[:3], HeadDropout(passes=3).logits(heads, features, seed=1)
+    )
+
+
+def test_members_are_passes_times_heads():
+    logits = HeadDropout(passes=5).logits(_heads(n_heads=2), _features(4), seed=0)
+
+    assert logits.shape == (10, 4, 3)
+    assert mutual_information(logits.log_softmax(-1)).min() > 0
+
+
+def test_empty_sets_and_single_images():
+    dropout = HeadDropout(passes=2)
+
+    assert dropout.logits(_heads(), _features(3)[:0], seed=0).shape == (2, 0, 3)
+    assert dropout.logits(_heads(), _features(1), generator=_generator()).shape == (2, 1, 3)
+
+
+def test_half_precision_features_are_widened():
+    assert HeadDropout(passes=2).logits(_heads(), _features(3).half(), seed=0).dtype == torch.float32
+
+
+def test_training_uses_the_generator_and_has_gradients():
+    heads = _heads(n_heads=2).requires_grad_()
+    features = _features(4)
+
+    logits = HeadDropout().train_step(heads, features, _generator(2))
+    logits.sum().backward()
+
+    torch.testing.assert_close(logits, HeadDropout().train_step(heads, features, _generator(2)))
+    assert heads.weight.grad.abs().sum() > 0
+
+
+def test_rate_zero_is_refused_unless_it_is_wanted():
+    with pytest.raises(ValueError, match="repeats one prediction"):
+        HeadDropout(rate=0)
+
+    heads, features = _heads(), _features(3)
+    logits = HeadDropout(rate=0, passes=2, allow_zero=True).logits(heads, features, seed=0)
+
+    torch.testing.assert_close(logits, heads(features).expand(2, -1, -1))
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 1.0}, {"rate": -0.1}, {"passes": 0}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="need a rate"):
+        HeadDropout(**wrong)
+
+
+def test_a_seed_or_a_generator_but_not_both_and_not_neither():
+    with pytest.raises(ValueError, match="either"):
+        HeadDropout().logits(_heads(), _features(2))
+    with pytest.raises(ValueError, match="either"):
+        HeadDropout().logits(_heads(), _features(2), seed=0, generator=_generator())
+
+
+def test_only_dropout_is_switched_on_and_every_mode_comes_back():
+    model = _network().train()
+    model[1].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+
+    with active_dropout(model) as names:
+        assert names == ["3"]
+        assert [name for name, module in model.named_modules() if module.training] == ["3"]
+
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_modes_come_back_after_an_error_too():
+    model = _network().eval()
+
+    with pytest.raises(RuntimeError), active_dropout(model):
+        raise RuntimeError
+
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_every_kind_of_dropout_is_found(kind):
+    with active_dropout(nn.Sequential(nn.Linear(2, 2), kind(0.1))) as names:
+        assert names == ["1"]
+
+
+def test_a_network_that_drops_nothing_is_refused_unless_allowed():
+    with pytest.raises(ValueError, match="no active dropout"), active_dropout(_network(rate=0.0)):
+        pass
+    with active_dropout(_network(rate=0.0), allow_none=True) as names:
+        assert names == []
+
+
+def test_stochastic_depth_is_optional():
+    model = nn.Sequential(torchvision.ops.StochasticDepth(0.2, "row"), nn.Dropout(0.1))
+
+    with active_dropout(model) as names:
+        assert names == ["1"]
+    with active_dropout(model, stochastic_depth=True) as names:
+        assert names == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("module", "is_hidden"),
+    [
+        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
+        (nn.MultiheadAttention(4, 2), False),
+        (nn.LSTM(4, 4, num_layers=2, dropout=0.1), True),
+        (nn.LSTM(4, 4, num_layers=2), False),
+        (_Functional(0.1), True),
+        (_Functional(0.0), False),
+        (nn.Dropout(0.5), False),
+    ],
+)
+def test_dropout_that_modes_do_not_reach_is_detected(module, is_hidden):
+    assert bool(unreachable_dropout(nn.Sequential(module))) == is_hidden
+
+
+def test_unreachable_dropout_is_refused_by_name():
+    model = nn.Sequential(nn.Dropout(0.5), _Functional(0.1))
+
+    with pytest.raises(ValueError, match="dropout in 1 is not a module"), active_dropout(model):
+        pass
+    with active_dropout(model, allow_unreachable=True) as names:
+        assert names == ["0"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"])
+def test_published_networks_hide_no_dropout(name):
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)()
+
+    assert unreachable_dropout(model) == []
+
+
+def test_passes_through_a_network_are_members_that_depend_on_the_seed_alone():
+    model, inputs = _network(), torch.randn(5, 4, generator=_generator())
+    state = torch.get_rng_state()
+
+    logits = stochastic_logits(model, inputs, passes=3, seed=1)
+
+    assert logits.shape == (3, 5, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(stochastic_logits(model, inputs, passes=3, seed=1), logits)
+    assert not torch.equal(logits[0], logits[1])
+    assert not torch.equal(stochastic_logits(model, inputs, passes=3, seed=2), logits)
+
+
+def test_batch_statistics_do_not_change_in_stochastic_passes():
+    model = _network()
+    before = model[1].running_mean.clone()
+
+    stochastic_logits(model, torch.randn(5, 4), passes=3, seed=1)
+
+    assert torch.equal(model[1].running_mean, before)
