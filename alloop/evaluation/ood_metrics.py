@@ -10,8 +10,11 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from alloop.records import Interval
+
 Scores = npt.NDArray[np.floating]
 TARGET = 0.95
+NAMES = ("auroc", "fpr95", "fpr95_id", "aupr_out", "aupr_in")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +55,34 @@ def measure_ood(id_scores: Scores, ood_scores: Scores) -> OodMetrics:
         n_id=len(inside),
         n_ood=len(outside),
     )
+
+
+def ood_intervals(
+    id_scores: Scores,
+    ood_scores: Scores,
+    generator: np.random.Generator,
+    draws: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile bootstrap of every number of `OodMetrics`, by its name; both sets are resampled by themselves.
+
+    Raises:
+        ValueError: As in `measure_ood`.
+    """
+    inside, outside = _check(id_scores, "in-distribution"), _check(ood_scores, "out-of-distribution")
+    measured = measure_ood(inside, outside)
+    resampled = [
+        measure_ood(generator.choice(inside, len(inside)), generator.choice(outside, len(outside)))
+        for _ in range(draws)
+    ]
+    tail = (1 - confidence) / 2
+    intervals = {}
+    for name in NAMES:
+        low, high = np.quantile([getattr(draw, name) for draw in resampled], [tail, 1 - tail], method="inverted_cdf")
+        n = len(inside) + len(outside)
+        value = getattr(measured, name)
+        intervals[name] = Interval(value, float(low), float(high), n, f"bootstrap {confidence:.0%}")
+    return intervals
 
 
 def auroc(id_scores: Scores, ood_scores: Scores) -> float:

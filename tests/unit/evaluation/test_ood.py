@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alloop.evaluation import ood
-from alloop.evaluation.ood_metrics import auroc, average_precision, false_positive_rate, measure_ood
+from alloop.evaluation.ood_metrics import auroc, average_precision, false_positive_rate, measure_ood, ood_intervals
 from alloop.evaluation.ranks import average_rank, ranks
 
 ASSETS = Path(__file__).parents[2] / "assets" / "golden"
@@ -225,6 +225,23 @@ def test_metrics_of_many_ties_agree_with_their_definitions(inside, outside):
 def test_a_constant_score_is_worth_the_prevalence():
     assert average_precision(np.zeros(5), np.zeros(15)) == 0.25
     assert false_positive_rate(np.zeros(5), np.zeros(15)) == 1.0
+
+
+def test_intervals_are_as_wide_as_the_standard_error_of_the_area_says():
+    generator = np.random.default_rng(0)
+    inside, outside = generator.normal(size=200), generator.normal(loc=1.0, size=150)
+
+    intervals = ood_intervals(inside, outside, np.random.default_rng(1), draws=400)
+
+    area = intervals["auroc"]
+    # Hanley & McNeil (1982), equation 2.
+    a = area.value
+    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
+    error = math.sqrt((a * (1 - a) + 149 * (q1 - a * a) + 199 * (q2 - a * a)) / (200 * 150))
+    assert a == measure_ood(inside, outside).auroc
+    assert area.high - area.low == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert all(interval.low <= interval.value <= interval.high for interval in intervals.values())
+    assert area.n == 350
 
 
 def test_an_empty_set_is_an_error():
