@@ -77,13 +77,20 @@ class HeadDropout:
         """
         if (seed is None) == (generator is None):
             raise ValueError("MC dropout needs either a seed (consistent masks) or a generator (a mask for each image)")
-        for number in range(self.passes):
-            if generator is None:
-                one = torch.Generator().manual_seed(derive_seed(seed or 0, "mc-dropout", number))
-                masks = self.masks(features[:1] if len(features) else features.new_zeros(1, features.shape[1]), one)
-            else:
-                masks = self.masks(features, generator)
-            yield heads(self._dropped(features, heads.center, masks))
+        if generator is None:
+            return self._consistent(heads, features, seed or 0)
+        return (
+            heads(self._dropped(features, heads.center, self.masks(features, generator))) for _ in range(self.passes)
+        )
+
+    def _consistent(self, heads: MultiHead, features: Tensor, seed: int) -> Iterator[Tensor]:
+        # One mask for all images can be put on the weights instead: K rows rather than B.
+        alone = features.new_zeros(1, features.shape[1])
+        with torch.autocast(features.device.type, enabled=False):
+            centered = (features.to(heads.weight.dtype) - heads.center) / heads.scale
+            for number in range(self.passes):
+                mask = self.masks(alone, torch.Generator().manual_seed(derive_seed(seed, "mc-dropout", number)))
+                yield torch.einsum("bd,mkd->mbk", centered, heads.weight * mask) + heads.bias.unsqueeze(1)
 
     def logits(
         self,

@@ -8,6 +8,7 @@ from torch import nn
 from alloop.models.dropout import HeadDropout, active_dropout, stochastic_logits, unreachable_dropout
 from alloop.models.heads import MultiHead
 from alloop.predictive import mutual_information
+from alloop.seeds import derive_seed
 
 
 def _heads(n_features: int = 6, n_heads: int = 1, n_classes: int = 3) -> MultiHead:
@@ -89,6 +90,18 @@ def test_with_a_seed_equal_images_agree_within_a_pass_and_passes_differ():
 
     torch.testing.assert_close(logits[:, 0], logits[:, 1])
     assert not torch.equal(logits[0], logits[1])
+
+
+def test_a_consistent_pass_is_the_heads_on_equally_masked_features():
+    heads, features = _heads(n_heads=2), _features(5)
+    dropout = HeadDropout(rate=0.5, passes=3)
+
+    logits = dropout.logits(heads, features, seed=7).reshape(3, 2, 5, 3)
+
+    for number in range(3):
+        mask = dropout.masks(features[:1], _generator(derive_seed(7, "mc-dropout", number)))
+        expected = heads(heads.center + mask * (features - heads.center))
+        torch.testing.assert_close(logits[number], expected)
 
 
 def test_a_pool_scored_in_chunks_shares_its_masks():
