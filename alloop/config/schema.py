@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alloop.composition import check_composition
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -63,6 +65,7 @@ class ModelConfig(Section):
     mode: Literal["frozen", "finetune"] = "frozen"
     uncertainty: Literal["multi-head", "single"] = "multi-head"
     members: PositiveInt = 4  # heads on one trunk
+    head_weights: Literal["multi", "same"] = "multi"  # each head weighs its own classes strongly, or all weigh alike
     image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: what the weights were trained with
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
 
@@ -80,6 +83,23 @@ class TrainConfig(Section):
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # of the training labels, finetune mode only
     patience: PositiveInt = 10  # epochs without a better validation NLL before stopping, finetune mode only
     workers: Annotated[int, Field(ge=0)] = 2  # processes that decode images
+    loss: Literal[
+        "cross-entropy",
+        "label-smoothing",
+        "mbls",
+        "focal",
+        "flsd-53",
+        "entropy",
+        "entropy-hinge",
+        "mmce",
+        "dca",
+        "logit-norm",
+    ] = "cross-entropy"
+    loss_parameters: dict[str, float] = {}  # by name; what is not named has the default of alloop/composition.py
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: N / (K n_k), the mean over the labels is 1
+    mixing: Literal["none", "mixup", "cutmix", "either"] = "none"  # frozen mode: mixup of features only
+    mixing_alpha: Annotated[float, Field(gt=0)] | None = None  # a of λ ~ Beta(a, a); None: 0.2 (mixup), 1.0 (cutmix)
+    mixing_probability: Share | None = None  # of a batch to be mixed; None: 1.0, of cutmix 0.5
 
 
 class LoopConfig(Section):
@@ -170,3 +190,16 @@ class Config(Section):
     acquisition: AcquisitionConfig = AcquisitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     labeling: LabelingConfig = LabelingConfig()
+
+    @model_validator(mode="after")
+    def _check_methods(self) -> "Config":
+        model, train = self.model, self.train
+        is_frozen = model.mode == "frozen"
+        check_composition(
+            loss=train.loss,
+            parameters=train.loss_parameters,
+            mixing=train.mixing,
+            frozen=is_frozen,
+            batch_size=None if is_frozen else train.batch_size,
+        )
+        return self

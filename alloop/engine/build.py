@@ -8,11 +8,18 @@ import torch
 
 from alloop.config.schema import Config
 from alloop.engine.device import choose_device
+from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import LossScale
+from alloop.losses.named import Loss, find_loss
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.seeds import derive_seed
 
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
+NO_MIXING = Mixing()
+HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1500, 64, 1e-2  # where the whole set cannot be taken at once
+# Smooth functions of all labels: one solution, found by L-BFGS. MMCE and DCA compare the images of a batch with each
+# other; FLSD-53 jumps, MbLS and the entropy's hinge have kinks; LogitNorm's slope grows as its logits shrink.
+SMOOTH_LOSSES = ("cross-entropy", "label-smoothing", "focal", "entropy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +42,16 @@ class HeadRecipe:
             nobody has labeled yet gets a probability of nearly 0 everywhere, and one image of it in the holdout spoils
             NLL and temperature.
         loss_scale: See `losses.multi_head`.
+        updates: Of Adam, where L-BFGS cannot be used: mini-batches of 64, learning rate 0.01 with a cosine to 0.
+        mixing: Of features; needs mini-batches.
     """
 
     steps: int
     weight_decay: float
     prior: float
     loss_scale: LossScale
+    updates: int = HEAD_UPDATES
+    mixing: Mixing = NO_MIXING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,7 @@ class FinetuneRecipe:
     loss_scale: LossScale
     validation_share: float
     patience: int
+    mixing: Mixing = NO_MIXING
 
 
 def build_hardware(config: Config, device: str | None) -> Hardware:
@@ -86,7 +98,14 @@ def build_head_recipe(config: Config) -> HeadRecipe:
     if config.model.mode == "finetune":
         return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale)
     decay = HEAD_DECAY if train.weight_decay is None else train.weight_decay
-    return HeadRecipe(train.epochs or HEAD_STEPS, decay, HEAD_PRIOR, train.loss_scale)
+    return HeadRecipe(
+        steps=train.epochs or HEAD_STEPS,
+        weight_decay=decay,
+        prior=HEAD_PRIOR,
+        loss_scale=train.loss_scale,
+        updates=train.epochs or HEAD_UPDATES,
+        mixing=build_mixing(config),
+    )
 
 
 def build_finetune_recipe(config: Config) -> FinetuneRecipe:
@@ -100,6 +119,24 @@ def build_finetune_recipe(config: Config) -> FinetuneRecipe:
         loss_scale=train.loss_scale,
         validation_share=train.validation_share,
         patience=train.patience,
+        mixing=build_mixing(config),
+    )
+
+
+def build_loss(config: Config) -> Loss:
+    """The loss that [train] names, its parameters set."""
+    return find_loss(config.train.loss, config.train.loss_parameters)
+
+
+def build_mixing(config: Config) -> Mixing:
+    """How [train] mixes batches; "either" always mixes, by one of the two."""
+    train = config.train
+    usual = 0.5 if train.mixing == "cutmix" else 1.0
+    return Mixing(
+        kind=train.mixing,
+        mixup_alpha=0.2 if train.mixing_alpha is None else train.mixing_alpha,
+        cutmix_alpha=1.0 if train.mixing_alpha is None else train.mixing_alpha,
+        probability=usual if train.mixing_probability is None else train.mixing_probability,
     )
 
 

@@ -14,8 +14,10 @@ from torchvision.transforms import v2
 from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import is_out_of_memory
 from alloop.engine.features import Failed, trunk_batches
+from alloop.engine.objective import Objective
 from alloop.errors import ModelError
-from alloop.losses.multi_head import Specialties, class_weights, multi_head_loss
+from alloop.losses.mixing import mix
+from alloop.losses.named import Loss
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
 from alloop.pool.dataset import Batch, ImageDataset, collate
@@ -50,7 +52,7 @@ class Setup:
 
     backbone: Backbone
     heads: MultiHead
-    weights: Tensor  # ω [M, K]
+    objective: Objective
     recipe: FinetuneRecipe
     hardware: Hardware
 
@@ -58,11 +60,19 @@ class Setup:
         for module in (self.backbone.module, self.heads):
             module.to(self.hardware.device).requires_grad_(wanted)
 
+    def prepare(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, 3, S, S] normalized, on the device, and mixed if the recipe says so; and their targets."""
+        device, mixing = self.hardware.device, self.recipe.mixing
+        normalized, labels = self.backbone.normalize(images.to(device)), targets.to(device)
+        if mixing.kind == "none":
+            return normalized, labels
+        return mix(normalized, labels, self.heads.n_classes, mixing, generator)
+
     def logits(self, images: Tensor) -> Tensor:
-        """Raw logits [M, B, K] of images uint8 [B, 3, S, S]; the trunk in mixed precision on CUDA, the heads never."""
+        """Raw logits [M, B, K] of prepared images; the trunk in mixed precision on CUDA, the heads never."""
         device = self.hardware.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            features = self.backbone.module(self.backbone.normalize(images.to(device)))
+            features = self.backbone.module(images)
         logits: Tensor = self.heads(features)
         return logits
 
@@ -71,7 +81,7 @@ def finetune(
     backbone: Backbone,
     heads: MultiHead,
     labeled: Labeled,
-    specialties: Specialties,
+    objective: Objective,
     recipe: FinetuneRecipe,
     hardware: Hardware,
     seed: int,
@@ -89,8 +99,7 @@ def finetune(
     Source: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054).
     """
     train, validation = split_stratified(labeled, recipe.validation_share, derive_seed(seed, "validation"))
-    weights = class_weights(specialties, heads.n_classes).to(hardware.device)
-    setup = Setup(backbone, heads, weights, recipe, hardware)
+    setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware)
     setup.keep_gradients(True)
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
     best = _Best(_validate(setup, validation), setup)
@@ -122,7 +131,7 @@ def split_stratified(labeled: Labeled, share: float, seed: int) -> tuple[Labeled
 
 
 def pooled_log_probs(
-    backbone: Backbone, heads: MultiHead, images: Sequence[ImageRef], hardware: Hardware
+    backbone: Backbone, heads: MultiHead, loss: Loss, images: Sequence[ImageRef], hardware: Hardware
 ) -> tuple[Tensor, list[int], Failed]:
     """Uncalibrated log p̄ [N, K] of the images that could be read, their positions, and those that could not."""
     backbone.module.eval()
@@ -134,7 +143,7 @@ def pooled_log_probs(
         failed += batch.failed
         positions += batch.positions.tolist()
         with torch.inference_mode():
-            rows.append(mean_log_probs(on_cpu(features).log_softmax(dim=-1)))
+            rows.append(mean_log_probs(loss.log_probs(on_cpu(features))))
     return torch.cat(rows), positions, tuple(failed)
 
 
@@ -216,24 +225,33 @@ def _train_epoch(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     losses, pieces = [], 1
+    generator = torch.Generator().manual_seed(derive_seed(seed, "mixing"))
     for batch in _augmented(setup, train, seed):
         if not len(batch.positions):
             continue
-        loss, pieces = _step(setup, optimizer, batch.images, train.targets[batch.positions], pieces)
+        loss, pieces = _step(setup, optimizer, batch.images, train.targets[batch.positions], pieces, generator)
         schedule.step()
         losses.append(loss)
     return sum(losses) / max(1, len(losses))
 
 
 def _step(
-    setup: Setup, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, pieces: int
+    setup: Setup,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    pieces: int,
+    generator: torch.Generator,
 ) -> tuple[float, int]:
-    """One update from a batch, taken in as many pieces as the memory demands. Returns its loss and that number."""
+    """One update from a batch, taken in as many pieces as the memory demands. Returns its loss and that number.
+
+    A piece is mixed, and compared with itself by MMCE and DCA, as a batch of its own.
+    """
     while True:
         optimizer.zero_grad()
         try:
             loss = sum(
-                _backward(setup, part, labels, share=len(part) / len(images))
+                _backward(setup, part, labels, len(part) / len(images), generator)
                 for part, labels in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
             )
             break
@@ -243,25 +261,33 @@ def _step(
         pieces *= 2
         log.warning("out of memory: a batch of %d images is now taken in %d pieces", len(images), pieces)
     if not math.isfinite(loss):
-        raise ModelError("Fine-tuning diverged: the loss is not finite.", "Set a smaller [train] learning_rate.")
+        raise _diverged()
     optimizer.step()
     return loss, pieces
 
 
-def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float) -> float:
+def _diverged() -> ModelError:
+    return ModelError("Fine-tuning diverged: the loss is not finite.", "Set a smaller [train] learning_rate.")
+
+
+def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> float:
     """Add the gradients of a part of a batch; returns its part of the loss."""
     if not len(images):
         return 0.0
-    logits = setup.logits(images)
-    labels = targets.to(logits.device)
-    loss = share * multi_head_loss(logits, labels, setup.weights, loss_scale=setup.recipe.loss_scale)
+    prepared, labels = setup.prepare(images, targets, generator)
+    logits = setup.logits(prepared)
+    if not bool(torch.isfinite(logits).all()):
+        raise _diverged()
+    loss = share * setup.objective(logits, labels)
     torch.autograd.backward(loss)
     return loss.item()
 
 
 def _validate(setup: Setup, validation: Labeled) -> float:
     """Mean NLL of log p̄, in nats; nan without a validation part."""
-    log_probs, positions, _ = pooled_log_probs(setup.backbone, setup.heads, validation.images, setup.hardware)
+    log_probs, positions, _ = pooled_log_probs(
+        setup.backbone, setup.heads, setup.objective.loss, validation.images, setup.hardware
+    )
     if not positions:
         return math.nan
     return nn.functional.nll_loss(log_probs, validation.targets[positions]).item()

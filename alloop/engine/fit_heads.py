@@ -1,4 +1,4 @@
-"""Heads on fixed features: a small smooth problem, solved to the end rather than trained for a while."""
+"""Heads on fixed features: a small problem, solved to the end rather than trained for a while."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from alloop.engine.build import HeadRecipe
-from alloop.losses.multi_head import Specialties, class_weights, multi_head_loss
+from alloop.engine.build import HEAD_BATCH, HEAD_RATE, SMOOTH_LOSSES, HeadRecipe
+from alloop.engine.objective import Objective
+from alloop.losses.mixing import mix
+from alloop.losses.multi_head import multi_head_loss
 from alloop.models.heads import MultiHead
 
 _HISTORY = 20  # updates that L-BFGS remembers
@@ -19,24 +21,58 @@ def fit_heads(
     features: Float[Tensor, "N D"],
     targets: Int[Tensor, "N"],
     n_classes: int,
-    specialties: Specialties,
+    n_heads: int,
+    objective: Objective,
     recipe: HeadRecipe,
     generator: torch.Generator,
 ) -> tuple[MultiHead, dict[str, object]]:
-    """Fit M heads to labeled features with L-BFGS on all of them at once, on the CPU, in float32.
+    """Fit M heads to labeled features, on the CPU, in float32.
 
-    Minimizes the multi-head loss, plus decay, plus the loss of `recipe.prior` images that lie at the features' center
-    and belong to every class alike. How the numbers were found: benchmarks/recipe.
+    Minimizes the objective, plus decay, plus the cross-entropy of `recipe.prior` images that lie at the features'
+    center and belong to every class alike (not under LogitNorm, for which a center has no logits to normalize). Smooth
+    losses go to L-BFGS with all labels at once; other ones, and mixed features, to Adam in mini-batches, which
+    minimizes the same sum. How the numbers were found: benchmarks/recipe.
 
     Returns:
         The heads, and what happened, JSON-able.
     """
-    heads = MultiHead(features.shape[1], len(specialties), n_classes, generator)
+    heads = MultiHead(features.shape[1], n_heads, n_classes, generator)
     heads.standardize_by(features)
-    weights = class_weights(specialties, n_classes)
+    problem = _Problem(heads, features, targets, objective, recipe)
+    with _threads_for(features):
+        is_smooth = objective.loss.name in SMOOTH_LOSSES and recipe.mixing.kind == "none"
+        history = _solve(problem) if is_smooth else _descend(problem, generator)
+    heads.eval().requires_grad_(requires_grad=False)
+    return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
+
+
+class _Problem:
+    """What is minimized, over all labels or over some of them."""
+
+    def __init__(
+        self, heads: MultiHead, features: Tensor, targets: Tensor, objective: Objective, recipe: HeadRecipe
+    ) -> None:
+        self.heads, self.features, self.targets = heads, features, targets
+        self.recipe = recipe
+        self._objective = objective
+        self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes)
+
+    def value(self, features: Tensor, targets: Tensor) -> Tensor:
+        heads, recipe = self.heads, self.recipe
+        loss = self._objective(heads(features), targets)
+        decay = 0.5 * recipe.weight_decay * heads.weight.square().sum() / heads.n_heads
+        if self._objective.loss.name == "logit-norm":
+            return loss + decay
+        at_center = heads.bias.unsqueeze(1)  # what the heads say of an image whose standardized features are 0
+        weights = self._objective.head_weights
+        prior = multi_head_loss(at_center, self._even, weights, loss_scale=recipe.loss_scale)
+        return loss + decay + prior * recipe.prior / len(self.features)
+
+
+def _solve(problem: _Problem) -> dict[str, object]:
     optimizer = torch.optim.LBFGS(
-        heads.parameters(),
-        max_iter=recipe.steps,
+        problem.heads.parameters(),
+        max_iter=problem.recipe.steps,
         tolerance_grad=1e-6,
         tolerance_change=1e-9,
         history_size=_HISTORY,
@@ -46,31 +82,43 @@ def fit_heads(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _objective(heads, features, targets, weights, recipe)
+        loss = problem.value(problem.features, problem.targets)
         torch.autograd.backward(loss)
         values.append(loss.item())
         return loss
 
-    with _threads_for(features):
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    heads.eval().requires_grad_(requires_grad=False)
-    return heads, {
-        "weight_decay": recipe.weight_decay,
-        "prior": recipe.prior,
-        "evaluations": len(values),
-        "loss_before": values[0],
-        "loss_after": values[-1],
-    }
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return {"evaluations": len(values), "loss_before": values[0], "loss_after": values[-1]}
 
 
-def _objective(heads: MultiHead, features: Tensor, targets: Tensor, weights: Tensor, recipe: HeadRecipe) -> Tensor:
-    n_classes = heads.n_classes
-    loss = multi_head_loss(heads(features), targets, weights, loss_scale=recipe.loss_scale)
-    decay = 0.5 * recipe.weight_decay * heads.weight.square().sum() / heads.n_heads
-    even = torch.full((1, n_classes), 1 / n_classes)
-    at_center = heads.bias.unsqueeze(1)  # what the heads say of an image whose standardized features are 0
-    prior = multi_head_loss(at_center, even, weights, loss_scale=recipe.loss_scale)
-    return loss + decay + prior * recipe.prior / len(features)
+def _descend(problem: _Problem, generator: torch.Generator) -> dict[str, object]:
+    recipe, heads = problem.recipe, problem.heads
+    optimizer = torch.optim.Adam(heads.parameters(), lr=HEAD_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.updates)
+    before = _value_of_all(problem)
+    batches = _batches(len(problem.features), generator)
+    for _ in range(recipe.updates):
+        rows = next(batches)
+        features, targets = problem.features[rows], problem.targets[rows]
+        if recipe.mixing.kind != "none":
+            features, targets = mix(features, targets, heads.n_classes, recipe.mixing, generator)
+        optimizer.zero_grad()
+        torch.autograd.backward(problem.value(features, targets))
+        optimizer.step()
+        schedule.step()
+    return {"updates": recipe.updates, "loss_before": before, "loss_after": _value_of_all(problem)}
+
+
+def _batches(n: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffled positions without end; batches of one pass differ in size by at most one."""
+    n_batches = max(1, round(n / HEAD_BATCH))
+    while True:
+        yield from torch.randperm(n, generator=generator).tensor_split(n_batches)
+
+
+def _value_of_all(problem: _Problem) -> float:
+    with torch.no_grad():
+        return problem.value(problem.features, problem.targets).item()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_json
+from alloop.losses.named import Loss, find_loss
 from alloop.models.heads import MultiHead
 from alloop.records import Calibration, ModelFiles
 
@@ -41,6 +42,12 @@ class ModelVersion:
     classes: tuple[str, ...]
     calibration: Calibration
     metadata: Mapping[str, Any]
+
+    @property
+    def loss(self) -> Loss:
+        """What it was trained with: it says what softmax is taken of."""
+        train = self.metadata["config"]["train"]
+        return find_loss(train.get("loss", "cross-entropy"), train.get("loss_parameters", {}))
 
 
 def save_version(

@@ -53,7 +53,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
 def predict(version: ModelVersion, features: Tensor) -> Tensor:
     """Features [B, D] to calibrated log p̄ [B, K], float32."""
     with torch.inference_mode():
-        pooled = mean_log_probs(version.heads(features).log_softmax(dim=-1))
+        pooled = mean_log_probs(version.loss.log_probs(version.heads(features)))
         return apply_temperature(pooled.double(), version.calibration.temperature).float()
 
 

@@ -16,6 +16,7 @@ from alloop.engine.build import (
     build_finetune_recipe,
     build_hardware,
     build_head_recipe,
+    build_loss,
     count_heads,
     search_paths,
 )
@@ -25,8 +26,9 @@ from alloop.engine.finetune import Labeled, finetune, pooled_log_probs
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.model_files import library_versions, save_version
+from alloop.engine.objective import Objective, balanced_weights
 from alloop.errors import LabelError
-from alloop.losses.multi_head import Specialties, assign_specialties
+from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
 from alloop.predictive import mean_log_probs
@@ -96,12 +98,14 @@ def _fit_frozen(
     features = torch.from_numpy(cache.take([image.sha256 for image in images]))
     progress("heads", 0, 1)
     recipe = build_head_recipe(job.config)
-    heads, history = fit_heads(features, labels, len(job.classes), specialties, recipe, generator)
+    objective = _objective(job, specialties, labels)
+    n_heads = len(specialties)
+    heads, history = fit_heads(features, labels, len(job.classes), n_heads, objective, recipe, generator)
     progress("heads", 1, 1)
     holdout, holdout_labels = _readable(job.holdout, job.holdout_targets, failed)
     with torch.inference_mode():
         rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
-        log_probs = mean_log_probs(heads(rows).log_softmax(dim=-1))
+        log_probs = mean_log_probs(objective.loss.log_probs(heads(rows)))
     return Fitted(heads, {}, log_probs, holdout_labels, {"mode": "frozen", "n_labels": len(images), **history}, failed)
 
 
@@ -113,9 +117,9 @@ def _finetune(
     images, labels = _readable(images, targets, probe.failed)
     recipe = build_finetune_recipe(job.config)
     seed = derive_seed(job.seed, "finetune")
-    labeled = Labeled(images, labels)
-    history = finetune(backbone, probe.heads, labeled, specialties, recipe, hardware, seed, progress)
-    log_probs, positions, failed = pooled_log_probs(backbone, probe.heads, job.holdout, hardware)
+    objective = _objective(job, specialties, labels)
+    history = finetune(backbone, probe.heads, Labeled(images, labels), objective, recipe, hardware, seed, progress)
+    log_probs, positions, failed = pooled_log_probs(backbone, probe.heads, objective.loss, job.holdout, hardware)
     return Fitted(
         heads=probe.heads.cpu(),
         trunk=dict(backbone.module.state_dict()),
@@ -123,6 +127,17 @@ def _finetune(
         holdout_targets=torch.tensor(job.holdout_targets, dtype=torch.long)[positions],
         history={**probe.history, "mode": "finetune", **history},
         failed=tuple(dict.fromkeys((*probe.failed, *failed))),
+    )
+
+
+def _objective(job: TrainJob, specialties: Specialties, labels: Tensor) -> Objective:
+    train, n_classes = job.config.train, len(job.classes)
+    is_same = job.config.model.head_weights == "same"
+    return Objective(
+        loss=build_loss(job.config),
+        head_weights=None if is_same else class_weights(specialties, n_classes),
+        class_weights=balanced_weights(labels, n_classes) if train.class_weights == "balanced" else None,
+        loss_scale=train.loss_scale,
     )
 
 

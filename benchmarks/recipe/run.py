@@ -32,8 +32,10 @@ from torch import Tensor
 from alloop.calibration.temperature import apply_temperature, fit_temperature
 from alloop.engine.build import HEAD_DECAY, HEAD_PRIOR, HeadRecipe
 from alloop.engine.fit_heads import fit_heads
+from alloop.engine.objective import Objective
 from alloop.evaluation.metrics import measure
-from alloop.losses.multi_head import assign_specialties
+from alloop.losses.multi_head import assign_specialties, class_weights
+from alloop.losses.named import find_loss
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.pool.pixels import decode
 from alloop.predictive import mean_log_probs
@@ -121,7 +123,8 @@ def heads(
         parts = assign_specialties(n_classes, n_heads, generator)
         recipe = HeadRecipe(steps=200, weight_decay=decay, prior=prior, loss_scale="mean")
         features = torch.from_numpy(((x - center) / spread).astype(np.float32))
-        fitted, _ = fit_heads(features, torch.from_numpy(y), n_classes, parts, recipe, generator)
+        objective = Objective(find_loss(), class_weights(parts, n_classes), None, "mean")
+        fitted, _ = fit_heads(features, torch.from_numpy(y), n_classes, n_heads, objective, recipe, generator)
 
         def predict(rows: np.ndarray) -> Tensor:
             standardized = torch.from_numpy(((rows - center) / spread).astype(np.float32))

@@ -221,3 +221,17 @@ def test_the_template_says_what_was_asked_and_is_commented():
     defaults = make_config(project={"name": config.project.name, "classes": config.project.classes})
     assert set_values(config, pool={"images": []}, labeling={"label_studio": {}}) == defaults
     assert text.count("#") >= 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[train]\nloss = "mmce"\nmixing = "mixup"', "mixup makes soft targets, and mmce needs to know"),
+        ('[train]\nmixing = "cutmix"', "choose mixup, or fine-tune"),
+        ('[train]\nloss = "focal"\nloss_parameters = { gama = 2 }', "has no parameter 'gama'; did you mean 'gamma'?"),
+        ('[train]\nloss = "focal"\nloss_parameters = { gamma = 0.5 }', "gamma of the loss focal must be at least 1"),
+        ('[model]\nmode = "finetune"\n[train]\nloss = "mmce"\nbatch_size = 8', "a batch_size of at least 16"),
+    ],
+)
+def test_methods_that_do_not_go_together_are_refused_with_the_reason(text: str, message: str):
+    assert message in refusal(f"{VALID}{text}")

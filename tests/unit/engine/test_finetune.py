@@ -118,7 +118,8 @@ def test_without_enough_labels_to_set_any_aside_every_epoch_is_trained(toys):
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toys, monkeypatch):
-    monkeypatch.setattr(finetuning, "multi_head_loss", lambda logits, *_, **__: logits.sum() * math.nan)
+    logits = finetuning.Setup.logits
+    monkeypatch.setattr(finetuning.Setup, "logits", lambda setup, images: logits(setup, images) * math.nan)
 
     with pytest.raises(ModelError, match="diverged") as caught:
         run_train(_job(toys))

@@ -1,0 +1,55 @@
+"""What training minimizes: a loss, what each head and each class weighs, as one function of logits and targets."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from alloop.losses.composed import composed_loss
+from alloop.losses.cross_entropy import Targets
+from alloop.losses.multi_head import LossScale, multi_head_loss
+from alloop.losses.named import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss on M heads.
+
+    Attributes:
+        loss: Any of `composition.LOSSES`.
+        head_weights: ω [M, K]; None where all heads have the same loss.
+        class_weights: Against imbalance [K]; None weighs all classes alike.
+        loss_scale: See `losses.multi_head`.
+    """
+
+    loss: Loss
+    head_weights: Tensor | None
+    class_weights: Tensor | None
+    loss_scale: LossScale
+
+    def __call__(self, logits: Float[Tensor, "M B K"], targets: Targets) -> Tensor:
+        """The mean over a batch. Raises ValueError for logits that are not finite."""
+        if self.loss.name == "cross-entropy" and self.class_weights is None:
+            return multi_head_loss(logits, targets, self.head_weights, loss_scale=self.loss_scale)
+        return composed_loss(
+            self.loss, logits, targets, self.head_weights, self.class_weights, loss_scale=self.loss_scale
+        )
+
+    def to(self, device: torch.device) -> "Objective":
+        heads, classes = self.head_weights, self.class_weights
+        return dataclasses.replace(
+            self,
+            head_weights=None if heads is None else heads.to(device),
+            class_weights=None if classes is None else classes.to(device),
+        )
+
+
+def balanced_weights(targets: Int[Tensor, "N"], n_classes: int) -> Float[Tensor, "K"]:
+    """N / (K' n_k) for the K' classes that have labels, so that each counts alike and the mean over labels is 1.
+
+    Classes without labels weigh 1: no label uses that.
+    """
+    counts = torch.bincount(targets, minlength=n_classes)
+    n_present = int((counts > 0).sum())
+    return torch.where(counts > 0, len(targets) / (n_present * counts.clamp_min(1)), 1.0)
