@@ -74,7 +74,7 @@ from alloop.store.rounds import (
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event, add_workspace, find_sync, list_events, set_mark, set_project
 
-MANY = 603  # more than one chunk of a statement's values
+MANY = 502  # more than one chunk of a statement's values
 
 
 def make_annotation(image_id: int, external_id: str, **changes: object) -> AnnotationRecord:
