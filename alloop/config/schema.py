@@ -63,11 +63,38 @@ class ModelConfig(Section):
     backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory
     weights: str = "DEFAULT"  # DEFAULT | none | a local .safetensors or .pth state dict
     mode: Literal["frozen", "finetune"] = "frozen"
-    uncertainty: Literal["multi-head", "single"] = "multi-head"
-    members: PositiveInt = 4  # heads on one trunk
+    uncertainty: Literal["multi-head", "ensemble", "mc-dropout", "single"] = "multi-head"
+    members: PositiveInt | None = None  # None: 4 heads, 5 networks of an ensemble, 20 dropout passes; single: always 1
+    heads: PositiveInt = 1  # of each network of an ensemble, or under dropout
     head_weights: Literal["multi", "same"] = "multi"  # each head weighs its own classes strongly, or all weigh alike
+    dropout: Annotated[float, Field(ge=0, lt=1)] = (
+        0.25  # chance of a feature to be dropped before the heads, mc-dropout
+    )
+    consistent_masks: bool = False  # mc-dropout: one mask a pass for the whole pool instead of one for each image
     image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: what the weights were trained with
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+
+    @property
+    def n_networks(self) -> int:
+        """Trained one after another."""
+        return (self.members or 5) if self.uncertainty == "ensemble" else 1
+
+    @property
+    def n_heads(self) -> int:
+        """Of each network."""
+        if self.uncertainty == "multi-head":
+            return self.members or 4
+        return 1 if self.uncertainty == "single" else self.heads
+
+    @property
+    def n_passes(self) -> int:
+        """Of MC dropout; 1 without it."""
+        return (self.members or 20) if self.uncertainty == "mc-dropout" else 1
+
+    @property
+    def n_members(self) -> int:
+        """M: predictors whose mean is the prediction."""
+        return self.n_networks * self.n_heads * self.n_passes
 
 
 class TrainConfig(Section):
@@ -201,5 +228,8 @@ class Config(Section):
             mixing=train.mixing,
             frozen=is_frozen,
             batch_size=None if is_frozen else train.batch_size,
+            n_members=model.n_networks * model.n_heads,
+            dropout_passes=model.n_passes if model.uncertainty == "mc-dropout" else None,
+            dropout_rate=model.dropout if model.uncertainty == "mc-dropout" else None,
         )
         return self

@@ -12,11 +12,12 @@ from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import LossScale
 from alloop.losses.named import Loss, find_loss
 from alloop.models.backbones import Backbone, load_backbone
+from alloop.models.dropout import HeadDropout
 from alloop.seeds import derive_seed
 
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
 NO_MIXING = Mixing()
-HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1500, 64, 1e-2  # where the whole set cannot be taken at once
+HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # where the whole set cannot be taken at once
 # Smooth functions of all labels: one solution, found by L-BFGS. MMCE and DCA compare the images of a batch with each
 # other; FLSD-53 jumps, MbLS and the entropy's hinge have kinks; LogitNorm's slope grows as its logits shrink.
 SMOOTH_LOSSES = ("cross-entropy", "label-smoothing", "focal", "entropy")
@@ -42,8 +43,9 @@ class HeadRecipe:
             nobody has labeled yet gets a probability of nearly 0 everywhere, and one image of it in the holdout spoils
             NLL and temperature.
         loss_scale: See `losses.multi_head`.
-        updates: Of Adam, where L-BFGS cannot be used: mini-batches of 64, learning rate 0.01 with a cosine to 0.
+        updates: Of Adam, where L-BFGS cannot be used: mini-batches of 64, learning rate 0.1 with a cosine to 0.
         mixing: Of features; needs mini-batches.
+        dropout: Of features; needs mini-batches.
     """
 
     steps: int
@@ -52,6 +54,7 @@ class HeadRecipe:
     loss_scale: LossScale
     updates: int = HEAD_UPDATES
     mixing: Mixing = NO_MIXING
+    dropout: HeadDropout | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class FinetuneRecipe:
     validation_share: float
     patience: int
     mixing: Mixing = NO_MIXING
+    dropout: HeadDropout | None = None
 
 
 def build_hardware(config: Config, device: str | None) -> Hardware:
@@ -80,23 +84,29 @@ def build_hardware(config: Config, device: str | None) -> Hardware:
     return Hardware(chosen, batch_size, config.train.workers)
 
 
-def build_backbone(config: Config, search_paths: Sequence[Path] = ()) -> Backbone:
-    """The trunk that [model] names, on the CPU, in eval mode."""
+def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
+    """The trunk that [model] names, on the CPU, in eval mode.
+
+    Untrained trunks that are fine-tuned start from other weights in each network of an ensemble.
+    """
     model = config.model
     seed = derive_seed(config.project.seed, "backbone")
+    if member and model.mode == "finetune":
+        seed = derive_seed(config.project.seed, "backbone", member)
     return load_backbone(model.backbone, model.weights, model.image_size, search_paths, seed)
 
 
-def count_heads(config: Config) -> int:
-    """M: `members` heads, or one."""
-    return config.model.members if config.model.uncertainty == "multi-head" else 1
+def build_dropout(config: Config) -> HeadDropout | None:
+    """Dropout before the heads, or None without MC dropout."""
+    model = config.model
+    return HeadDropout(model.dropout, model.n_passes) if model.uncertainty == "mc-dropout" else None
 
 
 def build_head_recipe(config: Config) -> HeadRecipe:
     """The recipe of frozen mode; in finetune mode [train] is about what follows the first fit."""
     train = config.train
     if config.model.mode == "finetune":
-        return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale)
+        return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale, dropout=build_dropout(config))
     decay = HEAD_DECAY if train.weight_decay is None else train.weight_decay
     return HeadRecipe(
         steps=train.epochs or HEAD_STEPS,
@@ -105,6 +115,7 @@ def build_head_recipe(config: Config) -> HeadRecipe:
         loss_scale=train.loss_scale,
         updates=train.epochs or HEAD_UPDATES,
         mixing=build_mixing(config),
+        dropout=build_dropout(config),
     )
 
 
@@ -120,6 +131,7 @@ def build_finetune_recipe(config: Config) -> FinetuneRecipe:
         validation_share=train.validation_share,
         patience=train.patience,
         mixing=build_mixing(config),
+        dropout=build_dropout(config),
     )
 
 

@@ -68,11 +68,13 @@ class Setup:
             return normalized, labels
         return mix(normalized, labels, self.heads.n_classes, mixing, generator)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Raw logits [M, B, K] of prepared images; the trunk in mixed precision on CUDA, the heads never."""
         device = self.hardware.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             features = self.backbone.module(images)
+        if self.recipe.dropout is not None:
+            return self.recipe.dropout.train_step(self.heads, features, generator)
         logits: Tensor = self.heads(features)
         return logits
 
@@ -133,17 +135,27 @@ def split_stratified(labeled: Labeled, share: float, seed: int) -> tuple[Labeled
 def pooled_log_probs(
     backbone: Backbone, heads: MultiHead, loss: Loss, images: Sequence[ImageRef], hardware: Hardware
 ) -> tuple[Tensor, list[int], Failed]:
-    """Uncalibrated log p̄ [N, K] of the images that could be read, their positions, and those that could not."""
+    """Uncalibrated log p̄ [N, K] of the images that could be read, their positions, and those that could not.
+
+    Without dropout: what early stopping looks at.
+    """
+    features, positions, failed = trunk_features(backbone, images, hardware)
+    with torch.inference_mode():
+        return mean_log_probs(loss.log_probs(copy.deepcopy(heads).cpu()(features))), positions, failed
+
+
+def trunk_features(
+    backbone: Backbone, images: Sequence[ImageRef], hardware: Hardware
+) -> tuple[Tensor, list[int], Failed]:
+    """Features [N, D] of the images that could be read, their positions, and those that could not."""
     backbone.module.eval()
-    on_cpu = copy.deepcopy(heads).cpu()
-    rows = [torch.empty(0, heads.n_classes)]
+    rows = [torch.empty(0, backbone.n_features)]
     positions: list[int] = []
     failed: list[tuple[int, str]] = []
     for _, _, batch, features in trunk_batches(images, backbone, hardware):
         failed += batch.failed
         positions += batch.positions.tolist()
-        with torch.inference_mode():
-            rows.append(mean_log_probs(loss.log_probs(on_cpu(features))))
+        rows.append(features)
     return torch.cat(rows), positions, tuple(failed)
 
 
@@ -225,7 +237,7 @@ def _train_epoch(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     losses, pieces = [], 1
-    generator = torch.Generator().manual_seed(derive_seed(seed, "mixing"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "mixing and dropout"))
     for batch in _augmented(setup, train, seed):
         if not len(batch.positions):
             continue
@@ -275,7 +287,7 @@ def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, gener
     if not len(images):
         return 0.0
     prepared, labels = setup.prepare(images, targets, generator)
-    logits = setup.logits(prepared)
+    logits = setup.logits(prepared, generator)
     if not bool(torch.isfinite(logits).all()):
         raise _diverged()
     loss = share * setup.objective(logits, labels)

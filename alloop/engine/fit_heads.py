@@ -30,7 +30,7 @@ def fit_heads(
 
     Minimizes the objective, plus decay, plus the cross-entropy of `recipe.prior` images that lie at the features'
     center and belong to every class alike (not under LogitNorm, for which a center has no logits to normalize). Smooth
-    losses go to L-BFGS with all labels at once; other ones, and mixed features, to Adam in mini-batches, which
+    losses go to L-BFGS with all labels at once; other ones, mixed features and dropout to Adam in mini-batches, which
     minimizes the same sum. How the numbers were found: benchmarks/recipe.
 
     Returns:
@@ -40,7 +40,8 @@ def fit_heads(
     heads.standardize_by(features)
     problem = _Problem(heads, features, targets, objective, recipe)
     with _threads_for(features):
-        is_smooth = objective.loss.name in SMOOTH_LOSSES and recipe.mixing.kind == "none"
+        is_fixed = recipe.mixing.kind == "none" and recipe.dropout is None
+        is_smooth = is_fixed and objective.loss.name in SMOOTH_LOSSES
         history = _solve(problem) if is_smooth else _descend(problem, generator)
     heads.eval().requires_grad_(requires_grad=False)
     return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
@@ -58,8 +59,11 @@ class _Problem:
         self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes)
 
     def value(self, features: Tensor, targets: Tensor) -> Tensor:
+        return self.value_of(self.heads(features), targets)
+
+    def value_of(self, logits: Tensor, targets: Tensor) -> Tensor:
         heads, recipe = self.heads, self.recipe
-        loss = self._objective(heads(features), targets)
+        loss = self._objective(logits, targets)
         decay = 0.5 * recipe.weight_decay * heads.weight.square().sum() / heads.n_heads
         if self._objective.loss.name == "logit-norm":
             return loss + decay
@@ -102,8 +106,10 @@ def _descend(problem: _Problem, generator: torch.Generator) -> dict[str, object]
         features, targets = problem.features[rows], problem.targets[rows]
         if recipe.mixing.kind != "none":
             features, targets = mix(features, targets, heads.n_classes, recipe.mixing, generator)
+        dropout = recipe.dropout
+        logits = heads(features) if dropout is None else dropout.train_step(heads, features, generator)
         optimizer.zero_grad()
-        torch.autograd.backward(problem.value(features, targets))
+        torch.autograd.backward(problem.value_of(logits, targets))
         optimizer.step()
         schedule.step()
     return {"updates": recipe.updates, "loss_before": before, "loss_after": _value_of_all(problem)}

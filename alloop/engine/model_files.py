@@ -1,4 +1,4 @@
-"""A model version on disk: `model.safetensors` and `model.json`, written as a whole, checked before use."""
+"""A model version on disk: a `.safetensors` for each network, and `model.json`; written whole, checked before use."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from alloop.config.schema import Config, ModelConfig, TrainConfig
+from alloop.engine.predict import Network
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_json
-from alloop.losses.named import Loss, find_loss
 from alloop.models.heads import MultiHead
 from alloop.records import Calibration, ModelFiles
 
 WEIGHTS, METADATA = "model.safetensors", "model.json"
-FORMAT = 1
+FORMAT = 2  # 1 had one network, and a temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,51 +32,66 @@ class ModelVersion:
     """A loaded model version.
 
     Attributes:
-        heads: In eval mode, on the CPU.
-        trunk: The trunk's state, by name; empty in frozen mode, where the trunk is as published.
+        network: The first network, or the only one.
+        files: The weights of every network, in order.
         classes: Names in the order of the outputs.
         metadata: All of model.json.
     """
 
-    heads: MultiHead
-    trunk: Mapping[str, Tensor]
+    network: Network
+    files: tuple[Path, ...]
     classes: tuple[str, ...]
     calibration: Calibration
     metadata: Mapping[str, Any]
 
     @property
-    def loss(self) -> Loss:
-        """What it was trained with: it says what softmax is taken of."""
-        train = self.metadata["config"]["train"]
-        return find_loss(train.get("loss", "cross-entropy"), train.get("loss_parameters", {}))
+    def heads(self) -> MultiHead:
+        return self.network.heads
+
+    @property
+    def trunk(self) -> Mapping[str, Tensor]:
+        return self.network.trunk
+
+    def as_trained(self, config: Config) -> Config:
+        """Settings with [model] and [train] as this version was trained; where to compute stays as it is now."""
+        stored = self.metadata["config"]
+        model = ModelConfig.model_validate({**stored["model"], "device": config.model.device})
+        train = TrainConfig.model_validate({**stored["train"], "workers": config.train.workers})
+        return config.model_copy(update={"model": model, "train": train})
+
+    def load_network(self, position: int) -> Network:
+        """One network of an ensemble; the caller decides how many are in memory."""
+        return self.network if position == 0 else read_network(self.files[position])
 
 
 def save_version(
-    out: Path, heads: MultiHead, trunk: Mapping[str, Tensor], calibration: Calibration, metadata: Mapping[str, Any]
+    out: Path, networks: Iterable[Network], calibration: Calibration, metadata: Mapping[str, Any]
 ) -> ModelFiles:
     """Write a model version; the folder `out` appears as a whole or not at all, and replaces an earlier one.
 
-    `model.json` holds the SHA-256 of the weights, and the version's own checksum is that of `model.json`: it proves
-    both files.
+    `model.json` holds the SHA-256 of all weights, and the version's own checksum is that of `model.json`: it proves
+    every file. Networks may be made one at a time: each is written before the next one is asked for.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
     """
-    tensors = {f"heads.{name}": tensor for name, tensor in heads.state_dict().items()}
-    tensors |= {f"trunk.{name}": tensor for name, tensor in trunk.items()}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
         raise explain_os_error(error, out) from error
     try:
-        _write_weights(tensors, temporary / WEIGHTS)
+        checksums: list[tuple[str, str]] = []
+        for number, network in enumerate(networks):
+            name = WEIGHTS if number == 0 else f"model-{number}.safetensors"
+            write_network(network, temporary / name)
+            checksums.append((name, sha256_of(temporary / name)))
         whole = {
             **metadata,
             "format": FORMAT,
             "calibration": dataclasses.asdict(calibration),
-            "weights_sha256": sha256_of(temporary / WEIGHTS),
+            "weights_sha256": checksums[0][1],
+            "networks": checksums,
         }
         write_json(temporary / METADATA, whole)
         checksum = sha256_of(temporary / METADATA)
@@ -98,24 +114,37 @@ def load_model(files: ModelFiles) -> ModelVersion:
     try:
         intact = sha256_of(files.folder / METADATA) == files.sha256
         metadata = json.loads((files.folder / METADATA).read_bytes()) if intact else {}
-        intact = intact and sha256_of(files.folder / WEIGHTS) == metadata["weights_sha256"]
+        networks = metadata.get("networks") or [(WEIGHTS, metadata.get("weights_sha256"))]
+        intact = intact and all(sha256_of(files.folder / name) == checksum for name, checksum in networks)
     except OSError as error:
         raise ModelError(f"The model in {files.folder} cannot be read: {error.strerror}.", again) from error
     if not intact:
         raise ModelError(f"The model in {files.folder} is damaged: its checksum does not match.", again)
     if metadata["format"] > FORMAT:
         raise ModelError(f"The model in {files.folder} was written by a newer alloop.", "Upgrade alloop.")
-    tensors = safetensors.torch.load_file(files.folder / WEIGHTS)
+    paths = tuple(files.folder / name for name, _ in networks)
+    calibration = Calibration(**metadata["calibration"])
+    return ModelVersion(read_network(paths[0]), paths, tuple(metadata["classes"]), calibration, metadata)
+
+
+def write_network(network: Network, path: Path) -> None:
+    """Weights as safetensors."""
+    tensors = {f"heads.{name}": tensor for name, tensor in network.heads.state_dict().items()}
+    tensors |= {f"trunk.{name}": tensor for name, tensor in network.trunk.items()}
+    _write_weights({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def read_network(path: Path) -> Network:
+    """Heads and trunk of one file, on the CPU. Nothing is unpickled."""
     parts: dict[str, dict[str, Tensor]] = {"heads": {}, "trunk": {}}
-    for name, tensor in tensors.items():
+    for name, tensor in safetensors.torch.load_file(path).items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
     n_heads, n_classes, n_features = parts["heads"]["weight"].shape
     heads = MultiHead(n_features, n_heads, n_classes)
     heads.load_state_dict(parts["heads"])
     heads.eval().requires_grad_(requires_grad=False)
-    calibration = Calibration(**metadata["calibration"])
-    return ModelVersion(heads, parts["trunk"], tuple(metadata["classes"]), calibration, metadata)
+    return Network(heads, parts["trunk"])
 
 
 def library_versions() -> dict[str, str]:

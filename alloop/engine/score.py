@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from alloop.calibration.temperature import apply_temperature
-from alloop.engine.build import build_backbone, build_hardware, search_paths
+from alloop.config.schema import ModelConfig
+from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features, trunk_batches
+from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob, ScoreResult
 from alloop.engine.model_files import ModelVersion, load_model
+from alloop.engine.predict import Predictor
 from alloop.engine.score_file import ScoreWriter
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
@@ -20,6 +23,8 @@ from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 
 CHUNK = 4096  # images whose features are in memory at once
+BLOCK = 8192  # images that one network of an ensemble goes through before the next one is loaded
+LOGITS = 50_000_000  # of all members, in memory at once
 
 
 def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
@@ -33,12 +38,13 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     """
     started = time.perf_counter()
     version = load_model(job.model)
+    predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
     failed: list[tuple[int, str]] = []
     with atomic_path(job.out) as temporary, ScoreWriter(temporary, version, job.model.sha256) as writer:
         done = 0
-        for images, features in _features(job, version, failed, progress):
-            log_probs = predict(version, features)
-            writer.write(images, log_probs)
+        for images, logits in _logits(job, version, predictor, failed, progress):
+            pooled = mean_log_probs(predictor.log_probs(logits))
+            writer.write(images, apply_temperature(pooled.double(), version.calibration.temperature).float())
             done += len(images)
             progress("score", done, len(job.images) - len(failed))
     return ScoreResult(
@@ -50,33 +56,78 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     )
 
 
-def predict(version: ModelVersion, features: Tensor) -> Tensor:
-    """Features [B, D] to calibrated log p̄ [B, K], float32."""
-    with torch.inference_mode():
-        pooled = mean_log_probs(version.loss.log_probs(version.heads(features)))
-        return apply_temperature(pooled.double(), version.calibration.temperature).float()
-
-
-def _features(
-    job: ScoreJob, version: ModelVersion, failed: list[tuple[int, str]], progress: Progress
+def _logits(
+    job: ScoreJob, version: ModelVersion, predictor: Predictor, failed: list[tuple[int, str]], progress: Progress
 ) -> Iterator[tuple[Sequence[ImageRef], Tensor]]:
-    """Images and their features [B, D], in the job's order; what fails is added to `failed`."""
+    """Images and every member's logits [M, B, K], in the job's order; what fails is added to `failed`."""
     hardware = build_hardware(job.config, job.device)
     backbone = build_backbone(job.config, search_paths(job.cache))
     _check_backbone(job, version, backbone)
-    if version.trunk:
+    if version.trunk and len(version.files) > 1:
+        yield from _of_networks(job, version, predictor, backbone, hardware, failed)
+    elif version.trunk:
         backbone.module.load_state_dict(dict(version.trunk))
         for _, refs, batch, rows in trunk_batches(job.images, backbone, hardware):
             failed += batch.failed
-            yield [refs[position] for position in batch.positions.tolist()], rows
-        return
+            yield [refs[position] for position in batch.positions.tolist()], predictor.logits(version.heads, rows)
+    else:
+        heads = [version.load_network(number).heads for number in range(len(version.files))]
+        for images, rows in _cached(job, version, backbone, hardware, failed, progress):
+            yield images, torch.cat([predictor.logits(part, rows) for part in heads])
+
+
+def _cached(
+    job: ScoreJob,
+    version: ModelVersion,
+    backbone: Backbone,
+    hardware: Hardware,
+    failed: list[tuple[int, str]],
+    progress: Progress,
+) -> Iterator[tuple[Sequence[ImageRef], Tensor]]:
+    """Images and their features [B, D]."""
     cache, unreadable = ensure_features(job.images, backbone, job.cache, hardware, progress)
     failed += unreadable
     gone = {image_id for image_id, _ in failed}
     images = [image for image in job.images if image.image_id not in gone]
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK]
+    size = _chunk(version, CHUNK)
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
         yield chunk, torch.from_numpy(cache.take([image.sha256 for image in chunk]))
+
+
+def _of_networks(
+    job: ScoreJob,
+    version: ModelVersion,
+    predictor: Predictor,
+    backbone: Backbone,
+    hardware: Hardware,
+    failed: list[tuple[int, str]],
+) -> Iterator[tuple[Sequence[ImageRef], Tensor]]:
+    """Block by block of the pool, one network in memory and on the device at a time."""
+    size = _chunk(version, BLOCK)
+    for start in range(0, len(job.images), size):
+        block = job.images[start : start + size]
+        rows: list[dict[int, Tensor]] = []
+        reasons: dict[int, str] = {}
+        for number in range(len(version.files)):
+            network = version.load_network(number)
+            backbone.module.load_state_dict(network.trunk)
+            features, positions, unreadable = trunk_features(backbone, block, hardware)
+            logits = predictor.logits(network.heads, features)
+            rows.append({position: logits[:, place] for place, position in enumerate(positions)})
+            reasons |= dict(unreadable)
+        failed += reasons.items()
+        kept = [position for position, image in enumerate(block) if image.image_id not in reasons]
+        if kept:
+            members = [torch.stack([logits[position] for position in kept], dim=1) for logits in rows]
+            yield [block[position] for position in kept], torch.cat(members)
+
+
+def _chunk(version: ModelVersion, most: int) -> int:
+    """Images whose logits are in memory at once."""
+    model = ModelConfig.model_validate(version.metadata["config"]["model"])
+    n_values = model.n_members * len(version.classes)
+    return min(most, max(64, LOGITS // n_values))
 
 
 def _check_backbone(job: ScoreJob, version: ModelVersion, backbone: Backbone) -> None:

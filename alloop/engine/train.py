@@ -17,16 +17,17 @@ from alloop.engine.build import (
     build_hardware,
     build_head_recipe,
     build_loss,
-    count_heads,
     search_paths,
 )
 from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
-from alloop.engine.finetune import Labeled, finetune, pooled_log_probs
+from alloop.engine.finetune import Labeled, finetune, trunk_features
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
+from alloop.engine.predict import Network, Predictor
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
 from alloop.models.backbones import Backbone
@@ -51,83 +52,121 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     started = time.perf_counter()
     _check_labels(job)
     hardware = build_hardware(job.config, job.device)
-    backbone = build_backbone(job.config, search_paths(job.cache))
-    specialties = _specialties(job)
-    metadata = _metadata(job, backbone)  # before fine-tuning changes the backbone
-    with deterministic():
-        fitted = _fit_frozen(job, backbone, hardware, specialties, progress)
-        if job.config.model.mode == "finetune":
-            fitted = _finetune(job, backbone, hardware, specialties, fitted, progress)
-    log_probs, calibration = cross_fit_temperature(
-        fitted.holdout_log_probs, fitted.holdout_targets, derive_seed(job.seed, "calibration")
-    )
-    head_classes = tuple(tuple(job.classes[position] for position in part) for part in specialties)
-    files = save_version(job.out, fitted.heads, fitted.trunk, calibration, metadata | {"head_classes": head_classes})
+    metadata = _metadata(job, build_backbone(job.config, search_paths(job.cache)))
+    n_networks = job.config.model.n_networks
+    parts = [_specialties(job, number) for number in range(n_networks)]
+    members = Members(job, n_networks)
+    fitted = []
+    for number in range(n_networks):
+        fitted.append(_without_weights(members.fit(number, lambda n: _fit(job, n, parts[n], hardware, progress))))
+        if n_networks > 1:
+            progress("networks", number + 1, n_networks)
+    raw, targets = _pool(job, fitted)
+    log_probs, calibration = cross_fit_temperature(raw, targets, derive_seed(job.seed, "calibration"))
+    head_classes = tuple(tuple(job.classes[position] for position in part) for heads in parts for part in heads)
+    files = save_version(job.out, members.networks(), calibration, metadata | {"head_classes": head_classes})
+    members.clear()
     return TrainResult(
         files=files,
         calibration=calibration,
         holdout_log_probs=log_probs.numpy().astype(np.float32),
         head_classes=head_classes,
         library_versions=library_versions(),
-        history=fitted.history,
+        history=_history(fitted),
         seconds=time.perf_counter() - started,
-        failed=fitted.failed,
+        failed=tuple(dict.fromkeys(pair for one in fitted for pair in one.failed)),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """Trained parts, before calibration. The holdout's rows are those that could be read, in the job's order."""
-
-    heads: MultiHead
-    trunk: dict[str, Tensor]
-    holdout_log_probs: Tensor  # [N, K]
-    holdout_targets: Tensor  # [N]
-    history: dict[str, object]
-    failed: Failed
+def _fit(job: TrainJob, number: int, specialties: Specialties, hardware: Hardware, progress: Progress) -> Fitted:
+    """One network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
+    seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
+    backbone = build_backbone(job.config, search_paths(job.cache), number)
+    with deterministic():
+        fitted = _fit_frozen(job, seed, backbone, hardware, specialties, progress)
+        if job.config.model.mode == "finetune":
+            fitted = _finetune(job, seed, backbone, hardware, specialties, fitted, progress)
+    return fitted
 
 
 def _fit_frozen(
-    job: TrainJob, backbone: Backbone, hardware: Hardware, specialties: Specialties, progress: Progress
+    job: TrainJob, seed: int, backbone: Backbone, hardware: Hardware, specialties: Specialties, progress: Progress
 ) -> Fitted:
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features([*images, *job.holdout], backbone, job.cache, hardware, progress)
     images, labels = _readable(images, targets, failed)
     _check_classes(labels.tolist(), job.classes)
-    generator = torch.Generator().manual_seed(derive_seed(job.seed, "heads"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "heads"))
     features = torch.from_numpy(cache.take([image.sha256 for image in images]))
     progress("heads", 0, 1)
-    recipe = build_head_recipe(job.config)
-    objective = _objective(job, specialties, labels)
+    recipe, objective = build_head_recipe(job.config), _objective(job, specialties, labels)
     n_heads = len(specialties)
     heads, history = fit_heads(features, labels, len(job.classes), n_heads, objective, recipe, generator)
     progress("heads", 1, 1)
-    holdout, holdout_labels = _readable(job.holdout, job.holdout_targets, failed)
-    with torch.inference_mode():
-        rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
-        log_probs = mean_log_probs(objective.loss.log_probs(heads(rows)))
-    return Fitted(heads, {}, log_probs, holdout_labels, {"mode": "frozen", "n_labels": len(images), **history}, failed)
+    holdout, _ = _readable(job.holdout, job.holdout_targets, failed)
+    rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
+    return Fitted(
+        network=Network(heads, {}),
+        holdout_log_probs=_member_log_probs(job, heads, rows),
+        holdout_ids=tuple(image.image_id for image in holdout),
+        history={"mode": "frozen", "n_labels": len(images), **history},
+        failed=failed,
+    )
 
 
 def _finetune(
-    job: TrainJob, backbone: Backbone, hardware: Hardware, specialties: Specialties, probe: Fitted, progress: Progress
+    job: TrainJob,
+    seed: int,
+    backbone: Backbone,
+    hardware: Hardware,
+    specialties: Specialties,
+    probe: Fitted,
+    progress: Progress,
 ) -> Fitted:
     """Go on from a fit to the untrained trunk's features."""
     images, targets = _sorted_by_content(job.images, job.targets)
     images, labels = _readable(images, targets, probe.failed)
-    recipe = build_finetune_recipe(job.config)
-    seed = derive_seed(job.seed, "finetune")
-    objective = _objective(job, specialties, labels)
-    history = finetune(backbone, probe.heads, Labeled(images, labels), objective, recipe, hardware, seed, progress)
-    log_probs, positions, failed = pooled_log_probs(backbone, probe.heads, objective.loss, job.holdout, hardware)
+    recipe, objective = build_finetune_recipe(job.config), _objective(job, specialties, labels)
+    heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
+    history = finetune(backbone, heads, Labeled(images, labels), objective, recipe, hardware, tuning, progress)
+    features, positions, failed = trunk_features(backbone, job.holdout, hardware)
     return Fitted(
-        heads=probe.heads.cpu(),
-        trunk=dict(backbone.module.state_dict()),
-        holdout_log_probs=log_probs,
-        holdout_targets=torch.tensor(job.holdout_targets, dtype=torch.long)[positions],
+        network=Network(heads.cpu(), dict(backbone.module.cpu().state_dict())),
+        holdout_log_probs=_member_log_probs(job, heads, features),
+        holdout_ids=tuple(job.holdout[position].image_id for position in positions),
         history={**probe.history, "mode": "finetune", **history},
         failed=tuple(dict.fromkeys((*probe.failed, *failed))),
     )
+
+
+def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor) -> Tensor:
+    predictor = Predictor(job.config, job.seed)
+    return predictor.log_probs(predictor.logits(heads, features))
+
+
+def _without_weights(fitted: Fitted) -> Fitted:
+    """What is kept of a network while the next one trains."""
+    return dataclasses.replace(fitted, network=Network(fitted.network.heads, {}))
+
+
+def _pool(job: TrainJob, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
+    """Log p̄ [N, K] of the holdout images that every network could read, and their targets, in the job's order."""
+    kept = set(fitted[0].holdout_ids).intersection(*(one.holdout_ids for one in fitted))
+    rows = [
+        one.holdout_log_probs[:, [place for place, image_id in enumerate(one.holdout_ids) if image_id in kept]]
+        for one in fitted
+    ]
+    pairs = zip(job.holdout, job.holdout_targets, strict=True)
+    return mean_log_probs(torch.cat(rows)), torch.tensor(
+        [target for ref, target in pairs if ref.image_id in kept], dtype=torch.long
+    )
+
+
+def _history(fitted: Sequence[Fitted]) -> dict[str, object]:
+    if len(fitted) == 1:
+        return fitted[0].history
+    first = fitted[0].history
+    return {"mode": first["mode"], "n_labels": first["n_labels"], "networks": [one.history for one in fitted]}
 
 
 def _objective(job: TrainJob, specialties: Specialties, labels: Tensor) -> Objective:
@@ -141,13 +180,15 @@ def _objective(job: TrainJob, specialties: Specialties, labels: Tensor) -> Objec
     )
 
 
-def _specialties(job: TrainJob) -> Specialties:
-    """Which classes each head weighs strongly; what the previous version had stays."""
-    generator = torch.Generator().manual_seed(derive_seed(job.seed, "specialties"))
-    n_heads = count_heads(job.config)
+def _specialties(job: TrainJob, number: int) -> Specialties:
+    """Which classes each head of a network weighs strongly; what the previous version had stays."""
+    seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "specialties"))
+    n_heads = job.config.model.n_heads
     known: Sequence[Sequence[int]] = ()
-    if len(job.head_classes) == n_heads:
-        known = [[job.classes.index(name) for name in part] for part in job.head_classes]
+    if len(job.head_classes) == n_heads * job.config.model.n_networks:
+        mine = job.head_classes[number * n_heads : (number + 1) * n_heads]
+        known = [[job.classes.index(name) for name in part] for part in mine]
     return assign_specialties(len(job.classes), n_heads, generator, known)
 
 

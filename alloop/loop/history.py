@@ -3,10 +3,21 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from alloop.config.schema import Config
+from alloop.config.schema import Config, ModelConfig
 from alloop.errors import HistoryError
 
-COMPARED = ("backbone", "weights", "mode", "uncertainty", "members", "image_size")
+COMPARED = (
+    "backbone",
+    "weights",
+    "mode",
+    "uncertainty",
+    "members",
+    "heads",
+    "head_weights",
+    "dropout",
+    "consistent_masks",
+    "image_size",
+)
 
 
 def check_history(old: Mapping[str, Any], new: Config, used: Collection[str], *, accept: bool) -> list[str]:
@@ -41,8 +52,12 @@ def _check_classes(before: Collection[str], new: Config, used: Collection[str]) 
 
 
 def _check_model(before: Mapping[str, Any], new: Config, accept: bool) -> list[str]:
-    now = new.model.model_dump(mode="json")
-    changed = [f"[model] {key}: {before.get(key)!r} → {now[key]!r}" for key in COMPARED if before.get(key) != now[key]]
+    # Rounds of an earlier alloop lack settings that came later: they ran with the defaults of these.
+    then, now = ModelConfig.model_validate(before), new.model
+    keys = [key for key in COMPARED if getattr(then, key) != getattr(now, key)]
+    if "members" in keys and (then.uncertainty, then.n_members) == (now.uncertainty, now.n_members):
+        keys.remove("members")  # the default and the same number in figures
+    changed = [f"[model] {key}: {getattr(then, key)!r} → {getattr(now, key)!r}" for key in keys]
     if changed and not accept:
         raise HistoryError(
             f"alloop.toml: the model changed since the last round: {'; '.join(changed)}.",

@@ -233,8 +233,7 @@ def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple
 
 def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:
     """What each head was a specialist in, as long as the number of heads is the same."""
-    wanted = config.model.members if config.model.uncertainty == "multi-head" else 1
-    if len(before) != wanted:
+    if len(before) != config.model.n_networks * config.model.n_heads:
         return ()
     return tuple(tuple(name for name in part if name in config.project.classes) for part in before)
 

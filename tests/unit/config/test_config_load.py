@@ -24,7 +24,7 @@ def test_what_is_not_said_has_a_default():
     config = parse_config(VALID, "alloop.toml", {})
 
     assert config == make_config()
-    assert (config.loop.batch_size, config.acquisition.random_fraction, config.model.members) == (50, 0.1, 4)
+    assert (config.loop.batch_size, config.acquisition.random_fraction, config.model.n_members) == (50, 0.1, 4)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_without_enough_labels_to_set_any_aside_every_epoch_is_trained(toys):
 
 def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toys, monkeypatch):
     logits = finetuning.Setup.logits
-    monkeypatch.setattr(finetuning.Setup, "logits", lambda setup, images: logits(setup, images) * math.nan)
+    monkeypatch.setattr(finetuning.Setup, "logits", lambda *of: logits(*of) * math.nan)
 
     with pytest.raises(ModelError, match="diverged") as caught:
         run_train(_job(toys))
@@ -132,10 +132,10 @@ def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeyp
     whole = run_train(_job(toys, epochs=1))
     logits = finetuning.Setup.logits
 
-    def short_of_memory(setup, images):
+    def short_of_memory(setup, images, generator):
         if len(images) > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return logits(setup, images)
+        return logits(setup, images, generator)
 
     monkeypatch.setattr(finetuning.Setup, "logits", short_of_memory)
 

@@ -146,6 +146,17 @@ def test_another_model_is_refused_until_it_is_accepted(key: str, value: object):
     assert len(check_history(old, new, set(), accept=True)) == 1
 
 
+def test_the_default_number_of_members_may_be_written_out_and_rounds_without_later_settings_compared():
+    old = freeze_config(make_config())
+    for key in ("heads", "head_weights", "dropout", "consistent_masks"):
+        del old["model"][key]
+    old["model"]["members"] = 4
+
+    assert check_history(old, make_config(), set(), accept=False) == []
+    with pytest.raises(HistoryError, match="members: 4 → 5"):
+        check_history(old, make_config(model={"members": 5}), set(), accept=False)
+
+
 def test_settings_that_invalidate_nothing_may_change():
     new = make_config(
         loop={"batch_size": 5}, model={"device": "cpu"}, train={"epochs": 3}, acquisition={"strategy": "random"}

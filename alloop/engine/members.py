@@ -1,0 +1,131 @@
+"""Networks of an ensemble, trained one after another and kept on disk: a killed run goes on with the next one."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alloop.engine.features import Failed
+from alloop.engine.jobs import TrainJob
+from alloop.engine.model_files import read_network, write_network
+from alloop.engine.predict import Network
+from alloop.errors import ModelError
+from alloop.files import explain_os_error, sha256_of, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained network and what it says of the holdout.
+
+    Attributes:
+        holdout_log_probs: Of every member [M, N, K], uncalibrated; the rows are the images that could be read.
+        holdout_ids: Their image ids [N], in the job's order.
+        history: JSON-able.
+        failed: Images that could not be read.
+    """
+
+    network: Network
+    holdout_log_probs: Tensor
+    holdout_ids: tuple[int, ...]
+    history: dict[str, object]
+    failed: Failed
+
+
+class Members:
+    """Fitted networks in order. One alone stays in memory; of several, only the one that is asked for is."""
+
+    def __init__(self, job: TrainJob, n_networks: int) -> None:
+        self._n = n_networks
+        self._folder = job.out.parent / f".{job.out.name}.members"
+        self._key = _key(job)
+        self._only: Fitted | None = None
+
+    def fit(self, number: int, train: Callable[[int], Fitted]) -> Fitted:
+        """A network: the one an interrupted run of the same job left behind, or a new one.
+
+        Raises:
+            ModelError: It diverged. An ensemble with such a member is none.
+        """
+        if self._n == 1:
+            self._only = _checked(train(number), number)
+            return self._only
+        try:
+            kept = self._read(number)
+            if kept is None:
+                kept = _checked(train(number), number)
+                self._write(number, kept)
+        except OSError as error:
+            raise explain_os_error(error, self._folder) from error
+        return kept
+
+    def networks(self) -> Iterator[Network]:
+        """All of them, one at a time."""
+        if self._only is not None:
+            yield self._only.network
+            return
+        for number in range(self._n):
+            yield read_network(self._weights(number))
+
+    def clear(self) -> None:
+        """They are part of a model version now."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read(self, number: int) -> Fitted | None:
+        record = self._folder / f"member-{number}.json"
+        if not record.exists():
+            return None
+        data = json.loads(record.read_bytes())
+        if data["key"] != self._key or sha256_of(self._weights(number)) != data["weights_sha256"]:
+            return None
+        return Fitted(
+            network=read_network(self._weights(number)),
+            holdout_log_probs=torch.tensor(data["holdout_log_probs"]).reshape(data["shape"]),
+            holdout_ids=tuple(data["holdout_ids"]),
+            history=data["history"],
+            failed=tuple((image_id, reason) for image_id, reason in data["failed"]),
+        )
+
+    def _write(self, number: int, fitted: Fitted) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        record = self._folder / f"member-{number}.json"
+        record.unlink(missing_ok=True)  # what follows is not its weights any more
+        write_network(fitted.network, self._weights(number))
+        whole = {
+            "key": self._key,
+            "weights_sha256": sha256_of(self._weights(number)),
+            "holdout_log_probs": fitted.holdout_log_probs.flatten().tolist(),
+            "shape": list(fitted.holdout_log_probs.shape),
+            "holdout_ids": list(fitted.holdout_ids),
+            "history": fitted.history,
+            "failed": [list(pair) for pair in fitted.failed],
+        }
+        write_json(record, whole)
+
+    def _weights(self, number: int) -> Path:
+        return self._folder / f"member-{number}.safetensors"
+
+
+def _checked(fitted: Fitted, number: int) -> Fitted:
+    tensors = [*fitted.network.heads.state_dict().values(), fitted.holdout_log_probs]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise ModelError(
+            f"Training diverged: member {number} has weights or predictions that are not finite.",
+            "Set a smaller [train] learning_rate, or other [train] loss_parameters.",
+        )
+    return fitted
+
+
+def _key(job: TrainJob) -> str:
+    """Digest of all that a network depends on, except where it is trained."""
+    config = job.config
+    uses = (("train", job.images, job.targets), ("holdout", job.holdout, job.holdout_targets))
+    lines = [config.model.model_dump_json(), config.train.model_dump_json(), str(config.project.seed), str(job.seed)]
+    lines += [repr(job.classes), repr(job.head_classes)]
+    for use, images, targets in uses:
+        lines += sorted(f"{use} {ref.sha256} {target}" for ref, target in zip(images, targets, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

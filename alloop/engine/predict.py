@@ -1,0 +1,49 @@
+"""What a network's heads say of features, member by member: each head, under each dropout pass."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.config.schema import Config
+from alloop.engine.build import build_dropout, build_loss
+from alloop.losses.named import Loss
+from alloop.models.dropout import HeadDropout
+from alloop.models.heads import MultiHead
+from alloop.seeds import derive_seed
+
+
+class Predictor:
+    """Predicts with the networks of one model version; always the same way for the same images in the same order."""
+
+    def __init__(self, config: Config, seed: int) -> None:
+        """`seed` is the model version's."""
+        self.loss: Loss = build_loss(config)
+        self._dropout: HeadDropout | None = build_dropout(config)
+        self._seed = derive_seed(seed, "dropout masks")
+        is_consistent = config.model.consistent_masks
+        self._masks = None if is_consistent else torch.Generator().manual_seed(self._seed)
+
+    def logits(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
+        """Raw logits of the heads, pass by pass."""
+        with torch.inference_mode():
+            if self._dropout is None:
+                rows: Tensor = heads(features)
+                return rows
+            if self._masks is None:
+                return self._dropout.logits(heads, features, seed=self._seed)
+            return self._dropout.logits(heads, features, generator=self._masks)
+
+    def log_probs(self, logits: Float[Tensor, "M B K"]) -> Float[Tensor, "M B K"]:
+        """Every member's prediction, uncalibrated."""
+        with torch.inference_mode():
+            return self.loss.log_probs(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One trained network. `trunk` is its trunk's state by name; empty in frozen mode, where it is as published."""
+
+    heads: MultiHead  # in eval mode, on the CPU
+    trunk: dict[str, Tensor]

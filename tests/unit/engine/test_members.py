@@ -1,0 +1,206 @@
+"""Ensembles and dropout: what their members are, that they resume, that memory holds one network."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from alloop.config.schema import TrainConfig
+from alloop.engine import members as members_of
+from alloop.engine import train as training
+from alloop.engine.model_files import load_model
+from alloop.engine.predict import Predictor
+from alloop.engine.score import run_score
+from alloop.engine.score_file import read_log_probs
+from alloop.engine.train import run_train
+from alloop.errors import ModelError
+from alloop.models.heads import MultiHead
+
+
+def _finetune(toys, **model: object):
+    train = TrainConfig(workers=0, epochs=1, batch_size=8)
+    return toys.config(toys.trunk, train, mode="finetune", weights="none", **model)
+
+
+def _log_probs(result) -> torch.Tensor:
+    return torch.cat([rows for _, rows in read_log_probs(result.path)])
+
+
+@pytest.mark.parametrize(("heads", "n_heads"), [(1, 1), (2, 2)])
+def test_an_ensemble_predicts_the_mean_probability_of_its_networks(toys, heads, n_heads):
+    config = toys.config(uncertainty="ensemble", members=3, heads=heads, backbone="pixels")
+    result = run_train(toys.train_job(config, holdout=(), holdout_targets=()))  # temperature 1
+
+    version = load_model(result.files)
+    scored = _log_probs(run_score(toys.score_job(result.files, config)))
+
+    assert len(version.files) == 3
+    assert len(result.head_classes) == 3 * n_heads
+    assert [version.load_network(number).heads.n_heads for number in range(3)] == [n_heads] * 3
+    alone = []
+    for number in range(3):
+        part = dataclasses.replace(version, network=version.load_network(number), files=version.files[:1])
+        monkey = pytest.MonkeyPatch()
+        with monkey.context() as patch:
+            patch.setattr("alloop.engine.score.load_model", lambda _, part=part: part)
+            job = toys.score_job(result.files, config, out=toys.root / f"{number}.parquet")
+            alone.append(_log_probs(run_score(job)).exp())
+    torch.testing.assert_close(scored.exp(), torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_network_of_an_ensemble_is_what_a_single_one_would_be(toys):
+    single = load_model(run_train(toys.train_job(toys.config(uncertainty="single"))).files)
+    config = toys.config(uncertainty="ensemble", members=2)
+    version = load_model(run_train(toys.train_job(config, out=toys.root / "two")).files)
+
+    assert torch.equal(single.heads.weight, version.heads.weight)
+    assert not torch.equal(single.heads.weight, version.load_network(1).heads.weight)
+
+
+def test_fine_tuned_networks_have_trunks_of_their_own_and_score_one_at_a_time(toys, monkeypatch):
+    config = _finetune(toys, uncertainty="ensemble", members=2)
+    result = run_train(toys.train_job(config))
+    version = load_model(result.files)
+    whole = _log_probs(run_score(toys.score_job(result.files, config)))
+    monkeypatch.setattr("alloop.engine.score.BLOCK", 4)
+
+    pieces = _log_probs(run_score(toys.score_job(result.files, config, out=toys.root / "pieces.parquet")))
+
+    first, second = (version.load_network(number).trunk["0.weight"] for number in range(2))
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(whole, pieces)
+    again = _log_probs(run_score(toys.score_job(result.files, config, images=toys.images[15:75])))
+    np.testing.assert_array_equal(again.argmax(1), result.holdout_log_probs.argmax(1))
+
+
+def test_an_image_that_an_ensemble_cannot_read_is_named_once(toys):
+    config = _finetune(toys, uncertainty="ensemble", members=2)
+    result = run_train(toys.train_job(config))
+    (toys.root / "images" / "80.png").write_bytes(b"")
+
+    scored = run_score(toys.score_job(result.files, config))
+
+    assert [image_id for image_id, _ in scored.failed] == [toys.images[80].image_id]
+    assert scored.n_images == 14
+
+
+def test_a_killed_ensemble_goes_on_with_the_next_network_to_the_same_bytes(toys, monkeypatch):
+    config = toys.config(uncertainty="ensemble", members=3)
+    whole = run_train(toys.train_job(config, out=toys.root / "whole"))
+    fit, numbers = training._fit, []
+
+    def killed(job, number, *rest):
+        numbers.append(number)
+        if numbers == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return fit(job, number, *rest)
+
+    monkeypatch.setattr(training, "_fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(toys.train_job(config))
+
+    resumed = run_train(toys.train_job(config))
+
+    assert numbers == [0, 1, 2, 2]
+    assert resumed.files.sha256 == whole.files.sha256
+    np.testing.assert_array_equal(resumed.holdout_log_probs, whole.holdout_log_probs)
+    assert [path.name for path in (toys.root / "runs").iterdir()] == ["model"]
+
+
+def test_what_another_job_left_behind_is_not_taken_over(toys, monkeypatch):
+    config = toys.config(uncertainty="ensemble", members=2)
+    monkeypatch.setattr(training, "save_version", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_train(toys.train_job(config))
+    monkeypatch.undo()
+
+    second = run_train(toys.train_job(config, seed=2))
+
+    fresh = run_train(toys.train_job(config, seed=2, out=toys.root / "fresh"))
+    assert second.files.sha256 == fresh.files.sha256
+
+
+def test_a_network_that_diverged_fails_the_ensemble_by_its_number(toys, monkeypatch):
+    fit = training._fit
+
+    def diverged(job, number, *rest):
+        fitted = fit(job, number, *rest)
+        if number == 1:
+            with torch.no_grad():
+                fitted.network.heads.weight.fill_(torch.nan)
+        return fitted
+
+    monkeypatch.setattr(training, "_fit", diverged)
+
+    with pytest.raises(ModelError, match="member 1 has weights or predictions that are not finite"):
+        run_train(toys.train_job(toys.config(uncertainty="ensemble", members=2)))
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish"])
+def test_a_damaged_network_of_an_ensemble_is_found_before_use(toys, damage):
+    files = run_train(toys.train_job(toys.config(uncertainty="ensemble", members=2))).files
+    (files.folder / "model-1.safetensors").write_bytes(damage)
+
+    with pytest.raises(ModelError, match="damaged"):
+        load_model(files)
+
+
+@pytest.mark.parametrize("consistent_masks", [True, False])
+def test_dropout_passes_differ_and_the_same_job_scores_the_same(toys, consistent_masks):
+    config = toys.config(
+        train=TrainConfig(workers=0, epochs=200),
+        uncertainty="mc-dropout",
+        members=6,
+        dropout=0.5,
+        consistent_masks=consistent_masks,
+    )
+    result = run_train(toys.train_job(config))
+
+    first, second = (run_score(toys.score_job(result.files, config, out=toys.root / f"{n}.parquet")) for n in "ab")
+
+    assert first.sha256 == second.sha256
+    assert (result.holdout_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean() > 0.9
+    heads = load_model(result.files).heads
+    logits = Predictor(config, 1).logits(heads, torch.randn(5, heads.weight.shape[2]))
+    assert logits.shape == (6, 5, 3)
+    assert (logits.std(dim=0) > 0).all()
+
+
+def test_one_mask_for_the_whole_pool_does_not_depend_on_who_is_in_it(toys):
+    config = toys.config(uncertainty="mc-dropout", members=4, consistent_masks=True)
+    heads = MultiHead(8, 1, 3, torch.Generator().manual_seed(0))
+    features = torch.randn(10, 8, generator=torch.Generator().manual_seed(1))
+
+    whole = Predictor(config, 3).logits(heads, features)
+    part = Predictor(config, 3).logits(heads, features[4:7])
+
+    torch.testing.assert_close(whole[:, 4:7], part)
+
+
+def test_a_trunk_is_fine_tuned_under_dropout(toys):
+    config = _finetune(toys, uncertainty="mc-dropout", members=3, heads=2)
+
+    result = run_train(toys.train_job(config))
+
+    assert np.isfinite(result.holdout_log_probs).all()
+    assert load_model(result.files).heads.n_heads == 2
+
+
+def test_members_left_on_disk_come_back_as_they_were(toys):
+    config = toys.config(uncertainty="ensemble", members=2)
+    job = toys.train_job(config)
+    kept = members_of.Members(job, 2)
+    fitted = kept.fit(0, lambda number: training._fit(job, number, ((0, 1, 2),), *_here(job)))
+
+    again = members_of.Members(job, 2).fit(0, lambda _: pytest.fail("it was there"))
+
+    torch.testing.assert_close(again.holdout_log_probs, fitted.holdout_log_probs, rtol=0, atol=0)
+    assert (again.holdout_ids, again.history, again.failed) == (fitted.holdout_ids, fitted.history, fitted.failed)
+
+
+def _here(job):
+    from alloop.engine.build import build_hardware
+    from alloop.progress import silent
+
+    return build_hardware(job.config, None), silent
