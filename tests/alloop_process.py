@@ -4,6 +4,7 @@ Importing torch takes seconds; with it done once, a test can afford to kill a ru
 program, this file is that one process: it reads a request (JSON, one a line) from stdin and answers on stdout.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import importlib
@@ -88,6 +89,31 @@ def forks() -> Iterator[Forks]:
     process.close()
 
 
+@pytest.fixture
+def real_alloop() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts `python -m alloop`, for tests in which several run at once. What a failing test leaves behind is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alloop", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        if process.stdout is not None and not process.stdout.closed:
+            process.communicate()
+
+
 # --- The process itself -----------------------------------------------------------------------------------------------
 
 
@@ -96,7 +122,8 @@ def serve() -> None:
     # All of it, so that a file that is edited meanwhile does not meet others of before.
     for module in pkgutil.walk_packages(alloop.__path__, "alloop."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with contextlib.suppress(ImportError):  # of an extra that is not installed
+                importlib.import_module(module.name)
     people: Any = importlib.import_module("alloop.labeling.label_studio")
     # Several pages for a dozen answers; and no overlap between pulls, which would make good what a crash lost.
     people._PULL_PAGE, people._OVERLAP = 4, dt.timedelta(0)
@@ -191,8 +218,6 @@ def _arm_requests(kill: Kill, around: Callable[..., Any]) -> None:
 
 
 def _arm_files(kill: Kill, around: Callable[..., Any]) -> None:
-    import contextlib
-
     fsync, replace, rename = os.fsync, os.replace, os.rename
 
     def halve(descriptor: int) -> None:
@@ -202,18 +227,6 @@ def _arm_files(kill: Kill, around: Callable[..., Any]) -> None:
     os.fsync = lambda descriptor: around(lambda: fsync(descriptor), lambda: halve(descriptor))
     os.replace = lambda *args, **kwargs: around(lambda: replace(*args, **kwargs))
     os.rename = lambda *args, **kwargs: around(lambda: rename(*args, **kwargs))
-
-
-def real_alloop(argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[str]":
-    """`python -m alloop`, for tests in which several run at once."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "alloop", *argv],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ class Fault:
     """What goes wrong with the next `times` requests that match.
 
     kind: `cut-before` (never delivered), `cut-after` (delivered, reply lost), `late` (connection cut, delivered
-        `seconds` later), `slow` (delivered, reply `seconds` late), `500`, `html` (instead of delivering),
-        `500-after`, `html-after` (delivered, reply replaced).
+        `seconds` later), `slow` (delivered, reply `seconds` late), `held` (delivered, reply when
+        `release` is set), `500`, `html` (instead of delivering), `500-after`, `html-after` (delivered, reply replaced).
     """
 
     kind: str
@@ -36,6 +36,7 @@ class FaultyProxy:
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
         self.late: list[threading.Thread] = []
+        self.release = threading.Event()
         self._lock = threading.Lock()
         proxy = self
 
@@ -89,6 +90,8 @@ class FaultyProxy:
         elif kind == "html-after":
             self._answer(request, 502, "text/html", PAGE)
         else:
+            if kind == "held":
+                self.release.wait(120)
             time.sleep(seconds)
             with contextlib.suppress(OSError):
                 self._answer(request, status, headers.get("Content-Type") or "", content)
@@ -135,6 +138,7 @@ def faulty_proxy(target: str, prefix: str = "") -> Iterator[FaultyProxy]:
     try:
         yield proxy
     finally:
+        proxy.release.set()
         for late in proxy.late:
             late.join()
         proxy.server.shutdown()

@@ -2,10 +2,12 @@
 
 import dataclasses
 import enum
+import logging
 import math
 import time
 from collections.abc import Callable
 
+from alloop.errors import ServerUnavailable
 from alloop.loop import people, steps
 from alloop.loop.askable import list_askable, list_holdout_to_ask
 from alloop.loop.people import Connection
@@ -20,6 +22,7 @@ from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, f
 from alloop.store.session import reading
 
 STOPPED = "stopped: "
+logger = logging.getLogger("alloop")
 
 
 class Stage(enum.StrEnum):
@@ -48,7 +51,7 @@ class RunOptions:
 
     Attributes:
         rounds: How many rounds may be closed before the run ends; None: as many as there are.
-        wait: Keep polling while people work instead of ending.
+        wait: Keep polling while people work instead of ending, also while their server is down.
         device: Overrides `[model] device`.
         accept_change: Go on although the model's settings changed since the last round.
         sleep: How waiting is done.
@@ -117,10 +120,16 @@ class _Run:
         return None
 
     def _await_people(self, number: int) -> Stage | None:
-        people.pull(self._project, self._people(), self._progress)
-        if self._has_unsent():
-            # A push to a new project was interrupted; nobody could answer these.
-            people.push(self._project, number, self._people(), self._progress)
+        try:
+            self._fetch(number)
+        except ServerUnavailable as error:
+            if not self._options.wait:
+                raise
+            # Who waits for days outlives a restart of the server.
+            pause = self._project.config.labeling.poll_seconds
+            logger.warning("%s Trying again in %g s.", error.message, pause)
+            self._options.sleep(pause)
+            return None
         asked, still_open = self._count(number)
         if asked - still_open >= math.ceil(self._project.config.loop.min_answered * asked):
             steps.close(self._project, number, f"{asked - still_open} of {asked} images answered")
@@ -132,6 +141,12 @@ class _Run:
         self._progress("waiting for annotators", asked - still_open, asked)
         self._options.sleep(self._project.config.labeling.poll_seconds)
         return None
+
+    def _fetch(self, number: int) -> None:
+        people.pull(self._project, self._people(), self._progress)
+        if self._has_unsent():
+            # A push to a new project was interrupted; nobody could answer these.
+            people.push(self._project, number, self._people(), self._progress)
 
     def _stop(self, number: int, reason: str) -> Stage:
         steps.close(self._project, number, STOPPED + reason)
