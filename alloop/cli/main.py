@@ -22,6 +22,7 @@ ENTRIES = {
     "push": Entry("alloop.cli.steps:push", "Send the chosen images to the annotators."),
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the holdout labels there are now."),
+    "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
     "round": Entry("alloop.cli.rounds:round_", "List rounds, show one, close one."),
     "db": Entry("alloop.cli.db:db", "Upgrade, check and back up the database."),
     "labelstudio": Entry("alloop.cli.labelstudio:labelstudio", "Start and stop a local Label Studio."),

@@ -1,0 +1,121 @@
+"""What `alloop compare` shows: tables in the terminal, pictures and a page on disk."""
+
+from pathlib import Path
+
+from alloop.report.calibration import ReliabilityData, draw_confidence, draw_reliability
+from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.simulate.compare import CompareSettings, Comparison
+from alloop.simulate.labeled import LabeledImages
+from alloop.simulate.summary import Row
+
+MARKS = {0: "", 1: " ¹", 2: " ²"}  # so that a table without colors still says which is best
+UNITS = {"accuracy": ("ACC %", 100, 1), "ece": ("ECE %", 100, 1), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3)}
+
+
+def _columns() -> list[str]:
+    return ["method", *(title for title, _, _ in UNITS.values()), "rank", "train s (×)", "score ms/image (×)"]
+
+
+def _cells(row: Row, stage: str) -> list[tuple[str, int]]:
+    """(text, place) of a line of the table."""
+    cells = [(row.method, 0)]
+    for metric, (_, scale, digits) in UNITS.items():
+        mean = row.stages[stage][metric]
+        cells.append((f"{scale * mean.mean:.{digits}f} ± {scale * mean.std:.{digits}f}", mean.place))
+    cells.append((f"{row.ranks[stage]:.1f}", 0))
+    cells.append((_with_ratio(f"{row.train_seconds:.1f}", row.train_ratio), 0))
+    cells.append((_with_ratio(f"{row.score_milliseconds:.2f}", row.score_ratio), 0))
+    return cells
+
+
+def _with_ratio(text: str, ratio: float | None) -> str:
+    return text if ratio is None else f"{text} ({ratio:.2f})"
+
+
+def _titles(settings: CompareSettings, rows: tuple[Row, ...]) -> dict[str, str]:
+    seeds = f"{rows[0].n_seeds} seeds, {rows[0].n_test} images each" if rows else ""
+    after = {name: f"After {name} ({seeds})" for name in settings.calibrators}
+    return {"raw": f"Without post-hoc calibration ({seeds})", **after}
+
+
+def _notes(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
+    notes = ["Mean ± standard deviation over seeds (ddof 0). ¹ best, ² second best. Rank: mean over ACC, ECE, NLL."]
+    if rows and rows[0].n_test < 1000:
+        low, high = (100 * end for end in rows[0].ece_interval)
+        notes.append(
+            f"With {rows[0].n_test} images ECE itself is uncertain: {rows[0].method}, seed 0: 95 % "
+            f"[{low:.1f}, {high:.1f}] (bootstrap). It is biased upwards; small differences mean nothing."
+        )
+    if comparison.missing:
+        names = ", ".join(sorted({f"{method}/{seed}" for method, seed in comparison.missing}))
+        notes.append(f"Not begun for want of time (method/seed): {names}. The same command goes on.")
+    notes += [f"Failed: {method}, seed {seed}: {why}" for method, seed, why in comparison.failed]
+    if not rows:
+        notes.append("No seed is there that all methods have; there is no table yet.")
+    return notes
+
+
+def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...], page: Path) -> None:
+    """The tables and what is to be known about them, on stdout."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file has no width, and cut figures are worth nothing
+    for stage, title in _titles(settings, rows).items() if rows else ():
+        table = Grid(title=title)
+        for name in _columns():
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for row in rows:
+            styles = {0: "", 1: "bold", 2: "underline"}
+            cells = _cells(row, stage)
+            table.add_row(*(f"[{styles[p]}]{text}[/]{MARKS[p]}" if p else text for text, p in cells))
+        console.print(table)
+    for note in _notes(comparison, rows):
+        console.print(note, highlight=False, markup=False)
+    console.print(f"Tables and pictures: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def write_report(settings: CompareSettings, data: LabeledImages, comparison: Comparison, rows: tuple[Row, ...]) -> Path:
+    """Pictures of every method and the page that holds all; returns the page."""
+    titles = _titles(settings, rows)
+    tables = [
+        Table(title, _columns(), [[Cell(text, place) for text, place in _cells(row, stage)] for row in rows])
+        for stage, title in titles.items()
+        if rows
+    ]
+    sections = []
+    for method in comparison.methods:
+        panels = _panels(comparison, method.name)
+        if panels:
+            stem = method.name.replace("/", "+")
+            reliability, confidence = settings.out / f"reliability-{stem}.png", settings.out / f"confidence-{stem}.png"
+            draw_reliability(panels, reliability)
+            draw_confidence(panels, confidence)
+            pictures = (
+                Picture(f"Reliability of {method.name}", reliability),
+                Picture(f"Confidence of {method.name}", confidence),
+            )
+            sections.append(Section(method.name, f"{method.summary}. The pictures are of the first seed.", pictures))
+    page = settings.out / "index.html"
+    shown = f"{len(data.images)} labeled images of {len(data.classes)} classes: {', '.join(data.classes[:30])}."
+    write_page(Page("Methods compared", [shown, *_notes(comparison, rows)], tables, sections), page)
+    return page
+
+
+def _panels(comparison: Comparison, method: str) -> list[ReliabilityData]:
+    cells = [cell for cell in comparison.cells if cell.method == method]
+    if not cells:
+        return []
+    first = min(cells, key=lambda cell: cell.seed)
+    return [
+        ReliabilityData(
+            title=f"{method}, {'raw' if name == 'raw' else f'after {name}'}",
+            count=stage.count,
+            confidence=stage.confidence,
+            accuracy=stage.accuracy,
+            ece_interval=stage.intervals["ece"],
+        )
+        for name, stage in first.stages.items()
+    ]

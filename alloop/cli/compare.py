@@ -1,0 +1,145 @@
+"""`alloop compare`: methods against each other on the same labels."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+if TYPE_CHECKING:
+    from alloop.config.schema import Config
+    from alloop.simulate.compare import CompareSettings
+    from alloop.simulate.labeled import LabeledImages
+
+
+@click.command()
+@click.option("-m", "--methods", help="Names between commas, such as SL1H,4HML,LS.  [default: all that can be]")
+@click.option("--list", "is_list", is_flag=True, help="Say which methods there are, and stop.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions of each method.")
+@click.option("--budget-minutes", type=click.FloatRange(min=0), help="Begin nothing new after this time.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Labeled images, a folder per class.",
+)
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Columns file and label."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["stratified", "holdout"]),
+    default="stratified",
+    show_default=True,
+    help="Measure on parts drawn anew for each seed, or on the workspace's holdout.",
+)
+@click.option("-n", "--labels", type=click.IntRange(min=2), help="Images to train on.  [default: all but the held-out]")
+@click.option(
+    "--calibration", default="temperature", show_default=True, help="Post-hoc calibrators between commas, or none."
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: compare/ here]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
+@common_options
+def compare(
+    session: Session,
+    methods: str | None,
+    is_list: bool,
+    seeds: int,
+    budget_minutes: float | None,
+    folder: Path | None,
+    table: Path | None,
+    split: str,
+    labels: int | None,
+    calibration: str,
+    out: Path | None,
+    device: str | None,
+) -> None:
+    """Train several methods on the same labels and compare them.
+
+    Uses the labels of the workspace, or any labeled images with --folder or --csv ([model] and [train] of a workspace
+    still count, if there is one). Each method is trained once per seed, all on the same images. Accuracy, ECE, NLL and
+    Brier score are measured on images that nothing was fitted to, before and after post-hoc calibration. Finished runs
+    are kept: after a kill, the same command goes on.
+    """
+    from alloop.cli._comparison import print_tables, write_report
+    from alloop.simulate.compare import compare as run_comparison
+    from alloop.simulate.methods import METHODS, list_methods
+    from alloop.simulate.summary import summarize, to_json, write_tables
+
+    if folder is not None and table is not None:
+        raise click.UsageError("--folder and --csv exclude each other.")
+    config, data = _load(session, folder, table, is_list)
+    if is_list or data is None:
+        possible = {method.name for method in list_methods(config)}
+        known = [(m.name, m.summary, m.name in possible) for m in METHODS.values()]
+        lines = [f"{name:<16} {summary}{'' if ok else '  (not with these settings)'}" for name, summary, ok in known]
+        session.show([{"name": name, "summary": text, "possible": ok} for name, text, ok in known], "\n".join(lines))
+        return
+    settings = _settings(session, config, methods, seeds, out, calibration, split, labels, budget_minutes, device)
+    comparison = run_comparison(settings, data, session.progress())
+    rows = summarize(comparison)
+    write_tables(comparison, rows, settings.out)
+    page = write_report(settings, data, comparison, rows)
+    if session.as_json:
+        session.show({**to_json(comparison, rows), "page": str(page)})
+    elif session.verbosity >= 0:
+        print_tables(settings, comparison, rows, page)
+
+
+def _load(
+    session: Session, folder: Path | None, table: Path | None, is_list: bool
+) -> "tuple[Config, LabeledImages | None]":
+    """Settings and images. Labeled images from elsewhere need no workspace: without one the defaults count."""
+    from alloop.config.load import FILE_NAME, load_config, set_values, validate_config
+    from alloop.simulate.labeled import read_csv, read_folder, read_workspace
+
+    has_workspace = (session.workspace / FILE_NAME).exists()
+    if folder is None and table is None and not (is_list and not has_workspace):
+        project = session.project()
+        return project.config, None if is_list else read_workspace(project)
+    plain = validate_config({"project": {"classes": ["one", "other"]}}, "defaults")
+    config = load_config(session.workspace) if has_workspace else plain
+    if is_list:
+        return config, None
+    progress = session.progress()
+    data = read_folder(folder, progress) if folder is not None else read_csv(Path(str(table)), progress)
+    return set_values(config, project={"classes": list(data.classes)}), data
+
+
+def _settings(
+    session: Session,
+    config: "Config",
+    methods: str | None,
+    seeds: int,
+    out: Path | None,
+    calibration: str,
+    split: str,
+    labels: int | None,
+    minutes: float | None,
+    device: str | None,
+) -> "CompareSettings":
+    from alloop.composition import CALIBRATORS
+    from alloop.errors import ConfigError, did_you_mean
+    from alloop.simulate.compare import CompareSettings
+    from alloop.simulate.methods import find_methods
+
+    calibrators = tuple(dict.fromkeys(_names(calibration)))
+    for name in calibrators:
+        if name not in CALIBRATORS:
+            raise ConfigError(f"There is no calibrator '{name}'{did_you_mean(name, CALIBRATORS)}")
+    return CompareSettings(
+        config=config,
+        methods=find_methods(config, _names(methods or "")),
+        seeds=seeds,
+        out=(out or session.workspace / "compare").absolute(),
+        cache=session.workspace.absolute() / "cache" if out is None else out.absolute() / "cache",
+        calibrators=tuple(name for name in calibrators if name != "none"),
+        split="holdout" if split == "holdout" else "stratified",
+        n_labels=labels,
+        minutes=minutes,
+        device=device,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

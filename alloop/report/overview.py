@@ -1,0 +1,67 @@
+"""A comparison as one HTML file that needs no other: tables, and pictures inside it."""
+
+import base64
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from alloop.files import write_bytes
+
+_TEMPLATE = Path(__file__).with_name("comparison.html.jinja")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a table shows; `place` 1 is the best of its column, 2 the second best, 0 neither."""
+
+    text: str
+    place: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG file, and what it shows in words."""
+
+    alt: str
+    path: Path
+
+    @property
+    def base64(self) -> str:
+        """Its bytes as text."""
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    title: str
+    text: str = ""
+    pictures: Sequence[Picture] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    title: str
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    sections: Sequence[Section]
+
+
+def render_page(page: Page) -> str:
+    """The page. Names of classes, files and methods are text, never markup."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(page=page)
+
+
+def write_page(page: Page, path: Path) -> None:
+    """Render and write it."""
+    write_bytes(path, render_page(page).encode())

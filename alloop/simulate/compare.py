@@ -1,0 +1,431 @@
+"""Methods × seeds on the same labels: train, score, calibrate, measure. One JSON file a cell, so that a kill costs one.
+
+Every model is trained without post-hoc calibration; calibrators are fitted here, on images it was not trained on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alloop import __version__
+from alloop.calibration.calibrator import prepare
+from alloop.calibration.choose import cross_fit, fit_calibrator, to_json
+from alloop.config.load import validate_config
+from alloop.config.schema import Config
+from alloop.engine.build import build_backbone, build_hardware, search_paths
+from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.features import ensure_features, trunk_batches
+from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
+from alloop.engine.score_file import read_log_probs
+from alloop.errors import ConfigError, ModelError, PoolError, WorkspaceError
+from alloop.evaluation.intervals import bootstrap, ece_of, mean_of, wilson
+from alloop.evaluation.metrics import (
+    Bins,
+    adaptive_ece,
+    classwise_ece,
+    confidence_bins,
+    measure,
+    nll_per_image,
+)
+from alloop.files import write_json
+from alloop.progress import Progress, silent
+from alloop.records import ImageRef
+from alloop.seeds import derive_seed
+from alloop.simulate.labeled import LabeledImages, Parts, split_holdout, split_stratified
+from alloop.simulate.methods import Method, apply_method
+
+RAW = "raw"  # the stage before any calibrator
+LAYOUT = 1  # of a cell file; another layout is computed again
+_TIMED = 128  # images that the trunk is timed on
+SplitKind = Literal["stratified", "holdout"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareSettings:
+    """What to compare.
+
+    Attributes:
+        config: Shared by all methods, but for what makes a method.
+        seeds: How many; seed s draws the split and everything random in training.
+        calibrators: Names, as in [calibration] method; each is fitted to the same raw predictions.
+        split: "holdout" measures on the workspace's holdout, "stratified" draws new parts for every seed.
+        n_labels: Training images; None: all that are left.
+        minutes: No cell is begun after that long; None: no limit.
+        out: Folder of the results.
+    """
+
+    config: Config
+    methods: tuple[Method, ...]
+    seeds: int
+    out: Path
+    cache: Path
+    calibrators: tuple[str, ...] = ("temperature",)
+    split: SplitKind = "stratified"
+    n_labels: int | None = None
+    minutes: float | None = None
+    device: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Predictions before or after a calibrator, measured.
+
+    Attributes:
+        metrics: accuracy, nll (nats), brier, ece, mce, adaptive_ece, classwise_ece.
+        intervals: 95 % of accuracy (Wilson), nll and ece (bootstrap): name → (low, high).
+        count, confidence, accuracy: The 15 bins of a reliability diagram; None where a bin is empty.
+        calibrator: What was fitted, and the evidence for it; None before one.
+    """
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    count: tuple[int, ...]
+    confidence: tuple[float | None, ...]
+    accuracy: tuple[float | None, ...]
+    calibrator: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method with one seed.
+
+    Attributes:
+        train_seconds: Wall time of training; features, where they are shared, not counted.
+        score_seconds: For one image, the trunk counted, shared or not.
+        stages: "raw" and every calibrator, measured on the same images.
+    """
+
+    method: str
+    seed: int
+    n_train: int
+    n_calibration: int
+    n_test: int
+    train_seconds: float
+    score_seconds: float
+    stages: Mapping[str, Stage]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is known. `missing` cells were not begun for want of time; `failed` ones say why they cannot be."""
+
+    methods: tuple[Method, ...]
+    cells: tuple[Cell, ...]
+    missing: tuple[tuple[str, int], ...] = ()
+    failed: tuple[tuple[str, int, str], ...] = ()
+    trained: int = 0
+
+
+def compare(
+    settings: CompareSettings,
+    data: LabeledImages,
+    progress: Progress = silent,
+    draw: Callable[[int], Parts] | None = None,
+) -> Comparison:
+    """Run every cell that is not there yet, seed by seed, so that all methods have equally many when time runs out.
+
+    Args:
+        settings: What to compare.
+        data: On what.
+        progress: Hears of features and of cells.
+        draw: The parts of a seed; None: as `settings.split` says.
+
+    Raises:
+        ConfigError: A method does not go together with the settings.
+        LabelError: Too few labels for what was asked.
+        PoolError: Images that cannot be read; all methods must see the same ones.
+        WorkspaceError: The results cannot be written; those written stay.
+    """
+    started = time.monotonic()
+    planned = _plan(settings, data, draw or (lambda seed: split(data, settings.split, seed, settings.n_labels)))
+    trunk_seconds = 0.0
+    if any(cell.read() is None for cell in planned):
+        trunk_seconds = _warm(settings, data, progress)
+    cells: list[Cell] = []
+    missing: list[tuple[str, int]] = []
+    failed: list[tuple[str, int, str]] = []
+    trained = 0
+    for number, plan in enumerate(planned, start=1):
+        found = plan.read()
+        if found is None and _is_late(settings, started):
+            missing.append((plan.method.name, plan.seed))
+            continue
+        try:
+            if found is None:
+                write_json(plan.path, dataclasses.asdict(_run(plan, settings, data, trunk_seconds)))
+                trained += 1
+            # Read also what was just written: a run that goes on must not differ from one that was not stopped.
+            cells += [cell for cell in (found or plan.read(),) if cell is not None]
+        except ModelError as error:  # this method fails on these labels: the others go on
+            failed.append((plan.method.name, plan.seed, str(error)))
+        progress("methods × seeds", number, len(planned))
+    return Comparison(settings.methods, tuple(cells), tuple(missing), tuple(failed), trained)
+
+
+def read_cell(path: Path) -> Cell | None:
+    """A finished cell; None where there is none, or one that this alloop does not read."""
+    try:
+        data = json.loads(path.read_text())
+        stages = {
+            name: Stage(
+                metrics=stage["metrics"],
+                intervals={key: (low, high) for key, (low, high) in stage["intervals"].items()},
+                count=tuple(stage["count"]),
+                confidence=tuple(stage["confidence"]),
+                accuracy=tuple(stage["accuracy"]),
+                calibrator=stage["calibrator"],
+            )
+            for name, stage in sorted(data.pop("stages").items(), key=lambda item: (item[0] != RAW, item[0]))
+        }
+        return Cell(**data, stages=stages)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkspaceError(f"{path} is damaged: {error}.", "Remove it; that cell is then computed again.") from error
+
+
+# -- one cell ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    method: Method
+    seed: int
+    config: Config
+    parts: Parts
+    path: Path
+
+    def read(self) -> Cell | None:
+        return read_cell(self.path)
+
+
+def _plan(settings: CompareSettings, data: LabeledImages, draw: Callable[[int], Parts]) -> list[_Plan]:
+    configs = {method.name: uncalibrated(apply_method(settings.config, method)) for method in settings.methods}
+    plans = []
+    for seed in range(settings.seeds):
+        parts = draw(seed)
+        for method in settings.methods:
+            digest = _digest(configs[method.name], data, parts, seed, settings)
+            name = f"{method.name.replace('/', '+')}-seed{seed}-{digest[:12]}.json"
+            plans.append(_Plan(method, seed, configs[method.name], parts, settings.out / "cells" / name))
+    return plans
+
+
+def split(data: LabeledImages, kind: SplitKind, seed: int, n_labels: int | None) -> Parts:
+    """The parts of one seed.
+
+    Raises:
+        ConfigError: There is no holdout to measure on.
+        LabelError: Too few labels.
+    """
+    if kind == "stratified":
+        return split_stratified(data.targets, seed, n_labels)
+    if data.is_holdout is None:
+        raise ConfigError("Only a workspace has a holdout.", "Leave --split holdout out.")
+    return split_holdout(data.targets, data.is_holdout, seed, n_labels)
+
+
+def uncalibrated(config: Config) -> Config:
+    """The same settings with no post-hoc calibration, where the settings have a say in it."""
+    if "calibration" not in Config.model_fields:
+        return config
+    dumped = config.model_dump(mode="json")
+    dumped["calibration"]["method"] = "none"
+    return validate_config(dumped, "comparison")
+
+
+def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settings: CompareSettings) -> str:
+    """What a cell depends on; a file with another digest is another cell."""
+    # Without defaults: a setting that a later alloop adds changes nothing by being there.
+    dumped = config.model_dump(mode="json", include={"project", "model", "train"}, exclude_defaults=True)
+    content = {
+        "layout": LAYOUT,
+        "alloop": __version__,
+        "config": dumped,
+        "classes": data.classes,
+        "seed": seed,
+        "calibrators": settings.calibrators,
+        "parts": [
+            [(data.images[position].sha256, int(data.targets[position])) for position in part.tolist()]
+            for part in (parts.train, parts.calibration, parts.test)
+        ],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, trunk_seconds: float) -> Cell:
+    with tempfile.TemporaryDirectory(dir=settings.out, prefix=".cell-") as scratch:
+        trained, scored = train_and_score(plan.config, plan.parts, plan.seed, settings, data, Path(scratch))
+        log_probs = _read(scored, data, np.concatenate([plan.parts.calibration, plan.parts.test]))
+    n = len(plan.parts.calibration)
+    seconds = trunk_seconds + scored.seconds / max(1, scored.n_images)
+    return Cell(
+        method=plan.method.name,
+        seed=plan.seed,
+        n_train=len(plan.parts.train),
+        n_calibration=n,
+        n_test=len(plan.parts.test),
+        train_seconds=trained.seconds,
+        score_seconds=seconds,
+        stages=measure_stages(
+            log_probs[:n],
+            data.targets[plan.parts.calibration],
+            log_probs[n:],
+            data.targets[plan.parts.test],
+            settings.calibrators,
+            plan.seed,
+        ),
+    )
+
+
+def train_and_score(
+    config: Config, parts: Parts, seed: int, settings: CompareSettings, data: LabeledImages, scratch: Path
+) -> tuple[TrainResult, ScoreResult]:
+    """A model of the training part, and its raw predictions of the others; it never sees their labels."""
+    take = [data.images[position] for position in parts.train.tolist()]
+    job = TrainJob(
+        config=config,
+        classes=data.classes,
+        images=tuple(take),
+        targets=tuple(data.targets[parts.train].tolist()),
+        holdout=(),
+        holdout_targets=(),
+        seed=derive_seed(seed, "compare", "train"),
+        cache=settings.cache,
+        out=scratch / "model",
+        device=settings.device,
+    )
+    executor = LocalExecutor()
+    trained = executor.train(job)
+    others = tuple(data.images[position] for position in [*parts.calibration.tolist(), *parts.test.tolist()])
+    scored = executor.score(
+        ScoreJob(config, trained.files, others, settings.cache, scratch / "scores.parquet", settings.device)
+    )
+    _refuse_failed((*trained.failed, *scored.failed), data.images)
+    return trained, scored
+
+
+def _read(scored: ScoreResult, data: LabeledImages, positions: npt.NDArray[np.int64]) -> Tensor:
+    """Raw log p̄ [N, K], float64, in the order of the positions."""
+    rows: dict[int, Tensor] = {}
+    for image_ids, log_probs in read_log_probs(scored.path):
+        rows |= dict(zip(image_ids.tolist(), log_probs, strict=True))
+    stacked = torch.stack([rows[data.images[position].image_id] for position in positions.tolist()])
+    if bool(torch.isnan(stacked).any()):
+        raise ModelError("A prediction is not a number.", "The training diverged; a lower learning rate may help.")
+    return prepare(stacked)
+
+
+def measure_stages(
+    calibration: Tensor,
+    calibration_targets: npt.NDArray[np.int64],
+    test: Tensor,
+    test_targets: npt.NDArray[np.int64],
+    calibrators: Sequence[str],
+    seed: int,
+) -> dict[str, Stage]:
+    """Measure raw predictions, and the same after each calibrator.
+
+    Args:
+        calibration: Raw log p̄ [C, K] that the calibrators are fitted to; none: they are cross-fitted on the test part.
+        calibration_targets: Class positions [C].
+        test: Raw log p̄ [N, K] that all is measured on.
+        test_targets: Class positions [N].
+        calibrators: Names.
+        seed: Of folds and bootstrap draws.
+    """
+    stages = {RAW: measure_stage(test, test_targets, seed)}
+    for name in calibrators:
+        if len(calibration):
+            fitted = fit_calibrator(name, calibration, torch.from_numpy(calibration_targets), seed)
+            calibrated = fitted.calibrator.apply(test)
+        else:
+            calibrated, fitted = cross_fit(name, test, torch.from_numpy(test_targets), seed)
+        stages[name] = measure_stage(calibrated, test_targets, seed, to_json(fitted))
+    return stages
+
+
+def measure_stage(
+    log_probs: Tensor, targets: npt.NDArray[np.int64], seed: int, calibrator: Mapping[str, Any] | None = None
+) -> Stage:
+    """Every metric of predictions [N, K], with intervals for those that are shown."""
+    rows: npt.NDArray[np.float64] = log_probs.double().numpy()
+    probs = np.exp(rows)
+    bins = confidence_bins(probs, targets)
+    plain = measure(rows, targets)
+    accuracy = wilson(round(plain.accuracy * plain.n), plain.n)
+    generator = np.random.default_rng(derive_seed(seed, "compare", "bootstrap"))
+    nll = bootstrap(mean_of(nll_per_image(rows, targets)), plain.n, generator)
+    ece = bootstrap(ece_of(probs, targets), plain.n, generator)
+    values = {key: getattr(plain, key) for key in ("accuracy", "nll", "brier", "ece", "mce")}
+    return Stage(
+        metrics={
+            **values,
+            "adaptive_ece": adaptive_ece(probs, targets),
+            "classwise_ece": classwise_ece(probs, targets),
+        },
+        intervals={"accuracy": (accuracy.low, accuracy.high), "nll": (nll.low, nll.high), "ece": (ece.low, ece.high)},
+        count=tuple(bins.count.tolist()),
+        confidence=_filled(bins, bins.confidence),
+        accuracy=_filled(bins, bins.accuracy),
+        calibrator=calibrator,
+    )
+
+
+def _filled(bins: Bins, values: npt.NDArray[np.float64]) -> tuple[float | None, ...]:
+    """JSON has no nan."""
+    return tuple(value if n else None for value, n in zip(values.tolist(), bins.count.tolist(), strict=True))
+
+
+# -- features and time ------------------------------------------------------------------------------------------------
+
+
+def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) -> float:
+    """With a frozen trunk, compute all features before any clock starts, and time the trunk by itself.
+
+    Returns:
+        Seconds that the trunk takes for an image; 0 in finetune mode, where scoring runs it and is timed with it.
+    """
+    settings.out.mkdir(parents=True, exist_ok=True)
+    if settings.config.model.mode != "frozen":
+        return 0.0
+    backbone = build_backbone(settings.config, search_paths(settings.cache))
+    hardware = build_hardware(settings.config, settings.device)
+    _, failed = ensure_features(data.images, backbone, settings.cache, hardware, progress)
+    _refuse_failed(failed, data.images)
+    note = settings.out / "trunk.json"  # a run that goes on uses the same figure
+    digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
+    if note.exists() and (known := json.loads(note.read_text()))["backbone"] == digest:
+        return float(known["seconds_per_image"])
+    alone = dataclasses.replace(hardware, workers=0)
+    sample = data.images[:_TIMED]
+    started = time.perf_counter()
+    for _ in trunk_batches(sample, backbone, alone):
+        pass
+    seconds = (time.perf_counter() - started) / len(sample)
+    write_json(note, {"backbone": digest, "seconds_per_image": seconds, "n_images": len(sample)})
+    return seconds
+
+
+def _refuse_failed(failed: Sequence[tuple[int, str]], images: Sequence[ImageRef]) -> None:
+    if failed:
+        image_id, reason = failed[0]
+        path = next(image.path for image in images if image.image_id == image_id)
+        raise PoolError(
+            f"{len({image_id for image_id, _ in failed})} images cannot be read, for example {path}: {reason}.",
+            "Mend or remove them: all methods must see the same images.",
+        )
+
+
+def _is_late(settings: CompareSettings, started: float) -> bool:
+    return settings.minutes is not None and time.monotonic() - started > 60 * settings.minutes

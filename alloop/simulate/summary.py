@@ -1,0 +1,198 @@
+"""Cells of a comparison → a table: mean ± std over seeds, ranks, times; on disk as CSV and JSON."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alloop.evaluation.ranks import average_rank
+from alloop.files import write_bytes, write_json
+from alloop.simulate.compare import RAW, Cell, Comparison
+from alloop.simulate.methods import BASELINE
+
+SHOWN = {"accuracy": True, "ece": False, "nll": False, "brier": False}  # metric → higher is better
+RANKED = ("accuracy", "ece", "nll")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Over seeds; the standard deviation has ddof = 0, as in the paper. `place` is 1 or 2 for the two best, else 0."""
+
+    mean: float
+    std: float
+    place: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        stages: "raw" and each calibrator → metric → its mean.
+        ranks: Stage → mean of the ranks in accuracy, ECE and NLL.
+        train_seconds: Mean.
+        score_milliseconds: Mean for one image, the trunk counted.
+        train_ratio, score_ratio: Relative to the single head; None when it was not compared.
+        ece_interval: Of the first seed before calibration: ECE's bootstrap 95 %.
+    """
+
+    method: str
+    summary: str
+    n_seeds: int
+    n_test: int
+    stages: Mapping[str, Mapping[str, Mean]]
+    ranks: Mapping[str, float]
+    train_seconds: float
+    score_milliseconds: float
+    train_ratio: float | None
+    score_ratio: float | None
+    ece_interval: tuple[float, float]
+
+
+def summarize(comparison: Comparison) -> tuple[Row, ...]:
+    """A row for every method that has cells, over the seeds that all of these methods have.
+
+    No seed that all have in common (a method without cells does not count): no rows.
+    """
+    by_method = {
+        method.name: {cell.seed: cell for cell in comparison.cells if cell.method == method.name}
+        for method in comparison.methods
+    }
+    present = {name: cells for name, cells in by_method.items() if cells}
+    common = sorted(set.intersection(*(set(cells) for cells in present.values()))) if present else []
+    if not common:
+        return ()
+    used = {name: [cells[seed] for seed in common] for name, cells in present.items()}
+    stages = _stages(used)
+    ranks = _ranks(stages)
+    base = used.get(BASELINE)
+    summaries = {method.name: method.summary for method in comparison.methods}
+    return tuple(_row(name, summaries[name], used[name], stages[name], ranks[name], base) for name in used)
+
+
+def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tuple[Path, Path, Path]:
+    """`cells.csv` (a line per cell and stage), `summary.csv` (a line per method and stage), `comparison.json` (all)."""
+    paths = out / "cells.csv", out / "summary.csv", out / "comparison.json"
+    _write_csv(paths[0], [line for cell in comparison.cells for line in _cell_lines(cell)])
+    _write_csv(paths[1], [line for row in rows for line in _summary_lines(row)])
+    write_json(paths[2], to_json(comparison, rows))
+    return paths
+
+
+def to_json(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
+    """Plain data: the table, every cell with its reliability bins, and what is not there."""
+    return {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "cells": [dataclasses.asdict(cell) for cell in comparison.cells],
+        "missing": [{"method": method, "seed": seed} for method, seed in comparison.missing],
+        "failed": [{"method": method, "seed": seed, "reason": why} for method, seed, why in comparison.failed],
+    }
+
+
+def _stages(used: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, dict[str, Mean]]]:
+    """Method → stage → metric → mean, places marked among the methods."""
+    names = list(next(iter(used.values()))[0].stages)
+    metrics = list(next(iter(used.values()))[0].stages[RAW].metrics)
+    table: dict[str, dict[str, dict[str, Mean]]] = {method: {name: {} for name in names} for method in used}
+    for name in names:
+        for metric in metrics:
+            values = {m: [cell.stages[name].metrics[metric] for cell in cells] for m, cells in used.items()}
+            means = {m: statistics.fmean(mine) for m, mine in values.items()}
+            places = _places(means, higher=SHOWN.get(metric, False))
+            for m, mine in values.items():
+                table[m][name][metric] = Mean(means[m], statistics.pstdev(mine), places[m])
+    return table
+
+
+def _places(means: Mapping[str, float], *, higher: bool) -> dict[str, int]:
+    """1 for the best, 2 for the second best; equal values share a place."""
+    best = sorted(set(means.values()), reverse=higher)[:2] if len(means) > 1 else []
+    return {method: best.index(value) + 1 if value in best else 0 for method, value in means.items()}
+
+
+def _ranks(stages: Mapping[str, Mapping[str, Mapping[str, Mean]]]) -> dict[str, dict[str, float]]:
+    names = list(next(iter(stages.values())))
+    found: dict[str, dict[str, float]] = {method: {} for method in stages}
+    for name in names:
+        values = np.array([[stages[method][name][metric].mean for metric in RANKED] for method in stages])
+        for method, rank in zip(stages, average_rank(values).tolist(), strict=True):
+            found[method][name] = rank
+    return found
+
+
+def _row(
+    name: str,
+    summary: str,
+    cells: Sequence[Cell],
+    stages: Mapping[str, Mapping[str, Mean]],
+    ranks: Mapping[str, float],
+    base: Sequence[Cell] | None,
+) -> Row:
+    train = statistics.fmean(cell.train_seconds for cell in cells)
+    score = statistics.fmean(cell.score_seconds for cell in cells)
+    return Row(
+        method=name,
+        summary=summary,
+        n_seeds=len(cells),
+        n_test=cells[0].n_test,
+        stages=stages,
+        ranks=ranks,
+        train_seconds=train,
+        score_milliseconds=1000 * score,
+        train_ratio=train / statistics.fmean(cell.train_seconds for cell in base) if base else None,
+        score_ratio=score / statistics.fmean(cell.score_seconds for cell in base) if base else None,
+        ece_interval=cells[0].stages[RAW].intervals["ece"],
+    )
+
+
+def _cell_lines(cell: Cell) -> list[dict[str, object]]:
+    start = {
+        "method": cell.method, "seed": cell.seed, "n_train": cell.n_train, "n_calibration": cell.n_calibration,
+        "n_test": cell.n_test,
+    }  # fmt: skip
+    times = {"train_seconds": f"{cell.train_seconds:.3f}", "score_milliseconds": f"{1000 * cell.score_seconds:.4f}"}
+    return [
+        {
+            **start,
+            "stage": name,
+            **{metric: f"{value:.6g}" for metric, value in stage.metrics.items()},
+            **{
+                f"{metric}_{end}": f"{value:.6g}"
+                for metric, bounds in stage.intervals.items()
+                for end, value in zip(("low", "high"), bounds, strict=True)
+            },
+            **times,
+        }
+        for name, stage in cell.stages.items()
+    ]
+
+
+def _summary_lines(row: Row) -> list[dict[str, object]]:
+    return [
+        {
+            "method": row.method,
+            "stage": name,
+            "seeds": row.n_seeds,
+            **{f"{key}_{end}": f"{getattr(mean, end):.6g}" for key, mean in metrics.items() for end in ("mean", "std")},
+            "rank": f"{row.ranks[name]:.3f}",
+            "train_seconds": f"{row.train_seconds:.3f}",
+            "score_milliseconds": f"{row.score_milliseconds:.4f}",
+            "train_ratio": "" if row.train_ratio is None else f"{row.train_ratio:.3f}",
+            "score_ratio": "" if row.score_ratio is None else f"{row.score_ratio:.3f}",
+        }
+        for name, metrics in row.stages.items()
+    ]
+
+
+def _write_csv(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    write_bytes(path, text.getvalue().encode())

@@ -1,0 +1,119 @@
+"""Labeled images for a comparison: where they come from, how they are split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import write_picture
+
+from alloop.errors import LabelError
+from alloop.simulate.labeled import Parts, read_csv, read_folder, split_holdout, split_stratified
+
+
+def _write(folder: Path, n: int = 6) -> None:
+    for label in ("cat", "dog"):
+        for number in range(n):
+            write_picture(folder / label / "more" / f"{number}.png", label=label, number=number)
+
+
+def test_a_folder_per_class_is_read_to_its_bottom(tmp_path: Path):
+    _write(tmp_path)
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+
+    data = read_folder(tmp_path)
+
+    assert data.classes == ("cat", "dog")
+    assert data.targets.tolist() == [0] * 6 + [1] * 6
+    assert all(
+        Path(image.path).parts[-3] == data.classes[t] for image, t in zip(data.images, data.targets, strict=True)
+    )
+
+
+def test_a_csv_names_files_from_where_it_lies(tmp_path: Path):
+    _write(tmp_path / "photos")
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    lines = [f"{file.relative_to(tmp_path)},{file.parts[-3]}" for file in files]
+    (tmp_path / "labels.csv").write_text("file,label\n" + "\n".join(lines))
+
+    data = read_csv(tmp_path / "labels.csv")
+
+    assert [image.path for image in data.images] == [str(file) for file in files]
+
+
+def test_a_csv_line_without_its_file_is_named(tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("file,label\ngone.png,cat\n")
+
+    with pytest.raises(LabelError, match=r"line 2 names .*gone\.png, which is not there"):
+        read_csv(tmp_path / "labels.csv")
+
+
+def test_a_copy_counts_once_and_a_contradicting_copy_is_refused(tmp_path: Path):
+    _write(tmp_path)
+    source = (tmp_path / "cat" / "more" / "0.png").read_bytes()
+    (tmp_path / "cat" / "copy.png").write_bytes(source)
+    assert len(read_folder(tmp_path).images) == 12
+
+    (tmp_path / "dog" / "copy.png").write_bytes(source)
+
+    with pytest.raises(LabelError, match=r"is 'dog', but .* is 'cat'"):
+        read_folder(tmp_path)
+
+
+def test_one_folder_is_no_comparison(tmp_path: Path):
+    (tmp_path / "cat").mkdir()
+
+    with pytest.raises(LabelError, match="holds 1 folders"):
+        read_folder(tmp_path)
+
+
+def _all(parts: Parts) -> list[int]:
+    return np.concatenate([parts.train, parts.calibration, parts.test]).tolist()
+
+
+def test_parts_are_stratified_and_do_not_overlap():
+    targets = np.repeat([0, 1, 2], [60, 30, 10])
+
+    parts = split_stratified(targets, seed=3)
+
+    assert sorted(_all(parts)) == list(range(100))
+    # 40 and 20 of 100 images, a class of 30 % gives 12 and 6 of them, give or take one.
+    assert [len(part) for part in (parts.train, parts.calibration, parts.test)] == [40, 20, 40]
+    for part, expected in ((parts.test, [24, 12, 4]), (parts.calibration, [12, 6, 2]), (parts.train, [24, 12, 4])):
+        assert np.abs(np.bincount(targets[part], minlength=3) - expected).max() <= 1
+
+
+def test_a_seed_always_gives_the_same_parts_and_another_seed_others():
+    targets = np.arange(100) % 4
+
+    assert _all(split_stratified(targets, 1)) == _all(split_stratified(targets, 1))
+    assert _all(split_stratified(targets, 1)) != _all(split_stratified(targets, 2))
+
+
+def test_fewer_labels_leave_what_is_measured_as_it_was():
+    targets = np.arange(100) % 4
+
+    few, many = split_stratified(targets, 1, n_labels=8), split_stratified(targets, 1)
+
+    assert few.test.tolist() == many.test.tolist()
+    assert np.bincount(targets[few.train]).tolist() == [2, 2, 2, 2]
+    assert set(few.train) <= set(many.train)
+
+
+def test_more_labels_than_there_are_left_is_an_error_with_the_number():
+    with pytest.raises(LabelError, match="41 training labels were asked for, but 40 are left"):
+        split_stratified(np.arange(100) % 4, 1, n_labels=41)
+
+
+def test_the_holdout_is_measured_on_and_never_trained_on():
+    is_holdout = np.arange(20) < 5
+
+    parts = split_holdout(np.arange(20) % 2, is_holdout, seed=0)
+
+    assert sorted(parts.test) == [0, 1, 2, 3, 4]
+    assert sorted(parts.train) == list(range(5, 20))
+    assert len(parts.calibration) == 0
+
+
+def test_a_holdout_without_labels_cannot_be_measured_on():
+    with pytest.raises(LabelError, match="No holdout image is labeled"):
+        split_holdout(np.arange(4) % 2, np.zeros(4, dtype=bool), seed=0)
