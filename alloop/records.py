@@ -3,7 +3,9 @@
 import dataclasses
 import datetime as dt
 import enum
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class Split(enum.StrEnum):
@@ -178,13 +180,23 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Calibration:
-    """A fitted post-hoc temperature and the evidence for it; NLLs are in nats per image."""
+    """A fitted post-hoc calibrator and the evidence for it; NLLs are in nats per image.
+
+    Attributes:
+        temperature: 1 where another calibrator was fitted, or none.
+        n: Holdout images that it was fitted to.
+        note: Why it is not what was asked for, or how it was chosen.
+        method: What was fitted; "none" leaves predictions as they are.
+        fitted: Its numbers as JSON, where one temperature does not say it all.
+    """
 
     temperature: float
     n: int
     nll_before: float | None
     nll_after: float | None
     note: str = ""
+    method: str = "temperature"
+    fitted: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 WIDE = 120
 EXPLAINED = (
-    "Accuracy, NLL (nats) and ECE are of the labeled holdout, each image calibrated by the others, with 95 % intervals "
-    "(Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie above it). H is the "
-    "mean entropy of the batch in nats: chosen by the strategy | drawn at random."
+    "Accuracy, NLL (nats) and ECE are of the N labeled images of the holdout, each image calibrated by the others, "
+    "with 95 % intervals (Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie "
+    "above it). H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
 )
 
 
@@ -56,7 +56,7 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("round", "state", "labels", "accuracy %", "NLL", "ECE %", "H", "answered"):
+    for column in ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "H", "answered"):
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     for row in rounds:
         asked, still_open = sum(row.queries.values()), row.queries.get("open", 0)
@@ -64,6 +64,7 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
             str(row.number),
             row.state,
             "-" if row.n_labels is None else str(row.n_labels),
+            str(row.metrics["accuracy"].n) if "accuracy" in row.metrics else "-",
             _interval(row.metrics.get("accuracy"), 100, 1),
             _interval(row.metrics.get("nll"), 1, 2),
             _interval(row.metrics.get("ece"), 100, 1),
@@ -88,8 +89,9 @@ def _people(report: "StatusReport") -> list[str]:
 
 def _attention(report: "StatusReport") -> list[str]:
     lines = []
-    if report.rounds and report.rounds[-1].calibration_note:
-        lines.append(report.rounds[-1].calibration_note)
+    measured = [row for row in report.rounds if row.model is not None]
+    if measured:
+        lines.append(_calibration(measured[-1]))
     if report.skipped:
         lines.append(f"{len(report.skipped)} images were skipped and are not asked again: {_some(report.skipped)}")
     if report.empty:
@@ -103,6 +105,15 @@ def _attention(report: "StatusReport") -> list[str]:
     if report.rounds and report.rounds[-1].closed_because:
         lines.append(f"Round {report.rounds[-1].number} closed: {report.rounds[-1].closed_because}.")
     return lines
+
+
+def _calibration(row: "RoundReport") -> str:
+    """What was fitted to how many labels, and what it changed on images that it was not fitted to."""
+    words = f"Calibrated by {row.calibration}, {row.n_calibration} holdout labels."
+    if "nll_uncalibrated" in row.metrics:
+        before, after = (_interval(row.metrics.get(name), 1, 3) for name in ("nll_uncalibrated", "nll"))
+        words += f" NLL {before} before, {after} after."
+    return f"{words} {row.calibration_note}".rstrip()
 
 
 def _interval(interval: "Interval | None", factor: float, digits: int) -> str:

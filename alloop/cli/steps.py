@@ -21,6 +21,7 @@ def train(session: Session, device: str | None) -> None:
     from alloop.loop import steps
     from alloop.loop.writer import writer
     from alloop.records import RoundState
+    from alloop.report.gather import describe_calibration
     from alloop.store.rounds import find_last_round, find_model
     from alloop.store.session import reading
 
@@ -36,10 +37,17 @@ def train(session: Session, device: str | None) -> None:
     if model is None:
         session.show({"round": last.number, "model": None}, f"Round {last.number}: {TOO_FEW}.")
         return
-    temperature = model.calibration.temperature
+    calibration = model.calibration
     session.show(
-        {"round": last.number, "model": model.name, "labels": model.n_labels, "temperature": temperature},
-        f"Round {last.number}: trained {model.name} on {model.n_labels} labels, T = {temperature:.3f}.",
+        {
+            "round": last.number,
+            "model": model.name,
+            "labels": model.n_labels,
+            "temperature": calibration.temperature,
+            "calibration": calibration.method,
+        },
+        f"Round {last.number}: trained {model.name} on {model.n_labels} labels, calibrated by "
+        f"{describe_calibration(calibration)} on {calibration.n} holdout labels.",
     )
 
 

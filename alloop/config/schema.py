@@ -129,6 +129,15 @@ class TrainConfig(Section):
     mixing_probability: Share | None = None  # of a batch to be mixed; None: 1.0, of cutmix 0.5
 
 
+class CalibrationConfig(Section):
+    """`[calibration]`: what is fitted to the labeled holdout so that probabilities hold."""
+
+    # auto: the lowest cross-validated NLL among those with images enough; isotonic needs 200, the others 50
+    method: Literal["temperature", "none", "platt", "isotonic", "histogram-width", "histogram-mass", "auto"] = (
+        "temperature"
+    )
+
+
 class LoopConfig(Section):
     """`[loop]`: the size of a round and when to stop."""
 
@@ -213,6 +222,7 @@ class Config(Section):
     database: DatabaseConfig = DatabaseConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     loop: LoopConfig = LoopConfig()
     acquisition: AcquisitionConfig = AcquisitionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -231,5 +241,6 @@ class Config(Section):
             n_members=model.n_networks * model.n_heads,
             dropout_passes=model.n_passes if model.uncertainty == "mc-dropout" else None,
             dropout_rate=model.dropout if model.uncertainty == "mc-dropout" else None,
+            calibrator=self.calibration.method,
         )
         return self

@@ -42,11 +42,12 @@ class TrainResult:
     """A model version on disk and what is known about it.
 
     Attributes:
-        calibration: The temperature that scoring applies, fitted on the whole labeled holdout.
+        calibration: What scoring applies, fitted on the whole labeled holdout.
         holdout_log_probs: Calibrated log p̄ of the labeled holdout [N, K], float32, in the job's order; cross-fitted, so
             that no image was calibrated by itself. Empty when the holdout is. Images in `failed` have no row.
         history: Losses per epoch and what was decided, JSON-able, for the record.
         seconds: Wall time.
+        holdout_raw_log_probs: The same rows before calibration.
         failed: Training and holdout images that could not be read now, with the reason; they took no part.
     """
 
@@ -58,6 +59,7 @@ class TrainResult:
     history: dict[str, object]
     seconds: float
     failed: tuple[tuple[int, str], ...] = ()
+    holdout_raw_log_probs: npt.NDArray[np.float32] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ScoreJob:
         out: Parquet file: image_id int64, sha256 string, predicted string, entropy float32 (nats), confidence float32
             (1 - entropy / ln K), log_probs fixed-size list<float32>[K] (calibrated log p̄), in the order of `images`.
             The classes, the model's sha256 and the temperature are in the file's metadata.
+        is_calibrated: False: log_probs, and all that is computed from them, as the model said them.
     """
 
     config: Config
@@ -77,6 +80,7 @@ class ScoreJob:
     cache: Path
     out: Path
     device: str | None = None
+    is_calibrated: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from alloop.calibration.temperature import apply_temperature
 from alloop.config.schema import ModelConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
+from alloop.engine.calibrate import apply_calibration
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob, ScoreResult
@@ -44,7 +44,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
         done = 0
         for images, logits in _logits(job, version, predictor, failed, progress):
             pooled = mean_log_probs(predictor.log_probs(logits))
-            writer.write(images, apply_temperature(pooled.double(), version.calibration.temperature).float())
+            writer.write(images, apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled)
             done += len(images)
             progress("score", done, len(job.images) - len(failed))
     return ScoreResult(

@@ -1,4 +1,4 @@
-"""Train one model version: features or fine-tuning, heads, temperature, files."""
+"""Train one model version: features or fine-tuning, heads, calibrator, files."""
 
 import collections
 import dataclasses
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alloop.calibration.temperature import cross_fit_temperature
 from alloop.engine.build import (
     Hardware,
     build_backbone,
@@ -19,6 +18,7 @@ from alloop.engine.build import (
     build_loss,
     search_paths,
 )
+from alloop.engine.calibrate import calibrate
 from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import Labeled, finetune, trunk_features
@@ -62,7 +62,8 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         if n_networks > 1:
             progress("networks", number + 1, n_networks)
     raw, targets = _pool(job, fitted)
-    log_probs, calibration = cross_fit_temperature(raw, targets, derive_seed(job.seed, "calibration"))
+    method, seed = job.config.calibration.method, derive_seed(job.seed, "calibration")
+    log_probs, calibration = calibrate(method, raw, targets, seed)
     head_classes = tuple(tuple(job.classes[position] for position in part) for heads in parts for part in heads)
     files = save_version(job.out, members.networks(), calibration, metadata | {"head_classes": head_classes})
     members.clear()
@@ -70,6 +71,7 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         files=files,
         calibration=calibration,
         holdout_log_probs=log_probs.numpy().astype(np.float32),
+        holdout_raw_log_probs=raw.numpy().astype(np.float32),
         head_classes=head_classes,
         library_versions=library_versions(),
         history=_history(fitted),

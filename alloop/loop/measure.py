@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from alloop.calibration.temperature import cross_fit_temperature
 from alloop.config.load import validate_config
+from alloop.engine.calibrate import calibrate
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
@@ -28,13 +28,19 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
 
-def measure(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.int64], seed: int) -> dict[str, Interval]:
+def measure(
+    log_probs: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.int64],
+    seed: int,
+    raw: npt.NDArray[np.floating] | None = None,
+) -> dict[str, Interval]:
     """Accuracy (Wilson), NLL in nats, Brier score and 15-bin ECE (bootstrap), each with its 95 % interval.
 
     Args:
         log_probs: Calibrated log p̄ [N, K] of images that took no part in what produced it.
         targets: [N].
         seed: For the resamples.
+        raw: The same before calibration; adds its NLL as `nll_uncalibrated`.
     """
     n = len(targets)
     probs = np.exp(log_probs.astype(np.float64))
@@ -44,6 +50,8 @@ def measure(log_probs: npt.NDArray[np.floating], targets: npt.NDArray[np.int64],
         "brier": mean_of(squared),
         "ece": ece_of(probs, targets),
     }
+    if raw is not None:
+        statistics["nll_uncalibrated"] = mean_of(nll_per_image(raw, targets))
     metrics = {"accuracy": wilson(round(accuracy(probs, targets) * n), n)}
     for name, statistic in statistics.items():
         metrics[name] = bootstrap(statistic, n, np.random.default_rng(derive_seed(seed, "bootstrap", name)))
@@ -55,7 +63,7 @@ def evaluate(
 ) -> tuple[str, dict[str, Interval]]:
     """Measure the newest model on the holdout labels there are now, each image calibrated by the others.
 
-    The model keeps the temperature it was stored with; what is measured is what calibrating today would give.
+    The model keeps the calibrator it was stored with; what is measured is what calibrating today would give.
 
     Returns:
         The model's name and its metrics, which are recorded.
@@ -75,8 +83,9 @@ def evaluate(
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
     raw, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
     targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
-    log_probs, _ = cross_fit_temperature(raw, torch.from_numpy(targets), derive_seed(model.seed, "calibration"))
-    metrics = measure(log_probs.numpy(), targets, model.seed)
+    method = validate_config(model.config, f"the config of model {model.name}").calibration.method
+    log_probs, _ = calibrate(method, raw, torch.from_numpy(targets), derive_seed(model.seed, "calibration"))
+    metrics = measure(log_probs.numpy(), targets, model.seed, raw.numpy())
     now = dt.datetime.now(dt.UTC)
     with transaction(project.database) as session:
         set_metrics(session, model.id, Split.HOLDOUT.value, metrics, now)
@@ -96,9 +105,9 @@ def _predict(
             cache=project.paths.cache,
             out=Path(folder) / "holdout.parquet",
             device=device,
+            is_calibrated=False,
         )
         result = LocalExecutor().score(job, progress)
         parts = list(read_log_probs(result.path))
-    # Scores carry the stored temperature; taking it out again leaves what the heads said.
-    raw = (torch.cat([rows for _, rows in parts]).double() * model.calibration.temperature).log_softmax(dim=-1)
+    raw = torch.cat([rows for _, rows in parts]).double()
     return raw, [int(image_id) for ids, _ in parts for image_id in ids]

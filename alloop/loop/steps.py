@@ -268,7 +268,8 @@ def _record_model(
         _now(),
     )
     if targets:
-        metrics = measure(result.holdout_log_probs, np.array(targets, dtype=np.int64), job.seed)
+        labels, raw = np.array(targets, dtype=np.int64), result.holdout_raw_log_probs
+        metrics = measure(result.holdout_log_probs, labels, job.seed, raw)
         set_metrics(session, model_id, Split.HOLDOUT.value, metrics, _now())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from alloop.project import Project
-from alloop.records import Interval, LocationStatus, QueryStatus, Reason, Split
+from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
 from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values
 from alloop.store.images import PoolCounts, count_pool, list_locations
 from alloop.store.queries import QueryRecord, list_queries
@@ -23,6 +23,8 @@ class RoundReport:
 
     Attributes:
         n_labels: Training labels of its model; None when it trained none.
+        calibration: Which calibrator its model uses, in words.
+        n_calibration: Holdout labels that were there to fit it to.
         queries: Status → how many of its queries.
     """
 
@@ -32,6 +34,8 @@ class RoundReport:
     n_labels: int | None
     temperature: float | None
     calibration_note: str
+    calibration: str
+    n_calibration: int | None
     metrics: dict[str, Interval]
     queries: dict[str, int]
     entropy_acquired: float | None
@@ -82,6 +86,13 @@ def gather_status(project: Project) -> StatusReport:
         )
 
 
+def describe_calibration(calibration: Calibration) -> str:
+    """The calibrator in a few words."""
+    if calibration.method == "temperature":
+        return f"temperature T = {calibration.temperature:.3f}"
+    return "no calibrator" if calibration.method == "none" else calibration.method
+
+
 def to_json(report: StatusReport) -> dict[str, Any]:
     """The same as plain data."""
     return dataclasses.asdict(report)
@@ -97,6 +108,8 @@ def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord]) -
         n_labels=None if model is None else model.n_labels,
         temperature=None if model is None else model.calibration.temperature,
         calibration_note="" if model is None else model.calibration.note,
+        calibration="" if model is None else describe_calibration(model.calibration),
+        n_calibration=None if model is None else model.calibration.n,
         metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
         queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
         entropy_acquired=_mean_score(mine, Reason.ACQUIRED),

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from command_line import alloop
 from factories import make_project
 
+from alloop.loop.measure import evaluate
 from alloop.loop.runner import RunOptions, run
 from alloop.report.gather import gather_status
 
@@ -28,3 +30,21 @@ def test_two_rounds_run_with_every_kind_of_model(tmp_path: Path, name: str):
     assert rounds[1].model is not None
     assert rounds[1].metrics["accuracy"].n == 8
     assert rounds[1].entropy_acquired is not None
+
+
+@pytest.mark.parametrize("method", ["none", "platt", "histogram-mass", "auto"])
+def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Path, method: str):
+    holdout = {"holdout_size": 60, "holdout_share": 0.6}
+    project = make_project(tmp_path, n=100, calibration={"method": method}, evaluation=holdout)
+    run(project, RunOptions(rounds=2))
+
+    measured = gather_status(project).rounds[1]
+    shown = alloop("status", "-C", project.folder).out
+    _, again = evaluate(project)
+
+    assert measured.n_calibration == 60
+    assert {"accuracy", "nll", "nll_uncalibrated", "brier", "ece"} == set(measured.metrics)
+    assert f"Calibrated by {measured.calibration}, 60 holdout labels. NLL" in " ".join(shown.split())
+    # Rounding can move an image across a bin's edge.
+    assert again["nll"].value == pytest.approx(measured.metrics["nll"].value, abs=0.05)
+    assert again["nll_uncalibrated"].value == pytest.approx(measured.metrics["nll_uncalibrated"].value, abs=1e-3)

@@ -1,0 +1,44 @@
+"""Fits the calibrator that [calibration] names to the holdout, and applies one that a model version carries."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from alloop.calibration.choose import cross_fit, from_json, to_json
+from alloop.calibration.temperature import apply_temperature, cross_fit_temperature
+from alloop.records import Calibration
+
+
+def calibrate(
+    method: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int
+) -> tuple[Float[Tensor, "N K"], Calibration]:
+    """Calibrated log p̄ in which no image was calibrated by itself, and the calibrator fitted on all.
+
+    Args:
+        method: `[calibration] method`.
+        log_probs: Pooled and uncalibrated; may have no rows.
+        targets: [N].
+        seed: Draws the folds.
+    """
+    if method == "temperature":
+        return cross_fit_temperature(log_probs, targets, seed)
+    calibrated, fitted = cross_fit(method, log_probs, targets, seed)
+    data = to_json(fitted)
+    name = str(data["calibrator"]["name"])
+    return calibrated, Calibration(
+        temperature=float(data["calibrator"].get("temperature", 1.0)),
+        n=fitted.n,
+        nll_before=fitted.nll_before,
+        nll_after=fitted.nll_after,
+        note=fitted.note,
+        method=name,
+        fitted=None if name in ("temperature", "none") else data,
+    )
+
+
+def apply_calibration(calibration: Calibration, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Calibrated log p̄, float32."""
+    with torch.inference_mode():
+        if calibration.fitted is None:
+            return apply_temperature(log_probs.double(), calibration.temperature).float()
+        return from_json(calibration.fitted).calibrator.apply(log_probs).float()
