@@ -33,7 +33,7 @@ def list_(session: Session) -> None:
 def show(session: Session, number: int) -> None:
     """Show a round: its model, every query with reason and outcome.
 
-    One line a query: rank, reason, score (entropy in nats), probability where the draw was random, status, image hash.
+    One line a query: rank, reason, the strategy's score, probability where the draw was random, status, image hash.
     With --json also the settings that the round runs with.
     """
     import dataclasses

@@ -16,7 +16,8 @@ WIDE = 120
 EXPLAINED = (
     "Accuracy, NLL (nats) and ECE are of the N labeled images of the holdout, each image calibrated by the others, "
     "with 95 % intervals (Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie "
-    "above it). H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
+    "above it). H is the mean score of the batch (entropy in nats, unless the strategy is another): chosen by the "
+    "strategy | drawn at random."
 )
 
 

@@ -10,6 +10,7 @@ from alloop.composition import check_composition
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+OF_SEVERAL = ("mutual-information", "variation-ratio")  # strategies that are 0 everywhere with a single member
 
 
 class Section(BaseModel):
@@ -150,7 +151,17 @@ class LoopConfig(Section):
 class AcquisitionConfig(Section):
     """`[acquisition]`: which images to ask about."""
 
-    strategy: Literal["entropy", "random"] = "entropy"
+    # entropy, least-confidence and margin are of the calibrated prediction; expected-entropy, mutual-information (BALD)
+    # and variation-ratio compare members, the last two need several
+    strategy: Literal[
+        "entropy",
+        "expected-entropy",
+        "mutual-information",
+        "least-confidence",
+        "margin",
+        "variation-ratio",
+        "random",
+    ] = "entropy"
     random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
     ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked again; None: never
 
@@ -243,4 +254,9 @@ class Config(Section):
             dropout_rate=model.dropout if model.uncertainty == "mc-dropout" else None,
             calibrator=self.calibration.method,
         )
+        if self.acquisition.strategy in OF_SEVERAL and model.n_members < 2:
+            raise ValueError(
+                f"the strategy {self.acquisition.strategy} is how much members disagree, and the model has one; "
+                "take entropy, or a model with several"
+            )
         return self

@@ -43,8 +43,10 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     with atomic_path(job.out) as temporary, ScoreWriter(temporary, version, job.model.sha256) as writer:
         done = 0
         for images, logits in _logits(job, version, predictor, failed, progress):
-            pooled = mean_log_probs(predictor.log_probs(logits))
-            writer.write(images, apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled)
+            members = predictor.log_probs(logits)
+            pooled = mean_log_probs(members)
+            final = apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled
+            writer.write(images, final, members)
             done += len(images)
             progress("score", done, len(job.images) - len(failed))
     return ScoreResult(

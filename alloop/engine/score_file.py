@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,12 +15,22 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from alloop.acquisition.uncertainty import predictive_entropy
+from alloop.acquisition import uncertainty
+from alloop.config.schema import ModelConfig
 from alloop.engine.model_files import ModelVersion
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
 from alloop.records import ImageRef
 
+OF_POOLED = ("least-confidence", "margin")  # of the calibrated prediction
+OF_MEMBERS = ("expected-entropy", "mutual-information", "variation-ratio")  # the last two need several members
+_SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "least-confidence": uncertainty.least_confidence,
+    "margin": uncertainty.margin,
+    "expected-entropy": uncertainty.expected_entropy,
+    "mutual-information": uncertainty.mutual_information,
+    "variation-ratio": uncertainty.variation_ratio,
+}
 GROUP_VALUES = 4_000_000  # probabilities in a row group: what a writer or reader holds at once
 
 
@@ -32,6 +42,7 @@ class Scores:
         predicted: Class names.
         entropy: Nats.
         confidence: 1 - entropy / ln K, in [0, 1].
+        uncertainty: Strategy → scores [N], higher is more uncertain; those that need several members only with several.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -39,6 +50,7 @@ class Scores:
     predicted: list[str]
     entropy: npt.NDArray[np.float32]
     confidence: npt.NDArray[np.float32]
+    uncertainty: dict[str, npt.NDArray[np.float32]]
     classes: tuple[str, ...]
     model_sha256: str
     temperature: float
@@ -58,7 +70,9 @@ class ScoreWriter:
             "alloop.model_sha256": model_sha256,
             "alloop.temperature": repr(version.calibration.temperature),
         }
-        self._schema = _schema(len(version.classes)).with_metadata(metadata)
+        n_members = ModelConfig.model_validate(version.metadata["config"]["model"]).n_members
+        self._names = OF_POOLED + OF_MEMBERS[: None if n_members > 1 else 1]
+        self._schema = _schema(len(version.classes), self._names).with_metadata(metadata)
 
     def __enter__(self) -> "ScoreWriter":
         try:
@@ -74,10 +88,13 @@ class ScoreWriter:
             self._flush()
         self._writer.close()
 
-    def write(self, images: Sequence[ImageRef], log_probs: Tensor) -> None:
-        """Add images and their calibrated log p̄ [B, K]."""
+    def write(self, images: Sequence[ImageRef], log_probs: Tensor, members: Tensor) -> None:
+        """Add images, their calibrated log p̄ [B, K], and what members said before that [M, B, K]."""
         n_classes = log_probs.shape[1]
-        entropy = predictive_entropy(log_probs.unsqueeze(0))
+        entropy = uncertainty.predictive_entropy(log_probs.unsqueeze(0))
+        others = (
+            _SCORES[name](log_probs.unsqueeze(0) if name in OF_POOLED else members).float() for name in self._names
+        )
         columns = [
             pa.array([image.image_id for image in images], pa.int64()),
             pa.array([image.sha256 for image in images], pa.string()),
@@ -85,6 +102,7 @@ class ScoreWriter:
             pa.array(entropy.numpy()),
             pa.array((1 - entropy / math.log(n_classes)).clamp(0, 1).numpy()),
             pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
+            *(pa.array(values.numpy()) for values in others),
         ]
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)
@@ -105,7 +123,8 @@ def read_scores(path: Path) -> Scores:
         ModelError: The file is missing or damaged.
     """
     with _opened(path) as file:
-        table = file.read(columns=["image_id", "sha256", "predicted", "entropy", "confidence"])
+        narrow = [name for name in file.schema_arrow.names if name != "log_probs"]
+        table = file.read(columns=narrow)
         metadata = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
     return Scores(
         image_ids=table["image_id"].to_numpy(),
@@ -113,6 +132,7 @@ def read_scores(path: Path) -> Scores:
         predicted=table["predicted"].to_pylist(),
         entropy=table["entropy"].to_numpy(),
         confidence=table["confidence"].to_numpy(),
+        uncertainty={name: table[name].to_numpy() for name in ("entropy", *_SCORES) if name in narrow},
         classes=tuple(json.loads(metadata["alloop.classes"])),
         model_sha256=metadata["alloop.model_sha256"],
         temperature=float(metadata["alloop.temperature"]),
@@ -129,7 +149,7 @@ def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]
             yield table["image_id"].to_numpy(), torch.from_numpy(rows.copy())
 
 
-def _schema(n_classes: int) -> Any:
+def _schema(n_classes: int, uncertainties: Sequence[str]) -> Any:
     return pa.schema(
         [
             pa.field("image_id", pa.int64(), nullable=False),
@@ -138,6 +158,7 @@ def _schema(n_classes: int) -> Any:
             pa.field("entropy", pa.float32(), nullable=False),
             pa.field("confidence", pa.float32(), nullable=False),
             pa.field("log_probs", pa.list_(pa.float32(), n_classes), nullable=False),
+            *(pa.field(name, pa.float32(), nullable=False) for name in uncertainties),
         ]
     )
 

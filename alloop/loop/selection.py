@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from alloop.acquisition.batch import Pick, compose_batch
 from alloop.config.schema import Config
 from alloop.engine.score_file import Scores
+from alloop.errors import ModelError
 from alloop.loop.askable import group_ids, list_askable, list_holdout_to_ask
 from alloop.loop.ingest import mark_vanished
 from alloop.loop.stopping import batch_size
@@ -23,10 +24,19 @@ RANDOM = "random"
 
 
 class PoolScores:
-    """The scores of a round by image id, whatever order the file has."""
+    """The scores of a round by image id, whatever order the file has.
 
-    def __init__(self, scores: Scores) -> None:
+    Raises:
+        ModelError: They were made by an alloop that did not know the strategy, or for a model with fewer members.
+    """
+
+    def __init__(self, scores: Scores, strategy: str = RANDOM) -> None:
+        """`strategy`: whose scores count; entropies where images are drawn at random."""
         self._scores = scores
+        name = "entropy" if strategy == RANDOM else strategy
+        if name not in scores.uncertainty:
+            raise ModelError(f"The scores of this round do not have {name}.", "Score again with `alloop score`.")
+        self._values = scores.uncertainty[name]
         self._order = np.argsort(scores.image_ids, kind="stable")
         self._sorted = scores.image_ids[self._order]
 
@@ -34,15 +44,15 @@ class PoolScores:
         place = int(np.searchsorted(self._sorted, image_id))
         return place < len(self._sorted) and int(self._sorted[place]) == image_id
 
-    def entropy(self, image_ids: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Predictive entropies [N] in nats, in the order asked."""
-        return self._scores.entropy[self._positions(image_ids)].astype(np.float64)
+    def values(self, image_ids: Sequence[int]) -> npt.NDArray[np.float64]:
+        """The strategy's scores [N], in the order asked; higher means ask sooner."""
+        return self._values[self._positions(image_ids)].astype(np.float64)
 
     def guess(self, image_id: int) -> tuple[str, float, float]:
-        """(predicted class, confidence in [0, 1], entropy in nats) of one image."""
+        """(predicted class, confidence in [0, 1], the strategy's score) of one image."""
         position = int(self._positions([image_id])[0])
         scores = self._scores
-        return scores.predicted[position], float(scores.confidence[position]), float(scores.entropy[position])
+        return scores.predicted[position], float(scores.confidence[position]), float(self._values[position])
 
     def _positions(self, image_ids: Sequence[int]) -> npt.NDArray[np.intp]:
         return self._order[np.searchsorted(self._sorted, np.asarray(image_ids, dtype=np.int64))]
@@ -108,7 +118,7 @@ def _compose(
     if not refs:
         return ()
     by_chance = scores is None or config.acquisition.strategy == RANDOM
-    values = np.zeros(len(refs)) if scores is None else scores.entropy([ref.image_id for ref in refs])
+    values = np.zeros(len(refs)) if scores is None else scores.values([ref.image_id for ref in refs])
     return compose_batch(
         values,
         tie_keys([ref.sha256 for ref in refs], derive_seed(current.seed, "ties")),
@@ -122,13 +132,13 @@ def _compose(
 def _query(pick: Pick, ref: ImageRef, strategy: str, scores: PoolScores | None, rank: int) -> Query:
     if scores is None:
         return Query(ref.image_id, Reason.SEED, RANDOM, rank, probability=pick.probability)
-    predicted, confidence, entropy = scores.guess(ref.image_id)
+    predicted, confidence, value = scores.guess(ref.image_id)
     return Query(
         image_id=ref.image_id,
         reason=pick.reason,
         strategy=strategy if pick.reason is Reason.ACQUIRED else RANDOM,
         rank=rank,
-        score=entropy,
+        score=value,
         probability=pick.probability,
         predicted=predicted,
         confidence=confidence,

@@ -157,7 +157,7 @@ def select(project: Project, number: int, n: int | None = None) -> int:
     with transaction(project.database) as session:
         current = _expect(session, number, RoundState.SCORED)
         config = _frozen(current)
-        queries = choose_batch(session, config, current, _scores(project, current), n)
+        queries = choose_batch(session, config, current, _scores(project, current, config), n)
         prefix = f"{find_workspace_uuid(session)[:12]}-r{number}"
         add_queries(session, current.id, queries, prefix, _now())
         set_state(session, current.id, RoundState.SCORED, RoundState.SELECTED)
@@ -273,13 +273,13 @@ def _record_model(
         set_metrics(session, model_id, Split.HOLDOUT.value, metrics, _now())
 
 
-def _scores(project: Project, current: RoundRecord) -> PoolScores | None:
+def _scores(project: Project, current: RoundRecord, config: Config) -> PoolScores | None:
     if current.scores_path is None or current.scores_sha256 is None:
         return None
     path = project.folder / current.scores_path
     if not path.exists() or sha256_of(path) != current.scores_sha256:
         raise ModelError(f"The scores in {path} are missing or damaged.", "Score again with `alloop score`.")
-    return PoolScores(read_scores(path))
+    return PoolScores(read_scores(path), config.acquisition.strategy)
 
 
 def _now() -> dt.datetime:

@@ -19,9 +19,11 @@ from alloop.store.workspace import Sync, find_sync
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-    """One round. Metrics are of its model on the labeled holdout; entropies (nats) of its batch as it was chosen.
+    """One round. Metrics are of its model on the labeled holdout.
 
     Attributes:
+        entropy_acquired, entropy_random: Mean scores of its batch as it was chosen: entropies in nats, or whatever its
+            strategy scores by.
         n_labels: Training labels of its model; None when it trained none.
         calibration: Which calibrator its model uses, in words.
         n_calibration: Holdout labels that were there to fit it to.

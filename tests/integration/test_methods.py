@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import alloop
 from factories import make_project
 
+from alloop.engine.score_file import read_scores
 from alloop.loop.measure import evaluate
 from alloop.loop.runner import RunOptions, run
 from alloop.report.gather import gather_status
+from alloop.store.queries import list_queries
+from alloop.store.rounds import find_round
+from alloop.store.session import reading
 
 MODELS = {
     "multi-head": {"uncertainty": "multi-head", "members": 2},
@@ -48,3 +53,20 @@ def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Pa
     # Rounding can move an image across a bin's edge.
     assert again["nll"].value == pytest.approx(measured.metrics["nll"].value, abs=0.05)
     assert again["nll_uncalibrated"].value == pytest.approx(measured.metrics["nll_uncalibrated"].value, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["expected-entropy", "mutual-information", "least-confidence", "margin", "variation-ratio"]
+)
+def test_the_batch_is_what_the_strategy_scores_highest(tmp_path: Path, strategy: str):
+    settings = {"strategy": strategy, "random_fraction": 0.0}
+    project = make_project(tmp_path, n=60, acquisition=settings, pool={"near_duplicates": False})
+    run(project, RunOptions(rounds=2))
+
+    scores = read_scores(project.paths.scores(1))
+    with reading(project.database) as session:
+        queries = list_queries(session, find_round(session, 1).id)
+
+    highest = np.sort(scores.uncertainty[strategy])[::-1][: len(queries)]
+    assert {query.strategy for query in queries} == {strategy}
+    np.testing.assert_allclose([query.score for query in queries], highest, atol=1e-6)

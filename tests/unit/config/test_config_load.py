@@ -230,6 +230,10 @@ def test_the_template_says_what_was_asked_and_is_commented():
         ('[train]\nmixing = "cutmix"', "choose mixup, or fine-tune"),
         ('[train]\nloss = "focal"\nloss_parameters = { gama = 2 }', "has no parameter 'gama'; did you mean 'gamma'?"),
         ('[train]\nloss = "focal"\nloss_parameters = { gamma = 0.5 }', "gamma of the loss focal must be at least 1"),
+        (
+            '[model]\nuncertainty = "single"\n[acquisition]\nstrategy = "mutual-information"',
+            "the strategy mutual-information is how much members disagree, and the model has one",
+        ),
         ('[model]\nmode = "finetune"\n[train]\nloss = "mmce"\nbatch_size = 8', "a batch_size of at least 16"),
     ],
 )

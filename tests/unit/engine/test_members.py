@@ -9,13 +9,16 @@ import torch
 from alloop.config.schema import TrainConfig
 from alloop.engine import members as members_of
 from alloop.engine import train as training
+from alloop.engine.build import build_backbone, build_hardware
+from alloop.engine.features import ensure_features
 from alloop.engine.model_files import load_model
 from alloop.engine.predict import Predictor
 from alloop.engine.score import run_score
-from alloop.engine.score_file import read_log_probs
+from alloop.engine.score_file import read_log_probs, read_scores
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
 from alloop.models.heads import MultiHead
+from alloop.progress import silent
 
 
 def _finetune(toys, **model: object):
@@ -40,7 +43,13 @@ def test_an_ensemble_predicts_the_mean_probability_of_its_networks(toys, heads, 
     assert [version.load_network(number).heads.n_heads for number in range(3)] == [n_heads] * 3
     alone = []
     for number in range(3):
-        part = dataclasses.replace(version, network=version.load_network(number), files=version.files[:1])
+        stored = {**version.metadata["config"], "model": {**version.metadata["config"]["model"], "members": 1}}
+        part = dataclasses.replace(
+            version,
+            network=version.load_network(number),
+            files=version.files[:1],
+            metadata={**version.metadata, "config": stored},
+        )
         monkey = pytest.MonkeyPatch()
         with monkey.context() as patch:
             patch.setattr("alloop.engine.score.load_model", lambda _, part=part: part)
@@ -200,7 +209,40 @@ def test_members_left_on_disk_come_back_as_they_were(toys):
 
 
 def _here(job):
-    from alloop.engine.build import build_hardware
-    from alloop.progress import silent
-
     return build_hardware(job.config, None), silent
+
+
+def test_scores_hold_every_uncertainty_that_the_members_give(toys):
+    """Checked against definitions on probabilities, in float64, of the heads as they are on disk."""
+    config = toys.config(members=3)
+    result = run_train(toys.train_job(config, holdout=(), holdout_targets=()))  # temperature 1
+    version = load_model(result.files)
+    backbone = build_backbone(config)
+    cache, _ = ensure_features(toys.images[75:], backbone, toys.root / "cache", build_hardware(config, None))
+    rows = torch.from_numpy(cache.take([image.sha256 for image in toys.images[75:]]))
+    p = version.heads(rows).double().softmax(-1)
+    mean = p.mean(0)
+    best = mean.sort(-1).values
+    votes = torch.stack([(p.argmax(-1) == k).sum(0) for k in range(3)]).amax(0)
+    inner = -(p * p.log()).sum(-1).mean(0)
+    expected = {
+        "entropy": -(mean * mean.log()).sum(-1),
+        "expected-entropy": inner,
+        "mutual-information": -(mean * mean.log()).sum(-1) - inner,
+        "least-confidence": 1 - best[:, -1],
+        "margin": best[:, -2] - best[:, -1],
+        "variation-ratio": 1 - votes / 3,
+    }
+
+    scores = read_scores(run_score(toys.score_job(result.files, config)).path)
+
+    assert set(scores.uncertainty) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores.uncertainty[name], values, atol=1e-5, err_msg=name)
+
+
+def test_a_single_member_disagrees_with_nobody(toys):
+    config = toys.config(uncertainty="single")
+    scores = read_scores(run_score(toys.score_job(run_train(toys.train_job(config)).files, config)).path)
+
+    assert set(scores.uncertainty) == {"entropy", "expected-entropy", "least-confidence", "margin"}
