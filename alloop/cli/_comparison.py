@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from alloop.report.calibration import ReliabilityData, draw_confidence, draw_reliability
+from alloop.report.calibration import ReliabilityData, ScoreHistogram, draw_confidence, draw_ood, draw_reliability
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.simulate.compare import Cell as Measured
 from alloop.simulate.compare import CompareSettings, Comparison
 from alloop.simulate.labeled import LabeledImages
-from alloop.simulate.summary import Row
+from alloop.simulate.methods import Method
+from alloop.simulate.summary import Row, summarize_ood
 
 MARKS = {0: "", 1: " ¹", 2: " ²"}  # so that a table without colors still says which is best
 UNITS = {"accuracy": ("ACC %", 100, 1), "ece": ("ECE %", 100, 1), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3)}
@@ -55,6 +57,29 @@ def _notes(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
     return notes
 
 
+Lines = tuple[str, list[str], list[list[tuple[str, int]]]]  # title, columns, (text, place) of every line
+OOD_UNITS = {"auroc": "AUROC", "fpr95": "FPR95", "fpr95_id": "FPR95 (in)", "aupr_out": "AUPR out", "aupr_in": "AUPR in"}
+OOD_TITLE = "Strange images told from test images, % (mean ± std; FPR95: out is positive)"
+
+
+def _ood_lines(comparison: Comparison) -> list[list[tuple[str, int]]]:
+    return [
+        [(method, 0), (score, 0)]
+        + [(f"{100 * row[m].mean:.1f} ± {100 * row[m].std:.1f}", row[m].place) for m in OOD_UNITS]
+        for (method, score), row in summarize_ood(comparison).items()
+    ]
+
+
+def _tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...]) -> list[Lines]:
+    found = [
+        (title, _columns(), [_cells(row, stage) for row in rows]) for stage, title in _titles(settings, rows).items()
+    ]
+    strange = _ood_lines(comparison)
+    if strange:
+        found.append((OOD_TITLE, ["method", "score", *OOD_UNITS.values()], strange))
+    return found if rows else []
+
+
 def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...], page: Path) -> None:
     """The tables and what is to be known about them, on stdout."""
     from rich.console import Console
@@ -63,13 +88,12 @@ def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file has no width, and cut figures are worth nothing
-    for stage, title in _titles(settings, rows).items() if rows else ():
+    styles = {0: "", 1: "bold", 2: "underline"}
+    for title, columns, lines in _tables(settings, comparison, rows):
         table = Grid(title=title)
-        for name in _columns():
-            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-        for row in rows:
-            styles = {0: "", 1: "bold", 2: "underline"}
-            cells = _cells(row, stage)
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("method", "score") else "right", no_wrap=True)
+        for cells in lines:
             table.add_row(*(f"[{styles[p]}]{text}[/]{MARKS[p]}" if p else text for text, p in cells))
         console.print(table)
     for note in _notes(comparison, rows):
@@ -79,43 +103,47 @@ def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[
 
 def write_report(settings: CompareSettings, data: LabeledImages, comparison: Comparison, rows: tuple[Row, ...]) -> Path:
     """Pictures of every method and the page that holds all; returns the page."""
-    titles = _titles(settings, rows)
     tables = [
-        Table(title, _columns(), [[Cell(text, place) for text, place in _cells(row, stage)] for row in rows])
-        for stage, title in titles.items()
-        if rows
+        Table(title, columns, [[Cell(text, place) for text, place in cells] for cells in lines])
+        for title, columns, lines in _tables(settings, comparison, rows)
     ]
-    sections = []
-    for method in comparison.methods:
-        panels = _panels(comparison, method.name)
-        if panels:
-            stem = method.name.replace("/", "+")
-            reliability, confidence = settings.out / f"reliability-{stem}.png", settings.out / f"confidence-{stem}.png"
-            draw_reliability(panels, reliability)
-            draw_confidence(panels, confidence)
-            pictures = (
-                Picture(f"Reliability of {method.name}", reliability),
-                Picture(f"Confidence of {method.name}", confidence),
-            )
-            sections.append(Section(method.name, f"{method.summary}. The pictures are of the first seed.", pictures))
-    page = settings.out / "index.html"
+    firsts = {cell.method: cell for cell in sorted(comparison.cells, key=lambda cell: -cell.seed)}
+    sections = [
+        _section(method, firsts[method.name], settings.out) for method in comparison.methods if method.name in firsts
+    ]
     shown = f"{len(data.images)} labeled images of {len(data.classes)} classes: {', '.join(data.classes[:30])}."
+    if settings.strangers:
+        shown += f" {len(settings.strangers)} strange images."
+    page = settings.out / "index.html"
     write_page(Page("Methods compared", [shown, *_notes(comparison, rows)], tables, sections), page)
     return page
 
 
-def _panels(comparison: Comparison, method: str) -> list[ReliabilityData]:
-    cells = [cell for cell in comparison.cells if cell.method == method]
-    if not cells:
-        return []
-    first = min(cells, key=lambda cell: cell.seed)
+def _section(method: Method, cell: Measured, out: Path) -> Section:
+    """Draw the pictures of a method."""
+    stem = method.name.replace("/", "+")
+    pictures = [
+        Picture(f"Reliability of {method.name}", out / f"reliability-{stem}.png"),
+        Picture(f"Confidence of {method.name}", out / f"confidence-{stem}.png"),
+    ]
+    panels = _panels(cell)
+    draw_reliability(panels, pictures[0].path)
+    draw_confidence(panels, pictures[1].path)
+    if cell.ood:
+        pictures.append(Picture(f"Strange images by each score of {method.name}", out / f"ood-{stem}.png"))
+        histograms = [ScoreHistogram(n, s.edges, s.inside, s.outside, s.metrics["auroc"]) for n, s in cell.ood.items()]
+        draw_ood(histograms, method.name, pictures[2].path)
+    return Section(method.name, f"{method.summary}. The pictures are of seed {cell.seed}.", pictures)
+
+
+def _panels(cell: Measured) -> list[ReliabilityData]:
     return [
         ReliabilityData(
-            title=f"{method}, {'raw' if name == 'raw' else f'after {name}'}",
+            title=f"{cell.method}, {'raw' if name == 'raw' else f'after {name}'}",
             count=stage.count,
             confidence=stage.confidence,
             accuracy=stage.accuracy,
             ece_interval=stage.intervals["ece"],
         )
-        for name, stage in first.stages.items()
+        for name, stage in cell.stages.items()
     ]

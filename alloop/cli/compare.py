@@ -1,5 +1,6 @@
 """`alloop compare`: methods against each other on the same labels."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration", default="temperature", show_default=True, help="Post-hoc calibrators between commas, or none."
 )
+@click.option(
+    "--ood",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Images of no class: adds how well each score tells them from the others.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: compare/ here]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
@@ -51,6 +57,7 @@ def compare(
     split: str,
     labels: int | None,
     calibration: str,
+    ood: Path | None,
     out: Path | None,
     device: str | None,
 ) -> None:
@@ -64,6 +71,7 @@ def compare(
     from alloop.cli._comparison import print_tables, write_report
     from alloop.simulate.compare import compare as run_comparison
     from alloop.simulate.methods import METHODS, list_methods
+    from alloop.simulate.ood import read_strangers
     from alloop.simulate.summary import summarize, to_json, write_tables
 
     if folder is not None and table is not None:
@@ -76,6 +84,9 @@ def compare(
         session.show([{"name": name, "summary": text, "possible": ok} for name, text, ok in known], "\n".join(lines))
         return
     settings = _settings(session, config, methods, seeds, out, calibration, split, labels, budget_minutes, device)
+    if ood is not None:
+        strangers = read_strangers(ood, data.images, session.progress())
+        settings = dataclasses.replace(settings, strangers=strangers)
     comparison = run_comparison(settings, data, session.progress())
     rows = summarize(comparison)
     write_tables(comparison, rows, settings.out)

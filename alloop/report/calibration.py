@@ -51,6 +51,17 @@ class ReliabilityData:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreHistogram:
+    """Images in and out of distribution in bins of a score (larger means: out), and how well it tells them apart."""
+
+    name: str
+    edges: Sequence[float]
+    inside: Sequence[int]
+    outside: Sequence[int]
+    auroc: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Bar:
     """One bin as it is drawn: a bar of height `accuracy.value` at `center`, a gap from there to `confidence`."""
 
@@ -108,6 +119,24 @@ def draw_confidence(panels: Sequence[ReliabilityData], path: Path) -> None:
         axis.set(xlim=(0, 1), xlabel="confidence", title=f"{data.title}, N = {data.n}")
     axes[0].set_ylabel("images")
     axes[0].legend(loc="upper left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def draw_ood(scores: Sequence[ScoreHistogram], title: str, path: Path) -> None:
+    """In and out of distribution by each score as PNG, three pictures a row, shares so that unequal sets compare."""
+    n_rows = max(1, math.ceil(len(scores) / 3))
+    figure = Figure(figsize=(11, 2.6 * n_rows), dpi=100, layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(n_rows, 3, squeeze=False).flatten()
+    for axis in axes[len(scores) :]:
+        axis.set_axis_off()
+    for axis, score in zip(axes, scores, strict=False):
+        for counts, color, label in ((score.inside, _BLUE, "in"), (score.outside, _RED, "out")):
+            shares = [count / max(1, sum(counts)) for count in counts]
+            axis.stairs(shares, score.edges, fill=True, alpha=0.5, color=color, label=f"{label}, N = {sum(counts)}")
+        axis.set_title(f"{score.name}: AUROC {100 * score.auroc:.1f} %", fontsize="medium")
+        axis.legend(fontsize="x-small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 

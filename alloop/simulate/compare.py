@@ -43,6 +43,7 @@ from alloop.records import ImageRef
 from alloop.seeds import derive_seed
 from alloop.simulate.labeled import LabeledImages, Parts, split_holdout, split_stratified
 from alloop.simulate.methods import Method, apply_method
+from alloop.simulate.ood import OodScore, measure_strangers
 
 RAW = "raw"  # the stage before any calibrator
 LAYOUT = 1  # of a cell file; another layout is computed again
@@ -74,6 +75,7 @@ class CompareSettings:
     n_labels: int | None = None
     minutes: float | None = None
     device: str | None = None
+    strangers: tuple[ImageRef, ...] = ()  # images of no class, for the scores of `simulate.ood`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Cell:
         train_seconds: Wall time of training; features, where they are shared, not counted.
         score_seconds: For one image, the trunk counted, shared or not.
         stages: "raw" and every calibrator, measured on the same images.
+        ood: Score → how well it tells strange images from the test part; empty where none were given.
     """
 
     method: str
@@ -113,6 +116,7 @@ class Cell:
     train_seconds: float
     score_seconds: float
     stages: Mapping[str, Stage]
+    ood: Mapping[str, OodScore] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +191,11 @@ def read_cell(path: Path) -> Cell | None:
             )
             for name, stage in sorted(data.pop("stages").items(), key=lambda item: (item[0] != RAW, item[0]))
         }
-        return Cell(**data, stages=stages)
+        scores = {
+            name: OodScore(score["metrics"], *(tuple(score[key]) for key in ("edges", "inside", "outside")))
+            for name, score in data.pop("ood", {}).items()
+        }
+        return Cell(**data, stages=stages, ood=scores)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -255,6 +263,7 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
         "classes": data.classes,
         "seed": seed,
         "calibrators": settings.calibrators,
+        **({"strangers": [image.sha256 for image in settings.strangers]} if settings.strangers else {}),
         "parts": [
             [(data.images[position].sha256, int(data.targets[position])) for position in part.tolist()]
             for part in (parts.train, parts.calibration, parts.test)
@@ -267,6 +276,7 @@ def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, trunk_seco
     with tempfile.TemporaryDirectory(dir=settings.out, prefix=".cell-") as scratch:
         trained, scored = train_and_score(plan.config, plan.parts, plan.seed, settings, data, Path(scratch))
         log_probs = _read(scored, data, np.concatenate([plan.parts.calibration, plan.parts.test]))
+        ood = _strangers(plan, settings, data, trained, scored.path) if settings.strangers else {}
     n = len(plan.parts.calibration)
     seconds = trunk_seconds + scored.seconds / max(1, scored.n_images)
     return Cell(
@@ -285,7 +295,15 @@ def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, trunk_seco
             settings.calibrators,
             plan.seed,
         ),
+        ood=ood,
     )
+
+
+def _strangers(
+    plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult, path: Path
+) -> dict[str, OodScore]:
+    job = ScoreJob(plan.config, trained.files, (), settings.cache, path, settings.device)
+    return measure_strangers(job, [data.images[p] for p in plan.parts.test.tolist()], settings.strangers)
 
 
 def train_and_score(
@@ -401,8 +419,9 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
         return 0.0
     backbone = build_backbone(settings.config, search_paths(settings.cache))
     hardware = build_hardware(settings.config, settings.device)
-    _, failed = ensure_features(data.images, backbone, settings.cache, hardware, progress)
-    _refuse_failed(failed, data.images)
+    everything = (*data.images, *settings.strangers)
+    _, failed = ensure_features(everything, backbone, settings.cache, hardware, progress)
+    _refuse_failed(failed, everything)
     note = settings.out / "trunk.json"  # a run that goes on uses the same figure
     digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
     if note.exists() and (known := json.loads(note.read_text()))["backbone"] == digest:

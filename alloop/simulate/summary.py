@@ -6,7 +6,7 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from alloop.files import write_bytes, write_json
 from alloop.simulate.compare import RAW, Cell, Comparison
 from alloop.simulate.methods import BASELINE
 
+Key = TypeVar("Key")
 SHOWN = {"accuracy": True, "ece": False, "nll": False, "brier": False}  # metric → higher is better
+OOD_SHOWN = {"auroc": True, "fpr95": False, "fpr95_id": False, "aupr_out": True, "aupr_in": True}
 RANKED = ("accuracy", "ece", "nll")
 
 
@@ -75,12 +77,40 @@ def summarize(comparison: Comparison) -> tuple[Row, ...]:
     return tuple(_row(name, summaries[name], used[name], stages[name], ranks[name], base) for name in used)
 
 
+def summarize_ood(comparison: Comparison) -> dict[tuple[str, str], dict[str, Mean]]:
+    """(method, score) → metric → mean over the seeds there are, the two best of each metric marked."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for cell in comparison.cells:
+        for score, found in cell.ood.items():
+            for metric in OOD_SHOWN:
+                values.setdefault((cell.method, score), {}).setdefault(metric, []).append(found.metrics[metric])
+    means = {key: {m: statistics.fmean(mine) for m, mine in row.items()} for key, row in values.items()}
+    places = {
+        metric: _places({key: row[metric] for key, row in means.items()}, higher=higher)
+        for metric, higher in OOD_SHOWN.items()
+    }
+    return {
+        key: {m: Mean(means[key][m], statistics.pstdev(mine), places[m][key]) for m, mine in row.items()}
+        for key, row in values.items()
+    }
+
+
 def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tuple[Path, Path, Path]:
-    """`cells.csv` (a line per cell and stage), `summary.csv` (a line per method and stage), `comparison.json` (all)."""
+    """`cells.csv` (a line per cell and stage), `summary.csv` (per method and stage), `comparison.json` (everything).
+
+    With strange images also `ood.csv`, a line per cell and score.
+    """
     paths = out / "cells.csv", out / "summary.csv", out / "comparison.json"
     _write_csv(paths[0], [line for cell in comparison.cells for line in _cell_lines(cell)])
     _write_csv(paths[1], [line for row in rows for line in _summary_lines(row)])
     write_json(paths[2], to_json(comparison, rows))
+    strange = [
+        {"method": cell.method, "seed": cell.seed, "score": name, **{m: f"{v:.6g}" for m, v in score.metrics.items()}}
+        for cell in comparison.cells
+        for name, score in cell.ood.items()
+    ]
+    if strange:
+        _write_csv(out / "ood.csv", strange)
     return paths
 
 
@@ -109,7 +139,7 @@ def _stages(used: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, dict[str,
     return table
 
 
-def _places(means: Mapping[str, float], *, higher: bool) -> dict[str, int]:
+def _places(means: Mapping[Key, float], *, higher: bool) -> dict[Key, int]:
     """1 for the best, 2 for the second best; equal values share a place."""
     best = sorted(set(means.values()), reverse=higher)[:2] if len(means) > 1 else []
     return {method: best.index(value) + 1 if value in best else 0 for method, value in means.items()}

@@ -5,9 +5,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Outcome, alloop
 from factories import make_project, render_toml, write_picture
+from PIL import Image
 
 from alloop.engine.executor_local import LocalExecutor
 
@@ -159,3 +161,36 @@ def test_a_workspaces_labels_are_split_or_measured_on_its_holdout(tmp_path: Path
         assert "No holdout image is labeled" in holdout.err
     else:
         assert json.loads(holdout.out)["cells"][0]["n_calibration"] == 0
+
+
+def test_strange_images_are_told_apart_by_every_score(pictures: Path):
+    strange = pictures.parent / "strange"
+    for number in range(20):
+        # Noise without stripes, much brighter.
+        pixels = np.random.default_rng(number).integers(200, 256, (16, 16, 3), dtype=np.uint8)
+        strange.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(strange / f"{number}.png")
+
+    done = _compare(pictures, "--ood", str(strange))
+
+    assert done.code == 0, done.err
+    lines = read_lines(pictures.parent / "compare" / "ood.csv")
+    scores = {
+        method: [line["score"] for line in lines if (line["method"], line["seed"]) == (method, "0")]
+        for method in ("SL1H", "4HML")
+    }
+    assert scores["SL1H"] == ["GEN", "GradNorm", "MSP", "energy", "entropy", "max logit"]
+    assert scores["4HML"] == ["GEN", "GradNorm", "MSP", "energy", "entropy", "max logit", "mutual information"]
+    assert {(line["n_id"], line["n_ood"]) for line in lines} == {("32", "20")}
+    # For two classes MSP and entropy order images alike.
+    by_score = {line["score"]: line["auroc"] for line in lines if (line["method"], line["seed"]) == ("SL1H", "1")}
+    assert by_score["MSP"] == by_score["entropy"]
+    assert (pictures.parent / "compare" / "ood-4HML.png").exists()
+    assert "AUROC" in (pictures.parent / "compare" / "index.html").read_text()
+
+
+def test_a_labeled_image_is_no_stranger(pictures: Path):
+    done = _compare(pictures, "--ood", str(pictures / "cat"))
+
+    assert done.code == 1
+    assert "which is also labeled" in done.err

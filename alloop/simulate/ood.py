@@ -1,0 +1,136 @@
+"""How well a trained model's scores tell strange images from those it knows: every score × every metric."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alloop.engine.build import build_backbone, build_hardware, search_paths
+from alloop.engine.features import ensure_features
+from alloop.engine.finetune import trunk_features
+from alloop.engine.jobs import ScoreJob
+from alloop.engine.model_files import load_model
+from alloop.engine.predict import Predictor
+from alloop.errors import LabelError, PoolError
+from alloop.evaluation import ood
+from alloop.evaluation.ood_metrics import measure_ood
+from alloop.files import sha256_of
+from alloop.pool.ingest import expand
+from alloop.progress import Progress, silent
+from alloop.records import ImageRef
+
+N_BINS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class OodScore:
+    """One score on images inside and outside of the distribution.
+
+    Attributes:
+        metrics: As in `evaluation.ood_metrics.OodMetrics`, out of distribution being the positive class.
+        edges: [N_BINS + 1] of the histograms.
+        inside, outside: Images in each bin.
+    """
+
+    metrics: Mapping[str, float]
+    edges: tuple[float, ...]
+    inside: tuple[int, ...]
+    outside: tuple[int, ...]
+
+
+def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress = silent) -> tuple[ImageRef, ...]:
+    """All images below a folder, each content once, numbered after those that are known.
+
+    Raises:
+        LabelError: There are none; or one of them is also among the labeled images.
+    """
+    files = list(expand([str(folder)]))
+    found: dict[str, str] = {}
+    for number, file in enumerate(files, start=1):
+        progress("read strange images", number, len(files))
+        found.setdefault(sha256_of(file), str(file))
+    both = [image for image in known if image.sha256 in found]
+    if not found or both:
+        what = f"holds {found[both[0].sha256]}, which is also labeled" if both else "holds no images"
+        raise LabelError(f"{folder} {what}.", "Name a folder of images that show none of the classes.")
+    first = max((image.image_id for image in known), default=0) + 1
+    return tuple(ImageRef(first + n, sha256, path) for n, (sha256, path) in enumerate(found.items()))
+
+
+def measure_strangers(job: ScoreJob, inside: Sequence[ImageRef], outside: Sequence[ImageRef]) -> dict[str, OodScore]:
+    """Every score that the model has: MSP, entropy, GEN, max logit, energy, GradNorm, with members mutual information.
+
+    ODIN is not among them: it needs the gradient with respect to every image, two more passes of the trunk.
+
+    Args:
+        job: Says which model, cache and device; its images and file are not used.
+        inside: Images like those it was trained on, but not these.
+        outside: Others.
+
+    Raises:
+        PoolError: An image cannot be read.
+    """
+    features, logits, log_probs = _outputs(job, [*inside, *outside])
+    scores = {
+        "MSP": ood.msp(log_probs),
+        "entropy": ood.entropy(log_probs),
+        "GEN": ood.gen(log_probs),
+        "max logit": ood.max_logit(logits),
+        "energy": ood.energy(logits),
+        "GradNorm": ood.gradnorm(features, logits),
+    }
+    if len(log_probs) > 1:
+        scores["mutual information"] = ood.mutual_information(log_probs)
+    n = len(inside)
+    return {
+        name: _measured(values[:n].double().numpy(), values[n:].double().numpy()) for name, values in scores.items()
+    }
+
+
+def _measured(inside: npt.NDArray[np.float64], outside: npt.NDArray[np.float64]) -> OodScore:
+    both = np.concatenate([inside, outside])
+    edges = np.histogram_bin_edges(both, bins=N_BINS)
+    return OodScore(
+        metrics=dataclasses.asdict(measure_ood(inside, outside)),
+        edges=tuple(edges.tolist()),
+        inside=tuple(np.histogram(inside, edges)[0].tolist()),
+        outside=tuple(np.histogram(outside, edges)[0].tolist()),
+    )
+
+
+def _outputs(job: ScoreJob, images: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the last layers saw [M, N, D], what they gave [M, N, K], and every member's log-probabilities [M, N, K]."""
+    version = load_model(job.model)
+    predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
+    features, logits = [], []
+    for number in range(len(version.files)):
+        network = version.load_network(number)
+        rows = _features(job, images, network.trunk)
+        of_network = predictor.logits(network.heads, rows)
+        logits.append(of_network)
+        seen = (rows - network.heads.center) / network.heads.scale
+        features.append(seen.expand(len(of_network), *seen.shape))
+    raw = torch.cat(logits)
+    return torch.cat(features), raw, predictor.log_probs(raw)
+
+
+def _features(job: ScoreJob, images: Sequence[ImageRef], trunk: Mapping[str, Tensor]) -> Tensor:
+    backbone = build_backbone(job.config, search_paths(job.cache))
+    hardware = build_hardware(job.config, job.device)
+    if trunk:
+        backbone.module.load_state_dict(dict(trunk))
+        rows, _, failed = trunk_features(backbone, images, hardware)
+    else:
+        cache, failed = ensure_features(images, backbone, job.cache, hardware)
+        gone = {image_id for image_id, _ in failed}
+        rows = torch.from_numpy(cache.take([image.sha256 for image in images if image.image_id not in gone]))
+    if failed:
+        path = next(image.path for image in images if image.image_id == failed[0][0])
+        raise PoolError(
+            f"{len(failed)} images cannot be read, for example {path}: {failed[0][1]}.", "Mend or remove them."
+        )
+    return rows
