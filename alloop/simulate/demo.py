@@ -37,12 +37,18 @@ PEOPLE = ("ada", "ben", "cleo")
 
 @dataclasses.dataclass(frozen=True)
 class DemoSettings:
-    """How big the demo is. `mistakes` is the chance that a scripted person gives a wrong class."""
+    """How big the demo is.
+
+    Attributes:
+        images: How many of the 1,797 digits, the first ones.
+        mistakes: The chance that a scripted person gives a wrong class.
+    """
 
     folder: Path
     labeler: Labeler = "label-studio"
     rounds: int = 5
     batch_size: int = 50
+    images: int = 1797
     mistakes: float = 0.02
     seed: int = 0
     keep: bool = False
@@ -75,7 +81,7 @@ def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
         WorkspaceError: The folder is not one that the demo made.
     """
     _clear(settings.folder)
-    truth = write_digits(settings.folder / "digits")
+    truth = write_digits(settings.folder / "digits", settings.images)
     entropy = _workspace(settings, "entropy", settings.labeler)
     at_random = _workspace(settings, "random", "oracle")
     for project in (entropy, at_random):
@@ -94,8 +100,8 @@ def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
     return DemoResult(measured, url)
 
 
-def write_digits(folder: Path) -> dict[str, str]:
-    """Write the 1,797 digits as PNG files and their classes as `truth.csv` beside the folder.
+def write_digits(folder: Path, n: int = 1797) -> dict[str, str]:
+    """Write the first n digits as PNG files and their classes as `truth.csv` beside the folder.
 
     Returns:
         Content hash → class. Two digits with the same pixels would be one image.
@@ -108,7 +114,7 @@ def write_digits(folder: Path) -> dict[str, str]:
     rows = io.StringIO()
     writer = csv.writer(rows)
     writer.writerow(["sha256", "label"])
-    for number, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+    for number, (pixels, target) in enumerate(zip(digits.images[:n], digits.target[:n], strict=True)):
         picture = Image.fromarray((pixels * 255 / 16).round().astype("uint8"))
         path = folder / f"{number:04d}.png"
         picture.resize((8 * SCALE, 8 * SCALE), Image.Resampling.NEAREST).save(path)
