@@ -75,20 +75,23 @@ def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
     """Ask by entropy and, with the same holdout and seed batch, at random; both at the same number of labels.
 
     With `labeler = "label-studio"` the entropy arm is labeled over a real server by three accounts; the random arm
-    is answered by the simulated annotator with the same chance of a mistake.
+    is answered by the simulated annotator. Both give the same answers, mistakes included: else the luck of a few wrong
+    holdout labels would look like a difference between the strategies.
 
     Raises:
         WorkspaceError: The folder is not one that the demo made.
     """
     _clear(settings.folder)
     truth = write_digits(settings.folder / "digits", settings.images)
+    answers = {sha256: _answer(settings, sha256, label) for sha256, label in truth.items()}
+    _write_labels(settings.folder / "answers.csv", answers)
     entropy = _workspace(settings, "entropy", settings.labeler)
     at_random = _workspace(settings, "random", "oracle")
     for project in (entropy, at_random):
         add_images(project, [str(settings.folder / "digits")], progress=progress)
     url = None
     if settings.labeler == "label-studio":
-        url = _run_with_people(settings, entropy, truth, progress)
+        url = _run_with_people(settings, entropy, answers, progress)
     else:
         run(entropy, RunOptions(rounds=None), progress)
     run(at_random, RunOptions(rounds=None), progress)
@@ -111,16 +114,12 @@ def write_digits(folder: Path, n: int = 1797) -> dict[str, str]:
     digits = load_digits()
     folder.mkdir(parents=True)
     truth: dict[str, str] = {}
-    rows = io.StringIO()
-    writer = csv.writer(rows)
-    writer.writerow(["sha256", "label"])
     for number, (pixels, target) in enumerate(zip(digits.images[:n], digits.target[:n], strict=True)):
         picture = Image.fromarray((pixels * 255 / 16).round().astype("uint8"))
         path = folder / f"{number:04d}.png"
         picture.resize((8 * SCALE, 8 * SCALE), Image.Resampling.NEAREST).save(path)
         truth[sha256_of(path)] = str(target)
-        writer.writerow([sha256_of(path), target])
-    write_bytes(folder.parent / "truth.csv", rows.getvalue().encode())
+    _write_labels(folder.parent / "truth.csv", truth)
     return truth
 
 
@@ -134,6 +133,20 @@ def read_curve(project: Project) -> tuple[CurvePoint, ...]:
             if model is not None and "accuracy" in metrics:
                 points.append(CurvePoint(model.n_labels, metrics["accuracy"]))
     return tuple(points)
+
+
+def _answer(settings: DemoSettings, sha256: str, right: str) -> str:
+    """What a person says of an image: mostly the truth, whoever it is and whenever they are asked."""
+    chance = random.Random(f"{settings.seed} {sha256}")  # noqa: S311 (a script, not a secret)
+    wrong = [str(digit) for digit in range(10) if str(digit) != right]
+    return chance.choice(wrong) if chance.random() < settings.mistakes else right
+
+
+def _write_labels(path: Path, labels: Mapping[str, str]) -> None:
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerows([("sha256", "label"), *labels.items()])
+    write_bytes(path, rows.getvalue().encode())
 
 
 def _clear(folder: Path) -> None:
@@ -176,15 +189,14 @@ strategy = "{strategy}"
 backend = "{backend}"
 
 [labeling.oracle]
-file = {json.dumps(str((settings.folder / "truth.csv").absolute()))}
-noise = {settings.mistakes}
+file = {json.dumps(str((settings.folder / "answers.csv").absolute()))}
 """
     create_workspace(folder, content)
     return open_project(folder)
 
 
 def _run_with_people(
-    settings: DemoSettings, project: Project, truth: Mapping[str, str], progress: Progress
+    settings: DemoSettings, project: Project, answers: Mapping[str, str], progress: Progress
 ) -> str | None:
     """Rounds over a real server until the round limit holds."""
     status = local_server.up(project.folder, [settings.folder / "digits"], progress=progress)
@@ -193,7 +205,7 @@ def _run_with_people(
         while (result := run(project, RunOptions(), progress)).stage is not Stage.DONE:
             if result.stage is Stage.WAITING:
                 progress(f"round {result.round_number}: people labeling", 0, result.open)
-                _label(project, people, truth, settings)
+                _label(project, people, answers)
                 progress(f"round {result.round_number}: people labeling", result.open, result.open)
     finally:
         if not settings.keep:
@@ -210,18 +222,14 @@ def _sign_up(project: Project) -> list[BrowserPerson]:
     return people
 
 
-def _label(project: Project, people: list[BrowserPerson], truth: Mapping[str, str], settings: DemoSettings) -> None:
+def _label(project: Project, people: list[BrowserPerson], answers: Mapping[str, str]) -> None:
     """Everybody works at once until nothing is left to label."""
     with reading(project.database) as session:
         sync = find_sync(session, "label-studio")
     assert sync is not None, "tasks were just pushed"
 
     def decide(task: SeenTask) -> str:
-        # Drawn per image, not per call: who labels it and in which order must not change the demo's outcome.
-        chance = random.Random(f"{settings.seed} {task.sha256}")  # noqa: S311 (a script, not a secret)
-        right = truth[task.sha256]
-        wrong = [name for name in sorted(set(truth.values())) if name != right]
-        return chance.choice(wrong) if chance.random() < settings.mistakes else right
+        return answers[task.sha256]
 
     with ThreadPoolExecutor(len(people)) as pool:
         for done in [pool.submit(label_all, person, int(sync.project_ref), decide) for person in people]:
