@@ -102,7 +102,10 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
-    """One image to be asked about, as chosen. `probability` is None where the draw was not random."""
+    """One image to be asked about, as chosen. `probability` is None where the draw was not random.
+
+    `suspect`: its OOD score was extreme among the pool's; it may be junk.
+    """
 
     image_id: int
     reason: Reason
@@ -112,6 +115,7 @@ class Query:
     probability: float | None = None
     predicted: str | None = None
     confidence: float | None = None
+    suspect: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

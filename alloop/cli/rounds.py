@@ -33,8 +33,8 @@ def list_(session: Session) -> None:
 def show(session: Session, number: int) -> None:
     """Show a round: its model, every query with reason and outcome.
 
-    One line a query: rank, reason, the strategy's score, probability where the draw was random, status, image hash.
-    With --json also the settings that the round runs with.
+    One line a query: rank, reason, the strategy's score, probability where the draw was random, status, image hash, and
+    whether the image is suspect. With --json also the settings that the round runs with.
     """
     import dataclasses
 
@@ -50,6 +50,7 @@ def show(session: Session, number: int) -> None:
     lines += [
         f"{query.rank}\t{query.reason}\t{'' if query.score is None else f'{query.score:.4f}'}\t"
         f"{'' if query.probability is None else f'p={query.probability:.4g}'}\t{query.status}\t{query.sha256[:12]}"
+        + ("\tsuspect" if query.suspect else "")
         for query in queries
     ]
     data = {

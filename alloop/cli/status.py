@@ -93,6 +93,11 @@ def _attention(report: "StatusReport") -> list[str]:
     measured = [row for row in report.rounds if row.model is not None]
     if measured:
         lines.append(_calibration(measured[-1]))
+    if report.suspects:
+        lines.append(
+            f"{len(report.suspects)} images being asked about look unlike the rest of the pool: "
+            f"{_some(report.suspects)} ([acquisition] skip_suspects = true leaves such images out)"
+        )
     if report.skipped:
         lines.append(f"{len(report.skipped)} images were skipped and are not asked again: {_some(report.skipped)}")
     if report.empty:

@@ -163,6 +163,11 @@ class AcquisitionConfig(Section):
         "random",
     ] = "entropy"
     random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
+    # how unlike the classes an image looks (alloop/evaluation/ood.py), and the quantile of the pool's scores that it
+    # must exceed to be marked as suspect: at 0.99 at most 1 % of the images are, and none of fewer than 100
+    ood_score: Literal["msp", "entropy", "energy", "max-logit", "gen", "mutual-information"] = "msp"
+    suspect_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    skip_suspects: bool = False  # suspects are not asked about, neither chosen nor drawn; the holdout is not affected
     ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked again; None: never
 
 
@@ -253,6 +258,7 @@ class Config(Section):
             dropout_passes=model.n_passes if model.uncertainty == "mc-dropout" else None,
             dropout_rate=model.dropout if model.uncertainty == "mc-dropout" else None,
             calibrator=self.calibration.method,
+            ood_score=self.acquisition.ood_score,
         )
         if self.acquisition.strategy in OF_SEVERAL and model.n_members < 2:
             raise ValueError(

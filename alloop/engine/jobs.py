@@ -69,9 +69,9 @@ class ScoreJob:
     Attributes:
         model: A model version; its checksum is verified before use.
         out: Parquet file: image_id int64, sha256 string, predicted string, entropy float32 (nats), confidence float32
-            (1 - entropy / ln K), log_probs fixed-size list<float32>[K] (calibrated log p̄), and a float32 column for
-            each other strategy, named like it; in the order of `images`. The classes, the model's sha256 and the
-            temperature are in the file's metadata.
+            (1 - entropy / ln K), log_probs fixed-size list<float32>[K] (calibrated log p̄), ood float32 (higher is more
+            unlike the training images), and a float32 column for each other strategy, named like it; in the order of
+            `images`. The classes, the model's sha256 and the temperature are in the file's metadata.
         is_calibrated: False: log_probs, and all that is computed from them, as the model said them.
     """
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alloop.config.schema import Config
 from alloop.engine.build import build_dropout, build_loss
+from alloop.evaluation import ood
 from alloop.losses.named import Loss
 from alloop.models.dropout import HeadDropout
 from alloop.models.heads import MultiHead
@@ -39,6 +40,26 @@ class Predictor:
         """Every member's prediction, uncalibrated."""
         with torch.inference_mode():
             return self.loss.log_probs(logits)
+
+
+def ood_score(
+    name: str, logits: Float[Tensor, "M B K"], members: Float[Tensor, "M B K"], calibrated: Float[Tensor, "B K"]
+) -> Float[Tensor, "B"]:
+    """How unlike the training images, larger is more so.
+
+    Args:
+        name: `[acquisition] ood_score`.
+        logits: Raw; energy and max logit are means over members of them.
+        members: Every member's uncalibrated prediction, for mutual information.
+        calibrated: Log p̄, for scores of one distribution.
+    """
+    with torch.inference_mode():
+        if name in ("energy", "max-logit"):
+            return (ood.energy if name == "energy" else ood.max_logit)(logits).float()
+        if name == "mutual-information":
+            return ood.mutual_information(members).float()
+        of_pooled = {"msp": ood.msp, "entropy": ood.entropy, "gen": ood.gen}
+        return of_pooled[name](calibrated.unsqueeze(0)).float()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob, ScoreResult
 from alloop.engine.model_files import ModelVersion, load_model
-from alloop.engine.predict import Predictor
+from alloop.engine.predict import Predictor, ood_score
 from alloop.engine.score_file import ScoreWriter
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
@@ -46,7 +46,10 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
             members = predictor.log_probs(logits)
             pooled = mean_log_probs(members)
             final = apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled
-            writer.write(images, final, members)
+            # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
+            pooled_raw = mean_log_probs(logits.log_softmax(dim=-1)) if predictor.loss.name == "logit-norm" else final
+            unlike = ood_score(job.config.acquisition.ood_score, logits, members, pooled_raw)
+            writer.write(images, final, members, unlike)
             done += len(images)
             progress("score", done, len(job.images) - len(failed))
     return ScoreResult(

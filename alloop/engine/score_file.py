@@ -43,6 +43,7 @@ class Scores:
         entropy: Nats.
         confidence: 1 - entropy / ln K, in [0, 1].
         uncertainty: Strategy → scores [N], higher is more uncertain; those that need several members only with several.
+        ood: OOD scores [N], higher is more unlike the training images; None in files of before there were any.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -51,6 +52,7 @@ class Scores:
     entropy: npt.NDArray[np.float32]
     confidence: npt.NDArray[np.float32]
     uncertainty: dict[str, npt.NDArray[np.float32]]
+    ood: npt.NDArray[np.float32] | None
     classes: tuple[str, ...]
     model_sha256: str
     temperature: float
@@ -88,8 +90,8 @@ class ScoreWriter:
             self._flush()
         self._writer.close()
 
-    def write(self, images: Sequence[ImageRef], log_probs: Tensor, members: Tensor) -> None:
-        """Add images, their calibrated log p̄ [B, K], and what members said before that [M, B, K]."""
+    def write(self, images: Sequence[ImageRef], log_probs: Tensor, members: Tensor, ood: Tensor) -> None:
+        """Add images, calibrated log p̄ [B, K], what members said before that [M, B, K], and OOD scores [B]."""
         n_classes = log_probs.shape[1]
         entropy = uncertainty.predictive_entropy(log_probs.unsqueeze(0))
         others = (
@@ -102,6 +104,7 @@ class ScoreWriter:
             pa.array(entropy.numpy()),
             pa.array((1 - entropy / math.log(n_classes)).clamp(0, 1).numpy()),
             pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
+            pa.array(ood.numpy()),
             *(pa.array(values.numpy()) for values in others),
         ]
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
@@ -132,6 +135,7 @@ def read_scores(path: Path) -> Scores:
         predicted=table["predicted"].to_pylist(),
         entropy=table["entropy"].to_numpy(),
         confidence=table["confidence"].to_numpy(),
+        ood=table["ood"].to_numpy() if "ood" in narrow else None,
         uncertainty={name: table[name].to_numpy() for name in ("entropy", *_SCORES) if name in narrow},
         classes=tuple(json.loads(metadata["alloop.classes"])),
         model_sha256=metadata["alloop.model_sha256"],
@@ -158,6 +162,7 @@ def _schema(n_classes: int, uncertainties: Sequence[str]) -> Any:
             pa.field("entropy", pa.float32(), nullable=False),
             pa.field("confidence", pa.float32(), nullable=False),
             pa.field("log_probs", pa.list_(pa.float32(), n_classes), nullable=False),
+            pa.field("ood", pa.float32(), nullable=False),
             *(pa.field(name, pa.float32(), nullable=False) for name in uncertainties),
         ]
     )

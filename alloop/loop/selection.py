@@ -8,7 +8,7 @@ import torch
 from sqlalchemy.orm import Session
 
 from alloop.acquisition.batch import Pick, compose_batch
-from alloop.config.schema import Config
+from alloop.config.schema import AcquisitionConfig, Config
 from alloop.engine.score_file import Scores
 from alloop.errors import ModelError
 from alloop.loop.askable import group_ids, list_askable, list_holdout_to_ask
@@ -30,8 +30,9 @@ class PoolScores:
         ModelError: They were made by an alloop that did not know the strategy, or for a model with fewer members.
     """
 
-    def __init__(self, scores: Scores, strategy: str = RANDOM) -> None:
-        """`strategy`: whose scores count; entropies where images are drawn at random."""
+    def __init__(self, scores: Scores, settings: AcquisitionConfig) -> None:
+        """The settings say whose scores count (entropies where images are drawn at random), and what is suspect."""
+        strategy = settings.strategy
         self._scores = scores
         name = "entropy" if strategy == RANDOM else strategy
         if name not in scores.uncertainty:
@@ -39,6 +40,8 @@ class PoolScores:
         self._values = scores.uncertainty[name]
         self._order = np.argsort(scores.image_ids, kind="stable")
         self._sorted = scores.image_ids[self._order]
+
+        self.suspects = find_suspects(scores, settings.suspect_quantile)
 
     def __contains__(self, image_id: int) -> bool:
         place = int(np.searchsorted(self._sorted, image_id))
@@ -56,6 +59,18 @@ class PoolScores:
 
     def _positions(self, image_ids: Sequence[int]) -> npt.NDArray[np.intp]:
         return self._order[np.searchsorted(self._sorted, np.asarray(image_ids, dtype=np.int64))]
+
+
+def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
+    """Images whose OOD score lies above the pool's quantile: at most 1 - quantile of them, none where scores are equal.
+
+    The quantile is one of the scores themselves (the smallest that at least that share does not exceed), so that in a
+    pool of fewer than 1 / (1 - quantile) images there is no suspect.
+    """
+    if scores.ood is None or not len(scores.ood):
+        return frozenset()
+    bound = np.quantile(scores.ood, quantile, method="inverted_cdf")
+    return frozenset(scores.image_ids[scores.ood > bound].tolist())
 
 
 def choose_batch(
@@ -99,7 +114,8 @@ def _batch_queries(
     while True:
         refs = list_askable(session, config.acquisition, current.number)
         if scores is not None:
-            refs = [ref for ref in refs if ref.image_id in scores]
+            left_out = scores.suspects if config.acquisition.skip_suspects else frozenset()
+            refs = [ref for ref in refs if ref.image_id in scores and ref.image_id not in left_out]
         picks = _compose(session, config, current, scores, refs, n)
         if not mark_vanished(session, [refs[pick.position].path for pick in picks]):
             break
@@ -142,4 +158,5 @@ def _query(pick: Pick, ref: ImageRef, strategy: str, scores: PoolScores | None, 
         probability=pick.probability,
         predicted=predicted,
         confidence=confidence,
+        suspect=ref.image_id in scores.suspects,
     )

@@ -157,12 +157,16 @@ def select(project: Project, number: int, n: int | None = None) -> int:
     with transaction(project.database) as session:
         current = _expect(session, number, RoundState.SCORED)
         config = _frozen(current)
-        queries = choose_batch(session, config, current, _scores(project, current, config), n)
+        scores = _scores(project, current, config)
+        queries = choose_batch(session, config, current, scores, n)
         prefix = f"{find_workspace_uuid(session)[:12]}-r{number}"
         add_queries(session, current.id, queries, prefix, _now())
         set_state(session, current.id, RoundState.SCORED, RoundState.SELECTED)
         strategy = config.acquisition.strategy
-        add_event(session, actor(), "selected", _now(), number, queries=len(queries), strategy=strategy)
+        suspects = 0 if scores is None else len(scores.suspects)
+        add_event(
+            session, actor(), "selected", _now(), number, queries=len(queries), strategy=strategy, suspects=suspects
+        )
     return len(queries)
 
 
@@ -279,7 +283,7 @@ def _scores(project: Project, current: RoundRecord, config: Config) -> PoolScore
     path = project.folder / current.scores_path
     if not path.exists() or sha256_of(path) != current.scores_sha256:
         raise ModelError(f"The scores in {path} are missing or damaged.", "Score again with `alloop score`.")
-    return PoolScores(read_scores(path), config.acquisition.strategy)
+    return PoolScores(read_scores(path), config.acquisition)
 
 
 def _now() -> dt.datetime:

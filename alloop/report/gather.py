@@ -48,7 +48,7 @@ class RoundReport:
 
 @dataclasses.dataclass(frozen=True)
 class StatusReport:
-    """Everything `alloop status` says."""
+    """Everything `alloop status` says. Images are named by their hashes; `suspects` are those being asked about."""
 
     name: str
     classes: tuple[str, ...]
@@ -60,6 +60,7 @@ class StatusReport:
     skipped: tuple[str, ...]
     empty: tuple[str, ...]
     missing: tuple[str, ...]
+    suspects: tuple[str, ...]
     rounds: tuple[RoundReport, ...]
     project_ref: str | None
     pulled_at: str | None
@@ -82,6 +83,7 @@ def gather_status(project: Project) -> StatusReport:
             skipped=_hashes(queries, QueryStatus.SKIPPED),
             empty=_hashes(queries, QueryStatus.EMPTY),
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
+            suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
             rounds=tuple(_round(session, row, queries) for row in list_rounds(session)),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,

@@ -31,6 +31,7 @@ class QueryRecord:
     probability: float | None
     predicted: str | None
     confidence: float | None
+    suspect: bool
     settled_at: dt.datetime | None
     task_id: str | None
     gone: bool
@@ -51,6 +52,7 @@ def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_pref
             "probability": pick.probability,
             "predicted": pick.predicted,
             "confidence": pick.confidence,
+            "suspect": pick.suspect,
             "created_at": now,
         }
         for pick in picks
@@ -190,6 +192,7 @@ def _records(session: Session, query: "Select[Query, int, str, str | None, dt.da
             probability=row.probability,
             predicted=row.predicted,
             confidence=row.confidence,
+            suspect=row.suspect,
             settled_at=row.settled_at,
             task_id=task_id,
             gone=gone_at is not None,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -203,6 +204,7 @@ class Query(Base):
     probability: Mapped[float | None] = mapped_column(Float)
     predicted: Mapped[str | None] = mapped_column(Text)
     confidence: Mapped[float | None] = mapped_column(Float)
+    suspect: Mapped[bool] = mapped_column(server_default=false())
     created_at: Mapped[dt.datetime]
     settled_at: Mapped[dt.datetime | None]
     __table_args__ = (

@@ -70,3 +70,26 @@ def test_the_batch_is_what_the_strategy_scores_highest(tmp_path: Path, strategy:
     highest = np.sort(scores.uncertainty[strategy])[::-1][: len(queries)]
     assert {query.strategy for query in queries} == {strategy}
     np.testing.assert_allclose([query.score for query in queries], highest, atol=1e-6)
+
+
+@pytest.mark.parametrize("ood_score", ["msp", "entropy", "energy", "max-logit", "gen", "mutual-information"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_suspects_are_marked_and_shown_or_not_asked_about(tmp_path: Path, ood_score: str, skip: bool):
+    settings = {"ood_score": ood_score, "suspect_quantile": 0.5, "skip_suspects": skip}
+    project = make_project(tmp_path, n=40, acquisition=settings, pool={"near_duplicates": False})
+    run(project, RunOptions(rounds=1))
+    for step in ("train", "score", "select"):
+        assert alloop(step, "-C", project.folder).code == 0
+
+    scores = read_scores(project.paths.scores(1))
+    with reading(project.database) as session:
+        queries = list_queries(session, find_round(session, 1).id)
+    status, shown = alloop("status", "-C", project.folder).out, alloop("round", "show", "1", "-C", project.folder).out
+
+    assert scores.ood is not None
+    bound = sorted(scores.ood)[(len(scores.ood) + 1) // 2 - 1]
+    above = {int(image_id) for image_id, ood in zip(scores.image_ids, scores.ood, strict=True) if ood > bound}
+    assert {query.image_id for query in queries if query.suspect} == {query.image_id for query in queries} & above
+    assert any(query.suspect for query in queries) != skip
+    assert ("look unlike the rest" in status) != skip
+    assert shown.count("suspect") == sum(query.suspect for query in queries)

@@ -129,6 +129,7 @@ def test_a_database_of_every_released_schema_can_be_upgraded_and_used(path: Path
         assert count_pool(session).images == 8
         assert [found.number for found in list_rounds(session)] == [0, 1]
         assert len(list_queries(session)) == len(list_labels(session)) == 8
+        assert not any(query.suspect for query in list_queries(session))
         last = find_last_round(session)
         assert last is not None
         model = find_model(session, last.id)
