@@ -1,0 +1,135 @@
+"""The image sets of these benchmarks, unpacked once into a folder of files, as `alloop` wants them."""
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+import struct
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from alloop.config.schema import Config
+from alloop.engine.build import build_backbone, build_hardware
+from alloop.engine.features import ensure_features
+from alloop.records import ImageRef
+
+DATA = Path(os.environ.get("ALLOOP_DATA", "../shared/data"))
+FASHION = Path(os.environ.get("ALLOOP_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "trashnet"))
+
+Sources = Iterator[tuple[str, bytes, str]]  # file name, its bytes, class
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Labeled images on disk; `part` says which belong together, such as "train" and "test"."""
+
+    images: tuple[ImageRef, ...]
+    labels: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.labels)))
+
+    def positions(self, part: str) -> np.ndarray:
+        return np.flatnonzero(np.array(self.parts) == part)
+
+
+def read_zip(name: str, table: str, limit: int | None = None) -> Sources:
+    with zipfile.ZipFile(DATA / name) as archive:
+        for row in list(csv.DictReader(io.TextIOWrapper(archive.open(table))))[:limit]:
+            yield row["file"], archive.read(row["file"]), row["label"]
+
+
+def has_fashion() -> bool:
+    return any(FASHION.glob("t10k-images*"))
+
+
+def read_fashion(part: str, limit: int | None = None) -> Sources:
+    """Fashion-MNIST in the IDX format of the Debian package dataset-fashion-mnist."""
+    stem = {"train": "train", "test": "t10k"}[part]
+    pixels, labels = _idx(FASHION / f"{stem}-images-idx3-ubyte"), _idx(FASHION / f"{stem}-labels-idx1-ubyte")
+    for number, (image, label) in enumerate(zip(pixels[:limit], labels[:limit], strict=True)):
+        yield f"{part}/{number:05d}.png", _png(image), str(label)
+
+
+def read_digits() -> Sources:
+    """scikit-learn's 8 x 8 digits, enlarged so that every trunk can take them."""
+    digits = load_digits()
+    for number, (image, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        large = np.kron((image * 255 / 16).round().astype(np.uint8), np.ones((4, 4), np.uint8))
+        yield f"{number:04d}.png", _png(large), str(target)
+
+
+def unpack(sources: dict[str, Sources], folder: Path, first_id: int = 1) -> ImageSet:
+    """Write files that are not there yet; copies of an image that was seen before are left out.
+
+    Args:
+        sources: Part → its files.
+        folder: Where they go.
+        first_id: Number of the first image.
+    """
+    images, labels, parts = [], [], []
+    seen: set[str] = set()
+    for part, files in sources.items():
+        for name, data, label in files:
+            sha256 = hashlib.sha256(data).hexdigest()
+            if sha256 in seen:
+                continue
+            seen.add(sha256)
+            path = folder / name
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            images.append(ImageRef(first_id + len(images), sha256, str(path.absolute())))
+            labels.append(label)
+            parts.append(part)
+    return ImageSet(tuple(images), tuple(labels), tuple(parts))
+
+
+def load(name: str, folder: Path, n_test: int | None = None) -> ImageSet:
+    """A set by name: at most 20,000 training images, and of the test images the first `n_test`."""
+    sources: dict[str, dict[str, Sources]] = {
+        "trashnet": {"all": read_zip("trashnet.zip", "labels.csv")},
+        "cifar10": {
+            "train": read_zip("cifar10.zip", "train.csv", 20_000),
+            "test": read_zip("cifar10.zip", "test.csv", n_test),
+        },
+        "digits": {"all": read_digits()},
+        "fashion-mnist": {"train": read_fashion("train", 20_000), "test": read_fashion("test", n_test)},
+    }  # fmt: skip
+    return unpack(sources[name], folder / name)
+
+
+def warm(images: tuple[ImageRef, ...], config: Config, cache: Path) -> None:
+    """Compute the features that the cache lacks."""
+    _, failed = ensure_features(images, build_backbone(config), cache, build_hardware(config, None), _say)
+    assert not failed, failed[:3]
+
+
+def _say(label: str, done: int, total: int) -> None:
+    if done % 1024 < 32 or done == total:
+        print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def _idx(path: Path) -> np.ndarray:
+    compressed = path.with_name(path.name + ".gz")
+    data = gzip.decompress(compressed.read_bytes()) if compressed.exists() else path.read_bytes()
+    n_axes = data[3]
+    shape = struct.unpack(f">{n_axes}I", data[4 : 4 + 4 * n_axes])
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * n_axes).reshape(shape)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

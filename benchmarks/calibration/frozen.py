@@ -1,0 +1,134 @@
+"""Benchmark 1: every method on frozen EfficientNet-lite0 features, 600 random labels, TrashNet and CIFAR-10.
+
+    ALLOOP_DATA=... python benchmarks/calibration/frozen.py --work FOLDER
+
+FOLDER keeps images, features and finished cells; a second run goes on where the first one stopped. For every seed: 600
+images drawn at random to train on, 200 others to fit the temperature to. TrashNet is measured on all its other images,
+CIFAR-10 (pool: the first 20,000 training images) on its test images.
+"""
+
+import argparse
+import csv
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import data
+import numpy as np
+
+from alloop.config.load import set_values
+from alloop.config.schema import Config
+from alloop.simulate.compare import CompareSettings, Comparison, compare
+from alloop.simulate.labeled import LabeledImages, Parts
+from alloop.simulate.methods import find_methods
+from alloop.simulate.summary import Row, summarize, write_tables
+
+SETS = {"trashnet": None, "cifar10": 112}  # name → image size; None: that of the weights
+N_LABELS, N_CALIBRATION, N_SEEDS = 600, 200, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, default=N_SEEDS)
+    parser.add_argument("--test", type=int, help="measure on the first so many of CIFAR-10's test images")
+    parser.add_argument("--decay", type=float, help="weight decay of the heads, instead of the tuned 5e-5")
+    parser.add_argument("--minutes", type=float, help="begin no new cell after this time")
+    parser.add_argument("--calibrators", nargs="+", default=["temperature"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("frozen.csv"))
+    options = parser.parse_args()
+    lines = []
+    for name in options.sets:
+        comparison = run(name, options)
+        rows = summarize(comparison)
+        write_tables(comparison, rows, options.work / f"frozen-{name}")
+        with (options.work / f"frozen-{name}" / "cells.csv").open() as file:
+            decay = "tuned" if options.decay is None else options.decay
+            lines += [{"set": name, "decay": decay, **line} for line in csv.DictReader(file)]
+        print(markdown(name, rows))
+        for failed in comparison.failed:
+            print("failed:", *failed)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def run(name: str, options: argparse.Namespace) -> Comparison:
+    images = data.load(name, options.work, options.test)
+    config = make_config(images.classes, SETS[name])
+    if options.decay is not None:
+        config = set_values(config, train={"weight_decay": options.decay})
+    labeled = LabeledImages(
+        images.classes, images.images, np.array([images.classes.index(label) for label in images.labels])
+    )
+    settings = CompareSettings(
+        config=config,
+        methods=find_methods(config, options.methods),
+        seeds=options.seeds,
+        out=options.work / f"frozen-{name}",
+        cache=options.work / "cache",
+        calibrators=tuple(options.calibrators),
+        minutes=options.minutes,
+    )
+    draw = functools.partial(random_parts, images)
+
+    def say(label: str, done: int, total: int) -> None:
+        print(f"\r{name} {label}: {done}/{total}", end="", file=sys.stderr, flush=True)
+
+    return compare(settings, labeled, say, draw)
+
+
+def make_config(classes: Sequence[str], image_size: int | None) -> Config:
+    return Config.model_validate(
+        {
+            "project": {"classes": tuple(classes)},
+            "model": {
+                "backbone": "backbone:efficientnet_lite0",
+                "weights": "none",
+                "image_size": image_size,
+                "device": "cpu",
+            },
+        }
+    )
+
+
+def random_parts(images: data.ImageSet, seed: int) -> Parts:
+    """600 + 200 random images of the pool; what is measured on is the test part, or all the rest."""
+    test = images.positions("test")
+    pool = images.positions("train" if len(test) else "all")
+    order = pool[np.random.default_rng(seed).permutation(len(pool))]
+    end = N_LABELS + N_CALIBRATION
+    return Parts(order[:N_LABELS], order[N_LABELS:end], test if len(test) else order[end:])
+
+
+def markdown(name: str, rows: Sequence[Row]) -> str:
+    """The table of the README."""
+    lines = [
+        f"\n{name}, {rows[0].n_test} test images, {rows[0].n_seeds} seeds: mean ± standard deviation (ddof 0)\n",
+        "| method | ACC % | ECE % | NLL | Brier | rank | ECE % after T | NLL after T | train s | score × |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        raw, after = row.stages["raw"], row.stages.get("temperature", row.stages["raw"])
+        cells = [
+            _cell(raw["accuracy"], 100, 1), _cell(raw["ece"], 100, 1),
+            _cell(raw["nll"], 1, 3),
+            _cell(raw["brier"], 1, 3), f"{row.ranks['raw']:.1f}",
+            _cell(after["ece"], 100, 1), _cell(after["nll"], 1, 3),
+            f"{row.train_seconds:.1f}", "" if row.score_ratio is None else f"{row.score_ratio:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(mean: object, scale: float, digits: int) -> str:
+    text = f"{scale * mean.mean:.{digits}f} ± {scale * mean.std:.{digits}f}"
+    return {1: f"**{text}**", 2: f"_{text}_"}.get(mean.place, text)
+
+
+if __name__ == "__main__":
+    main()
