@@ -103,7 +103,7 @@ def _measured(inside: npt.NDArray[np.float64], outside: npt.NDArray[np.float64])
 
 
 def _outputs(job: ScoreJob, images: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the last layers saw [M, N, D], what they gave [M, N, K], and every member's log-probabilities [M, N, K]."""
+    """What the last layers saw [M, N, D], what they gave [M, N, K], and log-softmax of that [M, N, K]."""
     version = load_model(job.model)
     predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
     features, logits = [], []
@@ -115,7 +115,8 @@ def _outputs(job: ScoreJob, images: Sequence[ImageRef]) -> tuple[Tensor, Tensor,
         seen = (rows - network.heads.center) / network.heads.scale
         features.append(seen.expand(len(of_network), *seen.shape))
     raw = torch.cat(logits)
-    return torch.cat(features), raw, predictor.log_probs(raw)
+    # Not the predictions: those of LogitNorm are of normalized logits, and the norm is what tells (methods.md 5.8).
+    return torch.cat(features), raw, raw.log_softmax(dim=-1)
 
 
 def _features(job: ScoreJob, images: Sequence[ImageRef], trunk: Mapping[str, Tensor]) -> Tensor:
