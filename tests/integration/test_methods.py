@@ -50,8 +50,9 @@ def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Pa
     assert measured.n_calibration == 60
     assert {"accuracy", "nll", "nll_uncalibrated", "brier", "ece"} == set(measured.metrics)
     assert f"Calibrated by {measured.calibration}, 60 holdout labels. NLL" in " ".join(shown.split())
-    # Rounding can move an image across a bin's edge.
-    assert again["nll"].value == pytest.approx(measured.metrics["nll"].value, abs=0.05)
+    # A prediction that went through the float32 score file can fall on the other side of a histogram bin's edge.
+    tolerance = 0.05 if method.startswith("histogram") else 1e-3
+    assert again["nll"].value == pytest.approx(measured.metrics["nll"].value, abs=tolerance)
     assert again["nll_uncalibrated"].value == pytest.approx(measured.metrics["nll_uncalibrated"].value, abs=1e-3)
 
 
