@@ -130,10 +130,12 @@ def _settings(
     device: str | None,
 ) -> "CompareSettings":
     from alloop.composition import CALIBRATORS
+    from alloop.config.load import FILE_NAME
     from alloop.errors import ConfigError, did_you_mean
     from alloop.simulate.compare import CompareSettings
     from alloop.simulate.methods import find_methods
 
+    has_workspace = (session.workspace / FILE_NAME).exists()
     calibrators = tuple(dict.fromkeys(_names(calibration)))
     for name in calibrators:
         if name not in CALIBRATORS:
@@ -143,7 +145,8 @@ def _settings(
         methods=find_methods(config, _names(methods or "")),
         seeds=seeds,
         out=(out or session.workspace / "compare").absolute(),
-        cache=session.workspace.absolute() / "cache" if out is None else out.absolute() / "cache",
+        # The workspace's, where there is one: it holds features already, and a backbone of one's own lies beside it.
+        cache=(session.workspace if out is None or has_workspace else out).absolute() / "cache",
         calibrators=tuple(name for name in calibrators if name != "none"),
         split="holdout" if split == "holdout" else "stratified",
         n_labels=labels,
