@@ -194,3 +194,12 @@ def test_a_labeled_image_is_no_stranger(pictures: Path):
 
     assert done.code == 1
     assert "which is also labeled" in done.err
+
+
+def test_results_elsewhere_use_the_features_of_the_workspace(pictures: Path, tmp_path: Path):
+    done = _compare(pictures, "--out", str(tmp_path / "elsewhere"), methods="SL1H")
+
+    assert done.code == 0, done.err
+    assert (tmp_path / "elsewhere" / "index.html").exists()
+    assert (pictures.parent / "cache" / "features").is_dir()
+    assert not (tmp_path / "elsewhere" / "cache").exists()
