@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
 UV := $(shell command -v uv 2>/dev/null)
 export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.cache/label-studio/venv
 # Headless chart drawing, and no surprise from a user's own settings.
@@ -43,8 +44,8 @@ lint: $(STAMP) ## Formatting, ruff, mypy, the direction of imports.
 	$(BIN)/lint-imports
 
 .PHONY: test
-test: lint ## Everything that CI checks.
-	$(BIN)/python -m pytest
+test: lint ## Everything that CI checks; JOBS=4 uses four processes, each with a Label Studio of its own.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: clean
 clean: ## Remove both environments and everything built.
