@@ -62,7 +62,9 @@ def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) ->
     console = Console()
     console.print(table)
     n = curves[0][-1].accuracy.n if curves[0] else 0
-    console.print(f"The holdout are {n} images that no strategy chose and no model trained on, with people's mistakes, the same for both.")
+    console.print(
+        f"The holdout: {n} images that no strategy chose and no model trained on; people's mistakes included."
+    )
     for name, arm in result.arms.items():
         console.print(
             f"{name}: {arm.rest.value:.1%} [{arm.rest.low:.1%}, {arm.rest.high:.1%}] right on the {arm.rest.n} images "
