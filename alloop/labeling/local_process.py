@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alloop.errors import LabelingError
 from alloop.files import write_json
+from alloop.processes import start_time
 
 _STOP_SECONDS = 15.0
 
@@ -26,7 +27,7 @@ class Process:
     def is_alive(self) -> bool:
         """Whether it still runs."""
         _reap(self.pid)
-        started = _start_time(self.pid)
+        started = start_time(self.pid)
         return started != "" and started == self.started
 
 
@@ -49,7 +50,7 @@ def start(command: Sequence[str], env: Mapping[str, str], log: Path, record: Pat
             stderr=file,
             start_new_session=True,
         )
-    process = Process(child.pid, _start_time(child.pid))
+    process = Process(child.pid, start_time(child.pid))
     # It is meant to outlive us; without this Popen would complain when it is collected while the child runs.
     child.returncode = 0
     write_json(record, {"pid": process.pid, "started": process.started})
@@ -86,20 +87,6 @@ def stop(process: Process) -> bool:
                 return True
             time.sleep(0.05)
     raise LabelingError(f"Process {process.pid} (Label Studio) does not end.", "Look at what holds it up.")
-
-
-def _start_time(pid: int) -> str:
-    """When a process began, as the system tells it; empty when there is none, or only its remains."""
-    if Path("/proc/self/stat").exists():
-        try:
-            # The name in parentheses may hold blanks, so fields count from behind it: 0 is the state, 19 the start.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return ""
-        return "" if fields[0] in {"Z", "X"} else fields[19]
-    found = subprocess.run(["ps", "-o", "lstart=,stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    words = found.stdout.split()
-    return "" if not words or words[-1].startswith("Z") else " ".join(words[:-1])
 
 
 def _reap(pid: int) -> None:

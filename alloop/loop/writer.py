@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError, LeaseHeld
+from alloop.processes import start_time
 from alloop.store.session import transaction
 from alloop.store.workspace import drop_lease, find_lease_holder, take_lease
 
@@ -45,7 +46,7 @@ def writer(database: Engine) -> Iterator[None]:
     Raises:
         LeaseHeld: Somebody else is at work.
     """
-    holder = f"{actor()} #{_machine()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
+    holder = f"{actor()} #{_machine()}.{start_time(os.getpid())}.{secrets.token_hex(4)}"
     with transaction(database) as session:
         current = find_lease_holder(session)
         if current is not None and _died_here(current):
@@ -102,7 +103,7 @@ def _died_here(holder: str) -> bool:
     machine, _, rest = mark.partition(".")
     if before.rpartition("@")[2] != socket.gethostname() or machine != _machine() or not pid.isdigit():
         return False
-    return _started(int(pid)) != rest.partition(".")[0]
+    return start_time(int(pid)) != rest.partition(".")[0]
 
 
 def _machine() -> str:
@@ -111,24 +112,6 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]  # noqa: PTH115
     return "local"
-
-
-def _started(pid: int) -> str:
-    """When a process began: ids are used again, with another start. Empty when it is no more, or a zombie."""
-    if Path("/proc/self/stat").exists():
-        try:
-            # The name in parentheses may hold blanks, so fields count from behind it: 0 is the state, 19 the start.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return ""
-        return "" if fields[0] in {"Z", "X"} else fields[19]
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "alive"
 
 
 def _now() -> dt.datetime:

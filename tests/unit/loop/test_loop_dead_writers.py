@@ -12,6 +12,7 @@ from factories import NOW, make_project
 from alloop.errors import LeaseHeld
 from alloop.loop import writer as room
 from alloop.loop.writer import check_writer, writer
+from alloop.processes import start_time
 from alloop.project import Project
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import drop_lease, find_lease_holder, take_lease
@@ -26,7 +27,7 @@ def project(tmp_path: Path) -> Project:
 
 def holder(pid: int, *, host: str | None = None, machine: str | None = None, started: str | None = None) -> str:
     """As `writer` writes it, about any process."""
-    began = room._started(pid) if started is None else started
+    began = start_time(pid) if started is None else started
     return f"ann@{host or socket.gethostname()} pid {pid} #{machine or room._machine()}.{began}.0a0b0c0d"
 
 
