@@ -62,6 +62,20 @@ def test_a_writer_that_died_here_is_replaced_at_once(project: Project):
     assert can_write(project)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="zombies are told by /proc")
+def test_a_killed_writer_that_nobody_has_buried_yet_is_replaced_at_once(project: Project):
+    """A scheduler that does not wait for its children leaves zombies, which keep their number."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    leave_lease(project, holder(child.pid))
+    assert not can_write(project)
+
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # wait for its end, and leave it in the process table
+
+    assert can_write(project)
+    child.communicate()
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times are read from /proc")
 def test_another_process_under_the_number_of_a_dead_one_is_not_taken_for_it(project: Project):
     leave_lease(project, holder(os.getppid(), started="1"))
