@@ -74,7 +74,8 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
     from alloop.errors import AlloopError
     from alloop.loop import people, steps
     from alloop.loop.writer import writer
-    from alloop.store.rounds import find_last_round
+    from alloop.records import RoundState
+    from alloop.store.rounds import find_last_round, find_round
     from alloop.store.session import reading
 
     project = session.project()
@@ -85,6 +86,10 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
             raise AlloopError("There is no round yet.", "`alloop run` starts the first one.")
         chosen = last.number if number is None else number
         taken_back = people.withdraw(project, chosen) if withdraw else 0
-        steps.close(project, chosen, "closed by hand")
+        with reading(project.database) as rows:
+            is_closed = find_round(rows, chosen).state is RoundState.CLOSED
+        # What an earlier round left open can be taken back, too.
+        if not (is_closed and withdraw):
+            steps.close(project, chosen, "closed by hand")
     words = f"Round {chosen} is closed." + (f" {taken_back} tasks were taken back." if withdraw else "")
     session.show({"round": chosen, "withdrawn": taken_back}, words)

@@ -1,5 +1,6 @@
 """Take steps until only a person can go on."""
 
+import contextlib
 import dataclasses
 import enum
 import logging
@@ -7,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 
-from alloop.errors import ServerUnavailable
+from alloop.errors import LeaseHeld, ServerUnavailable
 from alloop.loop import people, steps
 from alloop.loop.askable import list_askable, list_holdout_to_ask
 from alloop.loop.people import Connection
@@ -67,11 +68,20 @@ class RunOptions:
 def run(project: Project, options: RunOptions, progress: Progress = silent) -> RunResult:
     """Advance the workspace as far as it can go without a person.
 
+    While it waits for people (`wait`) it holds no lease, so that a round can be closed by hand meanwhile.
+
     Raises:
         LeaseHeld: Another alloop is at work.
     """
+    work = _Run(project, options, progress)
     with writer(project.database):
-        return _Run(project, options, progress).run()
+        result = work.run()
+    while result.stage is Stage.WAITING and options.wait:
+        progress("waiting for annotators", result.asked - result.open, result.asked)
+        options.sleep(project.config.labeling.poll_seconds)
+        with contextlib.suppress(LeaseHeld), writer(project.database):
+            result = work.run()
+    return result
 
 
 class _Run:
@@ -126,21 +136,15 @@ class _Run:
             if not self._options.wait:
                 raise
             # Who waits for days outlives a restart of the server.
-            pause = self._project.config.labeling.poll_seconds
-            logger.warning("%s Trying again in %g s.", error.message, pause)
-            self._options.sleep(pause)
-            return None
-        asked, still_open = self._count(number)
-        if asked - still_open >= math.ceil(self._project.config.loop.min_answered * asked):
-            steps.close(self._project, number, f"{asked - still_open} of {asked} images answered")
-            self._closed += 1
-            is_enough = self._options.rounds is not None and self._closed >= self._options.rounds
-            return Stage.ADVANCED if is_enough else None
-        if not self._options.wait:
+            logger.warning("%s Trying again in %g s.", error.message, self._project.config.labeling.poll_seconds)
             return Stage.WAITING
-        self._progress("waiting for annotators", asked - still_open, asked)
-        self._options.sleep(self._project.config.labeling.poll_seconds)
-        return None
+        asked, still_open = self._count(number)
+        if asked - still_open < math.ceil(self._project.config.loop.min_answered * asked):
+            return Stage.WAITING
+        steps.close(self._project, number, f"{asked - still_open} of {asked} images answered")
+        self._closed += 1
+        is_enough = self._options.rounds is not None and self._closed >= self._options.rounds
+        return Stage.ADVANCED if is_enough else None
 
     def _fetch(self, number: int) -> None:
         people.pull(self._project, self._people(), self._progress)
