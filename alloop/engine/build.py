@@ -63,7 +63,7 @@ class FinetuneRecipe:
 
     Attributes:
         learning_rate: Of the heads; the trunk's is a tenth of it.
-        validation_share, patience: Early stopping on a stratified part of the training labels.
+        patience: Epochs without a better validation NLL before stopping.
     """
 
     epochs: int
@@ -71,7 +71,6 @@ class FinetuneRecipe:
     learning_rate: float
     weight_decay: float
     loss_scale: LossScale
-    validation_share: float
     patience: int
     mixing: Mixing = NO_MIXING
     dropout: HeadDropout | None = None
@@ -128,7 +127,6 @@ def build_finetune_recipe(config: Config) -> FinetuneRecipe:
         learning_rate=train.learning_rate or 1e-3,
         weight_decay=0.01 if train.weight_decay is None else train.weight_decay,
         loss_scale=train.loss_scale,
-        validation_share=train.validation_share,
         patience=train.patience,
         mixing=build_mixing(config),
         dropout=build_dropout(config),

@@ -82,25 +82,25 @@ class Setup:
 def finetune(
     backbone: Backbone,
     heads: MultiHead,
-    labeled: Labeled,
+    train: Labeled,
+    validation: Labeled,
     objective: Objective,
     recipe: FinetuneRecipe,
     hardware: Hardware,
     seed: int,
     progress: Progress,
 ) -> dict[str, object]:
-    """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features.
+    """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features of `train`.
 
-    Early stopping watches the NLL of log p̄ on a stratified part of the labels; the untrained trunk counts as epoch 0,
-    so that what comes out is never worse there than what went in. Normalization layers keep their statistics: batches
-    of a few dozen images would spoil them.
+    Early stopping watches the NLL of log p̄ on `validation`, which nothing was fitted to; the untrained trunk counts as
+    epoch 0, so that what comes out is never worse there than what went in. Normalization layers keep their statistics:
+    batches of a few dozen images would spoil them.
 
     Returns:
         Losses per epoch and which one was kept, JSON-able.
 
     Source: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054).
     """
-    train, validation = split_stratified(labeled, recipe.validation_share, derive_seed(seed, "validation"))
     setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware)
     setup.keep_gradients(True)
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))

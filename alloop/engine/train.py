@@ -21,7 +21,7 @@ from alloop.engine.build import (
 from alloop.engine.calibrate import calibrate
 from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
-from alloop.engine.finetune import Labeled, finetune, trunk_features
+from alloop.engine.finetune import Labeled, finetune, split_stratified, trunk_features
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.members import Fitted, Members
@@ -98,12 +98,13 @@ def _fit_frozen(
     cache, failed = ensure_features([*images, *job.holdout], backbone, job.cache, hardware, progress)
     images, labels = _readable(images, targets, failed)
     _check_classes(labels.tolist(), job.classes)
+    train, _ = _parts(job, seed, images, labels)
     generator = torch.Generator().manual_seed(derive_seed(seed, "heads"))
-    features = torch.from_numpy(cache.take([image.sha256 for image in images]))
+    features = torch.from_numpy(cache.take([image.sha256 for image in train.images]))
     progress("heads", 0, 1)
-    recipe, objective = build_head_recipe(job.config), _objective(job, specialties, labels)
+    recipe, objective = build_head_recipe(job.config), _objective(job, specialties, train.targets)
     n_heads = len(specialties)
-    heads, history = fit_heads(features, labels, len(job.classes), n_heads, objective, recipe, generator)
+    heads, history = fit_heads(features, train.targets, len(job.classes), n_heads, objective, recipe, generator)
     progress("heads", 1, 1)
     holdout, _ = _readable(job.holdout, job.holdout_targets, failed)
     rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
@@ -128,9 +129,10 @@ def _finetune(
     """Go on from a fit to the untrained trunk's features."""
     images, targets = _sorted_by_content(job.images, job.targets)
     images, labels = _readable(images, targets, probe.failed)
-    recipe, objective = build_finetune_recipe(job.config), _objective(job, specialties, labels)
+    train, validation = _parts(job, seed, images, labels)
+    recipe, objective = build_finetune_recipe(job.config), _objective(job, specialties, train.targets)
     heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
-    history = finetune(backbone, heads, Labeled(images, labels), objective, recipe, hardware, tuning, progress)
+    history = finetune(backbone, heads, train, validation, objective, recipe, hardware, tuning, progress)
     features, positions, failed = trunk_features(backbone, job.holdout, hardware)
     return Fitted(
         network=Network(heads.cpu(), dict(backbone.module.cpu().state_dict())),
@@ -139,6 +141,18 @@ def _finetune(
         history={**probe.history, "mode": "finetune", **history},
         failed=tuple(dict.fromkeys((*probe.failed, *failed))),
     )
+
+
+def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> tuple[Labeled, Labeled]:
+    """What is fitted to, and what early stopping watches: nothing in frozen mode.
+
+    The heads that fine-tuning starts from are fitted to the first part only. Had they seen the other one, its NLL would
+    be near 0 before the first epoch, and no epoch could ever look better.
+    """
+    whole = Labeled(images, labels)
+    if job.config.model.mode == "frozen":
+        return whole, whole.take([])
+    return split_stratified(whole, job.config.train.validation_share, derive_seed(seed, "finetune", "validation"))
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor) -> Tensor:

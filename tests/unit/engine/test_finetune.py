@@ -9,6 +9,7 @@ import torch
 
 from alloop.config.schema import TrainConfig
 from alloop.engine import finetune as finetuning
+from alloop.engine import train as training
 from alloop.engine.finetune import Labeled, split_stratified
 from alloop.engine.model_files import load_model
 from alloop.engine.score import run_score
@@ -59,14 +60,26 @@ def test_a_fine_tuned_model_refuses_another_image_size(toys):
         run_score(toys.score_job(files, other))
 
 
-def test_fine_tuning_starts_from_the_very_heads_of_frozen_mode(toys):
+def test_fine_tuning_starts_from_heads_that_have_not_seen_what_early_stopping_watches(toys, monkeypatch):
+    parts = []
+
+    def listen(backbone, heads, train, validation, *rest):
+        parts.append((train, validation))
+        return finetuning.finetune(backbone, heads, train, validation, *rest)
+
+    monkeypatch.setattr(training, "finetune", listen)
     job = _job(toys, epochs=1, weight_decay=0.5)
-    config = toys.config(toys.trunk, TrainConfig(workers=0), mode="frozen", weights="none")
+    frozen = toys.config(toys.trunk, TrainConfig(workers=0), mode="frozen", weights="none")
 
     tuned = run_train(job)
-    frozen = run_train(dataclasses.replace(job, config=config, out=toys.root / "frozen"))
+    ((train, validation),) = parts
+    part = {"images": tuple(train.images), "targets": tuple(train.targets.tolist())}
+    probed = run_train(dataclasses.replace(job, config=frozen, out=toys.root / "frozen", **part))
 
-    assert tuned.history["loss_after"] == frozen.history["loss_after"]
+    assert {*train.images} | {*validation.images} == {*job.images}
+    assert not {*train.images} & {*validation.images}
+    assert len(validation) > 0
+    assert tuned.history["loss_after"] == probed.history["loss_after"]
     assert tuned.history["evaluations"] > 20
 
 
