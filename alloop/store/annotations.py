@@ -8,9 +8,8 @@ from sqlalchemy import Select, and_, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from alloop.records import LocationStatus, Outcome, Split
+from alloop.store.session import in_chunks
 from alloop.store.tables import Annotation, Image, ImageLocation, Label
-
-CHUNK = 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,16 +64,15 @@ def list_current(
     column = Annotation.image_id if image_ids is not None else Annotation.query_id
     wanted = list(image_ids if image_ids is not None else query_ids or ())
     found: list[AnnotationRecord] = []
-    for start in range(0, len(wanted), CHUNK):
-        found += _records(session, query.where(column.in_(wanted[start : start + CHUNK])))
+    for chunk in in_chunks(wanted):
+        found += _records(session, query.where(column.in_(chunk)))
     return found
 
 
 def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | None], now: dt.datetime) -> None:
     """Replace the labels of these images: (class, agreement, annotations), or None for no label."""
-    wanted = list(labels)
-    for start in range(0, len(wanted), CHUNK):
-        session.execute(delete(Label).where(Label.image_id.in_(wanted[start : start + CHUNK])))
+    for chunk in in_chunks(labels):
+        session.execute(delete(Label).where(Label.image_id.in_(chunk)))
     rows = [
         {
             "image_id": image_id,

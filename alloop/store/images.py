@@ -8,9 +8,8 @@ from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
+from alloop.store.session import in_chunks
 from alloop.store.tables import Image, ImageLocation, Label, NearDuplicate, Query
-
-CHUNK = 500  # SQLite takes a limited number of values in one statement
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,8 +44,8 @@ class Location:
 def find_locations(session: Session, paths: Sequence[str]) -> dict[str, Location]:
     """What is known of these paths."""
     found: dict[str, Location] = {}
-    for start in range(0, len(paths), CHUNK):
-        where = ImageLocation.path.in_(paths[start : start + CHUNK])
+    for chunk in in_chunks(paths):
+        where = ImageLocation.path.in_(chunk)
         found.update({location.path: location for location in _locations(session, _location_query().where(where))})
     return found
 
@@ -70,10 +69,9 @@ def _locations(session: Session, query: "Select[ImageLocation, str | None]") -> 
 
 def find_image_ids(session: Session, sha256s: Iterable[str]) -> dict[str, int]:
     """Hash → id for those that are in the pool."""
-    wanted = list(sha256s)
     found: dict[str, int] = {}
-    for start in range(0, len(wanted), CHUNK):
-        rows = session.execute(select(Image.sha256, Image.id).where(Image.sha256.in_(wanted[start : start + CHUNK])))
+    for chunk in in_chunks(sha256s):
+        rows = session.execute(select(Image.sha256, Image.id).where(Image.sha256.in_(chunk)))
         found.update({sha256: image_id for sha256, image_id in rows})
     return found
 
@@ -116,10 +114,10 @@ def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: i
 
 def set_location_status(session: Session, paths: Sequence[str], status: LocationStatus, now: dt.datetime) -> None:
     """Mark known image paths as there or as missing."""
-    for start in range(0, len(paths), CHUNK):
+    for chunk in in_chunks(paths):
         session.execute(
             update(ImageLocation)
-            .where(ImageLocation.path.in_(paths[start : start + CHUNK]), ImageLocation.image_id.is_not(None))
+            .where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_not(None))
             .values(status=status.value, reason=None, seen_at=now)
         )
 
@@ -133,8 +131,7 @@ def set_unreadable(session: Session, reasons: Mapping[str, str], now: dt.datetim
 
 def drop_unreadable(session: Session, paths: Sequence[str]) -> None:
     """Forget those of the paths that never held an image."""
-    for start in range(0, len(paths), CHUNK):
-        chunk = paths[start : start + CHUNK]
+    for chunk in in_chunks(paths):
         session.execute(delete(ImageLocation).where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_(None)))
 
 
@@ -192,10 +189,9 @@ def list_refs(session: Session, split: Split | None = None, labeled: bool | None
 
 def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
     """Those of the images whose bytes are there."""
-    wanted = list(image_ids)
     found: dict[int, ImageRef] = {}
-    for start in range(0, len(wanted), CHUNK):
-        for ref in _refs(session, _refs_query().where(Image.id.in_(wanted[start : start + CHUNK]))):
+    for chunk in in_chunks(image_ids):
+        for ref in _refs(session, _refs_query().where(Image.id.in_(chunk))):
             found[ref.image_id] = ref
     return found
 
@@ -216,9 +212,7 @@ def _refs(session: Session, query: "Select[int, str, str]") -> list[ImageRef]:
 
 def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:
     """Change what images may be used for."""
-    wanted = list(image_ids)
-    for start in range(0, len(wanted), CHUNK):
-        chunk = wanted[start : start + CHUNK]
+    for chunk in in_chunks(image_ids):
         session.execute(update(Image).where(Image.id.in_(chunk)).values(split=split.value))
 
 

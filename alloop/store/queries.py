@@ -9,9 +9,8 @@ from sqlalchemy.orm import Session
 
 from alloop.records import Query as Pick
 from alloop.records import QueryStatus, Reason
+from alloop.store.session import in_chunks
 from alloop.store.tables import Image, Query, Round, Task
-
-CHUNK = 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,10 +83,9 @@ def list_pushed(session: Session, source: str, project_ref: str) -> dict[str, Qu
 
 def find_by_keys(session: Session, keys: Iterable[str]) -> dict[str, QueryRecord]:
     """Key → query for those keys that are ours."""
-    wanted = list(keys)
     found: dict[str, QueryRecord] = {}
-    for start in range(0, len(wanted), CHUNK):
-        for record in _records(session, _query().where(Query.key.in_(wanted[start : start + CHUNK]))):
+    for chunk in in_chunks(keys):
+        for record in _records(session, _query().where(Query.key.in_(chunk))):
             found[record.key] = record
     return found
 
@@ -110,8 +108,8 @@ def set_task_ids(session: Session, tasks: Mapping[int, str]) -> None:
 
 def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime) -> None:
     """Record that the tasks of these queries do not exist any more."""
-    for start in range(0, len(query_ids), CHUNK):
-        session.execute(update(Task).where(Task.query_id.in_(query_ids[start : start + CHUNK])).values(gone_at=now))
+    for chunk in in_chunks(query_ids):
+        session.execute(update(Task).where(Task.query_id.in_(chunk)).values(gone_at=now))
 
 
 def drop_open_tasks(session: Session, source: str) -> int:

@@ -1,8 +1,9 @@
 """Opening the database, and the one place where changes are made to count."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
@@ -12,6 +13,9 @@ from sqlalchemy.orm import Session
 from alloop.errors import AlloopError, ConfigError, DatabaseError
 
 BUSY_SECONDS = 30
+CHUNK = 500  # values in one statement; SQLite's limit was 999 for long
+
+Value = TypeVar("Value")
 
 
 def connect(url: str) -> Engine:
@@ -63,6 +67,13 @@ def _with_driver(url: URL) -> URL:
     """What people write for PostgreSQL, with the driver that `alloop[postgres]` installs."""
     is_bare = url.drivername in {"postgresql", "postgres"}
     return url.set(drivername="postgresql+psycopg") if is_bare else url
+
+
+def in_chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """Values for `IN (…)`, as many at a time as every database takes in one statement."""
+    remaining = iter(values)
+    while chunk := list(itertools.islice(remaining, CHUNK)):
+        yield chunk
 
 
 def _prepare_sqlite(database: Engine) -> None:
