@@ -5,6 +5,7 @@ Source: methods.md sections 1 (Composition), 11 and 12.
 
 import dataclasses
 import enum
+import importlib.metadata
 import math
 from collections.abc import Mapping
 
@@ -81,6 +82,110 @@ MIXINGS = ("none", "mixup", "cutmix", "either")
 CALIBRATORS = ("none", "temperature", "platt", "isotonic", "histogram-width", "histogram-mass", "auto")
 OOD_SCORES = ("msp", "entropy", "max-logit", "energy", "odin", "gradnorm", "gen", "mutual-information")
 SMALLEST_MMCE_BATCH = 16
+
+
+class Need(enum.StrEnum):
+    """What a strategy has to see of the candidates (`acquisition.strategy.Candidates`)."""
+
+    LOG_PROBS = "predictions"
+    MEMBERS = "every member's predictions"
+    FEATURES = "features"
+    HEAD = "the model's head"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StrategyRule:
+    """What a strategy needs.
+
+    Attributes:
+        needs: Without a model only those that need nothing but features can choose.
+        is_score: It gives every image a score of its own, which can be perturbed; others choose a batch as a whole.
+        of_several: It compares members, and says nothing with a single one.
+    """
+
+    summary: str
+    needs: frozenset[Need] = frozenset()
+    is_score: bool = False
+    of_several: bool = False
+
+
+def _score(summary: str, *needs: Need, of_several: bool = False) -> StrategyRule:
+    return StrategyRule(summary, frozenset(needs), is_score=True, of_several=of_several)
+
+
+def _batch(summary: str, *needs: Need, of_several: bool = False) -> StrategyRule:
+    return StrategyRule(summary, frozenset(needs), of_several=of_several)
+
+
+STRATEGIES: Mapping[str, StrategyRule] = {
+    "entropy-spread": _batch("predictive entropy, spread over the pool", Need.LOG_PROBS, Need.FEATURES),
+    "entropy": _score("predictive entropy, the highest first", Need.LOG_PROBS),
+    "margin": _score("the two best classes close together", Need.LOG_PROBS),
+    "least-confidence": _score("a low best probability", Need.LOG_PROBS),
+    "expected-entropy": _score("mean entropy of the members", Need.MEMBERS),
+    "mutual-information": _score("members that disagree (BALD)", Need.MEMBERS, of_several=True),
+    "variation-ratio": _score("members that vote differently", Need.MEMBERS, of_several=True),
+    "batchbald": _batch("members that disagree, jointly over the batch", Need.MEMBERS, of_several=True),
+    "badge": _batch("diverse gradients of the last layer", Need.MEMBERS, Need.FEATURES),
+    "cluster-margin": _batch("small margins, one cluster after another", Need.LOG_PROBS, Need.FEATURES),
+    "dropquery": _batch("predictions that flip under dropout, clustered", Need.LOG_PROBS, Need.FEATURES, Need.HEAD),
+    "uherding": _batch("coverage of the pool, weighted by the margin", Need.LOG_PROBS, Need.FEATURES),
+    "max-herding": _batch("coverage of the pool by a kernel", Need.FEATURES),
+    "probcover": _batch("coverage of the pool by balls", Need.FEATURES),
+    "typiclust": _batch("the typical image of each cluster", Need.FEATURES),
+    "k-center": _batch("far from what is labeled (CoreSet)", Need.FEATURES),
+    "random": _score("drawn uniformly"),
+}
+DEFAULT_STRATEGY = "entropy"
+ALIASES = {"default": DEFAULT_STRATEGY, "bald": "mutual-information", "coreset": "k-center", "kcenter": "k-center"}
+PERTURBATIONS = ("none", "power", "softmax", "soft-rank")
+STRATEGY_GROUP = "alloop.strategies"  # the entry points by which others add theirs
+
+
+def strategy_name(name: str) -> str:
+    """The name a strategy is known by: aliases and the underscores of other tools resolved."""
+    folded = name.strip().lower().replace("_", "-")
+    return ALIASES.get(folded, folded)
+
+
+def own_strategies() -> tuple[str, ...]:
+    """Names of the strategies that other installed packages add; nothing of them is imported."""
+    return tuple(sorted(point.name for point in importlib.metadata.entry_points(group=STRATEGY_GROUP)))
+
+
+def check_strategy_name(name: str) -> None:
+    """Refuse a strategy that is not there.
+
+    Raises:
+        ValueError: Names the nearest one.
+    """
+    if strategy_name(name) not in STRATEGIES:
+        _check_name("strategy", strategy_name(name), (*STRATEGIES, *ALIASES, *own_strategies()))
+
+
+def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> None:
+    """Refuse a strategy that cannot work with the model. One of another package is taken at its word.
+
+    Args:
+        name: As written; aliases count.
+        n_members: M of the model, dropout passes counted.
+        perturb: A name of `PERTURBATIONS`.
+
+    Raises:
+        ValueError: With the reason, and what to choose instead.
+    """
+    known = strategy_name(name)
+    if known not in STRATEGIES:
+        return
+    rule = STRATEGIES[known]
+    if rule.of_several and n_members < 2:
+        raise ValueError(
+            f"the strategy {known} is how much members disagree, and the model has one; "
+            "take entropy, or a model with several"
+        )
+    _check_name("perturbation", perturb, PERTURBATIONS)
+    if perturb != "none" and (not rule.is_score or known == "random"):
+        raise ValueError(f"{perturb} perturbs a score of each image, and {known} has none; take entropy or margin")
 
 
 def loss_parameters(name: str, given: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -102,9 +102,14 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
-    """One image to be asked about, as chosen. `probability` is None where the draw was not random.
+    """One image to be asked about, as chosen.
 
-    `suspect`: its OOD score was extreme among the pool's; it may be junk.
+    Attributes:
+        probability: Of being drawn. For a uniform draw that of being in the sample at all, for a draw by score that of
+            being drawn next, given what had been drawn; None where nothing was drawn.
+        suspect: Its OOD score was extreme among the pool's; it may be junk.
+        draw_number: Which draw of the batch it was, from 1.
+        draw_pool: From how many images (one of each group of near copies) the batch's first one was drawn.
     """
 
     image_id: int
@@ -116,6 +121,8 @@ class Query:
     predicted: str | None = None
     confidence: float | None = None
     suspect: bool = False
+    draw_number: int | None = None
+    draw_pool: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from alloop.composition import check_composition
+from alloop.composition import DEFAULT_STRATEGY, check_composition, check_strategy, check_strategy_name
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-OF_SEVERAL = ("mutual-information", "variation-ratio")  # strategies that are 0 everywhere with a single member
 
 
 class Section(BaseModel):
@@ -144,24 +143,32 @@ class LoopConfig(Section):
 
     batch_size: PositiveInt = 50  # queries per round, holdout not counted
     min_answered: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a round's queries answered before it closes
-    label_budget: PositiveInt | None = None  # stop when this many labels (holdout included) are there
+    # When to stop; None and false: this rule does not stop the loop. `alloop status` shows what all of them say.
+    label_budget: PositiveInt | None = None  # this many labels (holdout included) are there
     max_rounds: PositiveInt | None = None
+    target_accuracy: Share | None = None  # the lower end of the accuracy's 95 % interval reaches it
+    stop_when_flat: bool = False  # the learning curve promises less than flat_gain from the next doubling of labels
+    flat_gain: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    stop_when_stable: bool = False  # predictions on the pool agree from round to round, stable_rounds times in a row
+    stable_agreement: Annotated[float, Field(gt=0, le=1)] = 0.98
+    stable_rounds: PositiveInt = 3
 
 
 class AcquisitionConfig(Section):
     """`[acquisition]`: which images to ask about."""
 
-    # entropy, least-confidence and margin are of the calibrated prediction; expected-entropy, mutual-information (BALD)
-    # and variation-ratio compare members, the last two need several
-    strategy: Literal[
-        "entropy",
-        "expected-entropy",
-        "mutual-information",
-        "least-confidence",
-        "margin",
-        "variation-ratio",
-        "random",
-    ] = "entropy"
+    strategy: str = DEFAULT_STRATEGY  # alloop/composition.py lists them; installed packages can add theirs
+    perturb: Literal["none", "power", "softmax", "soft-rank"] = "none"  # draws by a score instead of taking the highest
+    beta: Annotated[float, Field(gt=0)] = 1.0  # of the perturbation: larger is closer to the highest scores
+    explore: Share = 0.05  # perturbed strategies: share of the weight spread evenly, so that any image may be drawn
+    class_quota: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a batch at most, from one predicted class
+    max_candidates: PositiveInt | None = None  # a uniform sample of the pool is looked at; None: all of it
+    max_ram: Annotated[float, Field(gt=0)] = (
+        8.0  # GiB that choosing a batch may take; a strategy that needs more is refused
+    )
+    only: str | None = (
+        None  # which images may be asked: a glob of paths, or a condition such as site = 'A' and year > 2020
+    )
     random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
     # how unlike the classes an image looks (alloop/evaluation/ood.py), and the quantile of the pool's scores that it
     # must exceed to be marked as suspect: at 0.99 at most 1 % of the images are, and none of fewer than 100
@@ -170,12 +177,21 @@ class AcquisitionConfig(Section):
     skip_suspects: bool = False  # suspects are not asked about, neither chosen nor drawn; the holdout is not affected
     ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked again; None: never
 
+    @model_validator(mode="after")
+    def _check_name(self) -> "AcquisitionConfig":
+        check_strategy_name(self.strategy)
+        return self
+
 
 class EvaluationConfig(Section):
     """`[evaluation]`: the random sample that is only measured on."""
 
     holdout_size: PositiveInt = 200
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the pool; the smaller of the two counts
+    holdout_growth: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of batch_size drawn into it in every later round
+    # A labeled test set in place of a holdout: CSV (file,label) or a folder per class. Nothing is fitted to it; the
+    # calibrator is cross-validated on the training labels.
+    test: Path | None = Field(default=None, strict=False)
 
 
 class LabelStudioConfig(Section):
@@ -260,9 +276,5 @@ class Config(Section):
             calibrator=self.calibration.method,
             ood_score=self.acquisition.ood_score,
         )
-        if self.acquisition.strategy in OF_SEVERAL and model.n_members < 2:
-            raise ValueError(
-                f"the strategy {self.acquisition.strategy} is how much members disagree, and the model has one; "
-                "take entropy, or a model with several"
-            )
+        check_strategy(self.acquisition.strategy, n_members=model.n_members, perturb=self.acquisition.perturb)
         return self

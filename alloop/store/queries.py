@@ -31,6 +31,8 @@ class QueryRecord:
     predicted: str | None
     confidence: float | None
     suspect: bool
+    draw_number: int | None
+    draw_pool: int | None
     settled_at: dt.datetime | None
     task_id: str | None
     gone: bool
@@ -52,6 +54,8 @@ def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_pref
             "predicted": pick.predicted,
             "confidence": pick.confidence,
             "suspect": pick.suspect,
+            "draw_number": pick.draw_number,
+            "draw_pool": pick.draw_pool,
             "created_at": now,
         }
         for pick in picks
@@ -191,6 +195,8 @@ def _records(session: Session, query: "Select[Query, int, str, str | None, dt.da
             predicted=row.predicted,
             confidence=row.confidence,
             suspect=row.suspect,
+            draw_number=row.draw_number,
+            draw_pool=row.draw_pool,
             settled_at=row.settled_at,
             task_id=task_id,
             gone=gone_at is not None,

@@ -122,6 +122,15 @@ class NearDuplicate(Base):
     distance: Mapped[int]
 
 
+class ImageAttribute(Base):
+    """What was said of an image when it was added, such as the site or year; `[acquisition] only` can ask for it."""
+
+    __tablename__ = "image_attribute"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
 class Round(Base):
     """A round and the exact config it runs with."""
 
@@ -205,6 +214,8 @@ class Query(Base):
     predicted: Mapped[str | None] = mapped_column(Text)
     confidence: Mapped[float | None] = mapped_column(Float)
     suspect: Mapped[bool] = mapped_column(server_default=false())
+    draw_number: Mapped[int | None]
+    draw_pool: Mapped[int | None]
     created_at: Mapped[dt.datetime]
     settled_at: Mapped[dt.datetime | None]
     __table_args__ = (

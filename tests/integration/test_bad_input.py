@@ -356,7 +356,7 @@ def test_an_empty_database_is_upgraded_on_demand(tmp_path: Path):
     refused = step(project)
     assert refused.code == 1
     assert "`alloop db upgrade`" in refused.err
-    assert alloop("db", "upgrade", "-C", project.folder).out == "The database went from schema none to 0002.\n"
+    assert alloop("db", "upgrade", "-C", project.folder).out == "The database went from schema none to 0003.\n"
     assert "The pool has no usable images" in step(project).err
 
 

@@ -402,8 +402,8 @@ def test_a_database_says_whether_it_is_sound_and_can_be_copied_while_open(tmp_pa
     project = make_project(tmp_path, n=20)
     run_all(project)
 
-    assert alloop("db", "check", "-C", project.folder, "--json").data == {"schema": "0002", "sound": True}
-    assert alloop("db", "upgrade", "-C", project.folder).out == "The database has schema 0002 already.\n"
+    assert alloop("db", "check", "-C", project.folder, "--json").data == {"schema": "0003", "sound": True}
+    assert alloop("db", "upgrade", "-C", project.folder).out == "The database has schema 0003 already.\n"
     copied = Path(alloop("db", "backup", "-C", project.folder, "--json").data["backup"])
     assert copied.parent == project.folder / "backups"
     target = tmp_path / "copy.db"

@@ -47,7 +47,7 @@ def test_what_is_not_said_has_a_default():
         ("[loop]\nbatch_size = 0", "alloop.toml: [loop] batch_size = 0 is refused: "),
         (
             "[acquisition]\nstrategy = 'entrpy'",
-            "[acquisition] strategy = 'entrpy' is refused: input should be 'entropy'",
+            "[acquisition] there is no strategy 'entrpy'; did you mean 'entropy'?",
         ),
         ("[acquisition]\nrandom_fraction = 1.5", "[acquisition] random_fraction = 1.5 is refused: "),
         ("[labeling.images]\nvia = 'url'", '[labeling.images] via = "url" needs both url_prefix and root.'),
