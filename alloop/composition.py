@@ -214,6 +214,7 @@ def check_composition(
     n_members: int = 1,
     dropout_passes: int | None = None,
     dropout_rate: float | None = None,
+    consistent_masks: bool = False,
     calibrator: str = "temperature",
     ood_score: str = "msp",
 ) -> None:
@@ -228,6 +229,7 @@ def check_composition(
         n_members: Heads times networks; dropout passes not counted.
         dropout_passes: Of MC dropout; None without it.
         dropout_rate: Of MC dropout; None: its default.
+        consistent_masks: MC dropout has the same passes for every image.
         calibrator: A name of `CALIBRATORS`.
         ood_score: A name of `OOD_SCORES`.
 
@@ -245,8 +247,17 @@ def check_composition(
             f"take a batch_size of at least {SMALLEST_MMCE_BATCH}"
         )
     _check_dropout(dropout_passes, dropout_rate)
-    if ood_score == "mutual-information" and n_members * (dropout_passes or 1) < 2:
+    _check_ood_score(ood_score, n_members, dropout_passes, consistent_masks)
+
+
+def _check_ood_score(name: str, n_members: int, dropout_passes: int | None, consistent_masks: bool) -> None:
+    if name == "mutual-information" and n_members * (dropout_passes or 1) < 2:
         raise ValueError("mutual information is how much members disagree, and there is only one; score by msp instead")
+    if name == "odin" and dropout_passes is not None and not consistent_masks:
+        raise ValueError(
+            "ODIN compares what a network says of an image and of a changed one, and dropout masks drawn anew would "
+            "change it, too; set consistent_masks = true, or score by energy instead"
+        )
 
 
 def _check_mixing(loss: str, mixing: str, frozen: bool) -> None:

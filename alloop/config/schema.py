@@ -171,8 +171,19 @@ class AcquisitionConfig(Section):
     )
     random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
     # how unlike the classes an image looks (alloop/evaluation/ood.py), and the quantile of the pool's scores that it
-    # must exceed to be marked as suspect: at 0.99 at most 1 % of the images are, and none of fewer than 100
-    ood_score: Literal["msp", "entropy", "energy", "max-logit", "gen", "mutual-information"] = "msp"
+    # must exceed to be marked as suspect: at 0.99 at most 1 % of the images are, and none of fewer than 100.
+    # odin reads every image of the pool and runs the trunk forwards, and for each member backwards and forwards again:
+    # with M members scoring takes at least 1 + 2 M times as long as computing features, cached or not
+    ood_score: Literal[
+        "msp",
+        "entropy",
+        "energy",
+        "max-logit",
+        "gen",
+        "mutual-information",
+        "odin",
+        "gradnorm",
+    ] = "msp"
     suspect_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.99
     skip_suspects: bool = False  # suspects are not asked about, neither chosen nor drawn; the holdout is not affected
     ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked again; None: never
@@ -273,6 +284,7 @@ class Config(Section):
             n_members=model.n_networks * model.n_heads,
             dropout_passes=model.n_passes if model.uncertainty == "mc-dropout" else None,
             dropout_rate=model.dropout if model.uncertainty == "mc-dropout" else None,
+            consistent_masks=model.consistent_masks,
             calibrator=self.calibration.method,
             ood_score=self.acquisition.ood_score,
         )

@@ -26,15 +26,34 @@ class Predictor:
         is_consistent = config.model.consistent_masks
         self._masks = None if is_consistent else torch.Generator().manual_seed(self._seed)
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether features have the same logits whenever they are asked for: no masks are drawn on the way."""
+        return self._dropout is None or self._masks is None
+
     def logits(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
         """Raw logits of the heads, pass by pass."""
         with torch.inference_mode():
-            if self._dropout is None:
-                rows: Tensor = heads(features)
-                return rows
-            if self._masks is None:
-                return self._dropout.logits(heads, features, seed=self._seed)
-            return self._dropout.logits(heads, features, generator=self._masks)
+            return self.logits_with_gradient(heads, features)
+
+    def logits_with_gradient(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
+        """The same, with a gradient with respect to the features where they have one."""
+        if self._dropout is None:
+            rows: Tensor = heads(features)
+            return rows
+        if self._masks is None:
+            return self._dropout.logits(heads, features, seed=self._seed)
+        return self._dropout.logits(heads, features, generator=self._masks)
+
+    def lengths(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B"]:
+        """L1 norm of what every member's last layer sees, for GradNorm.
+
+        Of MC dropout it is the norm without: that is the mean over masks.
+        """
+        with torch.inference_mode():
+            seen = (features - heads.center) / heads.scale
+            passes = 1 if self._dropout is None else self._dropout.passes
+            return seen.abs().sum(dim=-1).expand(passes * heads.n_heads, -1)
 
     def log_probs(self, logits: Float[Tensor, "M B K"]) -> Float[Tensor, "M B K"]:
         """Every member's prediction, uncalibrated."""
@@ -43,17 +62,25 @@ class Predictor:
 
 
 def ood_score(
-    name: str, logits: Float[Tensor, "M B K"], members: Float[Tensor, "M B K"], calibrated: Float[Tensor, "B K"]
+    name: str,
+    logits: Float[Tensor, "M B K"],
+    lengths: Float[Tensor, "M B"],
+    members: Float[Tensor, "M B K"],
+    calibrated: Float[Tensor, "B K"],
 ) -> Float[Tensor, "B"]:
     """How unlike the training images, larger is more so.
 
     Args:
-        name: `[acquisition] ood_score`.
+        name: `[acquisition] ood_score`; not "odin", for which see `engine.odin`.
         logits: Raw; energy and max logit are means over members of them.
+        lengths: As in `Predictor.lengths`, for GradNorm.
         members: Every member's uncalibrated prediction, for mutual information.
         calibrated: Log p̄, for scores of one distribution.
     """
     with torch.inference_mode():
+        if name == "gradnorm":
+            # Features count by their norm only: one number that has it will do.
+            return ood.gradnorm(lengths.unsqueeze(-1), logits).float()
         if name in ("energy", "max-logit"):
             return (ood.energy if name == "energy" else ood.max_logit)(logits).float()
         if name == "mutual-information":

@@ -13,6 +13,7 @@ from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob, ScoreResult
 from alloop.engine.model_files import ModelVersion, load_model
+from alloop.engine.odin import Odin
 from alloop.engine.predict import Predictor, ood_score
 from alloop.engine.score_file import ScoreWriter
 from alloop.errors import ModelError
@@ -40,15 +41,23 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     version = load_model(job.model)
     predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
     failed: list[tuple[int, str]] = []
+    name = job.config.acquisition.ood_score
+    odin = Odin(job, version, predictor) if name == "odin" else None
     with atomic_path(job.out) as temporary, ScoreWriter(temporary, version, job.model.sha256) as writer:
         done = 0
-        for images, logits in _logits(job, version, predictor, failed, progress):
+        for images, logits, lengths in _logits(job, version, predictor, failed, progress):
+            unlike = None
+            if odin is not None:
+                unlike, kept, unreadable = odin.score(images, progress)
+                failed += unreadable
+                images, logits, lengths = [images[place] for place in kept], logits[:, kept], lengths[:, kept]
             members = predictor.log_probs(logits)
             pooled = mean_log_probs(members)
             final = apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled
             # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
             pooled_raw = mean_log_probs(logits.log_softmax(dim=-1)) if predictor.loss.name == "logit-norm" else final
-            unlike = ood_score(job.config.acquisition.ood_score, logits, members, pooled_raw)
+            if unlike is None:
+                unlike = ood_score(name, logits, lengths, members, pooled_raw)
             writer.write(images, final, members, unlike)
             done += len(images)
             progress("score", done, len(job.images) - len(failed))
@@ -63,8 +72,11 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
 
 def _logits(
     job: ScoreJob, version: ModelVersion, predictor: Predictor, failed: list[tuple[int, str]], progress: Progress
-) -> Iterator[tuple[Sequence[ImageRef], Tensor]]:
-    """Images and every member's logits [M, B, K], in the job's order; what fails is added to `failed`."""
+) -> Iterator[tuple[Sequence[ImageRef], Tensor, Tensor]]:
+    """Images, every member's logits [M, B, K] and the lengths of what it saw [M, B], in the job's order.
+
+    What fails is added to `failed`.
+    """
     hardware = build_hardware(job.config, job.device)
     backbone = build_backbone(job.config, search_paths(job.cache))
     _check_backbone(job, version, backbone)
@@ -74,11 +86,13 @@ def _logits(
         backbone.module.load_state_dict(dict(version.trunk))
         for _, refs, batch, rows in trunk_batches(job.images, backbone, hardware):
             failed += batch.failed
-            yield [refs[position] for position in batch.positions.tolist()], predictor.logits(version.heads, rows)
+            logits, lengths = predictor.logits(version.heads, rows), predictor.lengths(version.heads, rows)
+            yield [refs[position] for position in batch.positions.tolist()], logits, lengths
     else:
         heads = [version.load_network(number).heads for number in range(len(version.files))]
         for images, rows in _cached(job, version, backbone, hardware, failed, progress):
-            yield images, torch.cat([predictor.logits(part, rows) for part in heads])
+            logits = torch.cat([predictor.logits(part, rows) for part in heads])
+            yield images, logits, torch.cat([predictor.lengths(part, rows) for part in heads])
 
 
 def _cached(
@@ -107,25 +121,28 @@ def _of_networks(
     backbone: Backbone,
     hardware: Hardware,
     failed: list[tuple[int, str]],
-) -> Iterator[tuple[Sequence[ImageRef], Tensor]]:
+) -> Iterator[tuple[Sequence[ImageRef], Tensor, Tensor]]:
     """Block by block of the pool, one network in memory and on the device at a time."""
     size = _chunk(version, BLOCK)
     for start in range(0, len(job.images), size):
         block = job.images[start : start + size]
-        rows: list[dict[int, Tensor]] = []
+        rows: list[dict[int, tuple[Tensor, Tensor]]] = []
         reasons: dict[int, str] = {}
         for number in range(len(version.files)):
             network = version.load_network(number)
             backbone.module.load_state_dict(network.trunk)
             features, positions, unreadable = trunk_features(backbone, block, hardware)
-            logits = predictor.logits(network.heads, features)
-            rows.append({position: logits[:, place] for place, position in enumerate(positions)})
+            logits, lengths = predictor.logits(network.heads, features), predictor.lengths(network.heads, features)
+            rows.append({position: (logits[:, n], lengths[:, n]) for n, position in enumerate(positions)})
             reasons |= dict(unreadable)
         failed += reasons.items()
         kept = [position for position, image in enumerate(block) if image.image_id not in reasons]
         if kept:
-            members = [torch.stack([logits[position] for position in kept], dim=1) for logits in rows]
-            yield [block[position] for position in kept], torch.cat(members)
+            logits, lengths = (
+                torch.cat([torch.stack([network[position][part] for position in kept], dim=1) for network in rows])
+                for part in (0, 1)
+            )
+            yield [block[position] for position in kept], logits, lengths
 
 
 def _chunk(version: ModelVersion, most: int) -> int:

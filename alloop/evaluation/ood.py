@@ -101,19 +101,19 @@ def odin(
 ) -> Scores:
     """-max softmax(z(x̂)/T), where x̂ = x - ε sign(∇ₓ CE(z(x)/T, ŷ)) / σ; mean over members, each with its own x̂.
 
-    Takes a forward and a backward pass per member. Gradients go to the images only. T and ε must not be tuned on the
-    sets that are reported.
+    Takes one forward pass, and for every member a backward and another forward pass. Gradients go to the images only.
+    T and ε must not be tuned on the sets that are reported.
 
     Args:
-        network: Images to raw logits, [N, K] or [M, N, K], in eval mode (else batch statistics leak); not to be called
-            under `torch.inference_mode`.
+        network: Images to raw logits, [N, K] or [M, N, K], the same whenever it is called; in eval mode (else batch
+            statistics leak), and not under `torch.inference_mode`.
         images: Normalized.
         temperature: T.
         epsilon: ε, in pixel units of [0, 1] where `std` is given.
         std: σ, the normalization's standard deviation of each channel; None: 1.
 
     Raises:
-        ValueError: A module in training mode; a row is not finite.
+        ValueError: A module in training mode; logits that have no gradient; a row is not finite.
 
     Source: Liang, Li & Srikant, ICLR 2018, equations 1 and 2.
     """
@@ -122,19 +122,19 @@ def odin(
     step = torch.full_like(images[:1], epsilon)
     if std is not None:
         step = step / std.to(images).reshape(1, -1, 1, 1)
-    scores, n_members, member = [], 1, 0
-    while member < n_members:
-        with torch.enable_grad():
-            leaf = images.detach().clone().requires_grad_()
-            logits = _members(network(leaf))
-            n_members = len(logits)
-            log_probs = (logits[member] / temperature).log_softmax(dim=-1)
-            # The cross-entropy with the model's own top class, summed: every image has a gradient of its own.
-            (gradient,) = torch.autograd.grad(-log_probs.amax(dim=-1).sum(), leaf)
+    with torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_()
+        log_probs = (_members(network(leaf)) / temperature).log_softmax(dim=-1)
+        # The cross-entropy with the model's own top class, summed: every image has a gradient of its own.
+        losses = (-log_probs.amax(dim=-1).sum(dim=-1)).unbind()
+    if not losses[0].requires_grad:
+        raise ValueError("ODIN needs the gradient with respect to the images, and this network gives none")
+    scores = []
+    for member, loss in enumerate(losses):
+        (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=member < len(losses) - 1)
         with torch.no_grad():
             moved = _members(network(images - step * gradient.sign()))[member]
             scores.append(-(moved / temperature).softmax(dim=-1).amax(dim=-1))
-        member += 1
     return _finite(torch.stack(scores).mean(dim=0), "ODIN")
 
 

@@ -73,7 +73,9 @@ def test_the_batch_is_what_the_strategy_scores_highest(tmp_path: Path, strategy:
     np.testing.assert_allclose([query.score for query in queries], highest, atol=1e-6)
 
 
-@pytest.mark.parametrize("ood_score", ["msp", "entropy", "energy", "max-logit", "gen", "mutual-information"])
+@pytest.mark.parametrize(
+    "ood_score", ["msp", "entropy", "energy", "max-logit", "gen", "mutual-information", "odin", "gradnorm"]
+)
 @pytest.mark.parametrize("skip", [False, True])
 def test_suspects_are_marked_and_shown_or_not_asked_about(tmp_path: Path, ood_score: str, skip: bool):
     settings = {"ood_score": ood_score, "suspect_quantile": 0.5, "skip_suspects": skip}

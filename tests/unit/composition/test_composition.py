@@ -25,6 +25,8 @@ from alloop.composition import LOSSES, check_composition, loss_parameters
         ({"mixing": "mixpu"}, "did you mean 'mixup'"),
         ({"calibrator": "plat"}, "did you mean 'platt'"),
         ({"ood_score": "energi"}, "did you mean 'energy'"),
+        ({"ood_score": "gradnrom"}, "did you mean 'gradnorm'"),
+        ({"ood_score": "odin", "dropout_passes": 20}, "set consistent_masks = true"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(settings, reason):
@@ -41,6 +43,12 @@ def test_losses_of_soft_targets_go_with_every_mixing(loss):
 def test_mutual_information_goes_with_heads_networks_or_dropout():
     check_composition(ood_score="mutual-information", n_members=4)
     check_composition(ood_score="mutual-information", dropout_passes=20)
+
+
+def test_odin_goes_with_whatever_says_the_same_twice():
+    check_composition(ood_score="odin", n_members=20)
+    check_composition(ood_score="odin", frozen=False, loss="logit-norm")
+    check_composition(ood_score="odin", dropout_passes=20, consistent_masks=True)
 
 
 def test_defaults_are_those_of_the_methods_table():

@@ -111,6 +111,13 @@ def test_odin_of_heads_is_the_mean_of_every_heads_own():
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
 
 
+def test_odin_refuses_a_network_that_cuts_gradients():
+    network = _network()
+
+    with pytest.raises(ValueError, match="this network gives none"):
+        ood.odin(lambda images: network(images).detach(), _tensor("odin_x"))
+
+
 @pytest.mark.parametrize("score", OF_LOGITS.values(), ids=OF_LOGITS)
 def test_scores_of_logits_are_means_over_members_not_scores_of_a_mean(score):
     logits = _members()
