@@ -26,7 +26,7 @@ from alloop.calibration.histogram import Histogram, fit_histogram
 from alloop.calibration.isotonic import FEWEST as FEWEST_FOR_ISOTONIC
 from alloop.calibration.isotonic import Isotonic, fit_isotonic
 from alloop.calibration.platt import Platt, fit_platt
-from alloop.calibration.temperature import FEWEST, Temperature, fit_temperature_safely
+from alloop.calibration.temperature import FEWEST, UNIT, Temperature, fit_temperature
 
 Fit = Callable[[Tensor, Tensor], tuple[Calibrator, str]]
 
@@ -41,7 +41,7 @@ def _quiet(fit: Callable[[Tensor, Tensor], Calibrator]) -> Fit:
 # From simple to flexible; `auto` prefers those before.
 _FITS: Mapping[str, Fit] = {
     "none": _quiet(lambda *_: Unchanged()),
-    "temperature": fit_temperature_safely,
+    "temperature": fit_temperature,
     "platt": _quiet(fit_platt),
     "histogram-mass": _quiet(lambda lp, y: fit_histogram(lp, y, "mass")),
     "histogram-width": _quiet(lambda lp, y: fit_histogram(lp, y, "width")),
@@ -87,7 +87,8 @@ def fit_calibrator(
         name, note = choose_calibrator(prepared, labels, seed, n_folds)
     else:
         note = _why_not(name, len(labels))
-        name = "none" if note else name
+        if note:
+            return describe(UNIT if name == "temperature" else Unchanged(), prepared, labels, note)
     calibrator, remark = _FITS[name](prepared, labels)
     return describe(calibrator, prepared, labels, " ".join(part for part in (note, remark) if part))
 
@@ -112,7 +113,7 @@ def cross_fit(
     """
     fitted = fit_calibrator(name, log_probs, targets, seed, n_folds)
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
-    if len(labels) < FEWEST or (name != "auto" and isinstance(fitted.calibrator, Unchanged)):
+    if len(labels) < smallest_sample(name) or (name != "auto" and isinstance(fitted.calibrator, Unchanged)):
         return prepared.float(), fitted
     candidates = _candidates(*prepared.shape) if name == "auto" else (name,)
     calibrated = prepared.clone()
@@ -209,7 +210,8 @@ def _why_not(name: str, n: int) -> str:
 
 
 def _too_few(name: str, n: int, least: int) -> str:
-    return f"{n} holdout labels are too few to fit {name} (fewer than {least}); predictions stay as they are."
+    what, end = ("a temperature", "T = 1") if name == "temperature" else (name, "predictions stay as they are")
+    return f"{n} holdout labels are too few to fit {what} (fewer than {least}); {end}."
 
 
 def _tuples(value: Any) -> Any:

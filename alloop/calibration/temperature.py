@@ -4,7 +4,6 @@ Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks
 """
 
 import dataclasses
-import logging
 import math
 from typing import ClassVar
 
@@ -13,10 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.calibration.calibrator import prepare
-from alloop.calibration.folds import draw_folds
-from alloop.records import Calibration
-
-log = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = 0.05, 20.0  # bounds of T
 FEWEST = 50  # images; with fewer T stays 1
@@ -33,6 +28,9 @@ class Temperature:
     def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """Calibrated log-probabilities; the top class never changes."""
         return prepare(apply_temperature(prepare(log_probs), self.temperature))
+
+
+UNIT = Temperature(1.0)  # changes nothing
 
 
 def apply_temperature(log_probs: Float[Tensor, "N K"], temperature: float) -> Float[Tensor, "N K"]:
@@ -65,75 +63,19 @@ def solve_temperature(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]
     return min(max(math.exp((low + high) / 2), LOWEST), HIGHEST)
 
 
-def fit_temperature(
-    log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"] | Float[Tensor, "N K"], fewest: int = FEWEST
-) -> Calibration:
-    """Fit T on held-out predictions, with the evidence for it.
+def fit_temperature(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> tuple[Temperature, str]:
+    """A temperature to be used, whatever N, and what is to be said about it.
 
-    Fewer than `fewest` images leave T at 1, and so do predictions that are never wrong: their NLL only falls as T goes
-    to 0, where every probability is 0 or 1 and nothing is left to rank images by. The note says so, and also when T
-    runs into its upper bound.
-
-    Raises:
-        ValueError: Fewer than two classes, or the numbers of rows differ.
+    Predictions that are never wrong leave T at 1: their NLL only falls as T goes to 0, where every probability is 0 or
+    1 and nothing is left to rank images by. The note says so, and also when T runs into its upper bound.
     """
-    n, n_classes = log_probs.shape
-    if n_classes < 2 or len(targets) != n:
-        raise ValueError(f"need log-probabilities [N, K >= 2] and N targets, got {[n, n_classes]} and {len(targets)}")
-    if n < fewest:
-        before = _mean_nll(log_probs, targets) if n else None
-        note = f"{n} holdout labels are too few to fit a temperature (fewer than {fewest}); T = 1."
-        return Calibration(1.0, n, before, before, note)
-    temperature, note = _solve_safely(log_probs, targets)
-    if note:
-        log.warning("%s", note)
-    after = _mean_nll(apply_temperature(log_probs.double(), temperature), targets)
-    return Calibration(temperature, n, _mean_nll(log_probs, targets), after, note)
-
-
-def cross_fit_temperature(
-    log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = 5
-) -> tuple[Float[Tensor, "N K"], Calibration]:
-    """Calibrated log-probabilities in which no image was calibrated by itself, and the temperature fitted on all.
-
-    Every image gets the temperature fitted on the other folds; folds keep the classes' shares where there are enough
-    of each. With too few images for a fit everything stays as it is.
-
-    Args:
-        log_probs: Pooled, uncalibrated.
-        targets: Class positions [N].
-        seed: Draws the folds.
-        n_folds: At least 2.
-
-    Returns:
-        Log-probabilities [N, K] in float32, and what scoring should apply.
-    """
-    fitted = fit_temperature(log_probs, targets)
-    calibrated = log_probs.detach().cpu().double().clone()
-    if fitted.n >= FEWEST:
-        for rest, fold in draw_folds(targets.cpu().numpy(), seed, n_folds):
-            temperature, _ = _solve_safely(log_probs[rest], targets[rest])
-            calibrated[fold] = apply_temperature(calibrated[fold], temperature)
-    return calibrated.float(), fitted
-
-
-def fit_temperature_safely(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> tuple[Temperature, str]:
-    """A temperature to be used, whatever N, and what is to be said about it; see `fit_temperature`."""
-    temperature, note = _solve_safely(log_probs, targets)
-    return Temperature(temperature), note
-
-
-def _solve_safely(log_probs: Tensor, targets: Tensor) -> tuple[float, str]:
-    """A temperature to be used, and what is to be said about it; see `fit_temperature`."""
     temperature = solve_temperature(log_probs, targets)
     if temperature < LOWEST * (1 + 1e-6):
-        return 1.0, f"Too few of the {len(targets)} holdout predictions are wrong to fit a temperature; T = 1."
+        return UNIT, f"Too few of the {len(targets)} holdout predictions are wrong to fit a temperature; T = 1."
     if temperature > HIGHEST * (1 - 1e-6):
-        return (
-            temperature,
-            f"The temperature ran into its bound {HIGHEST:g}: the predictions are no better than chance.",
-        )
-    return temperature, ""
+        note = f"The temperature ran into its bound {HIGHEST:g}: the predictions are no better than chance."
+        return Temperature(temperature), note
+    return Temperature(temperature), ""
 
 
 def _one_hot(targets: Tensor, n_classes: int) -> Tensor:
@@ -143,9 +85,3 @@ def _one_hot(targets: Tensor, n_classes: int) -> Tensor:
 
 def _expectation(values: Tensor, probs: Tensor) -> Tensor:
     return (values * probs).sum(dim=-1)
-
-
-def _mean_nll(log_probs: Tensor, targets: Tensor) -> float:
-    log_p = log_probs.detach().cpu().double().log_softmax(dim=-1)
-    share = _one_hot(targets, log_p.shape[-1])
-    return float(-torch.where(share == 0, 0.0, share * log_p).sum(dim=-1).mean())

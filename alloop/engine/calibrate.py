@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.calibration.choose import cross_fit, from_json, to_json
-from alloop.calibration.temperature import apply_temperature, cross_fit_temperature
+from alloop.calibration.temperature import apply_temperature
 from alloop.records import Calibration
 
 
@@ -20,8 +20,6 @@ def calibrate(
         targets: [N].
         seed: Draws the folds.
     """
-    if method == "temperature":
-        return cross_fit_temperature(log_probs, targets, seed)
     calibrated, fitted = cross_fit(method, log_probs, targets, seed)
     data = to_json(fitted)
     name = str(data["calibrator"]["name"])

@@ -201,7 +201,7 @@ def compare(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[dict[str, objec
                 started = time.perf_counter()
                 predict = fit(x[train], y[train], n_classes, seed)
                 seconds = time.perf_counter() - started
-                temperature = fit_temperature(predict(x[holdout]), torch.from_numpy(y[holdout])).temperature
+                temperature = fit_temperature(predict(x[holdout]), torch.from_numpy(y[holdout]))[0].temperature
                 before = predict(x[test])
                 after = measure(apply_temperature(before.double(), temperature).numpy(), y[test])
                 plain = measure(before.double().numpy(), y[test])

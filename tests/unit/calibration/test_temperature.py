@@ -9,12 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alloop.calibration.temperature import (
-    apply_temperature,
-    cross_fit_temperature,
-    fit_temperature,
-    solve_temperature,
-)
+from alloop.calibration.calibrator import describe
+from alloop.calibration.choose import cross_fit
+from alloop.calibration.temperature import Temperature, apply_temperature, fit_temperature, solve_temperature
 
 GOLDEN = np.load(Path(__file__).parents[2] / "assets" / "golden" / "temperature.npz")
 CASES = ["over", "under", "binary", "tiny"]
@@ -33,9 +30,13 @@ def _predictions(n: int, n_classes: int = 3, scale: float = 4.0, seed: int = 0) 
 
 @pytest.mark.parametrize("case", CASES)
 def test_temperature_and_losses_agree_with_scipys(case):
-    fitted = fit_temperature(_tensor(f"{case}_logits_fit").log_softmax(-1), _tensor(f"{case}_labels_fit"), fewest=0)
+    log_probs, labels = _tensor(f"{case}_logits_fit").log_softmax(-1), _tensor(f"{case}_labels_fit")
 
-    assert fitted.temperature == pytest.approx(float(GOLDEN[f"{case}_T"]), rel=1e-6)
+    scaling, note = fit_temperature(log_probs, labels)
+    fitted = describe(scaling, log_probs, labels, note)
+
+    assert scaling.temperature == pytest.approx(float(GOLDEN[f"{case}_T"]), rel=1e-6)
+    assert note == ""
     assert fitted.nll_before == pytest.approx(float(GOLDEN[f"{case}_nll_before"]), abs=1e-10)
     assert fitted.nll_after == pytest.approx(float(GOLDEN[f"{case}_nll_after"]), abs=1e-10)
 
@@ -71,10 +72,10 @@ def test_predictions_that_are_never_wrong_have_no_best_temperature_and_keep_one(
     log_probs = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log().repeat(40, 1)
     targets = torch.tensor([0, 1]).repeat(40)
 
-    calibrated, fitted = cross_fit_temperature(log_probs, targets, seed=0)
+    calibrated, fitted = cross_fit("temperature", log_probs, targets, seed=0)
 
     assert solve_temperature(log_probs, targets) == pytest.approx(0.05)
-    assert fitted.temperature == 1
+    assert fitted.calibrator == Temperature(1.0)
     assert "Too few of the 80 holdout predictions are wrong" in fitted.note
     torch.testing.assert_close(calibrated, log_probs)
 
@@ -82,36 +83,39 @@ def test_predictions_that_are_never_wrong_have_no_best_temperature_and_keep_one(
 def test_predictions_that_are_always_wrong_end_at_the_upper_bound():
     log_probs = torch.tensor([[0.9, 0.1]]).log().repeat(60, 1)
 
-    assert fit_temperature(log_probs, torch.ones(60, dtype=torch.long)).temperature == pytest.approx(20)
+    scaling, note = fit_temperature(log_probs, torch.ones(60, dtype=torch.long))
+
+    assert scaling.temperature == pytest.approx(20)
+    assert "no better than chance" in note
 
 
 def test_predictions_that_say_nothing_leave_the_temperature_at_one():
     log_probs = torch.full((60, 4), 0.25).log()
 
-    assert fit_temperature(log_probs, torch.arange(60) % 4).temperature == 1
+    assert fit_temperature(log_probs, torch.arange(60) % 4) == (Temperature(1.0), "")
 
 
 def test_fewer_than_fifty_labels_leave_it_at_one_with_a_note():
     log_probs, targets = _predictions(49)
 
-    calibrated, fitted = cross_fit_temperature(log_probs, targets, seed=0)
+    calibrated, fitted = cross_fit("temperature", log_probs, targets, seed=0)
 
-    assert fitted.temperature == 1
+    assert fitted.calibrator == Temperature(1.0)
     assert fitted.n == 49
-    assert "49 holdout labels" in fitted.note
+    assert fitted.note == "49 holdout labels are too few to fit a temperature (fewer than 50); T = 1."
     torch.testing.assert_close(calibrated, log_probs)
 
 
 def test_an_empty_holdout_is_not_an_error():
-    calibrated, fitted = cross_fit_temperature(torch.empty(0, 3), torch.empty(0, dtype=torch.long), seed=0)
+    calibrated, fitted = cross_fit("temperature", torch.empty(0, 3), torch.empty(0, dtype=torch.long), seed=0)
 
-    assert (fitted.temperature, fitted.n, fitted.nll_before, fitted.nll_after) == (1, 0, None, None)
+    assert (fitted.calibrator, fitted.n, fitted.nll_before, fitted.nll_after) == (Temperature(1.0), 0, None, None)
     assert calibrated.shape == (0, 3)
 
 
 def test_a_single_class_is_refused():
-    with pytest.raises(ValueError, match="K >= 2"):
-        fit_temperature(torch.zeros(60, 1), torch.zeros(60, dtype=torch.long))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        cross_fit("temperature", torch.zeros(60, 1), torch.zeros(60, dtype=torch.long), seed=0)
 
 
 def test_a_class_with_probability_zero_does_not_spoil_the_fit():
@@ -124,7 +128,7 @@ def test_a_class_with_probability_zero_does_not_spoil_the_fit():
 def test_no_image_is_calibrated_by_itself_but_by_the_other_folds():
     log_probs, targets = _predictions(100)
 
-    calibrated, _ = cross_fit_temperature(log_probs, targets, seed=1)
+    calibrated, _ = cross_fit("temperature", log_probs, targets, seed=1)
 
     # T of a row is the ratio of its log-odds before and after.
     odds = lambda rows: rows[:, 0] - rows[:, 1]  # noqa: E731
@@ -148,8 +152,8 @@ def _distinct(values: torch.Tensor) -> list[float]:
 def test_folds_are_drawn_from_the_seed_alone():
     log_probs, targets = _predictions(80)
 
-    first, second = (cross_fit_temperature(log_probs, targets, seed=5)[0] for _ in range(2))
-    other, _ = cross_fit_temperature(log_probs, targets, seed=6)
+    first, second = (cross_fit("temperature", log_probs, targets, seed=5)[0] for _ in range(2))
+    other, _ = cross_fit("temperature", log_probs, targets, seed=6)
 
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -159,7 +163,7 @@ def test_classes_with_a_single_holdout_image_are_no_obstacle():
     log_probs, _ = _predictions(60, n_classes=6)
     targets = torch.tensor([0] * 30 + [1] * 27 + [2, 3, 4])
 
-    calibrated, fitted = cross_fit_temperature(log_probs, targets, seed=0)
+    calibrated, fitted = cross_fit("temperature", log_probs, targets, seed=0)
 
     assert torch.isfinite(calibrated).all()
     assert fitted.n == 60

@@ -71,6 +71,16 @@ def test_too_few_labels_leave_predictions_as_they_are_and_say_so(method, n):
     assert f"{n} holdout labels are too few" in calibration.note
 
 
+def test_too_few_labels_leave_the_temperature_at_one():
+    log_probs, targets = _overconfident(49)
+
+    calibrated, calibration = calibrate("temperature", log_probs, targets, seed=0)
+
+    torch.testing.assert_close(calibrated, log_probs.log_softmax(1), atol=1e-6, rtol=0)
+    assert (calibration.method, calibration.temperature, calibration.fitted) == ("temperature", 1.0, None)
+    assert calibration.note == "49 holdout labels are too few to fit a temperature (fewer than 50); T = 1."
+
+
 @pytest.mark.parametrize("method", ["platt", "isotonic", "histogram-mass"])
 def test_a_calibrator_comes_back_from_json_as_it_was(method):
     log_probs, targets = _overconfident()
