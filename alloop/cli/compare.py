@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Images of no class: adds how well each score tells them from the others.",
 )
+@click.option(
+    "--odin-images",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="With --ood: images of each side that get ODIN's score, which runs the trunk for each; 0: none.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: compare/ here]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
@@ -58,6 +65,7 @@ def compare(
     labels: int | None,
     calibration: str,
     ood: Path | None,
+    odin_images: int,
     out: Path | None,
     device: str | None,
 ) -> None:
@@ -86,7 +94,7 @@ def compare(
     settings = _settings(session, config, methods, seeds, out, calibration, split, labels, budget_minutes, device)
     if ood is not None:
         strangers = read_strangers(ood, data.images, session.progress())
-        settings = dataclasses.replace(settings, strangers=strangers)
+        settings = dataclasses.replace(settings, strangers=strangers, odin_images=odin_images)
     comparison = run_comparison(settings, data, session.progress())
     rows = summarize(comparison)
     write_tables(comparison, rows, settings.out)

@@ -1,13 +1,13 @@
 """How uncertain a measured number is: Wilson's interval for shares, the bootstrap for everything else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from alloop.evaluation.metrics import N_BINS, adaptive_ece, bin_positions, top_confidence
+from alloop.evaluation.metrics import N_BINS, bin_positions, top_confidence
 from alloop.records import Interval
 
 DRAWS = 1000
@@ -54,20 +54,38 @@ def bootstrap(
 
     Source: Efron & Tibshirani (1993), chapter 13.
     """
+    return bootstrap_all({"": statistic}, n, generator, draws, confidence)[""]
+
+
+def bootstrap_all(
+    statistics: Mapping[str, Statistic],
+    n: int,
+    generator: np.random.Generator,
+    draws: int = DRAWS,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
+    """Intervals of several statistics of the same images, over the same resamples; see `bootstrap`."""
     method = f"bootstrap {confidence:.0%}"
     if n == 0:
-        return Interval(math.nan, -math.inf, math.inf, 0, method)
-    value = float(statistic(np.ones((1, n)))[0])
+        return {name: Interval(math.nan, -math.inf, math.inf, 0, method) for name in statistics}
+    values: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in statistics}
     step = max(1, _CELLS // n)
-    shares = np.full(n, 1 / n)
-    values = [
-        statistic(generator.multinomial(n, shares, size=min(step, draws - start)).astype(np.float64))
-        for start in range(0, draws, step)
-    ]
+    for start in range(0, draws, step):
+        counts = _resample(n, min(step, draws - start), generator)
+        for name, statistic in statistics.items():
+            values[name].append(statistic(counts))
     tail = (1 - confidence) / 2
-    # No interpolation: between two infinite values it would give nan.
-    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail], method="inverted_cdf")
-    return Interval(value, float(low), float(high), n, method)
+    intervals = {}
+    for name, statistic in statistics.items():
+        # No interpolation: between two infinite values it would give nan.
+        low, high = np.quantile(np.concatenate(values[name]), [tail, 1 - tail], method="inverted_cdf")
+        intervals[name] = Interval(float(statistic(np.ones((1, n)))[0]), float(low), float(high), n, method)
+    return intervals
+
+
+def _resample(n: int, draws: int, generator: np.random.Generator) -> Counts:
+    drawn = generator.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 def mean_of(values: npt.NDArray[np.floating]) -> Statistic:
@@ -111,13 +129,29 @@ def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
 def adaptive_ece_of(
     probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
 ) -> Statistic:
-    """`metrics.adaptive_ece`, with the quantiles of each resample."""
+    """`metrics.adaptive_ece`, with the quantiles of each resample.
 
-    def statistic(counts: Counts) -> npt.NDArray[np.float64]:
-        rows = [np.repeat(np.arange(len(labels)), row.astype(np.int64)) for row in counts]
-        return np.array([adaptive_ece(probs[row], labels[row], n_bins) for row in rows])
+    Images are sorted once: the k-th smallest confidence of a resample is where its running counts first exceed k.
+    """
+    confidence = top_confidence(probs)
+    order = np.argsort(confidence, kind="stable")
+    sure = confidence[order]
+    gap = ((probs.argmax(axis=1) == labels) - confidence)[order]
+    places = np.linspace(0, 1, n_bins + 1) * (len(sure) - 1)
+    share = places - np.floor(places)
 
-    return statistic
+    def edges(running: Counts) -> Counts:
+        low, high = (sure[np.searchsorted(running, ends(places), side="right")] for ends in (np.floor, np.ceil))
+        found: Counts = np.unique(np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share)))
+        return found
+
+    def one(counts: Counts) -> float:
+        ends = np.searchsorted(sure, edges(counts.cumsum())[1:], side="right")
+        # What lies between the bins' right ends; all in one bin where all are equally sure.
+        totals = np.concatenate([[0.0], (counts * gap).cumsum()])[[0, *ends[:-1], len(sure)]]
+        return float(np.abs(np.diff(totals)).sum() / len(sure))
+
+    return lambda counts: np.array([one(row) for row in counts[:, order]])
 
 
 def classwise_ece_of(

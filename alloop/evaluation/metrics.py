@@ -100,11 +100,14 @@ def nll(log_probs: Array, labels: Labels) -> float:
 
 def brier(probs: Array, labels: Labels) -> float:
     """Mean of Σ_k (p_k - [k = y])², in [0, 2]; the binary half-scale version is half of it. Source: Brier (1950)."""
-    if not len(labels):
-        return float("nan")
+    return float(brier_per_image(probs, labels).mean()) if len(labels) else float("nan")
+
+
+def brier_per_image(probs: Array, labels: Labels) -> npt.NDArray[np.float64]:
+    """Σ_k (p_k - [k = y])² of each image [N]."""
     wide = probs.astype(np.float64)
     at_label = np.take_along_axis(wide, labels[:, None], axis=1)[:, 0]
-    return float(np.mean((wide**2).sum(axis=1) - 2 * at_label + 1))
+    return np.asarray((wide**2).sum(axis=1) - 2 * at_label + 1)
 
 
 def ece(probs: Array, labels: Labels, n_bins: int = N_BINS) -> float:

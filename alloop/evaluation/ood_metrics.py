@@ -13,6 +13,7 @@ import numpy.typing as npt
 from alloop.records import Interval
 
 Scores = npt.NDArray[np.floating]
+Counts = npt.NDArray[np.float64]  # images, by distinct score
 TARGET = 0.95
 NAMES = ("auroc", "fpr95", "fpr95_id", "aupr_out", "aupr_in")
 
@@ -46,15 +47,7 @@ def measure_ood(id_scores: Scores, ood_scores: Scores) -> OodMetrics:
         ValueError: An empty set, or a score that is nan; names its position.
     """
     inside, outside = _check(id_scores, "in-distribution"), _check(ood_scores, "out-of-distribution")
-    return OodMetrics(
-        auroc=auroc(inside, outside),
-        fpr95=false_positive_rate(outside, inside),
-        fpr95_id=false_positive_rate(-inside, -outside),
-        aupr_out=average_precision(outside, inside),
-        aupr_in=average_precision(-inside, -outside),
-        n_id=len(inside),
-        n_ood=len(outside),
-    )
+    return _measure(*_count(inside, outside))
 
 
 def ood_intervals(
@@ -70,9 +63,11 @@ def ood_intervals(
         ValueError: As in `measure_ood`.
     """
     inside, outside = _check(id_scores, "in-distribution"), _check(ood_scores, "out-of-distribution")
-    measured = measure_ood(inside, outside)
+    counts = _count(inside, outside)
+    measured = _measure(*counts)
+    groups = [np.repeat(np.arange(len(count)), count.astype(np.int64)) for count in counts]
     resampled = [
-        measure_ood(generator.choice(inside, len(inside)), generator.choice(outside, len(outside)))
+        _measure(*(np.bincount(generator.choice(g, len(g)), minlength=len(counts[0])).astype(float) for g in groups))
         for _ in range(draws)
     ]
     tail = (1 - confidence) / 2
@@ -87,10 +82,7 @@ def ood_intervals(
 
 def auroc(id_scores: Scores, ood_scores: Scores) -> float:
     """Area under the ROC curve, as the Mann-Whitney statistic; 0.5 for a constant score."""
-    inside = np.sort(id_scores)
-    below = np.searchsorted(inside, ood_scores, side="left")
-    not_above = np.searchsorted(inside, ood_scores, side="right")
-    return float((below + not_above).sum() / (2 * len(inside) * len(ood_scores)))
+    return _auroc(*_count(id_scores, ood_scores))
 
 
 def false_positive_rate(positive: Scores, negative: Scores, target: float = TARGET) -> float:
@@ -101,28 +93,54 @@ def false_positive_rate(positive: Scores, negative: Scores, target: float = TARG
         negative: Scores.
         target: In (0, 1].
     """
-    true_rate, false_rate, _ = _curve(positive, negative)
-    # Rates only grow: the first threshold that is enough has the smallest false positive rate.
-    enough = true_rate >= target
-    return float(false_rate[enough.argmax()])
+    others, those = _count(negative, positive)
+    return _false_positive_rate(those[::-1], others[::-1], target)
 
 
 def average_precision(positive: Scores, negative: Scores) -> float:
     """Σ (recall step) * precision, step-wise: trapezoids are optimistic where scores are equal."""
-    true_rate, _, precision = _curve(positive, negative)
-    return float((np.diff(true_rate, prepend=0.0) * precision).sum())
+    others, those = _count(negative, positive)
+    return _average_precision(those[::-1], others[::-1])
 
 
-def _curve(
-    positive: Scores, negative: Scores
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """True and false positive rate and precision at every distinct score, from the highest down."""
-    scores = np.concatenate([positive, negative])
-    is_positive = np.repeat([1.0, 0.0], [len(positive), len(negative)])
-    values, groups = np.unique(-scores, return_inverse=True)
-    hits = np.bincount(groups, is_positive, len(values)).cumsum()
-    flagged = np.bincount(groups, minlength=len(values)).cumsum().astype(np.float64)
-    return hits / len(positive), (flagged - hits) / len(negative), hits / flagged
+def _count(inside: Scores, outside: Scores) -> tuple[Counts, Counts]:
+    """How many images of each set have each of the distinct scores, from the lowest up."""
+    values, groups = np.unique(np.concatenate([inside, outside]), return_inverse=True)
+    return (
+        np.bincount(groups[: len(inside)], minlength=len(values)).astype(np.float64),
+        np.bincount(groups[len(inside) :], minlength=len(values)).astype(np.float64),
+    )
+
+
+def _measure(inside: Counts, outside: Counts) -> OodMetrics:
+    return OodMetrics(
+        auroc=_auroc(inside, outside),
+        fpr95=_false_positive_rate(outside[::-1], inside[::-1]),
+        fpr95_id=_false_positive_rate(inside, outside),
+        aupr_out=_average_precision(outside[::-1], inside[::-1]),
+        aupr_in=_average_precision(inside, outside),
+        n_id=int(inside.sum()),
+        n_ood=int(outside.sum()),
+    )
+
+
+def _auroc(inside: Counts, outside: Counts) -> float:
+    below = inside.cumsum() - inside / 2
+    return float((outside * below).sum() / (inside.sum() * outside.sum()))
+
+
+def _false_positive_rate(positive: Counts, negative: Counts, target: float = TARGET) -> float:
+    """Counts from the score that is flagged first."""
+    # Rates only grow: the first threshold that is enough has the smallest false positive rate.
+    enough = positive.cumsum() / positive.sum() >= target
+    return float(negative.cumsum()[enough.argmax()] / negative.sum())
+
+
+def _average_precision(positive: Counts, negative: Counts) -> float:
+    """Counts from the score that is flagged first."""
+    hits = positive.cumsum()
+    flagged = np.maximum(hits + negative.cumsum(), 1)  # a score that no image of a resample has
+    return float((positive * hits / flagged).sum() / positive.sum())
 
 
 def _check(scores: Scores, name: str) -> npt.NDArray[np.float64]:

@@ -14,8 +14,16 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import LabelError, ModelError
-from alloop.evaluation.intervals import bootstrap, ece_of, mean_of, wilson
-from alloop.evaluation.metrics import accuracy, nll_per_image
+from alloop.evaluation.intervals import (
+    adaptive_ece_of,
+    bootstrap_all,
+    classwise_ece_of,
+    ece_of,
+    mce_of,
+    mean_of,
+    wilson,
+)
+from alloop.evaluation.metrics import accuracy, brier_per_image, nll_per_image
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -34,7 +42,10 @@ def measure(
     seed: int,
     raw: npt.NDArray[np.floating] | None = None,
 ) -> dict[str, Interval]:
-    """Accuracy (Wilson), NLL in nats, Brier score and 15-bin ECE (bootstrap), each with its 95 % interval.
+    """Accuracy (Wilson), NLL in nats, Brier score and calibration errors (bootstrap), each with its 95 % interval.
+
+    The calibration errors have 15 bins: of the top class expected (`ece`), greatest (`mce`) and over bins with equally
+    many images (`adaptive_ece`), and the mean over all classes (`classwise_ece`).
 
     Args:
         log_probs: Calibrated log p̄ [N, K] of images that took no part in what produced it.
@@ -44,18 +55,19 @@ def measure(
     """
     n = len(targets)
     probs = np.exp(log_probs.astype(np.float64))
-    squared = (probs**2).sum(axis=1) - 2 * probs[np.arange(n), targets] + 1
     statistics = {
         "nll": mean_of(nll_per_image(log_probs, targets)),
-        "brier": mean_of(squared),
+        "brier": mean_of(brier_per_image(probs, targets)),
         "ece": ece_of(probs, targets),
+        "mce": mce_of(probs, targets),
+        "adaptive_ece": adaptive_ece_of(probs, targets),
+        "classwise_ece": classwise_ece_of(probs, targets),
     }
     if raw is not None:
         statistics["nll_uncalibrated"] = mean_of(nll_per_image(raw, targets))
-    metrics = {"accuracy": wilson(round(accuracy(probs, targets) * n), n)}
-    for name, statistic in statistics.items():
-        metrics[name] = bootstrap(statistic, n, np.random.default_rng(derive_seed(seed, "bootstrap", name)))
-    return metrics
+    generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    # Of the same resamples, so that NLL before and after calibration can be compared.
+    return {"accuracy": wilson(round(accuracy(probs, targets) * n), n), **bootstrap_all(statistics, n, generator)}
 
 
 def evaluate(

@@ -28,15 +28,16 @@ from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import ConfigError, ModelError, PoolError, WorkspaceError
-from alloop.evaluation.intervals import bootstrap, ece_of, mean_of, wilson
-from alloop.evaluation.metrics import (
-    Bins,
-    adaptive_ece,
-    classwise_ece,
-    confidence_bins,
-    measure,
-    nll_per_image,
+from alloop.evaluation.intervals import (
+    adaptive_ece_of,
+    bootstrap_all,
+    classwise_ece_of,
+    ece_of,
+    mce_of,
+    mean_of,
+    wilson,
 )
+from alloop.evaluation.metrics import Bins, accuracy, brier_per_image, confidence_bins, nll_per_image
 from alloop.files import write_json
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
@@ -46,7 +47,7 @@ from alloop.simulate.methods import Method, apply_method
 from alloop.simulate.ood import OodScore, measure_strangers
 
 RAW = "raw"  # the stage before any calibrator
-LAYOUT = 1  # of a cell file; another layout is computed again
+LAYOUT = 2  # of a cell file; another layout is computed again
 _TIMED = 128  # images that the trunk is timed on
 SplitKind = Literal["stratified", "holdout"]
 
@@ -76,6 +77,7 @@ class CompareSettings:
     minutes: float | None = None
     device: str | None = None
     strangers: tuple[ImageRef, ...] = ()  # images of no class, for the scores of `simulate.ood`
+    odin_images: int = 1000  # of each side, at most, as ODIN runs the trunk for each again and again; 0: without ODIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Stage:
 
     Attributes:
         metrics: accuracy, nll (nats), brier, ece, mce, adaptive_ece, classwise_ece.
-        intervals: 95 % of accuracy (Wilson), nll and ece (bootstrap): name → (low, high).
+        intervals: 95 % of each: name → (low, high); Wilson's of accuracy, the bootstrap's of the others.
         count, confidence, accuracy: The 15 bins of a reliability diagram; None where a bin is empty.
         calibrator: What was fitted, and the evidence for it; None before one.
     """
@@ -192,7 +194,11 @@ def read_cell(path: Path) -> Cell | None:
             for name, stage in sorted(data.pop("stages").items(), key=lambda item: (item[0] != RAW, item[0]))
         }
         scores = {
-            name: OodScore(score["metrics"], *(tuple(score[key]) for key in ("edges", "inside", "outside")))
+            name: OodScore(
+                score["metrics"],
+                {key: (low, high) for key, (low, high) in score["intervals"].items()},
+                *(tuple(score[key]) for key in ("edges", "inside", "outside")),
+            )
             for name, score in data.pop("ood", {}).items()
         }
         return Cell(**data, stages=stages, ood=scores)
@@ -263,7 +269,11 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
         "classes": data.classes,
         "seed": seed,
         "calibrators": settings.calibrators,
-        **({"strangers": [image.sha256 for image in settings.strangers]} if settings.strangers else {}),
+        **(
+            {"strangers": [image.sha256 for image in settings.strangers], "odin": settings.odin_images}
+            if settings.strangers
+            else {}
+        ),
         "parts": [
             [(data.images[position].sha256, int(data.targets[position])) for position in part.tolist()]
             for part in (parts.train, parts.calibration, parts.test)
@@ -303,7 +313,8 @@ def _strangers(
     plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult, path: Path
 ) -> dict[str, OodScore]:
     job = ScoreJob(plan.config, trained.files, (), settings.cache, path, settings.device)
-    return measure_strangers(job, [data.images[p] for p in plan.parts.test.tolist()], settings.strangers)
+    inside = [data.images[p] for p in plan.parts.test.tolist()]
+    return measure_strangers(job, inside, settings.strangers, derive_seed(plan.seed, "ood"), settings.odin_images)
 
 
 def train_and_score(
@@ -376,23 +387,26 @@ def measure_stages(
 def measure_stage(
     log_probs: Tensor, targets: npt.NDArray[np.int64], seed: int, calibrator: Mapping[str, Any] | None = None
 ) -> Stage:
-    """Every metric of predictions [N, K], with intervals for those that are shown."""
+    """Every metric of predictions [N, K] with its interval."""
     rows: npt.NDArray[np.float64] = log_probs.double().numpy()
     probs = np.exp(rows)
-    bins = confidence_bins(probs, targets)
-    plain = measure(rows, targets)
-    accuracy = wilson(round(plain.accuracy * plain.n), plain.n)
+    bins, n = confidence_bins(probs, targets), len(targets)
+    statistics = {
+        "nll": mean_of(nll_per_image(rows, targets)),
+        "brier": mean_of(brier_per_image(probs, targets)),
+        "ece": ece_of(probs, targets),
+        "mce": mce_of(probs, targets),
+        "adaptive_ece": adaptive_ece_of(probs, targets),
+        "classwise_ece": classwise_ece_of(probs, targets),
+    }
     generator = np.random.default_rng(derive_seed(seed, "compare", "bootstrap"))
-    nll = bootstrap(mean_of(nll_per_image(rows, targets)), plain.n, generator)
-    ece = bootstrap(ece_of(probs, targets), plain.n, generator)
-    values = {key: getattr(plain, key) for key in ("accuracy", "nll", "brier", "ece", "mce")}
+    measured = {
+        "accuracy": wilson(round(accuracy(probs, targets) * n), n),
+        **bootstrap_all(statistics, n, generator),
+    }
     return Stage(
-        metrics={
-            **values,
-            "adaptive_ece": adaptive_ece(probs, targets),
-            "classwise_ece": classwise_ece(probs, targets),
-        },
-        intervals={"accuracy": (accuracy.low, accuracy.high), "nll": (nll.low, nll.high), "ece": (ece.low, ece.high)},
+        metrics={name: interval.value for name, interval in measured.items()},
+        intervals={name: (interval.low, interval.high) for name, interval in measured.items()},
         count=tuple(bins.count.tolist()),
         confidence=_filled(bins, bins.confidence),
         accuracy=_filled(bins, bins.accuracy),

@@ -5,23 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from alloop.engine.build import build_backbone, build_hardware, search_paths
-from alloop.engine.features import ensure_features
+from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob
-from alloop.engine.model_files import load_model
+from alloop.engine.model_files import ModelVersion, load_model
+from alloop.engine.odin import Odin
 from alloop.engine.predict import Predictor
-from alloop.errors import LabelError, PoolError
+from alloop.errors import LabelError, ModelError, PoolError
 from alloop.evaluation import ood
-from alloop.evaluation.ood_metrics import measure_ood
+from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
 from alloop.files import sha256_of
 from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
+from alloop.seeds import derive_seed
 
 N_BINS = 30
 
@@ -32,11 +33,13 @@ class OodScore:
 
     Attributes:
         metrics: As in `evaluation.ood_metrics.OodMetrics`, out of distribution being the positive class.
+        intervals: 95 % of each, bootstrapped over images: name → (low, high).
         edges: [N_BINS + 1] of the histograms.
         inside, outside: Images in each bin.
     """
 
     metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
     edges: tuple[float, ...]
     inside: tuple[int, ...]
     outside: tuple[int, ...]
@@ -61,62 +64,88 @@ def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress =
     return tuple(ImageRef(first + n, sha256, path) for n, (sha256, path) in enumerate(found.items()))
 
 
-def measure_strangers(job: ScoreJob, inside: Sequence[ImageRef], outside: Sequence[ImageRef]) -> dict[str, OodScore]:
+def measure_strangers(
+    job: ScoreJob, inside: Sequence[ImageRef], outside: Sequence[ImageRef], seed: int, odin_images: int
+) -> dict[str, OodScore]:
     """Every score that the model has: MSP, entropy, GEN, max logit, energy, GradNorm, with members mutual information.
 
-    ODIN is not among them: it needs the gradient with respect to every image, two more passes of the trunk.
+    And ODIN, unless dropout masks are drawn anew for every image.
 
     Args:
         job: Says which model, cache and device; its images and file are not used.
         inside: Images like those it was trained on, but not these.
         outside: Others.
+        seed: Of the bootstrap, and of which images ODIN gets.
+        odin_images: At most so many of each side get ODIN's score, drawn at random; 0: it is left out.
 
     Raises:
+        ModelError: A score is the same for all images.
         PoolError: An image cannot be read.
     """
-    features, logits, log_probs = _outputs(job, [*inside, *outside])
+    version = load_model(job.model)
+    predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
+    lengths, logits, log_probs = _outputs(job, version, predictor, [*inside, *outside])
     scores = {
         "MSP": ood.msp(log_probs),
         "entropy": ood.entropy(log_probs),
         "GEN": ood.gen(log_probs),
         "max logit": ood.max_logit(logits),
         "energy": ood.energy(logits),
-        "GradNorm": ood.gradnorm(features, logits),
+        "GradNorm": ood.gradnorm(lengths.unsqueeze(-1), logits),
     }
     if len(log_probs) > 1:
         scores["mutual information"] = ood.mutual_information(log_probs)
     n = len(inside)
-    return {
-        name: _measured(values[:n].double().numpy(), values[n:].double().numpy()) for name, values in scores.items()
-    }
+    found = {name: _measured(name, values[:n], values[n:], seed) for name, values in scores.items()}
+    if odin_images and predictor.is_repeatable:
+        generator = np.random.default_rng(derive_seed(seed, "odin"))
+        of_each = [
+            _odin(job, version, predictor, [images[p] for p in generator.permutation(len(images))[:odin_images]])
+            for images in (inside, outside)
+        ]
+        found["ODIN"] = _measured("ODIN", of_each[0], of_each[1], seed)
+    return found
 
 
-def _measured(inside: npt.NDArray[np.float64], outside: npt.NDArray[np.float64]) -> OodScore:
+def _odin(job: ScoreJob, version: ModelVersion, predictor: Predictor, images: Sequence[ImageRef]) -> Tensor:
+    scores, _, failed = Odin(job, version, predictor).score(images)
+    _refuse_failed(failed, images)
+    return scores
+
+
+def _measured(name: str, inner: Tensor, outer: Tensor, seed: int) -> OodScore:
+    inside, outside = inner.double().numpy(), outer.double().numpy()
     both = np.concatenate([inside, outside])
+    try:
+        ood.check_varies(torch.from_numpy(both), name)
+    except ValueError as error:
+        raise ModelError(
+            f"Strange images cannot be told from others: {error}.", "The training may have failed."
+        ) from error
     edges = np.histogram_bin_edges(both, bins=N_BINS)
+    intervals = ood_intervals(inside, outside, np.random.default_rng(derive_seed(seed, "bootstrap", name)))
     return OodScore(
         metrics=dataclasses.asdict(measure_ood(inside, outside)),
+        intervals={metric: (interval.low, interval.high) for metric, interval in intervals.items()},
         edges=tuple(edges.tolist()),
         inside=tuple(np.histogram(inside, edges)[0].tolist()),
         outside=tuple(np.histogram(outside, edges)[0].tolist()),
     )
 
 
-def _outputs(job: ScoreJob, images: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the last layers saw [M, N, D], what they gave [M, N, K], and log-softmax of that [M, N, K]."""
-    version = load_model(job.model)
-    predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
-    features, logits = [], []
+def _outputs(
+    job: ScoreJob, version: ModelVersion, predictor: Predictor, images: Sequence[ImageRef]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lengths of what the last layers saw [M, N], what they gave [M, N, K], and log-softmax of that [M, N, K]."""
+    lengths, logits = [], []
     for number in range(len(version.files)):
         network = version.load_network(number)
         rows = _features(job, images, network.trunk)
-        of_network = predictor.logits(network.heads, rows)
-        logits.append(of_network)
-        seen = (rows - network.heads.center) / network.heads.scale
-        features.append(seen.expand(len(of_network), *seen.shape))
+        logits.append(predictor.logits(network.heads, rows))
+        lengths.append(predictor.lengths(network.heads, rows))
     raw = torch.cat(logits)
     # Not the predictions: those of LogitNorm are of normalized logits, and the norm is what tells (methods.md 5.8).
-    return torch.cat(features), raw, raw.log_softmax(dim=-1)
+    return torch.cat(lengths), raw, raw.log_softmax(dim=-1)
 
 
 def _features(job: ScoreJob, images: Sequence[ImageRef], trunk: Mapping[str, Tensor]) -> Tensor:
@@ -129,9 +158,13 @@ def _features(job: ScoreJob, images: Sequence[ImageRef], trunk: Mapping[str, Ten
         cache, failed = ensure_features(images, backbone, job.cache, hardware)
         gone = {image_id for image_id, _ in failed}
         rows = torch.from_numpy(cache.take([image.sha256 for image in images if image.image_id not in gone]))
+    _refuse_failed(failed, images)
+    return rows
+
+
+def _refuse_failed(failed: Failed, images: Sequence[ImageRef]) -> None:
     if failed:
         path = next(image.path for image in images if image.image_id == failed[0][0])
         raise PoolError(
             f"{len(failed)} images cannot be read, for example {path}: {failed[0][1]}.", "Mend or remove them."
         )
-    return rows

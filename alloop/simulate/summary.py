@@ -105,7 +105,13 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tupl
     _write_csv(paths[1], [line for row in rows for line in _summary_lines(row)])
     write_json(paths[2], to_json(comparison, rows))
     strange = [
-        {"method": cell.method, "seed": cell.seed, "score": name, **{m: f"{v:.6g}" for m, v in score.metrics.items()}}
+        {
+            "method": cell.method,
+            "seed": cell.seed,
+            "score": name,
+            **{m: f"{v:.6g}" for m, v in score.metrics.items()},
+            **_ends(score.intervals),
+        }
         for cell in comparison.cells
         for name, score in cell.ood.items()
     ]
@@ -191,15 +197,19 @@ def _cell_lines(cell: Cell) -> list[dict[str, object]]:
             **start,
             "stage": name,
             **{metric: f"{value:.6g}" for metric, value in stage.metrics.items()},
-            **{
-                f"{metric}_{end}": f"{value:.6g}"
-                for metric, bounds in stage.intervals.items()
-                for end, value in zip(("low", "high"), bounds, strict=True)
-            },
+            **_ends(stage.intervals),
             **times,
         }
         for name, stage in cell.stages.items()
     ]
+
+
+def _ends(intervals: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    return {
+        f"{metric}_{end}": f"{value:.6g}"
+        for metric, bounds in intervals.items()
+        for end, value in zip(("low", "high"), bounds, strict=True)
+    }
 
 
 def _summary_lines(row: Row) -> list[dict[str, object]]:

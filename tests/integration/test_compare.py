@@ -63,6 +63,8 @@ def test_two_methods_are_compared_on_the_same_images(pictures: Path, trained: li
         (method, seed, stage) for seed in "01" for method in ("SL1H", "4HML") for stage in ("raw", "temperature")
     ]
     assert {(line["n_train"], line["n_calibration"], line["n_test"]) for line in lines} == {("16", "16", "32")}
+    for metric in ("accuracy", "nll", "brier", "ece", "mce", "adaptive_ece", "classwise_ece"):
+        assert all(float(line[f"{metric}_low"]) <= float(line[f"{metric}_high"]) for line in lines)
     # Both methods of a seed train with the same seed, different seeds do not.
     assert trained[0] == trained[1] != trained[2] == trained[3]
     for name in ("SL1H", "4HML"):
@@ -127,6 +129,7 @@ def test_json_holds_the_table_and_the_bins_of_every_diagram(pictures: Path):
     for cell in found["cells"]:
         raw = cell["stages"]["raw"]
         assert sum(raw["count"]) == cell["n_test"]
+        assert raw["intervals"].keys() == raw["metrics"].keys()
         gaps = [n * abs(a - c) for n, a, c in zip(raw["count"], raw["accuracy"], raw["confidence"], strict=True) if n]
         assert sum(gaps) / cell["n_test"] == pytest.approx(raw["metrics"]["ece"])
     assert found["rows"][0]["score_ratio"] == 1.0
@@ -171,7 +174,7 @@ def test_strange_images_are_told_apart_by_every_score(pictures: Path):
         strange.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(strange / f"{number}.png")
 
-    done = _compare(pictures, "--ood", str(strange))
+    done = _compare(pictures, "--ood", str(strange), "--odin-images", "12")
 
     assert done.code == 0, done.err
     lines = read_lines(pictures.parent / "compare" / "ood.csv")
@@ -179,9 +182,12 @@ def test_strange_images_are_told_apart_by_every_score(pictures: Path):
         method: [line["score"] for line in lines if (line["method"], line["seed"]) == (method, "0")]
         for method in ("SL1H", "4HML")
     }
-    assert scores["SL1H"] == ["GEN", "GradNorm", "MSP", "energy", "entropy", "max logit"]
-    assert scores["4HML"] == ["GEN", "GradNorm", "MSP", "energy", "entropy", "max logit", "mutual information"]
-    assert {(line["n_id"], line["n_ood"]) for line in lines} == {("32", "20")}
+    assert scores["SL1H"] == ["GEN", "GradNorm", "MSP", "ODIN", "energy", "entropy", "max logit"]
+    assert scores["4HML"] == [*scores["SL1H"], "mutual information"]
+    assert {(line["n_id"], line["n_ood"]) for line in lines if line["score"] != "ODIN"} == {("32", "20")}
+    assert {(line["n_id"], line["n_ood"]) for line in lines if line["score"] == "ODIN"} == {("12", "12")}
+    for metric in ("auroc", "fpr95", "fpr95_id", "aupr_out", "aupr_in"):
+        assert all(float(line[f"{metric}_low"]) <= float(line[f"{metric}_high"]) for line in lines)
     # For two classes MSP and entropy order images alike.
     by_score = {line["score"]: line["auroc"] for line in lines if (line["method"], line["seed"]) == ("SL1H", "1")}
     assert by_score["MSP"] == by_score["entropy"]

@@ -11,6 +11,7 @@ import torch
 from alloop.errors import WorkspaceError
 from alloop.files import write_json
 from alloop.simulate.compare import Cell, measure_stage, measure_stages, read_cell
+from alloop.simulate.ood import OodScore
 
 
 def test_a_stage_is_measured_by_hand():
@@ -27,8 +28,10 @@ def test_a_stage_is_measured_by_hand():
     filled = [position for position, n in enumerate(stage.count) if n]
     assert [stage.count[p] for p in filled] == [3]
     assert [stage.accuracy[p] for p in filled] == pytest.approx([2 / 3])
-    low, high = stage.intervals["ece"]
-    assert low <= stage.metrics["ece"] <= high
+    assert stage.intervals.keys() == stage.metrics.keys()
+    assert all(low <= stage.metrics[name] <= high for name, (low, high) in stage.intervals.items())
+    assert stage.intervals["mce"] == pytest.approx((0.8 - 2 / 3, 0.8))  # one of three wrong, all wrong
+    assert stage.intervals["brier"] == pytest.approx((0.08, 1.28))
 
 
 def _overconfident(n: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -58,7 +61,8 @@ def test_calibration_mends_what_is_too_sure_and_never_changes_the_raw_stage(n_ca
 def _cell() -> Cell:
     log_probs, targets = _overconfident(60)
     stages = measure_stages(log_probs, targets, log_probs, targets, ("temperature",), seed=0)
-    return Cell("SL1H", 0, 10, 60, 60, 1.5, 0.01, stages)
+    strange = OodScore({"auroc": 0.8}, {"auroc": (0.7, 0.9)}, (0.0, 0.5, 1.0), (3, 1), (1, 3))
+    return Cell("SL1H", 0, 10, 60, 60, 1.5, 0.01, stages, {"MSP": strange})
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path):
