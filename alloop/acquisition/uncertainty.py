@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.predictive import check_log_probs, entropy, mean_log_probs
+from alloop.predictive import check_log_probs, entropy, mean_log_probs, mean_probs
 from alloop.predictive import mutual_information as mutual_information  # BALD: one of the scores here
 
 
@@ -36,7 +36,8 @@ def least_confidence(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
 
 def margin(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
     """-(p̄_(1) - p̄_(2)), in [-1, 0]: the closer the two best classes, the higher. Source: Scheffer et al. (2001)."""
-    best = _mean(log_probs).exp().topk(2, dim=-1).values
+    check_log_probs(log_probs)
+    best = mean_probs(log_probs).topk(2, dim=-1).values
     return best[:, 1] - best[:, 0]
 
 

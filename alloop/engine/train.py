@@ -31,8 +31,8 @@ from alloop.engine.predict import Network, Predictor
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
 from alloop.models.backbones import Backbone
+from alloop.models.ensemble import pool_members
 from alloop.models.heads import MultiHead
-from alloop.predictive import mean_log_probs
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
@@ -166,14 +166,14 @@ def _without_weights(fitted: Fitted) -> Fitted:
 
 
 def _pool(job: TrainJob, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
-    """Log p̄ [N, K] of the holdout images that every network could read, and their targets, in the job's order."""
+    """Log p̄ [N, K], float64, of the holdout images that every network could read, and targets, in the job's order."""
     kept = set(fitted[0].holdout_ids).intersection(*(one.holdout_ids for one in fitted))
     rows = [
         one.holdout_log_probs[:, [place for place, image_id in enumerate(one.holdout_ids) if image_id in kept]]
         for one in fitted
     ]
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
-    return mean_log_probs(torch.cat(rows)), torch.tensor(
+    return pool_members(member for part in rows for member in part), torch.tensor(
         [target for ref, target in pairs if ref.image_id in kept], dtype=torch.long
     )
 

@@ -216,11 +216,6 @@ def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:
         session.execute(update(Image).where(Image.id.in_(chunk)).values(split=split.value))
 
 
-def list_splits(session: Session) -> dict[int, Split]:
-    """Image id → split, for the whole pool."""
-    return {image_id: Split(split) for image_id, split in session.execute(select(Image.id, Image.split))}
-
-
 def has_holdout(session: Session) -> bool:
     """Whether the holdout has been drawn."""
     return session.scalar(select(Image.id).where(Image.split == Split.HOLDOUT.value).limit(1)) is not None

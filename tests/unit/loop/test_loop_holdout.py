@@ -6,20 +6,25 @@ from pathlib import Path
 
 import pytest
 from factories import add_pool_image, fake_sha256, make_config
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from alloop.errors import PoolError
 from alloop.loop.holdout import draw_holdout
 from alloop.records import Split
-from alloop.store.images import list_refs, list_splits
+from alloop.store.images import list_refs
 from alloop.store.session import connect, transaction
+from alloop.store.tables import Image
 
 SETTINGS = make_config(evaluation={"holdout_size": 4, "holdout_share": 0.5}).evaluation
 
 
 def holdout(session: Session) -> set[str]:
     return {ref.sha256 for ref in list_refs(session, Split.HOLDOUT)}
+
+
+def list_splits(session: Session) -> dict[int, Split]:
+    return {image_id: Split(split) for image_id, split in session.execute(select(Image.id, Image.split))}
 
 
 class Undo(Exception):

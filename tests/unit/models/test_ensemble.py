@@ -29,14 +29,6 @@ def test_the_pooled_prediction_agrees_with_numpy_and_scipy():
     np.testing.assert_allclose(_pool(BIG).mean_log_probs(), GOLDEN["big_log_mean_probs"], rtol=1e-12)
 
 
-@pytest.mark.parametrize(("stack", "prefix"), [(STACK, ""), (BIG, "big_")])
-def test_disagreement_agrees_with_scipy_without_storing_members(stack, prefix):
-    pool = _pool(stack)
-
-    np.testing.assert_allclose(pool.expected_entropy(), GOLDEN[f"{prefix}expected_entropy"], atol=1e-12)
-    np.testing.assert_allclose(pool.mutual_information(), GOLDEN[f"{prefix}mutual_information"], atol=1e-12)
-
-
 def test_probabilities_are_averaged_not_logits():
     sure, unsure = torch.tensor([[0.99, 0.01]]), torch.tensor([[0.5, 0.5]])
 
@@ -93,18 +85,16 @@ def test_another_shape_is_refused():
         pool_members([torch.zeros(2, 1), torch.zeros(3, 1)])
 
 
-def test_no_member_predicts_nothing_and_one_does_not_disagree():
+def test_no_member_predicts_nothing():
     with pytest.raises(ValueError, match="no members"):
         pool_members([])
-    with pytest.raises(ValueError, match="at least 2 members"):
-        _pool(STACK[:1]).mutual_information()
 
 
 def test_sure_members_half_precision_and_empty_sets_are_fine():
     one_hot = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
     half = torch.tensor([[0.3, 0.7]]).log().bfloat16()
 
-    assert _pool(torch.stack([one_hot, one_hot])).mutual_information().tolist() == [0, 0]
+    assert pool_members([one_hot, one_hot]).exp().tolist() == one_hot.exp().tolist()
     assert pool_members([half, half]).dtype == torch.float64
     assert pool_members([torch.zeros(0, 3)]).shape == (0, 3)
 
