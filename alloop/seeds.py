@@ -20,12 +20,16 @@ def tie_keys(sha256s: list[str], seed: int) -> npt.NDArray[np.uint64]:
     """Order-free keys [N] that break ties between equal scores: smaller goes first.
 
     A key depends on the image's content hash and the seed only, never on its position, so shuffling, sharding or
-    re-adding a pool cannot change who wins a tie. Mixing is splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
+    re-adding a pool cannot change who wins a tie.
     """
     x = np.array([int(sha256[:16], 16) for sha256 in sha256s], dtype=np.uint64)
+    return mixed(x ^ np.uint64(seed))
+
+
+def mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """One step of splitmix64 from each number, a one-to-one map (Steele, Lea & Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
-        x ^= np.uint64(seed)
-        x += np.uint64(0x9E3779B97F4A7C15)
+        x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))

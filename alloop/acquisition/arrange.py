@@ -1,0 +1,194 @@
+"""What strategies share: rows in the order of their keys, features of unit length, distances a block at a time.
+
+A strategy's rule sees the candidates ordered by key. Sums, k-means and draws then meet the same numbers in the same
+order however the pool is stored, and the first of equal ones is the one with the smallest key.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.acquisition.strategy import Candidates, Choice, Positions, Strategy
+from alloop.composition import Need
+from alloop.predictive import check_log_probs
+
+BLOCK_FLOATS = 4_000_000  # of a block of distances, or of rows that are copied: 16 MB
+NO_DISTANCE = 1e-6  # squared, between rows of unit length: what rounding leaves between copies
+
+
+def in_key_order(*needs: Need) -> Callable[[Strategy], Strategy]:
+    """Make a strategy of a rule that works on candidates ordered by key.
+
+    The rule gets what it needs and nothing else, checked and detached: `features` and `labeled` are copies of its own.
+    It is not called when there is nothing to choose, and k is at most N.
+
+    Raises (when called):
+        ValueError: A part that the rule needs is missing; a number is not finite, with its position.
+    """
+
+    def strategy_of(rule: Strategy) -> Strategy:
+        @functools.wraps(rule)
+        def strategy(candidates: Candidates, k: int, seed: int) -> Choice:
+            check(candidates, needs)
+            k = min(max(k, 0), len(candidates))
+            if k == 0:
+                return Choice(np.empty(0, dtype=np.int64), np.empty(0))
+            order: Positions = np.argsort(candidates.keys, kind="stable")
+            with torch.no_grad():
+                choice = rule(_arranged(candidates, order, needs), k, seed)
+            return dataclasses.replace(choice, positions=order[choice.positions])
+
+        return strategy
+
+    return strategy_of
+
+
+def check(candidates: Candidates, needs: Sequence[Need]) -> None:
+    """Refuse candidates that a strategy cannot work with.
+
+    Raises:
+        ValueError: A part is missing, has another number of rows, or is not finite; names the first position.
+    """
+    n = len(candidates)
+    rows = {Need.LOG_PROBS: candidates.log_probs, Need.MEMBERS: candidates.members, Need.FEATURES: candidates.features}
+    for need in needs:
+        part = candidates.head if need is Need.HEAD else rows[need]
+        if part is None:
+            raise ValueError(f"this strategy needs {need}, and there are none")
+        if isinstance(part, Tensor) and part.shape[-2] != n:
+            raise ValueError(f"there are {n} candidates, and {part.shape[-2]} rows of {need}")
+    if Need.LOG_PROBS in needs and candidates.log_probs is not None:
+        _check_predictions(candidates.log_probs.unsqueeze(0))
+    if Need.MEMBERS in needs and candidates.members is not None:
+        _check_predictions(candidates.members)
+    if Need.FEATURES in needs:
+        _check_features(candidates.features, "the features at position")
+        _check_features(candidates.labeled, "the labeled features at position")
+
+
+def completed(picked: Sequence[int], scores: Sequence[float], k: int, n: int) -> Choice:
+    """A choice in key order, filled up with what has the smallest keys, at score 0, where a rule ran out of images."""
+    taken = np.zeros(n, dtype=bool)
+    taken[list(picked)] = True
+    rest = np.flatnonzero(~taken)[: k - len(picked)]
+    return Choice(
+        np.concatenate([np.asarray(picked, dtype=np.int64), rest]),
+        np.concatenate([np.asarray(scores, dtype=np.float64), np.zeros(len(rest))]),
+    )
+
+
+def unit_(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """Scale rows to length 1 in place; rows of zeros stay."""
+    for start, stop in blocks(len(rows), rows.shape[1]):
+        block = rows[start:stop]
+        # Lengths of float32 rows above 1e19 overflow when squared.
+        block /= block.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        block /= block.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    return rows
+
+
+def squared_lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+    """Of each row, without a copy of all of them."""
+    lengths = rows.new_empty(len(rows))
+    for start, stop in blocks(*rows.shape):
+        lengths[start:stop] = rows[start:stop].square().sum(dim=1)
+    return lengths
+
+
+def none_labeled(candidates: Candidates) -> Float[Tensor, "L D"]:
+    """The labeled features, [0, D] where there are none."""
+    assert candidates.features is not None
+    empty = candidates.features[:0]
+    return empty if candidates.labeled is None else candidates.labeled
+
+
+def blocks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of blocks of rows with about BLOCK_FLOATS numbers each."""
+    step = max(1, BLOCK_FLOATS // max(n_columns, 1))
+    for start in range(0, n_rows, step):
+        yield start, min(start + step, n_rows)
+
+
+def squared_distances(a: Float[Tensor, "A D"], b: Float[Tensor, "B D"]) -> Float[Tensor, "A B"]:
+    """Between rows of length 1 (or 0), in [0, 4]; what is nearer than rounding can tell is 0."""
+    distances = torch.addmm(squared_lengths(a).unsqueeze(1) + squared_lengths(b), a, b.T, alpha=-2)
+    return distances.masked_fill_(distances < NO_DISTANCE, 0)
+
+
+def nearest(rows: Float[Tensor, "N D"], centers: Float[Tensor, "C D"]) -> tuple[Float[Tensor, "N"], Tensor]:
+    """Squared distance to the nearest center and which one it is; infinite and -1 where there are none."""
+    distances = rows.new_full((len(rows),), torch.inf)
+    which = torch.full((len(rows),), -1, dtype=torch.int64)
+    if len(centers) == 0:
+        return distances, which
+    for start, stop in blocks(len(rows), max(len(centers), rows.shape[1])):
+        found = squared_distances(rows[start:stop], centers).min(dim=1)
+        distances[start:stop], which[start:stop] = found.values, found.indices
+    return distances, which
+
+
+def first_copies(rows: Float[Tensor, "N D"]) -> Positions:
+    """Positions of the first of each set of equal rows, ascending."""
+    seen: set[bytes] = set()
+    first = []
+    for position, row in enumerate(rows.numpy()):
+        digest = _digest(row)
+        if digest not in seen:
+            seen.add(digest)
+            first.append(position)
+    return np.array(first, dtype=np.int64)
+
+
+def _arranged(candidates: Candidates, order: Positions, needs: Sequence[Need]) -> Candidates:
+    """The needed parts in the given order; labeled rows, which have no keys, in one that depends on them alone."""
+    rows = torch.from_numpy(order)
+    arranged = Candidates(candidates.keys[order])
+    if Need.LOG_PROBS in needs and candidates.log_probs is not None:
+        arranged = dataclasses.replace(arranged, log_probs=candidates.log_probs[rows])
+    if Need.MEMBERS in needs and candidates.members is not None:
+        arranged = dataclasses.replace(arranged, members=candidates.members[:, rows])
+    if Need.HEAD in needs:
+        arranged = dataclasses.replace(arranged, head=candidates.head)
+    if Need.FEATURES in needs and candidates.features is not None:
+        arranged = dataclasses.replace(arranged, features=candidates.features[rows].float())
+        if candidates.labeled is not None and len(candidates.labeled):
+            labeled = candidates.labeled
+            by_content = torch.tensor(sorted(range(len(labeled)), key=lambda i: _digest(labeled[i].numpy())))
+            labels = candidates.labels
+            arranged = dataclasses.replace(
+                arranged,
+                labeled=labeled[by_content].float(),
+                labels=None if labels is None else labels[by_content],
+            )
+    return arranged
+
+
+def _digest(row: npt.NDArray[np.float32]) -> bytes:
+    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+
+
+def _check_predictions(log_probs: Float[Tensor, "M N K"]) -> None:
+    n_members, n, n_classes = log_probs.shape
+    for start, stop in blocks(n, n_members * n_classes):
+        try:
+            check_log_probs(log_probs[:, start:stop])
+        except ValueError:
+            if start == 0:
+                raise
+            check_log_probs(log_probs)  # names the position among all
+
+
+def _check_features(features: Tensor | None, what: str) -> None:
+    if features is None:
+        return
+    for start, stop in blocks(*features.shape):
+        bad = (~features[start:stop].isfinite().all(dim=1)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(f"{what} {start + int(bad[0])} are not finite")

@@ -1,0 +1,122 @@
+"""From a strategy's name to what chooses, here or in another installed package."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from alloop.acquisition import badge, kcenter, scores
+from alloop.acquisition.strategy import Candidates, Choice, Cost, Size, Strategy
+from alloop.composition import STRATEGY_GROUP, check_strategy, check_strategy_name, strategy_name
+from alloop.errors import ConfigError
+
+METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
+    **scores.METHODS,
+    "badge": (badge.badge, badge.cost),
+    "k-center": (kcenter.k_center, kcenter.cost),
+}
+
+
+def find_strategy(name: str) -> Strategy:
+    """The function that belongs to a name, aliases resolved; one of another package is imported.
+
+    Raises:
+        ValueError: There is none of that name; names the nearest.
+        ConfigError: Another package's cannot be imported, or is not a function.
+    """
+    known = strategy_name(name)
+    return METHODS[known][0] if known in METHODS else _installed(known)
+
+
+def estimate(name: str, size: Size) -> Cost:
+    """What a selection will take. Another package's may say so in its attribute `cost`; else it counts as nothing.
+
+    Raises:
+        ValueError, ConfigError: As in `find_strategy`.
+    """
+    known = strategy_name(name)
+    if known in METHODS:
+        return METHODS[known][1](size)
+    cost: Callable[[Size], Cost] | None = getattr(_installed(known), "cost", None)
+    return Cost(0.0, 0.0) if cost is None else cost(size)
+
+
+def choose(
+    name: str,
+    candidates: Candidates,
+    k: int,
+    seed: int,
+    *,
+    perturb: str = "none",
+    beta: float = 1.0,
+    explore: float = 0.0,
+) -> Choice:
+    """Choose a batch and look at what came out.
+
+    Args:
+        name: As written; aliases count.
+        candidates: With what the strategy needs.
+        k: Fewer are returned if there are fewer candidates.
+        seed: Of the round; every strategy derives its own streams.
+        perturb: A name of `composition.PERTURBATIONS`; for strategies that are scores.
+        beta: Of the perturbation.
+        explore: Of the perturbation: share of the weight that is spread evenly.
+
+    Raises:
+        ValueError: As in `find_strategy`; candidates that the strategy cannot work with.
+        ConfigError: As in `find_strategy`; the strategy broke its contract.
+    """
+    known = strategy_name(name)
+    if perturb == "none":
+        choice = find_strategy(known)(candidates, k, seed)
+    else:
+        n_members = 2 if candidates.members is None else len(candidates.members)
+        check_strategy(known, n_members=n_members, perturb=perturb)
+        choice = scores.perturbed(known, candidates, k, seed, kind=perturb, beta=beta, explore=explore)
+    return _checked(known, choice, min(max(k, 0), len(candidates)), len(candidates))
+
+
+def _installed(name: str) -> Strategy:
+    points = importlib.metadata.entry_points(group=STRATEGY_GROUP, name=name)
+    if not points:
+        check_strategy_name(name)
+        raise ValueError(f"the strategy {name} is not there yet")
+    point = next(iter(points))
+    package = point.dist.name if point.dist is not None else point.value
+    try:
+        function = point.load()
+    except Exception as error:  # whatever another package does while it is imported
+        raise ConfigError(
+            f"the strategy {name} of the package {package} cannot be imported: {type(error).__name__}: {error}",
+            "Install what it needs, or set another acquisition.strategy.",
+        ) from error
+    if not callable(function):
+        raise ConfigError(
+            f"the strategy {name} of the package {package} is no function: {point.value}",
+            "It must take candidates, k and a seed, and return a Choice.",
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _checked(name: str, choice: Choice, k: int, n: int) -> Choice:
+    positions = np.asarray(choice.positions)
+    wrong = ""
+    if positions.shape != (k,) or np.shape(choice.scores) != (k,):
+        wrong = f"chose {positions.size} images, with {np.size(choice.scores)} scores, instead of {k}"
+    elif k and (positions.min() < 0 or positions.max() >= n):
+        wrong = f"chose an image that is not among the {n} candidates"
+    elif len(np.unique(positions)) < k:
+        wrong = "chose an image twice"
+    elif not np.isfinite(choice.scores).all():
+        wrong = "gave a score that is not finite"
+    elif choice.probabilities is not None and not _are_probabilities(choice, k):
+        wrong = "gave probabilities that are not above 0 and at most 1, one for each image"
+    if wrong:
+        raise ConfigError(f"the strategy {name} {wrong}.", "Set another acquisition.strategy.")
+    return dataclasses.replace(choice, positions=positions.astype(np.int64))
+
+
+def _are_probabilities(choice: Choice, k: int) -> bool:
+    probabilities = np.asarray(choice.probabilities)
+    return probabilities.shape == (k,) and bool(((probabilities > 0) & (probabilities <= 1)).all())

@@ -1,0 +1,118 @@
+"""From a name to a strategy: aliases, other packages' strategies, and choices that break the contract."""
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+import torch
+
+from alloop.acquisition import registry
+from alloop.acquisition.registry import choose, estimate, find_strategy
+from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
+from alloop.errors import ConfigError
+
+CANDIDATES = Candidates(np.arange(5, dtype=np.uint64), log_probs=torch.full((5, 2), 0.5).log())
+SIZE = Size(candidates=1000, labeled=10, k=20, classes=10, members=4, features=64)
+
+
+def from_the_back(candidates: Candidates, k: int, seed: int) -> Choice:
+    """A strategy of somebody else: the last ones first."""
+    positions = np.argsort(candidates.keys)[::-1][:k]
+    return Choice(positions, np.ones(len(positions)))
+
+
+from_the_back.cost = lambda size: Cost(float(size.candidates), 8.0 * size.candidates)
+NO_FUNCTION = 7
+
+
+def _install(monkeypatch, **points: str) -> None:
+    made = [importlib.metadata.EntryPoint(name, value, "alloop.strategies") for name, value in points.items()]
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda **wanted: [point for point in made if wanted.get("name", point.name) == point.name],
+    )
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("CoreSet", "k-center"), ("BALD", "mutual-information"), ("least_confidence", "least-confidence")],
+)
+def test_other_names_lead_to_the_same_function(alias, name):
+    assert find_strategy(alias) is find_strategy(name)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'margin'"):
+        find_strategy("margins")
+
+
+def test_another_package_adds_a_strategy(monkeypatch):
+    _install(monkeypatch, backwards=f"{__name__}:from_the_back")
+
+    assert choose("backwards", CANDIDATES, 2, 0).positions.tolist() == [4, 3]
+    assert estimate("backwards", SIZE) == Cost(1000.0, 8000.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("not_installed_anywhere:choose", "cannot be imported: ModuleNotFoundError"),
+        (f"{__name__}:missing", "cannot be imported: AttributeError"),
+        (f"{__name__}:NO_FUNCTION", "is no function"),
+    ],
+)
+def test_a_strategy_that_cannot_be_had_is_named_with_its_package(monkeypatch, value, message):
+    _install(monkeypatch, broken=value)
+
+    with pytest.raises(ConfigError, match=f"the strategy broken of the package .*{message}"):
+        find_strategy("broken")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (Choice(np.array([0, 0]), np.ones(2)), "an image twice"),
+        (Choice(np.array([0, 5]), np.ones(2)), "not among the 5 candidates"),
+        (Choice(np.array([-1, 0]), np.ones(2)), "not among the 5 candidates"),
+        (Choice(np.array([0]), np.ones(1)), "chose 1 images, with 1 scores, instead of 2"),
+        (Choice(np.array([0, 1]), np.ones(3)), "with 3 scores"),
+        (Choice(np.array([0, 1]), np.array([1, np.nan])), "not finite"),
+        (Choice(np.array([0, 1]), np.ones(2), np.array([0.5, 0.0])), "probabilities"),
+    ],
+)
+def test_a_choice_that_breaks_the_contract_is_refused(monkeypatch, choice, message):
+    monkeypatch.setattr(registry, "METHODS", {"random": (lambda *_: choice, lambda _: Cost(0, 0))})
+
+    with pytest.raises(ConfigError, match=f"the strategy random .*{message}"):
+        choose("random", CANDIDATES, 2, 0)
+
+
+def test_only_scores_can_be_perturbed():
+    with pytest.raises(ValueError, match="power perturbs a score of each image, and k-center has none"):
+        choose("k-center", CANDIDATES, 2, 0, perturb="power")
+
+
+def test_a_power_of_the_margin_is_that_of_what_is_missing_to_a_gap_of_1():
+    # gaps 1, 0.5 and 0: weights 0, 1/2 and 1
+    candidates = Candidates(
+        np.arange(3, dtype=np.uint64), log_probs=torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5]]).log()
+    )
+
+    choice = choose("margin", candidates, 3, 1, perturb="power")
+
+    first = {1: 1 / 3, 2: 2 / 3}[int(choice.positions[0])]
+    assert choice.probabilities == pytest.approx([first, 1, 1])
+    assert choice.scores == pytest.approx(np.array([-1, -0.5, 0])[choice.positions])
+
+
+def test_a_random_draw_knows_its_probabilities():
+    assert choose("random", CANDIDATES, 3, 0).probabilities == pytest.approx([1 / 5, 1 / 4, 1 / 3])
+
+
+@pytest.mark.parametrize("name", sorted(registry.METHODS))
+def test_an_estimate_grows_with_the_pool(name):
+    larger = Size(candidates=2_000_000, labeled=10, k=20, classes=10, members=4, features=64)
+
+    assert 0 < estimate(name, SIZE).operations < estimate(name, larger).operations
+    assert 0 < estimate(name, SIZE).n_bytes < estimate(name, larger).n_bytes
