@@ -27,6 +27,9 @@ Digests = npt.NDArray[np.bytes_]  # [n] of S32; NumPy compares all 32 bytes, in 
 
 _SHARD_BYTES = 64 * 2**20  # more rows than fit go into several shards
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file belongs to nobody
+# Shards found whole by this process, as (path, inode, size, time): reading gigabytes once is enough, and a file that
+# was replaced or written to since has another stamp.
+_whole: set[tuple[str, int, int, int]] = set()
 
 
 class FeatureCache:
@@ -204,7 +207,15 @@ class FeatureCache:
         return is_whole
 
     def _is_whole(self, name: str) -> bool:
-        return f"{sha256_of(self.folder / name)}.npy" == name
+        path = self.folder / name
+        stat = path.stat()
+        stamp = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if stamp in _whole:
+            return True
+        is_whole = f"{sha256_of(path)}.npy" == name
+        if is_whole:
+            _whole.add(stamp)
+        return is_whole
 
     def _drop(self, name: str, reason: str) -> None:
         """Do without a shard; delete it if it is damaged, but not because it could not be opened this time."""

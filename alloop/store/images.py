@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
@@ -91,6 +91,43 @@ def add_image(session: Session, file: ImageFile, now: dt.datetime) -> int:
     session.add(row)
     session.flush()
     return row.id
+
+
+def add_apart(session: Session, files: Sequence[ImageFile], now: dt.datetime) -> list[int]:
+    """Add many new images, each with its location and in a near-duplicate group of its own. Returns their ids."""
+    rows = [
+        {
+            "sha256": file.sha256,
+            "split": Split.TRAIN.value,
+            "width": file.width,
+            "height": file.height,
+            "format": file.format,
+            "mode": file.mode,
+            "phash": file.phash,
+            "added_at": now,
+        }
+        for file in files
+    ]
+    if not rows:
+        return []
+    session.execute(insert(Image), rows)
+    by_hash = find_image_ids(session, [file.sha256 for file in files])
+    ids = [by_hash[file.sha256] for file in files]
+    places = [
+        {
+            "path": file.path,
+            "image_id": image_id,
+            "status": LocationStatus.OK.value,
+            "size": file.size,
+            "mtime_ns": file.mtime_ns,
+            "seen_at": now,
+        }
+        for file, image_id in zip(files, ids, strict=True)
+    ]
+    session.execute(insert(ImageLocation), places)
+    alone = [{"image_id": image_id, "group_id": image_id, "distance": 0} for image_id in ids]
+    session.execute(insert(NearDuplicate), alone)
+    return ids
 
 
 def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: int | None, now: dt.datetime) -> None:
