@@ -60,7 +60,7 @@ class PoolConfig(Section):
 class ModelConfig(Section):
     """`[model]`: what predicts."""
 
-    backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory
+    backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory | features:D (given, D of them)
     weights: str = "DEFAULT"  # DEFAULT | none | a local .safetensors or .pth state dict
     mode: Literal["frozen", "finetune"] = "frozen"
     uncertainty: Literal["multi-head", "ensemble", "mc-dropout", "single"] = "multi-head"
@@ -73,6 +73,17 @@ class ModelConfig(Section):
     consistent_masks: bool = False  # mc-dropout: one mask a pass for the whole pool instead of one for each image
     image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: what the weights were trained with
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+
+    @model_validator(mode="after")
+    def _check_given(self) -> "ModelConfig":
+        if self.backbone.startswith("features:"):
+            if not re.fullmatch(r"features:[1-9][0-9]*", self.backbone):
+                raise ValueError(
+                    f"backbone {self.backbone!r} must name how many features are given, as in features:1280"
+                )
+            if self.mode == "finetune":
+                raise ValueError("given features have no trunk that could be fine-tuned; take mode = 'frozen'")
+        return self
 
     @property
     def n_networks(self) -> int:

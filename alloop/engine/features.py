@@ -13,6 +13,7 @@ from alloop.engine.build import Hardware
 from alloop.engine.device import in_halves
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
+from alloop.models.given import Given
 from alloop.pool.cache import FeatureCache
 from alloop.pool.dataset import Batch, ImageDataset, collate
 from alloop.progress import Progress, silent
@@ -33,10 +34,18 @@ def ensure_features(
 
     Returns:
         The cache, and the images that it still lacks since they could not be read.
+
+    Raises:
+        ModelError: Features were given, but not of all images.
     """
     features = FeatureCache(cache / "features", backbone.fingerprint(), backbone.n_features)
     lacking = set(features.missing([image.sha256 for image in images]))
     todo = {image.sha256: image for image in images if image.sha256 in lacking}
+    if todo and isinstance(backbone.module, Given):
+        raise ModelError(
+            f"{len(todo)} of {len(images)} images have no features in {features.folder}, and no trunk computes them.",
+            "Give the features again.",
+        )
     failed: dict[str, str] = {}
     with _Shards(features) as shards:
         for done, refs, batch, rows in trunk_batches(list(todo.values()), backbone, hardware):

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError, PoolError
 from alloop.loop.labels import ImportedLabel, record_imported
+from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex
 from alloop.pool.ingest import Skipped, expand, inspect_files
 from alloop.progress import Progress, silent
@@ -97,7 +98,7 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
     """
     with reading(project.database) as session:
-        locations = list_locations(session)
+        locations = [place for place in list_locations(session) if not is_given(place.path)]
     gone, back, changed = [], [], []
     for done, location in enumerate(locations, start=1):
         path = _on_disk(location.path)
@@ -132,7 +133,8 @@ def image_folders(project: Project) -> list[Path]:
     """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere."""
     named = {Path(name) for name in configured_images(project) if Path(name).is_dir()}
     with reading(project.database) as session:
-        parents = {Path(place.path).parent for place in list_locations(session, LocationStatus.OK)}
+        places = list_locations(session, LocationStatus.OK)
+        parents = {Path(place.path).parent for place in places if not is_given(place.path)}
     outermost: list[Path] = []
     for folder in sorted(named | parents, key=lambda path: len(path.parts)):
         if not any(folder.is_relative_to(other) for other in outermost):
@@ -142,7 +144,7 @@ def image_folders(project: Project) -> list[Path]:
 
 def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
     """Record those of the paths that are not there any more, and return them."""
-    gone = [path for path in paths if _stat(Path(path)) is None]
+    gone = [path for path in paths if not is_given(path) and _stat(Path(path)) is None]
     set_location_status(session, gone, LocationStatus.MISSING, _now())
     return gone
 

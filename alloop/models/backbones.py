@@ -1,7 +1,7 @@
 """Trunks by name: images [B, 3, H, W] to features [B, D], with the preprocessing their weights were trained with.
 
-Four kinds of name: a torchvision classification model (`resnet50`), `timm:NAME` with the extra, a factory of one's own
-(`package.module:factory`), and `pixels`, which needs no weights at all.
+Five kinds of name: a torchvision classification model (`resnet50`), `timm:NAME` with the extra, a factory of one's own
+(`package.module:factory`), `pixels`, which needs no weights at all, and `features:D`, for D features that are given.
 """
 
 import contextlib
@@ -24,10 +24,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from alloop.errors import AlloopError, ConfigError, ModelError
+from alloop.models.given import Given
 from alloop.models.pixels import Pixels
 from alloop.models.state import load_weights
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+GIVEN = "features:"  # how the names of trunks begin that only stand for features computed elsewhere
 DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer before a download is given up
 
 
@@ -120,6 +122,8 @@ def load_backbone(
 def _find(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:
     if name == "pixels":
         return _pixels()
+    if name.startswith(GIVEN):
+        return Backbone(Given(), int(name.removeprefix(GIVEN)), image_size=1)
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"), weights)
     if ":" in name:
