@@ -20,6 +20,8 @@ class TrainJob:
         holdout, holdout_targets: Labeled holdout images; they fit the temperature and are measured on, nothing else.
         head_classes: Class names that are the specialty of each head in the previous model version, to be kept when
             classes are added; empty for the first.
+        is_test: The holdout is a test set: it is measured on, and the calibrator is cross-validated on the training
+            labels.
         out: Folder that the model version is written to, as a whole or not at all.
         device: Overrides the config's device when not None.
     """
@@ -35,6 +37,7 @@ class TrainJob:
     out: Path
     device: str | None = None
     head_classes: tuple[tuple[str, ...], ...] = ()
+    is_test: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

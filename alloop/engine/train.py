@@ -18,7 +18,8 @@ from alloop.engine.build import (
     build_loss,
     search_paths,
 )
-from alloop.engine.calibrate import calibrate
+from alloop.engine.calibrate import apply_calibration, calibrate
+from alloop.engine.cross_validate import calibrate_apart, out_of_fold
 from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import Labeled, finetune, split_stratified, trunk_features
@@ -39,7 +40,7 @@ from alloop.seeds import derive_seed
 
 
 def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
-    """Fit the heads (and in finetune mode the trunk), calibrate on the holdout, save.
+    """Fit the heads (and in finetune mode the trunk), calibrate on the holdout (or apart from a test set), save.
 
     The same job on the same machine gives the same bytes: images are sorted by content hash, and every random choice
     comes from the job's seed.
@@ -63,7 +64,13 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
             progress("networks", number + 1, n_networks)
     raw, targets = _pool(job, fitted)
     method, seed = job.config.calibration.method, derive_seed(job.seed, "calibration")
-    log_probs, calibration = calibrate(method, raw, targets, seed)
+    if job.is_test:
+        can_repeat = job.config.model.mode == "frozen"
+        again = (lambda: _cross_validate(job, parts, hardware, seed)) if can_repeat else None
+        calibration = calibrate_apart(method, len(job.images), seed, again)
+        log_probs = apply_calibration(calibration, raw)
+    else:
+        log_probs, calibration = calibrate(method, raw, targets, seed)
     head_classes = tuple(tuple(job.classes[position] for position in part) for heads in parts for part in heads)
     files = save_version(job.out, members.networks(), calibration, metadata | {"head_classes": head_classes})
     members.clear()
@@ -153,6 +160,31 @@ def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> 
     if job.config.model.mode == "frozen":
         return whole, whole.take([])
     return split_stratified(whole, job.config.train.validation_share, derive_seed(seed, "finetune", "validation"))
+
+
+def _cross_validate(
+    job: TrainJob, parts: Sequence[Specialties], hardware: Hardware, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Out-of-fold log p̄ [N, K] of the training images by heads of the same recipe, and their targets [N]."""
+    images, targets = _sorted_by_content(job.images, job.targets)
+    cache, failed = ensure_features(images, build_backbone(job.config, search_paths(job.cache)), job.cache, hardware)
+    images, labels = _readable(images, targets, failed)
+    features = torch.from_numpy(cache.take([image.sha256 for image in images]))
+    recipe, n_classes = build_head_recipe(job.config), len(job.classes)
+
+    def predict(rest: Tensor, fold: Tensor) -> Tensor:
+        rows = []
+        for number, specialties in enumerate(parts):
+            generator = torch.Generator().manual_seed(derive_seed(seed, "fold", number))
+            objective = _objective(job, specialties, labels[rest])
+            heads, _ = fit_heads(
+                features[rest], labels[rest], n_classes, len(specialties), objective, recipe, generator
+            )
+            rows.append(_member_log_probs(job, heads, features[fold]))
+        return mean_log_probs(torch.cat(rows))
+
+    with deterministic():
+        return out_of_fold(labels, seed, predict, n_classes), labels
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ def train(project: Project, number: int, device: str | None = None, progress: Pr
             out=project.paths.model(number),
             device=device,
             head_classes=_kept_heads(previous.head_classes if previous else (), config),
+            is_test=config.evaluation.test is not None,
         )
         result = LocalExecutor().train(job, progress)
     with transaction(project.database) as session:
