@@ -21,11 +21,12 @@ class Paths:
     """Where files lie in a workspace."""
 
     root: Path
+    shared_cache: Path | None = None
 
     @property
     def cache(self) -> Path:
         """Decoded images and features; safe to delete."""
-        return self.root / "cache"
+        return self.shared_cache or self.root / "cache"
 
     def round(self, number: int) -> Path:
         """One round's model, scores and sheets."""
@@ -46,11 +47,16 @@ class Paths:
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """An open workspace. Settings may be replaced for one command; the folder and the database stay."""
+    """An open workspace. Settings may be replaced for one command; the folder and the database stay.
+
+    Attributes:
+        shared_cache: Where features lie, when several workspaces share them; None: in the folder.
+    """
 
     folder: Path
     config: Config
     environ: Mapping[str, str]
+    shared_cache: Path | None = None
 
     @functools.cached_property
     def database(self) -> Engine:
@@ -65,7 +71,7 @@ class Project:
     @property
     def paths(self) -> Paths:
         """Where files lie."""
-        return Paths(self.folder)
+        return Paths(self.folder, self.shared_cache)
 
 
 def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check_schema: bool = True) -> Project:

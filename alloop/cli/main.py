@@ -23,6 +23,7 @@ ENTRIES = {
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the holdout labels there are now."),
     "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
+    "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on labels that are known, in the real loop."),
     "round": Entry("alloop.cli.rounds:round_", "List rounds, show one, close one."),
     "db": Entry("alloop.cli.db:db", "Upgrade, check and back up the database."),
     "labelstudio": Entry("alloop.cli.labelstudio:labelstudio", "Start and stop a local Label Studio."),

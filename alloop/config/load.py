@@ -87,7 +87,7 @@ def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict
     for variable in sorted(environ):
         if variable.upper().startswith(PREFIX):
             keys = tuple(part.lower() for part in variable[len(PREFIX) :].split("__"))
-            _put(data, keys, _toml_value(environ[variable]), variable)
+            _put(data, keys, parse_value(environ[variable]), variable)
             used[keys] = variable
     if url := environ.get(URL_VARIABLE):
         _put(data, URL_KEYS, url, URL_VARIABLE)
@@ -114,7 +114,8 @@ def _restore_text(
             _put(data, keys, environ[variables[keys]], variables[keys])
 
 
-def _toml_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A value as TOML where it parses as TOML, else plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -23,9 +23,9 @@ def out_of_fold(targets: Tensor, seed: int, predict: Callable[[Tensor, Tensor], 
         predict: (positions to train on, positions to predict) → log p̄ [n, K] of the latter.
         n_classes: K.
     """
-    rows = torch.full((len(targets), n_classes), torch.nan)
+    rows = torch.full((len(targets), n_classes), torch.nan, dtype=torch.float64)
     for rest, fold in draw_folds(targets.numpy(), seed, N_FOLDS):
-        rows[fold] = predict(rest, fold).float()
+        rows[fold] = predict(rest, fold).double()
     return rows
 
 

@@ -181,7 +181,7 @@ def _cross_validate(
                 features[rest], labels[rest], n_classes, len(specialties), objective, recipe, generator
             )
             rows.append(_member_log_probs(job, heads, features[fold]))
-        return mean_log_probs(torch.cat(rows))
+        return pool_members(member for part in rows for member in part)
 
     with deterministic():
         return out_of_fold(labels, seed, predict, n_classes), labels

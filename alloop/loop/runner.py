@@ -56,6 +56,7 @@ class RunOptions:
         device: Overrides `[model] device`.
         accept_change: Go on although the model's settings changed since the last round.
         sleep: How waiting is done.
+        on_step: Told of every step: the round, the state it began in, and its wall seconds.
     """
 
     rounds: int | None = 1
@@ -63,6 +64,7 @@ class RunOptions:
     device: str | None = None
     accept_change: bool = False
     sleep: Callable[[float], None] = time.sleep
+    on_step: Callable[[int, RoundState, float], None] = lambda number, state, seconds: None
 
 
 def run(project: Project, options: RunOptions, progress: Progress = silent) -> RunResult:
@@ -96,7 +98,10 @@ class _Run:
 
     def run(self) -> RunResult:
         while (current := self._current()) is not None:
-            if (stage := self._step(current)) is not None:
+            began = time.perf_counter()
+            stage = self._step(current)
+            self._options.on_step(current.number, current.state, time.perf_counter() - began)
+            if stage is not None:
                 return self._result(stage, current.number)
         return self._result(Stage.DONE, None)
 

@@ -1,0 +1,115 @@
+"""Features and labels from NumPy archives, so that strategies can be compared without images."""
+
+import dataclasses
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.errors import LabelError, PoolError
+
+FEATURES, LABELS = "F", "y"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabeledRows:
+    """Features [N, D], float32, and class positions [N]."""
+
+    features: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenData:
+    """A pool of features and, perhaps, a test set.
+
+    Attributes:
+        classes: Names in the order of a model's outputs [K]: whole numbers by size, text by alphabet.
+        digest: Of every number.
+    """
+
+    classes: tuple[str, ...]
+    pool: LabeledRows
+    test: LabeledRows | None
+    digest: str
+
+
+def read_features(path: Path, test: Path | None = None) -> GivenData:
+    """Read archives with the arrays F [N, D], numbers, and y [N], whole numbers or text. Nothing is unpickled.
+
+    Raises:
+        PoolError: A file or array cannot be read, has another shape, or has features that are not finite.
+        LabelError: Fewer than two classes, or the test set has one that the pool does not have.
+    """
+    features, labels = _read(path)
+    names = np.unique(labels)
+    if len(names) < 2:
+        raise LabelError(f"{path}: y has only the class {names[0]}.", "A simulation needs two classes at least.")
+    pool = LabeledRows(features, np.searchsorted(names, labels).astype(np.int64))
+    arrays: list[npt.NDArray[np.generic]] = [features, pool.targets]
+    tested = None
+    if test is not None:
+        tested = _read_test(test, path, names, features.shape[1])
+        arrays += [tested.features, tested.targets]
+    digest = hashlib.sha256(repr(names.tolist()).encode())
+    for array in arrays:
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return GivenData(tuple(str(name) for name in names.tolist()), pool, tested, digest.hexdigest())
+
+
+def _read_test(path: Path, pool: Path, names: npt.NDArray[np.generic], n_features: int) -> LabeledRows:
+    features, labels = _read(path)
+    if features.shape[1] != n_features:
+        raise PoolError(
+            f"{path}: F has {features.shape[1]} features, but that of {pool} has {n_features}.",
+            "Both must come from the same model.",
+        )
+    if labels.dtype.kind != names.dtype.kind:
+        raise LabelError(f"{path}: y is {labels.dtype}, but that of {pool} is {names.dtype}.", "Write both alike.")
+    strange = np.setdiff1d(labels, names)
+    if len(strange):
+        raise LabelError(
+            f"{path}: y has the class {strange[0]}, which {pool} does not have.", "Take those rows out of the test set."
+        )
+    return LabeledRows(features, np.searchsorted(names, labels).astype(np.int64))
+
+
+def _read(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]:
+    raw, labels = _arrays(path)
+    if raw.dtype.kind not in "fiu" or raw.ndim != 2 or 0 in raw.shape:
+        raise PoolError(f"{path}: F is {raw.dtype} {list(raw.shape)}.", "It must be numbers [N, D], a row per image.")
+    if labels.dtype.kind not in "iuU" or labels.shape != (len(raw),):
+        raise PoolError(
+            f"{path}: y is {labels.dtype} {list(labels.shape)}, and F has {len(raw)} rows.",
+            "y must be whole numbers or text, one for each row of F.",
+        )
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(raw, dtype=np.float32)
+    odd = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(odd):
+        raise PoolError(
+            f"{path}: {len(odd)} rows of F have numbers that are nan, infinite or too large for 32 bits, "
+            f"first row {odd[0]}.",
+            "Mend or remove them.",
+        )
+    # Signed, so that the numbers of two files can be compared.
+    return features, labels.astype(np.int64) if labels.dtype.kind == "u" else labels
+
+
+def _arrays(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    needs = f"It must be an .npz file with the arrays {FEATURES} [N, D] and {LABELS} [N]."
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise PoolError(f"{path} holds a single array.", needs)
+        with archive:
+            lacking = [name for name in (FEATURES, LABELS) if name not in archive.files]
+            if lacking:
+                found = ", ".join(archive.files) or "none"
+                raise PoolError(f"{path} has no array {' and no array '.join(lacking)}; it has {found}.", needs)
+            return archive[FEATURES], archive[LABELS]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise PoolError(f"{path} cannot be read: {error}.", needs) from error

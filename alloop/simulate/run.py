@@ -1,0 +1,313 @@
+"""Strategies × seeds with an oracle, by the same loop that people answer. One JSON file a cell, so a kill costs one."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alloop import __version__
+from alloop.composition import strategy_name
+from alloop.config.load import parse_value, set_values
+from alloop.config.schema import Config
+from alloop.errors import AlloopError, ConfigError
+from alloop.files import write_json
+from alloop.loop.runner import RunOptions, run
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import Reason, RoundState, Split
+from alloop.simulate.base import Base
+from alloop.simulate.cells import Deadline, digest_of, read_cell_file, run_cells
+from alloop.simulate.rest import accuracy_on_rest
+from alloop.store.annotations import list_labels
+from alloop.store.queries import list_queries
+from alloop.store.rounds import find_model, list_metrics, list_rounds
+from alloop.store.session import reading
+
+LAYOUT = 1  # of a cell file; another layout is computed again
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A strategy to be simulated, as it was written.
+
+    `NAME`, or `NAME:setting=value:…` with settings of [acquisition] or, with a dot, of any table.
+    """
+
+    name: str
+    config: Config
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulateSettings:
+    """What to simulate.
+
+    Attributes:
+        arms: Their settings differ in what is compared only.
+        seeds: How many; seed s decides holdout, seed batch and everything random in training and choosing.
+        rounds: Batches asked for; the random seed batch is the first.
+        jobs: Processes at once.
+        minutes: No cell is begun after that long; None: no limit.
+        out: Folder of the results.
+        digest: Of the data.
+    """
+
+    arms: tuple[Arm, ...]
+    seeds: int
+    rounds: int
+    out: Path
+    digest: str
+    jobs: int = 1
+    minutes: float | None = None
+    device: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One strategy with one seed. All tuples but `picks` have a number for every batch.
+
+    Attributes:
+        picks: Row numbers of each batch, in the order asked.
+        n_labels: Labels that the model after each batch was trained on.
+        accuracy: Of that model, on the test set or the labeled holdout.
+        seconds: Wall time of choosing the batch, asking about it, training on it and measuring.
+        select_seconds: Of that, choosing; without scoring the pool, which is `score_seconds`.
+        train_seconds: Of that, training and measuring.
+        n_test: Images measured on.
+        rest: Accuracy of the last model on the rows never asked about; None where it was not measured.
+        ended: Why there was no further round.
+    """
+
+    strategy: str
+    seed: int
+    picks: tuple[tuple[int, ...], ...]
+    n_labels: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    seconds: tuple[float, ...]
+    select_seconds: tuple[float, ...]
+    score_seconds: tuple[float, ...]
+    train_seconds: tuple[float, ...]
+    n_test: int
+    rest: float | None
+    n_rest: int
+    ended: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """What is known. `missing` cells were not begun for want of time; `failed` ones say why."""
+
+    arms: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    missing: tuple[tuple[str, int], ...] = ()
+    failed: tuple[tuple[str, int, str], ...] = ()
+    computed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CellPlan:
+    """What a process needs to compute a cell."""
+
+    arm: Arm
+    seed: int
+    config: Config
+    path: Path
+    base: Base
+    device: str | None
+
+
+def parse_arms(config: Config, written: Sequence[str]) -> tuple[Arm, ...]:
+    """Strategies by name.
+
+    Raises:
+        ConfigError: There is no such strategy or setting, it does not go with the model, or one is named twice.
+    """
+    names = [name.strip() for name in written if name.strip()]
+    if not names:
+        raise ConfigError("No strategy is named.", "Name some, as in --strategies random,entropy,default.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"The strategy '{twice[0]}' is named twice.")
+    return tuple(Arm(name, _arm_config(config, name)) for name in names)
+
+
+def _arm_config(config: Config, written: str) -> Config:
+    name, *settings = written.split(":")
+    sections: dict[str, dict[str, Any]] = {"acquisition": {"strategy": strategy_name(name)}}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        section, _, key = key.rpartition(".")
+        if not sign or "." in section:
+            raise ConfigError(f"'{written}': '{setting}' is no setting.", "Write NAME:setting=value.")
+        sections.setdefault(section or "acquisition", {})[key.strip()] = parse_value(value)
+    try:
+        return set_values(config, **sections)
+    except ConfigError as error:
+        raise ConfigError(f"The strategy '{written}': {error.message}", error.hint) from None
+
+
+def plan_cells(settings: SimulateSettings, base: Path) -> list[CellPlan]:
+    """Every cell, seed by seed, so that all strategies have equally many when time runs out.
+
+    Args:
+        settings: What to simulate.
+        base: Folder of the base, which need not be there yet.
+    """
+    plans = []
+    for seed in range(settings.seeds):
+        for arm in settings.arms:
+            config = set_values(
+                arm.config,
+                project={"seed": arm.config.project.seed + seed},
+                loop={"max_rounds": settings.rounds},
+            )
+            digest = digest_of(
+                {
+                    "layout": LAYOUT,
+                    "alloop": __version__,
+                    # Without defaults: a setting that a later alloop adds changes nothing by being there.
+                    "config": config.model_dump(mode="json", exclude_defaults=True),
+                    "data": settings.digest,
+                }
+            )
+            kept = "".join(letter if letter.isalnum() or letter in "-_=." else "+" for letter in arm.name)[:80]
+            path = settings.out / "cells" / f"{kept}-seed{seed}-{digest[:12]}.json"
+            plans.append(CellPlan(arm, seed, config, path, Base(base), settings.device))
+    return plans
+
+
+def is_finished(plans: Sequence[CellPlan]) -> bool:
+    """Whether there is nothing left to compute."""
+    return all(plan.path.exists() for plan in plans)
+
+
+def simulate(settings: SimulateSettings, plans: Sequence[CellPlan], progress: Progress = silent) -> Simulation:
+    """Compute every cell that is not there yet.
+
+    Args:
+        settings: What to simulate.
+        plans: As `plan_cells` gives them; their base must be there unless all cells are.
+        progress: Hears of cells.
+
+    Raises:
+        WorkspaceError: The results cannot be written; those written stay.
+        AlloopError: A process was killed, or every cell failed.
+    """
+    deadline = Deadline(settings.minutes)
+    todo = [plan for plan in plans if not plan.path.exists()]
+    failed: dict[tuple[str, int], str] = {}
+    done = computed = len(plans) - len(todo)
+    progress("strategies × seeds", done, len(plans))
+    for plan, why in run_cells(todo, run_cell, min(settings.jobs, max(1, len(todo))), deadline):
+        done += 1
+        if why is not None:
+            failed[plan.arm.name, plan.seed] = why
+        progress("strategies × seeds", done, len(plans))
+    found = {(plan.arm.name, plan.seed): read_cell_file(plan.path, _read) for plan in plans}
+    cells = tuple(cell for cell in found.values() if cell is not None)
+    if failed and not cells:
+        (strategy, seed), why = next(iter(failed.items()))
+        raise AlloopError(f"All {len(failed)} cells failed, the first one ({strategy}, seed {seed}): {why}")
+    missing = tuple(key for key, cell in found.items() if cell is None and key not in failed)
+    names = tuple(arm.name for arm in settings.arms)
+    return Simulation(names, cells, missing, tuple((*key, why) for key, why in failed.items()), done - computed)
+
+
+def to_json(simulation: Simulation) -> dict[str, Any]:
+    """Plain data: every run, and what is not there."""
+    return {
+        "runs": [dataclasses.asdict(cell) for cell in simulation.cells],
+        "missing": [{"strategy": strategy, "seed": seed} for strategy, seed in simulation.missing],
+        "failed": [{"strategy": strategy, "seed": seed, "reason": why} for strategy, seed, why in simulation.failed],
+    }
+
+
+def run_cell(plan: CellPlan) -> None:
+    """Compute one cell and keep it."""
+    threads = torch.get_num_threads()
+    if plan.config.model.mode == "frozen":
+        torch.set_num_threads(1)  # so that the result does not depend on how many cells are computed at once
+    try:
+        with tempfile.TemporaryDirectory(dir=plan.base.folder.parent, prefix="cell-") as folder:
+            cell = _run(plan, Path(folder))
+        write_json(plan.path, dataclasses.asdict(cell))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(plan: CellPlan, folder: Path) -> Cell:
+    shutil.copyfile(plan.base.database, folder / "alloop.db")
+    project = Project(folder, plan.config, {}, plan.base.cache)
+    seconds: dict[tuple[int, RoundState], float] = {}
+
+    def note(number: int, state: RoundState, took: float) -> None:
+        seconds[number, state] = seconds.get((number, state), 0.0) + took
+
+    try:
+        ended = run(project, RunOptions(rounds=None, device=plan.device, on_step=note)).because
+        return _measure(plan, project, seconds, ended)
+    finally:
+        project.close()
+
+
+def _measure(plan: CellPlan, project: Project, seconds: Mapping[tuple[int, RoundState], float], ended: str) -> Cell:
+    truth = plan.base.read_truth()
+    rows = {sha256: row for row, sha256 in enumerate(truth)}
+    picks = []
+    with reading(project.database) as session:
+        rounds = list_rounds(session)
+        for one in rounds:
+            asked = [query for query in list_queries(session, one.id) if query.reason is not Reason.HOLDOUT]
+            picks.append(tuple(rows[query.sha256] for query in asked))
+        models = [find_model(session, one.id) for one in rounds]
+        measured = [None if model is None else list_metrics(session, model.id, "holdout") for model in models]
+        tested = [label.class_name for label in list_labels(session, Split.HOLDOUT)]
+        labels = {label.sha256: label.class_name for label in list_labels(session, Split.TRAIN)}
+    picks = [batch for batch in picks if batch]
+    names = list(truth)
+    accuracy, n_labels, asked_so_far = [], [], 0
+    for number, batch in enumerate(picks, start=1):
+        asked_so_far += len(batch)
+        metrics, model = measured[number], models[number]
+        if metrics is None or model is None:
+            # With labels of one class nothing is trained; what is left to say is that class, always.
+            known = [labels[names[row]] for part in picks[:number] for row in part if names[row] in labels]
+            accuracy.append(sum(name in known[:1] for name in tested) / max(1, len(tested)))
+            n_labels.append(len(known))
+        else:
+            accuracy.append(metrics["accuracy"].value)
+            n_labels.append(model.n_labels)
+    rest = None
+    if plan.config.evaluation.test is None and asked_so_far < len(truth) and models[-1] is not None:
+        rest = accuracy_on_rest(project, truth)
+    count = range(len(picks))
+    asking = (RoundState.TRAINED, RoundState.SCORED, RoundState.SELECTED, RoundState.PUSHED)
+    return Cell(
+        strategy=plan.arm.name,
+        seed=plan.seed,
+        picks=tuple(picks),
+        n_labels=tuple(n_labels),
+        accuracy=tuple(accuracy),
+        seconds=tuple(
+            sum(seconds.get((i, state), 0.0) for state in asking) + seconds.get((i + 1, RoundState.CREATED), 0.0)
+            for i in count
+        ),
+        select_seconds=tuple(seconds.get((i, RoundState.SCORED), 0.0) for i in count),
+        score_seconds=tuple(seconds.get((i, RoundState.TRAINED), 0.0) for i in count),
+        train_seconds=tuple(seconds.get((i + 1, RoundState.CREATED), 0.0) for i in count),
+        n_test=len(tested),
+        rest=None if rest is None else rest.value,
+        n_rest=0 if rest is None else rest.n,
+        ended=ended,
+    )
+
+
+def _read(data: Any) -> Cell:
+    tuples = {
+        key: tuple(data[key])
+        for key in ("n_labels", "accuracy", "seconds", "select_seconds", "score_seconds", "train_seconds")
+    }
+    return Cell(**{**data, **tuples, "picks": tuple(tuple(batch) for batch in data["picks"])})

@@ -1,0 +1,255 @@
+"""`alloop simulate` from the shell, on a few rows of features."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Outcome, alloop
+
+from alloop.engine.executor_local import LocalExecutor
+
+ROWS, BATCH, ROUNDS = 90, 8, 3
+STRATEGIES = ("random", "entropy", "least_confidence")
+CELLS = 6  # 3 strategies × 2 seeds
+
+
+def write_features(path: Path, n: int, seed: int, **changes: Any) -> Path:
+    """Three overlapping clouds in five dimensions, the class told by the cloud."""
+    generator = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    centers = np.eye(3, 5) * 2
+    arrays = {"F": centers[y] + generator.normal(size=(n, 5)), "y": y} | changes
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return write_features(tmp_path / "pool.npz", ROWS, 0)
+
+
+@pytest.fixture
+def test_set(tmp_path: Path) -> Path:
+    return write_features(tmp_path / "test.npz", 60, 1)
+
+
+def _simulate(pool: Path, *more: str | Path, strategies: str = ",".join(STRATEGIES)) -> Outcome:
+    folder = pool.parent
+    return alloop(
+        "simulate", "-C", folder / "nowhere", "--out", folder / "out", "--features", pool, "--strategies", strategies,
+        "--batch", str(BATCH), "--rounds", str(ROUNDS), "--seeds", "2", "--json-out", folder / "runs.json", *more,
+    )  # fmt: skip
+
+
+def _runs(pool: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    data = json.loads((pool.parent / "runs.json").read_text())
+    return {(run["strategy"], run["seed"]): run for run in data["runs"]}
+
+
+def _rows(run: dict[str, Any]) -> list[int]:
+    return list(itertools.chain(*run["picks"]))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seeds of the training jobs that were run."""
+    seeds: list[int] = []
+    train = LocalExecutor.train
+
+    def counting(self, job, *rest):
+        seeds.append(job.seed)
+        return train(self, job, *rest)
+
+    monkeypatch.setattr(LocalExecutor, "train", counting)
+    return seeds
+
+
+def test_every_run_has_a_batch_an_accuracy_and_times_for_each_round(pool: Path, test_set: Path):
+    done = _simulate(pool, "--test", test_set)
+
+    assert done.code == 0, done.err
+    runs = _runs(pool)
+    assert set(runs) == {(strategy, seed) for strategy in STRATEGIES for seed in (0, 1)}
+    for run in runs.values():
+        assert [len(batch) for batch in run["picks"]] == [BATCH] * ROUNDS
+        assert len(set(_rows(run))) == BATCH * ROUNDS
+        assert set(_rows(run)) <= set(range(ROWS))
+        assert run["n_labels"] == [8, 16, 24]
+        assert run["n_test"] == 60
+        for key in ("accuracy", "seconds", "select_seconds", "train_seconds", "score_seconds"):
+            assert len(run[key]) == ROUNDS
+        assert all(0 < accuracy <= 1 for accuracy in run["accuracy"])
+        parts = zip(run["seconds"], run["select_seconds"], run["train_seconds"], strict=True)
+        assert all(whole > select + train for whole, select, train in parts)
+
+
+def test_strategies_of_a_seed_start_from_the_same_rows_and_part_later(pool: Path, test_set: Path):
+    _simulate(pool, "--test", test_set)
+
+    runs = _runs(pool)
+    for seed in (0, 1):
+        assert len({tuple(runs[strategy, seed]["picks"][0]) for strategy in STRATEGIES}) == 1
+        assert len({tuple(runs[strategy, seed]["picks"][1]) for strategy in STRATEGIES}) == len(STRATEGIES)
+    assert runs["random", 0]["picks"][0] != runs["random", 1]["picks"][0]
+
+
+def test_a_test_set_is_only_measured_on(pool: Path, test_set: Path):
+    _simulate(pool, "--test", test_set, strategies="entropy")
+    before = _runs(pool)
+
+    flipped = np.load(test_set)
+    np.savez(test_set, F=flipped["F"] + 1, y=2 - flipped["y"])
+    _simulate(pool, "--test", test_set, strategies="entropy")
+
+    after = _runs(pool)
+    assert [run["picks"] for run in after.values()] == [run["picks"] for run in before.values()]
+    assert [run["accuracy"] for run in after.values()] != [run["accuracy"] for run in before.values()]
+
+
+def test_without_a_test_set_all_strategies_of_a_seed_share_a_holdout(pool: Path):
+    done = _simulate(pool, "--set", "evaluation.holdout_size=12", "--set", "evaluation.holdout_share=0.5")
+
+    assert done.code == 0, done.err
+    runs = _runs(pool)
+    for seed in (0, 1):
+        asked = {strategy: runs[strategy, seed] for strategy in STRATEGIES}
+        assert {run["accuracy"][0] for run in asked.values()} == {asked["random"]["accuracy"][0]}
+        assert {run["n_test"] for run in asked.values()} == {12}
+        assert {run["n_rest"] for run in asked.values()} == {ROWS - 12 - BATCH * ROUNDS}
+        assert all(0 < run["rest"] <= 1 for run in asked.values())
+
+
+def test_finished_cells_are_not_computed_again(pool: Path, test_set: Path, trained: list[int]):
+    _simulate(pool, "--test", test_set)
+    before = (pool.parent / "runs.json").read_bytes()
+    assert len(trained) == CELLS * ROUNDS
+    one = next((pool.parent / "out" / "cells").glob("entropy-seed1-*.json"))
+    one.unlink()
+
+    _simulate(pool, "--test", test_set)
+
+    assert len(trained) == (CELLS + 1) * ROUNDS
+    again, first = json.loads((pool.parent / "runs.json").read_bytes()), json.loads(before)
+    assert [run["picks"] for run in again["runs"]] == [run["picks"] for run in first["runs"]]
+    assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in first["runs"]]
+    assert not list((pool.parent / "out").glob(".scratch-*"))
+
+
+def test_when_rows_run_out_the_last_batch_is_shorter(pool: Path, test_set: Path):
+    small = write_features(pool.parent / "small.npz", 19, 0)
+
+    done = _simulate(small, "--test", test_set, "--rounds", "9", strategies="entropy")
+
+    assert done.code == 0, done.err
+    run = _runs(pool)["entropy", 0]
+    assert [len(batch) for batch in run["picks"]] == [8, 8, 3]
+    assert sorted(_rows(run)) == list(range(19))
+    assert run["n_labels"] == [8, 16, 19]
+
+
+def test_equal_rows_are_asked_about_each_on_its_own(pool: Path, test_set: Path):
+    same = write_features(pool.parent / "same.npz", 24, 0, F=np.tile(np.eye(3, 5), (8, 1)))
+
+    done = _simulate(same, "--test", test_set, strategies="entropy")
+
+    assert done.code == 0, done.err
+    assert sorted(_rows(_runs(pool)["entropy", 0])) == list(range(24))
+
+
+def test_a_strategy_may_have_settings_of_its_own(pool: Path, test_set: Path):
+    drawn = "margin:perturb=power:beta=2"
+
+    done = _simulate(pool, "--test", test_set, strategies=f"margin,{drawn},default")
+
+    assert done.code == 0, done.err
+    assert {strategy for strategy, _ in _runs(pool)} == {"margin", drawn, "default"}
+
+
+def test_classes_may_be_names(pool: Path, test_set: Path):
+    names = np.array(["ant", "bee", "cat"])
+    write_features(pool, ROWS, 0, y=names[np.arange(ROWS) % 3])
+    write_features(test_set, 60, 1, y=names[np.arange(60) % 3])
+
+    done = _simulate(pool, "--test", test_set, strategies="entropy")
+
+    assert done.code == 0, done.err
+    assert _runs(pool)["entropy", 0]["accuracy"][-1] > 0.5
+
+
+def test_a_seed_batch_of_one_class_predicts_that_class(pool: Path, test_set: Path):
+    lopsided = np.zeros(ROWS, dtype=np.int64)
+    lopsided[:2] = 1, 2
+    write_features(pool, ROWS, 0, y=lopsided)
+
+    done = _simulate(pool, "--test", test_set, strategies="random")
+
+    assert done.code == 0, done.err
+    assert _runs(pool)["random", 0]["accuracy"][0] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": None}, "has no array y; it has F"),
+        ({"y": np.zeros(ROWS, dtype=int)}, "y has only the class 0"),
+        ({"y": np.zeros(ROWS)}, "y is float64 [90]"),
+        ({"y": np.arange(5)}, "y is int64 [5], and F has 90 rows"),
+        ({"F": np.ones(ROWS)}, "F is float64 [90]"),
+        ({"F": np.full((ROWS, 5), np.nan)}, "90 rows of F have numbers that are nan"),
+        ({"F": np.full((ROWS, 5), 1e300)}, "too large for 32 bits"),
+        ({"y": np.array([object()] * ROWS)}, "cannot be read"),
+    ],
+)
+def test_odd_features_are_refused(pool: Path, changes: dict[str, Any], message: str):
+    write_features(pool, ROWS, 0, **changes)
+
+    done = _simulate(pool)
+
+    assert done.code == 1
+    assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.arange(60)}, "y has the class 3, which"),
+        ({"F": np.ones((60, 4))}, "F has 4 features, but that of"),
+        ({"y": np.array(["0", "1"] * 30)}, "y is <U1, but that of"),
+    ],
+)
+def test_a_test_set_that_does_not_fit_is_refused(pool: Path, test_set: Path, changes: dict[str, Any], message: str):
+    write_features(test_set, 60, 1, **changes)
+
+    done = _simulate(pool, "--test", test_set)
+
+    assert done.code == 1
+    assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--strategies", "entropie"], "did you mean 'entropy'?"),
+        (["--strategies", "entropy,entropy"], "'entropy' is named twice"),
+        (["--strategies", "entropy:bta=1"], "did you mean 'beta'?"),
+        (["--set", "model.heads"], "write SECTION.KEY=VALUE"),
+        (["--set", "model.mode=finetune"], "given features have no trunk"),
+    ],
+)
+def test_what_is_not_known_is_refused(pool: Path, more: list[str], message: str):
+    done = _simulate(pool, *more)
+
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_a_file_that_is_no_archive_is_refused(pool: Path):
+    pool.write_text("F,y")
+
+    done = _simulate(pool)
+
+    assert done.code == 1
+    assert "It must be an .npz file" in done.err
