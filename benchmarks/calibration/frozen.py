@@ -3,7 +3,7 @@
     ALLOOP_DATA=... python benchmarks/calibration/frozen.py --work FOLDER
 
 FOLDER keeps images, features and finished cells; a second run goes on where the first one stopped. For every seed: 600
-images drawn at random to train on, 200 others to fit the temperature to. TrashNet is measured on all its other images,
+images drawn at random to train on, 200 others to fit the calibrators to. TrashNet is measured on all its other images,
 CIFAR-10 (pool: the first 20,000 training images) on its test images.
 """
 
@@ -11,12 +11,13 @@ import argparse
 import csv
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import data
 import numpy as np
 
+from alloop.composition import CALIBRATORS
 from alloop.config.load import set_values
 from alloop.config.schema import Config
 from alloop.simulate.compare import CompareSettings, Comparison, compare
@@ -26,6 +27,8 @@ from alloop.simulate.summary import Row, summarize, write_tables
 
 SETS = {"trashnet": None, "cifar10": 112}  # name → image size; None: that of the weights
 N_LABELS, N_CALIBRATION, N_SEEDS = 600, 200, 5
+FITTED = tuple(name for name in CALIBRATORS if name != "none")
+BOUNDED = ("accuracy", "ece", "nll")  # metrics whose intervals are committed; a comparison's own tables have all
 
 
 def main() -> None:
@@ -37,7 +40,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="measure on the first so many of CIFAR-10's test images")
     parser.add_argument("--decay", type=float, help="weight decay of the heads, instead of the tuned 5e-5")
     parser.add_argument("--minutes", type=float, help="begin no new cell after this time")
-    parser.add_argument("--calibrators", nargs="+", default=["temperature"])
+    parser.add_argument("--calibrators", nargs="+", default=list(FITTED), choices=FITTED)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("frozen.csv"))
     options = parser.parse_args()
     lines = []
@@ -47,8 +50,8 @@ def main() -> None:
         write_tables(comparison, rows, options.work / f"frozen-{name}")
         with (options.work / f"frozen-{name}" / "cells.csv").open() as file:
             decay = "tuned" if options.decay is None else options.decay
-            lines += [{"set": name, "decay": decay, **line} for line in csv.DictReader(file)]
-        print(markdown(name, rows))
+            lines += [{"set": name, "decay": decay, **short(line)} for line in csv.DictReader(file)]
+        print(markdown(name, rows), of_calibrators(name, rows), sep="\n")
         for failed in comparison.failed:
             print("failed:", *failed)
     with options.out.open("w", newline="") as file:
@@ -123,6 +126,35 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
         ]  # fmt: skip
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def of_calibrators(name: str, rows: Sequence[Row]) -> str:
+    """ECE and NLL after each calibrator, the best of a line in bold."""
+    stages = list(rows[0].stages)
+    lines = [f"\n{name}: ECE % / NLL after each calibrator, mean over seeds\n", f"| method | {' | '.join(stages)} |"]
+    lines.append("|---" * (len(stages) + 1) + "|")
+    for row in rows:
+        figures = {
+            stage: (f"{100 * row.stages[stage]['ece'].mean:.1f}", f"{row.stages[stage]['nll'].mean:.3f}")
+            for stage in stages
+        }
+        best = [min(float(figures[stage][place]) for stage in stages) for place in (0, 1)]
+        cells = [
+            " / ".join(f"**{text}**" if float(text) == low else text for text, low in zip(pair, best, strict=True))
+            for pair in figures.values()
+        ]
+        lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short(line: Mapping[str, str]) -> dict[str, str]:
+    """A line of cells.csv without what the file of a benchmark can do without."""
+    kept = {}
+    for key, value in line.items():
+        metric, _, end = key.rpartition("_")
+        if (end not in ("low", "high") or metric in BOUNDED) and key not in ("n_train", "n_calibration"):
+            kept[key] = f"{float(value):.4g}" if "." in value else value
+    return kept
 
 
 def _cell(mean: object, scale: float, digits: int) -> str:

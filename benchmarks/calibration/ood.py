@@ -3,13 +3,15 @@
     ALLOOP_DATA=... python benchmarks/calibration/ood.py --work FOLDER
 
 Frozen EfficientNet-lite0 at 112 pixels, 600 random labels as in frozen.py. Every strange image is first reduced to the
-32 x 32 pixels of CIFAR-10, so that sharpness does not give it away. Nothing is tuned on any of the sets.
+32 x 32 pixels of CIFAR-10, so that sharpness does not give it away. Nothing is tuned on any of the sets. ODIN runs the
+trunk again and again, and is measured on some images of each side only, drawn at random (`--odin`).
 """
 
 import argparse
 import csv
 import functools
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="the first so many of CIFAR-10's test images")
     parser.add_argument("--strangers", type=int, default=2000, help="at most so many of each set")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--odin", type=int, default=200, help="images of each side that ODIN scores")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("ood.csv"))
     options = parser.parse_args()
@@ -50,15 +53,28 @@ def main() -> None:
             cache=options.work / "cache",
             calibrators=(),
             strangers=strange.images,
+            odin_images=options.odin,
         )
-        comparison = compare(settings, labeled, draw=functools.partial(random_parts, images))
+
+        def say(label: str, done: int, total: int, name: str = name) -> None:
+            print(f"\r{name} {label}: {done}/{total}", end="", file=sys.stderr, flush=True)
+
+        comparison = compare(settings, labeled, say, functools.partial(random_parts, images))
         print(f"\nCIFAR-10 against {name} ({len(strange.images)} images), {options.seeds} seeds, %\n")
         print("| method | score | " + " | ".join(OOD_SHOWN) + " |\n|---|---|" + "---|" * len(OOD_SHOWN))
         for (method, score), row in summarize_ood(comparison).items():
             cells = [f"{100 * row[metric].mean:.1f} ± {100 * row[metric].std:.1f}" for metric in OOD_SHOWN]
             print(f"| {method} | {score} | " + " | ".join(cells) + " |")
         lines += [
-            {"out": name, "method": cell.method, "seed": cell.seed, "score": score, **found.metrics}
+            {
+                "out": name,
+                "method": cell.method,
+                "seed": cell.seed,
+                "score": score,
+                **found.metrics,
+                "auroc_low": found.intervals["auroc"][0],
+                "auroc_high": found.intervals["auroc"][1],
+            }
             for cell in comparison.cells
             for score, found in cell.ood.items()
         ]
