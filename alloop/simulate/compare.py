@@ -29,6 +29,7 @@ from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import ConfigError, ModelError, PoolError, WorkspaceError
 from alloop.evaluation.intervals import (
+    DRAWS,
     adaptive_ece_of,
     bootstrap_all,
     classwise_ece_of,
@@ -78,6 +79,7 @@ class CompareSettings:
     device: str | None = None
     strangers: tuple[ImageRef, ...] = ()  # images of no class, for the scores of `simulate.ood`
     odin_images: int = 1000  # of each side, at most, as ODIN runs the trunk for each again and again; 0: without ODIN
+    draws: int = DRAWS  # resamples of the bootstrap, for all intervals but Wilson's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +276,7 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
             if settings.strangers
             else {}
         ),
+        **({"draws": settings.draws} if settings.draws != DRAWS else {}),
         "parts": [
             [(data.images[position].sha256, int(data.targets[position])) for position in part.tolist()]
             for part in (parts.train, parts.calibration, parts.test)
@@ -304,6 +307,7 @@ def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, trunk_seco
             data.targets[plan.parts.test],
             settings.calibrators,
             plan.seed,
+            settings.draws,
         ),
         ood=ood,
     )
@@ -314,7 +318,8 @@ def _strangers(
 ) -> dict[str, OodScore]:
     job = ScoreJob(plan.config, trained.files, (), settings.cache, path, settings.device)
     inside = [data.images[p] for p in plan.parts.test.tolist()]
-    return measure_strangers(job, inside, settings.strangers, derive_seed(plan.seed, "ood"), settings.odin_images)
+    seed = derive_seed(plan.seed, "ood")
+    return measure_strangers(job, inside, settings.strangers, seed, settings.odin_images, settings.draws)
 
 
 def train_and_score(
@@ -362,6 +367,7 @@ def measure_stages(
     test_targets: npt.NDArray[np.int64],
     calibrators: Sequence[str],
     seed: int,
+    draws: int = DRAWS,
 ) -> dict[str, Stage]:
     """Measure raw predictions, and the same after each calibrator.
 
@@ -372,20 +378,25 @@ def measure_stages(
         test_targets: Class positions [N].
         calibrators: Names.
         seed: Of folds and bootstrap draws.
+        draws: Of the bootstrap.
     """
-    stages = {RAW: measure_stage(test, test_targets, seed)}
+    stages = {RAW: measure_stage(test, test_targets, seed, draws=draws)}
     for name in calibrators:
         if len(calibration):
             fitted = fit_calibrator(name, calibration, torch.from_numpy(calibration_targets), seed)
             calibrated = fitted.calibrator.apply(test)
         else:
             calibrated, fitted = cross_fit(name, test, torch.from_numpy(test_targets), seed)
-        stages[name] = measure_stage(calibrated, test_targets, seed, to_json(fitted))
+        stages[name] = measure_stage(calibrated, test_targets, seed, to_json(fitted), draws)
     return stages
 
 
 def measure_stage(
-    log_probs: Tensor, targets: npt.NDArray[np.int64], seed: int, calibrator: Mapping[str, Any] | None = None
+    log_probs: Tensor,
+    targets: npt.NDArray[np.int64],
+    seed: int,
+    calibrator: Mapping[str, Any] | None = None,
+    draws: int = DRAWS,
 ) -> Stage:
     """Every metric of predictions [N, K] with its interval."""
     rows: npt.NDArray[np.float64] = log_probs.double().numpy()
@@ -402,7 +413,7 @@ def measure_stage(
     generator = np.random.default_rng(derive_seed(seed, "compare", "bootstrap"))
     measured = {
         "accuracy": wilson(round(accuracy(probs, targets) * n), n),
-        **bootstrap_all(statistics, n, generator),
+        **bootstrap_all(statistics, n, generator, draws),
     }
     return Stage(
         metrics={name: interval.value for name, interval in measured.items()},

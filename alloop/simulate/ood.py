@@ -65,7 +65,7 @@ def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress =
 
 
 def measure_strangers(
-    job: ScoreJob, inside: Sequence[ImageRef], outside: Sequence[ImageRef], seed: int, odin_images: int
+    job: ScoreJob, inside: Sequence[ImageRef], outside: Sequence[ImageRef], seed: int, odin_images: int, draws: int
 ) -> dict[str, OodScore]:
     """Every score that the model has: MSP, entropy, GEN, max logit, energy, GradNorm, with members mutual information.
 
@@ -77,6 +77,7 @@ def measure_strangers(
         outside: Others.
         seed: Of the bootstrap, and of which images ODIN gets.
         odin_images: At most so many of each side get ODIN's score, drawn at random; 0: it is left out.
+        draws: Of the bootstrap.
 
     Raises:
         ModelError: A score is the same for all images.
@@ -96,14 +97,14 @@ def measure_strangers(
     if len(log_probs) > 1:
         scores["mutual information"] = ood.mutual_information(log_probs)
     n = len(inside)
-    found = {name: _measured(name, values[:n], values[n:], seed) for name, values in scores.items()}
+    found = {name: _measured(name, values[:n], values[n:], seed, draws) for name, values in scores.items()}
     if odin_images and predictor.is_repeatable:
         generator = np.random.default_rng(derive_seed(seed, "odin"))
         of_each = [
             _odin(job, version, predictor, [images[p] for p in generator.permutation(len(images))[:odin_images]])
             for images in (inside, outside)
         ]
-        found["ODIN"] = _measured("ODIN", of_each[0], of_each[1], seed)
+        found["ODIN"] = _measured("ODIN", of_each[0], of_each[1], seed, draws)
     return found
 
 
@@ -113,7 +114,7 @@ def _odin(job: ScoreJob, version: ModelVersion, predictor: Predictor, images: Se
     return scores
 
 
-def _measured(name: str, inner: Tensor, outer: Tensor, seed: int) -> OodScore:
+def _measured(name: str, inner: Tensor, outer: Tensor, seed: int, draws: int) -> OodScore:
     inside, outside = inner.double().numpy(), outer.double().numpy()
     both = np.concatenate([inside, outside])
     try:
@@ -123,7 +124,8 @@ def _measured(name: str, inner: Tensor, outer: Tensor, seed: int) -> OodScore:
             f"Strange images cannot be told from others: {error}.", "The training may have failed."
         ) from error
     edges = np.histogram_bin_edges(both, bins=N_BINS)
-    intervals = ood_intervals(inside, outside, np.random.default_rng(derive_seed(seed, "bootstrap", name)))
+    generator = np.random.default_rng(derive_seed(seed, "bootstrap", name))
+    intervals = ood_intervals(inside, outside, generator, draws)
     return OodScore(
         metrics=dataclasses.asdict(measure_ood(inside, outside)),
         intervals={metric: (interval.low, interval.high) for metric, interval in intervals.items()},

@@ -20,6 +20,7 @@ import numpy as np
 from alloop.composition import CALIBRATORS
 from alloop.config.load import set_values
 from alloop.config.schema import Config
+from alloop.evaluation.intervals import DRAWS
 from alloop.simulate.compare import CompareSettings, Comparison, compare
 from alloop.simulate.labeled import LabeledImages, Parts
 from alloop.simulate.methods import find_methods
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--decay", type=float, help="weight decay of the heads, instead of the tuned 5e-5")
     parser.add_argument("--minutes", type=float, help="begin no new cell after this time")
     parser.add_argument("--calibrators", nargs="+", default=list(FITTED), choices=FITTED)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="resamples for the intervals")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("frozen.csv"))
     options = parser.parse_args()
     lines = []
@@ -76,6 +78,7 @@ def run(name: str, options: argparse.Namespace) -> Comparison:
         cache=options.work / "cache",
         calibrators=tuple(options.calibrators),
         minutes=options.minutes,
+        draws=options.draws,
     )
     draw = functools.partial(random_parts, images)
 

@@ -20,6 +20,7 @@ import numpy as np
 from frozen import SETS, make_config, random_parts
 from PIL import Image
 
+from alloop.evaluation.intervals import DRAWS
 from alloop.simulate.compare import CompareSettings, compare
 from alloop.simulate.labeled import LabeledImages
 from alloop.simulate.methods import find_methods
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--odin", type=int, default=200, help="images of each side that ODIN scores")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--draws", type=int, default=DRAWS, help="resamples for the intervals")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("ood.csv"))
     options = parser.parse_args()
     images = data.load("cifar10", options.work, options.test)
@@ -54,6 +56,7 @@ def main() -> None:
             calibrators=(),
             strangers=strange.images,
             odin_images=options.odin,
+            draws=options.draws,
         )
 
         def say(label: str, done: int, total: int, name: str = name) -> None:
