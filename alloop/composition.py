@@ -210,6 +210,7 @@ def check_composition(
     parameters: Mapping[str, float] | None = None,
     mixing: str = "none",
     frozen: bool = True,
+    has_images: bool = True,
     batch_size: int | None = None,
     n_members: int = 1,
     dropout_passes: int | None = None,
@@ -225,6 +226,7 @@ def check_composition(
         parameters: The loss's numbers, by name.
         mixing: A name of `MIXINGS`.
         frozen: Training sees features [N, D] instead of images.
+        has_images: There are images behind the features.
         batch_size: Images of one update; None where all are taken at once.
         n_members: Heads times networks; dropout passes not counted.
         dropout_passes: Of MC dropout; None without it.
@@ -248,6 +250,8 @@ def check_composition(
         )
     _check_dropout(dropout_passes, dropout_rate)
     _check_ood_score(ood_score, n_members, dropout_passes, consistent_masks)
+    if ood_score == "odin" and not has_images:
+        raise ValueError("ODIN changes the pixels of images, and given features have none; score by energy instead")
 
 
 def _check_ood_score(name: str, n_members: int, dropout_passes: int | None, consistent_masks: bool) -> None:

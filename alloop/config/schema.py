@@ -291,6 +291,7 @@ class Config(Section):
             parameters=train.loss_parameters,
             mixing=train.mixing,
             frozen=is_frozen,
+            has_images=not model.backbone.startswith("features:"),
             batch_size=None if is_frozen else train.batch_size,
             n_members=model.n_networks * model.n_heads,
             dropout_passes=model.n_passes if model.uncertainty == "mc-dropout" else None,

@@ -27,6 +27,7 @@ from alloop.composition import LOSSES, check_composition, loss_parameters
         ({"ood_score": "energi"}, "did you mean 'energy'"),
         ({"ood_score": "gradnrom"}, "did you mean 'gradnorm'"),
         ({"ood_score": "odin", "dropout_passes": 20}, "set consistent_masks = true"),
+        ({"ood_score": "odin", "has_images": False}, "given features have none"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(settings, reason):

@@ -239,6 +239,7 @@ def test_the_template_says_what_was_asked_and_is_commented():
             "mutual information is how much members disagree, and there is only one; score by msp instead",
         ),
         ('[model]\nuncertainty = "mc-dropout"\n[acquisition]\nood_score = "odin"', "set consistent_masks = true"),
+        ('[model]\nbackbone = "features:8"\n[acquisition]\nood_score = "odin"', "given features have none"),
         ('[model]\nmode = "finetune"\n[train]\nloss = "mmce"\nbatch_size = 8', "a batch_size of at least 16"),
     ],
 )
