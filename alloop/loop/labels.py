@@ -43,6 +43,7 @@ class ImportedLabel:
 
 def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
     """Rebuild the labels of these images (None: of all) from the annotations as they are now."""
+    classes = frozenset(classes)
     answers: dict[int, list[Answer]] = {image_id: [] for image_id in image_ids or ()}
     for record in list_current(session, image_ids=image_ids):
         answers.setdefault(record.image_id, []).append(_vote(record, classes))

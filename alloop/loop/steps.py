@@ -27,7 +27,7 @@ from alloop.project import Project
 from alloop.records import ImageRef, RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import LabelRecord, list_labels, list_values
-from alloop.store.images import find_refs, has_holdout, list_refs
+from alloop.store.images import has_holdout, list_refs
 from alloop.store.queries import add_queries
 from alloop.store.rounds import (
     RoundRecord,
@@ -232,8 +232,9 @@ def _frozen(current: RoundRecord) -> Config:
 def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple[LabelRecord, ImageRef]], int]:
     """Labels of a split whose class is one of ours and whose image is there; and how many images are missing."""
     labels = [label for label in list_labels(session, split) if label.class_name in config.project.classes]
-    refs = find_refs(session, [label.image_id for label in labels])
-    return [(label, refs[label.image_id]) for label in labels if label.image_id in refs], len(labels) - len(refs)
+    refs = {ref.image_id: ref for ref in list_refs(session, split, labeled=True)}
+    there = [(label, refs[label.image_id]) for label in labels if label.image_id in refs]
+    return there, len(labels) - len(there)
 
 
 def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:

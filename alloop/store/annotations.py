@@ -70,10 +70,19 @@ def list_current(
 
 
 def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | None], now: dt.datetime) -> None:
-    """Replace the labels of these images: (class, agreement, annotations), or None for no label."""
+    """Replace the labels of these images: (class, agreement, annotations), or None for no label.
+
+    Those that stay as they are keep their row, and when it was derived.
+    """
+    known: dict[int, tuple[str, float, int]] = {}
     for chunk in in_chunks(labels):
+        query = select(Label.image_id, Label.class_name, Label.agreement, Label.n_annotations)
+        rows = session.execute(query.where(Label.image_id.in_(chunk)))
+        known |= {image_id: (class_name, agreement, n) for image_id, class_name, agreement, n in rows}
+    labels = {image_id: label for image_id, label in labels.items() if known.get(image_id) != label}
+    for chunk in in_chunks(image_id for image_id in labels if image_id in known):
         session.execute(delete(Label).where(Label.image_id.in_(chunk)))
-    rows = [
+    fresh = [
         {
             "image_id": image_id,
             "class_name": label[0],
@@ -84,8 +93,8 @@ def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | N
         for image_id, label in labels.items()
         if label is not None
     ]
-    if rows:
-        session.execute(insert(Label), rows)
+    if fresh:
+        session.execute(insert(Label), fresh)
 
 
 def list_labels(session: Session, split: Split | None = None) -> list[LabelRecord]:
@@ -94,13 +103,16 @@ def list_labels(session: Session, split: Split | None = None) -> list[LabelRecor
     there = paths.where(ImageLocation.status == LocationStatus.OK.value)
     path = func.coalesce(there.scalar_subquery(), paths.scalar_subquery())
     query = (
-        select(Label, Image.sha256, Image.split, path).join(Image, Image.id == Label.image_id).order_by(Image.sha256)
+        select(Image.id, Image.sha256, Image.split, Label.class_name, Label.agreement, Label.n_annotations, path)
+        .join(Label, Label.image_id == Image.id)
+        .order_by(Image.sha256)
     )
     if split is not None:
         query = query.where(Image.split == split.value)
+    splits = {one.value: one for one in Split}
     return [
-        LabelRecord(row.image_id, sha256, Split(where), row.class_name, row.agreement, row.n_annotations, first_path)
-        for row, sha256, where, first_path in session.execute(query)
+        LabelRecord(image_id, sha256, splits[where], class_name, agreement, n, first_path)
+        for image_id, sha256, where, class_name, agreement, n, first_path in session.execute(query)
     ]
 
 
@@ -154,18 +166,11 @@ def _current() -> "Select[Annotation]":
 
 
 def _records(session: Session, query: "Select[Annotation]") -> list[AnnotationRecord]:
+    # Columns instead of objects: all annotations of a pool are read in every round.
+    columns = [getattr(Annotation, field.name) for field in dataclasses.fields(AnnotationRecord)]
+    rows = session.execute(query.with_only_columns(*columns))
+    outcomes = {outcome.value: outcome for outcome in Outcome}
     return [
-        AnnotationRecord(
-            image_id=row.image_id,
-            query_id=row.query_id,
-            source=row.source,
-            external_id=row.external_id,
-            version=row.version,
-            annotator=row.annotator,
-            outcome=Outcome(row.outcome),
-            value=row.value,
-            lead_time=row.lead_time,
-            answered_at=row.answered_at,
-        )
-        for row in session.scalars(query)
+        AnnotationRecord(image, query_id, source, external_id, version, who, outcomes[outcome], value, lead_time, at)
+        for image, query_id, source, external_id, version, who, outcome, value, lead_time, at in rows
     ]
