@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from alloop.cli._tables import Lines, for_page, print_lines
 from alloop.report.calibration import ReliabilityData, ScoreHistogram, draw_confidence, draw_ood, draw_reliability
-from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.report.overview import Page, Picture, Section, write_page
 from alloop.simulate.compare import Cell as Measured
 from alloop.simulate.compare import CompareSettings, Comparison
 from alloop.simulate.labeled import LabeledImages
 from alloop.simulate.methods import Method
 from alloop.simulate.summary import Row, summarize_ood
 
-MARKS = {0: "", 1: " ¹", 2: " ²"}  # so that a table without colors still says which is best
 UNITS = {"accuracy": ("ACC %", 100, 1), "ece": ("ECE %", 100, 1), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3)}
 
 
@@ -57,7 +57,6 @@ def _notes(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
     return notes
 
 
-Lines = tuple[str, list[str], list[list[tuple[str, int]]]]  # title, columns, (text, place) of every line
 OOD_UNITS = {"auroc": "AUROC", "fpr95": "FPR95", "fpr95_id": "FPR95 (in)", "aupr_out": "AUPR out", "aupr_in": "AUPR in"}
 OOD_TITLE = "Strange images told from test images, % (mean ± std; FPR95: out is positive)"
 
@@ -82,31 +81,12 @@ def _tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, 
 
 def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...], page: Path) -> None:
     """The tables and what is to be known about them, on stdout."""
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a file has no width, and cut figures are worth nothing
-    styles = {0: "", 1: "bold", 2: "underline"}
-    for title, columns, lines in _tables(settings, comparison, rows):
-        table = Grid(title=title)
-        for name in columns:
-            table.add_column(name, justify="left" if name in ("method", "score") else "right", no_wrap=True)
-        for cells in lines:
-            table.add_row(*(f"[{styles[p]}]{text}[/]{MARKS[p]}" if p else text for text, p in cells))
-        console.print(table)
-    for note in _notes(comparison, rows):
-        console.print(note, highlight=False, markup=False)
-    console.print(f"Tables and pictures: {page}", highlight=False, markup=False, soft_wrap=True)
+    print_lines(_tables(settings, comparison, rows), _notes(comparison, rows), page)
 
 
 def write_report(settings: CompareSettings, data: LabeledImages, comparison: Comparison, rows: tuple[Row, ...]) -> Path:
     """Pictures of every method and the page that holds all; returns the page."""
-    tables = [
-        Table(title, columns, [[Cell(text, place) for text, place in cells] for cells in lines])
-        for title, columns, lines in _tables(settings, comparison, rows)
-    ]
+    tables = for_page(_tables(settings, comparison, rows))
     firsts = {cell.method: cell for cell in sorted(comparison.cells, key=lambda cell: -cell.seed)}
     sections = [
         _section(method, firsts[method.name], settings.out) for method in comparison.methods if method.name in firsts

@@ -9,6 +9,8 @@ from alloop.cli._options import Session, common_options
 
 if TYPE_CHECKING:
     from alloop.config.schema import Config
+    from alloop.simulate.features_file import GivenData
+    from alloop.simulate.run import SimulateSettings
 
 
 @click.command()
@@ -72,8 +74,11 @@ def simulate(
     there is one. All strategies of a seed are measured on the same images and start from the same random batch.
     Finished runs are kept: after a kill, the same command goes on.
     """
+    from alloop.cli._simulation import show, write_report
+    from alloop.files import write_json
     from alloop.simulate.base import given_config, prepare_given, pure_config
     from alloop.simulate.cells import scratch_folder
+    from alloop.simulate.curve_table import table_json, tabulate, write_tables
     from alloop.simulate.features_file import read_features
     from alloop.simulate.run import SimulateSettings, is_finished, parse_arms, plan_cells, to_json
     from alloop.simulate.run import simulate as run_simulation
@@ -103,13 +108,26 @@ def simulate(
         if not is_finished(plans):
             prepare_given(scratch / "base", data, config, progress)
         simulation = run_simulation(settings, plans, progress)
-    result = to_json(simulation)
+    table = tabulate(simulation)
+    write_tables(simulation, table, settings.out)
+    result = {**to_json(simulation), "summary": table_json(table)}
+    write_json(settings.out / "simulation.json", result)
+    page = write_report(table, simulation, _about(data, settings), settings.out)
     if json_out is not None:
-        from alloop.files import write_json
-
         write_json(json_out.absolute(), result)
     if session.as_json:
-        session.show(result)
+        session.show({**result, "page": str(page)})
+    elif session.verbosity >= 0:
+        show(table, simulation, page)
+
+
+def _about(data: "GivenData", settings: "SimulateSettings") -> str:
+    """What it was done on, in a sentence."""
+    tested = "a random holdout" if data.test is None else f"{len(data.test.targets)} others"
+    return (
+        f"{len(data.pool.targets)} rows of {data.pool.features.shape[1]} features and {len(data.classes)} classes, "
+        f"measured on {tested}; batches of {settings.arms[0].config.loop.batch_size}, the first one at random."
+    )
 
 
 def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str, Any]]) -> "Config":

@@ -27,7 +27,8 @@ def area(budgets: npt.NDArray[np.float64], curves: Curves) -> npt.NDArray[np.flo
     if len(budgets) == 1:
         return curves[:, 0].copy()
     widths = np.diff(budgets)
-    return ((curves[:, 1:] + curves[:, :-1]) / 2 * widths).sum(axis=1) / widths.sum()
+    heights = (curves[:, 1:] + curves[:, :-1]) / 2
+    return np.asarray(heights @ widths / widths.sum(), dtype=np.float64)
 
 
 def labels_to(budgets: npt.NDArray[np.float64], curve: npt.NDArray[np.float64], target: float) -> float:

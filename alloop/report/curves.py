@@ -1,5 +1,6 @@
 """Accuracy against labels, drawn."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,3 +41,32 @@ def _sizes(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
     """On how many images the points were measured: `N = 200, `, a range, or nothing without points."""
     sizes = {point.accuracy.n for points in curves.values() for point in points}
     return f"N = {' to '.join(map(str, sorted({min(sizes), max(sizes)})))}, " if sizes else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """A mean curve and how far seeds lie from it: accuracy and standard deviation at each budget."""
+
+    name: str
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def draw_bands(budgets: Sequence[int], bands: Sequence[Band], title: str, path: Path) -> None:
+    """One line per strategy, with a band of one standard deviation, as PNG."""
+    figure = Figure(figsize=(9.0, 5.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for number, band in enumerate(bands):
+        # Ten colors, told apart by the line from the eleventh on.
+        color, line = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
+        axes.plot(budgets, band.mean, color=color, linestyle=line, marker="o", markersize=3, label=band.name)
+        low = [mean - std for mean, std in zip(band.mean, band.std, strict=True)]
+        high = [mean + std for mean, std in zip(band.mean, band.std, strict=True)]
+        axes.fill_between(budgets, low, high, color=color, alpha=0.12, linewidth=0)
+    axes.set_title(title)
+    axes.set_xlabel("labels to train on")
+    axes.set_ylabel("accuracy (band: one standard deviation over seeds)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="lower right", ncols=1 + (len(bands) > 8), fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -101,8 +101,8 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tupl
     With strange images also `ood.csv`, a line per cell and score.
     """
     paths = out / "cells.csv", out / "summary.csv", out / "comparison.json"
-    _write_csv(paths[0], [line for cell in comparison.cells for line in _cell_lines(cell)])
-    _write_csv(paths[1], [line for row in rows for line in _summary_lines(row)])
+    write_csv(paths[0], [line for cell in comparison.cells for line in _cell_lines(cell)])
+    write_csv(paths[1], [line for row in rows for line in _summary_lines(row)])
     write_json(paths[2], to_json(comparison, rows))
     strange = [
         {
@@ -116,7 +116,7 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tupl
         for name, score in cell.ood.items()
     ]
     if strange:
-        _write_csv(out / "ood.csv", strange)
+        write_csv(out / "ood.csv", strange)
     return paths
 
 
@@ -229,7 +229,8 @@ def _summary_lines(row: Row) -> list[dict[str, object]]:
     ]
 
 
-def _write_csv(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
+def write_csv(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
+    """Lines with the same keys, written whole; none: an empty file."""
     text = io.StringIO()
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")

@@ -1,7 +1,9 @@
 """`alloop simulate` from the shell, on a few rows of features."""
 
+import csv
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from command_line import Outcome, alloop
 
 from alloop.engine.executor_local import LocalExecutor
+from alloop.simulate import run as simulation
 
 ROWS, BATCH, ROUNDS = 90, 8, 3
 STRATEGIES = ("random", "entropy", "least_confidence")
@@ -67,8 +70,16 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seeds
 
 
-def test_every_run_has_a_batch_an_accuracy_and_times_for_each_round(pool: Path, test_set: Path):
-    done = _simulate(pool, "--test", test_set)
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """What the command said, and the pool that it was done on, beside its results."""
+    folder = tmp_path_factory.mktemp("simulated")
+    pool = write_features(folder / "pool.npz", ROWS, 0)
+    return _simulate(pool, "--test", write_features(folder / "test.npz", 60, 1)), pool
+
+
+def test_every_run_has_a_batch_an_accuracy_and_times_for_each_round(simulated: tuple[Outcome, Path]):
+    done, pool = simulated
 
     assert done.code == 0, done.err
     runs = _runs(pool)
@@ -86,8 +97,23 @@ def test_every_run_has_a_batch_an_accuracy_and_times_for_each_round(pool: Path, 
         assert all(whole > select + train for whole, select, train in parts)
 
 
-def test_strategies_of_a_seed_start_from_the_same_rows_and_part_later(pool: Path, test_set: Path):
-    _simulate(pool, "--test", test_set)
+def test_the_report_shows_curves_areas_and_wins(simulated: tuple[Outcome, Path]):
+    done, pool = simulated
+
+    assert "What each strategy is worth" in done.out
+    assert "How often the row is better" in done.out
+    page = (pool.parent / "out" / "index.html").read_text()
+    assert "data:image/png;base64," in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    with (pool.parent / "out" / "runs.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == CELLS * ROUNDS
+    summary = json.loads((pool.parent / "runs.json").read_text())["summary"]
+    assert [row["strategy"] for row in summary["rows"]] == list(STRATEGIES)
+    assert summary["budgets"] == [8, 16, 24]
+
+
+def test_strategies_of_a_seed_start_from_the_same_rows_and_part_later(simulated: tuple[Outcome, Path]):
+    _, pool = simulated
 
     runs = _runs(pool)
     for seed in (0, 1):
@@ -109,6 +135,42 @@ def test_a_test_set_is_only_measured_on(pool: Path, test_set: Path):
     assert [run["accuracy"] for run in after.values()] != [run["accuracy"] for run in before.values()]
 
 
+def test_a_killed_simulation_goes_on_where_it_was(pool: Path, test_set: Path, trained: list[int], monkeypatch):
+    write = simulation.write_json
+
+    def killed(path: Path, data: Any) -> None:
+        write(path, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulation, "write_json", killed)
+    assert _simulate(pool, "--test", test_set, strategies="random,entropy").code == 130
+    monkeypatch.setattr(simulation, "write_json", write)
+    assert not list((pool.parent / "out").glob(".scratch-*"))
+
+    done = _simulate(pool, "--test", test_set, strategies="random,entropy")
+
+    assert done.code == 0, done.err
+    assert len(_runs(pool)) == 4
+    assert len(trained) == 4 * ROUNDS
+
+
+def test_a_strategy_that_fails_is_named_and_the_others_go_on(pool: Path, test_set: Path, monkeypatch):
+    compute = simulation.run_cell
+
+    def failing(plan: simulation.CellPlan) -> None:
+        if plan.arm.name == "entropy":
+            raise ZeroDivisionError("no pool")
+        compute(plan)
+
+    monkeypatch.setattr(simulation, "run_cell", failing)
+
+    done = _simulate(pool, "--test", test_set, strategies="random,entropy")
+
+    assert done.code == 0, done.err
+    assert "Failed: entropy, seed 1: ZeroDivisionError: no pool" in done.out
+    assert {strategy for strategy, _ in _runs(pool)} == {"random"}
+
+
 def test_without_a_test_set_all_strategies_of_a_seed_share_a_holdout(pool: Path):
     done = _simulate(pool, "--set", "evaluation.holdout_size=12", "--set", "evaluation.holdout_share=0.5")
 
@@ -122,16 +184,14 @@ def test_without_a_test_set_all_strategies_of_a_seed_share_a_holdout(pool: Path)
         assert all(0 < run["rest"] <= 1 for run in asked.values())
 
 
-def test_finished_cells_are_not_computed_again(pool: Path, test_set: Path, trained: list[int]):
-    _simulate(pool, "--test", test_set)
+def test_finished_cells_are_not_computed_again(simulated: tuple[Outcome, Path], trained: list[int]):
+    _, pool = simulated
     before = (pool.parent / "runs.json").read_bytes()
-    assert len(trained) == CELLS * ROUNDS
-    one = next((pool.parent / "out" / "cells").glob("entropy-seed1-*.json"))
-    one.unlink()
+    next((pool.parent / "out" / "cells").glob("entropy-seed1-*.json")).unlink()
 
-    _simulate(pool, "--test", test_set)
+    _simulate(pool, "--test", pool.parent / "test.npz")
 
-    assert len(trained) == (CELLS + 1) * ROUNDS
+    assert len(trained) == ROUNDS
     again, first = json.loads((pool.parent / "runs.json").read_bytes()), json.loads(before)
     assert [run["picks"] for run in again["runs"]] == [run["picks"] for run in first["runs"]]
     assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in first["runs"]]
