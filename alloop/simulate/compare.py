@@ -27,7 +27,7 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
-from alloop.errors import ConfigError, ModelError, PoolError, WorkspaceError
+from alloop.errors import ConfigError, ModelError, PoolError
 from alloop.evaluation.intervals import (
     DRAWS,
     adaptive_ece_of,
@@ -43,6 +43,7 @@ from alloop.files import write_json
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
+from alloop.simulate.cells import Deadline, digest_of, read_cell_file
 from alloop.simulate.labeled import LabeledImages, Parts, split_holdout, split_stratified
 from alloop.simulate.methods import Method, apply_method
 from alloop.simulate.ood import OodScore, measure_strangers
@@ -154,7 +155,7 @@ def compare(
         PoolError: Images that cannot be read; all methods must see the same ones.
         WorkspaceError: The results cannot be written; those written stay.
     """
-    started = time.monotonic()
+    deadline = Deadline(settings.minutes)
     planned = _plan(settings, data, draw or (lambda seed: split(data, settings.split, seed, settings.n_labels)))
     trunk_seconds = 0.0
     if any(cell.read() is None for cell in planned):
@@ -165,7 +166,7 @@ def compare(
     trained = 0
     for number, plan in enumerate(planned, start=1):
         found = plan.read()
-        if found is None and _is_late(settings, started):
+        if found is None and deadline.is_over():
             missing.append((plan.method.name, plan.seed))
             continue
         try:
@@ -181,33 +182,35 @@ def compare(
 
 
 def read_cell(path: Path) -> Cell | None:
-    """A finished cell; None where there is none, or one that this alloop does not read."""
-    try:
-        data = json.loads(path.read_text())
-        stages = {
-            name: Stage(
-                metrics=stage["metrics"],
-                intervals={key: (low, high) for key, (low, high) in stage["intervals"].items()},
-                count=tuple(stage["count"]),
-                confidence=tuple(stage["confidence"]),
-                accuracy=tuple(stage["accuracy"]),
-                calibrator=stage["calibrator"],
-            )
-            for name, stage in sorted(data.pop("stages").items(), key=lambda item: (item[0] != RAW, item[0]))
-        }
-        scores = {
-            name: OodScore(
-                score["metrics"],
-                {key: (low, high) for key, (low, high) in score["intervals"].items()},
-                *(tuple(score[key]) for key in ("edges", "inside", "outside")),
-            )
-            for name, score in data.pop("ood", {}).items()
-        }
-        return Cell(**data, stages=stages, ood=scores)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorkspaceError(f"{path} is damaged: {error}.", "Remove it; that cell is then computed again.") from error
+    """A finished cell; None where there is none.
+
+    Raises:
+        WorkspaceError: The file is damaged.
+    """
+    return read_cell_file(path, _build_cell)
+
+
+def _build_cell(data: Any) -> Cell:
+    stages = {
+        name: Stage(
+            metrics=stage["metrics"],
+            intervals={key: (low, high) for key, (low, high) in stage["intervals"].items()},
+            count=tuple(stage["count"]),
+            confidence=tuple(stage["confidence"]),
+            accuracy=tuple(stage["accuracy"]),
+            calibrator=stage["calibrator"],
+        )
+        for name, stage in sorted(data.pop("stages").items(), key=lambda item: (item[0] != RAW, item[0]))
+    }
+    scores = {
+        name: OodScore(
+            score["metrics"],
+            {key: (low, high) for key, (low, high) in score["intervals"].items()},
+            *(tuple(score[key]) for key in ("edges", "inside", "outside")),
+        )
+        for name, score in data.pop("ood", {}).items()
+    }
+    return Cell(**data, stages=stages, ood=scores)
 
 
 # -- one cell ---------------------------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
             for part in (parts.train, parts.calibration, parts.test)
         ],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of(content)
 
 
 def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, trunk_seconds: float) -> Cell:
@@ -469,7 +472,3 @@ def _refuse_failed(failed: Sequence[tuple[int, str]], images: Sequence[ImageRef]
             f"{len({image_id for image_id, _ in failed})} images cannot be read, for example {path}: {reason}.",
             "Mend or remove them: all methods must see the same images.",
         )
-
-
-def _is_late(settings: CompareSettings, started: float) -> bool:
-    return settings.minutes is not None and time.monotonic() - started > 60 * settings.minutes
