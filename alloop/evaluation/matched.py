@@ -1,0 +1,116 @@
+"""Did active learning help here: two arms of equally many labels, with the luck of labels and of the holdout."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.evaluation.paired import variance_of_gain
+from alloop.records import Interval
+
+GROUPS = 5  # of an arm's labels; each is left out once
+FEWEST = 20  # labels of an arm, besides what both share
+POWER = 0.8
+SMALLEST_GAIN = 0.01  # that is worth looking for, in accuracy
+Correct = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Matched:
+    """The acquired arm against the random one.
+
+    Attributes:
+        gain: Accuracy of the acquired arm minus that of the random one.
+        labels: Of each arm, what both share included.
+        own: Of each arm, without that.
+        variance_holdout: Part of the gain's variance that a larger holdout would lower.
+        variance_labels: Part that more labels of both arms would lower.
+        more: How many more random labels (holdout and random share, in the proportion that they have now) would tell a
+            gain of `target` from 0 in 4 of 5 cases; 0 where it can be told already.
+        target: The measured gain, at least 0.01.
+    """
+
+    gain: Interval
+    labels: int
+    own: int
+    variance_holdout: float
+    variance_labels: float
+    more: int
+    target: float
+
+    @property
+    def verdict(self) -> Literal["active", "random", "cannot tell"]:
+        if self.gain.low > 0:
+            return "active"
+        return "random" if self.gain.high < 0 else "cannot tell"
+
+
+def match(
+    active: Correct,
+    random: Correct,
+    active_without: Sequence[Correct],
+    random_without: Sequence[Correct],
+    labels: int,
+    own: int,
+) -> Matched:
+    """Compare the arms on the same holdout.
+
+    The variance of the gain is that of a paired difference on a sample of images, plus for each arm the delete-a-group
+    jackknife over its own labels. The interval is Student's, with Satterthwaite's degrees of freedom.
+
+    Args:
+        active: Whether a model of the whole acquired arm is right, for each holdout image [N], at least 2.
+        random: The same of the random arm.
+        active_without: The same of models of the acquired arm without one of its groups of labels [G][N].
+        random_without: The same of the random arm.
+        labels: Of each arm.
+        own: Of each arm, without those that both share.
+
+    Source: jackknife: Kott (2001), The Delete-a-Group Jackknife; degrees of freedom: Satterthwaite (1946).
+    """
+    n = len(active)
+    gain = float(active.mean() - random.mean())
+    holdout = max(variance_of_gain(active, random), 1 / n**2)  # arms that never differ could differ on the next image
+    arms = [_jackknife(active_without), _jackknife(random_without)]
+    total = holdout + sum(arms)
+    degrees = _degrees([(holdout, n - 1), *((part, GROUPS - 1) for part in arms)])
+    half = student_quantile(0.975, degrees) * math.sqrt(total)
+    target = max(abs(gain), SMALLEST_GAIN)
+    wanted = (target / (NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(POWER))) ** 2
+    is_told = gain - half > 0 or gain + half < 0
+    more = 0 if is_told else math.ceil(max(0.0, total / wanted - 1) * (n + own))
+    interval = Interval(gain, max(-1.0, gain - half), min(1.0, gain + half), n, "matched arms 95%")
+    return Matched(interval, labels, own, holdout, sum(arms), more, target)
+
+
+def student_quantile(probability: float, degrees: float) -> float:
+    """Quantile of Student's t for at least 3 degrees of freedom, to 1 % or better.
+
+    Source: Abramowitz & Stegun (1964), 26.7.5.
+    """
+    z = NormalDist().inv_cdf(probability)
+    parts = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(part / degrees**power for power, part in enumerate(parts))
+
+
+def _jackknife(without: Sequence[Correct]) -> float:
+    """(G - 1) / G Σ_g (accuracy without group g - their mean)²."""
+    accuracies = np.array([one.mean() for one in without])
+    return float((len(accuracies) - 1) / len(accuracies) * ((accuracies - accuracies.mean()) ** 2).sum())
+
+
+def _degrees(parts: Sequence[tuple[float, int]]) -> float:
+    """Satterthwaite's degrees of freedom of a sum of variances; many where all are 0."""
+    total = sum(variance for variance, _ in parts)
+    below = sum(variance**2 / max(1, df) for variance, df in parts)
+    return max(3.0, total**2 / below) if below else 1e6
