@@ -11,7 +11,8 @@ from alloop.evaluation.metrics import N_BINS, bin_positions, top_confidence
 from alloop.records import Interval
 
 DRAWS = 1000
-_CELLS = 4_000_000  # resampling weights in memory at once
+_CELLS = 500_000  # resampling weights at once: what a cache holds
+_TABLE = 4_000_000  # gaps per class and bin that are kept between resamples
 
 Counts = npt.NDArray[np.float64]  # [draws, N]: how often each image is in each resample
 Statistic = Callable[[Counts], npt.NDArray[np.float64]]  # counts → one value per resample [draws]
@@ -84,8 +85,11 @@ def bootstrap_all(
 
 
 def _resample(n: int, draws: int, generator: np.random.Generator) -> Counts:
-    drawn = generator.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
-    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
+    counts = np.empty((draws, n))
+    # One resample at a time: its counts stay in a cache.
+    for row, drawn in zip(counts, generator.integers(n, size=(draws, n)), strict=True):
+        row[:] = np.bincount(drawn, minlength=n)
+    return counts
 
 
 def mean_of(values: npt.NDArray[np.floating]) -> Statistic:
@@ -161,11 +165,19 @@ def classwise_ece_of(
     edges = np.linspace(0, 1, n_bins + 1)
     columns = probs.astype(np.float64).T
 
+    def gaps(first: int, last: int) -> npt.NDArray[np.float64]:
+        per_bin = np.zeros((len(labels), last - first, n_bins))
+        for k in range(first, last):
+            per_bin[np.arange(len(labels)), k - first, bin_positions(columns[k], edges)] = (labels == k) - columns[k]
+        return per_bin.reshape(len(labels), -1)
+
+    step = max(1, _TABLE // (len(labels) * n_bins))  # classes at a time: all K of many images would not fit in memory
+    whole = gaps(0, len(columns)) if step >= len(columns) else None
+
     def statistic(counts: Counts) -> npt.NDArray[np.float64]:
         total = np.zeros(len(counts))
-        for k, column in enumerate(columns):
-            per_bin = np.zeros((len(column), n_bins))  # one class at a time: K of these would not fit in memory
-            per_bin[np.arange(len(column)), bin_positions(column, edges)] = (labels == k) - column
+        for k in range(0, len(columns), step):
+            per_bin = gaps(k, min(k + step, len(columns))) if whole is None else whole
             total += np.abs(counts @ per_bin).sum(axis=1)
         return np.asarray(total / (len(labels) * len(columns)))
 
