@@ -40,6 +40,10 @@ class Paths:
         """The scores of the whole pool."""
         return self.round(number) / "scores.parquet"
 
+    def holdout(self, number: int) -> Path:
+        """What a round's model says of each labeled holdout image."""
+        return self.round(number) / "holdout.parquet"
+
     def relative(self, path: Path) -> str:
         """How a row names a file: relative to the workspace, so that the folder can move."""
         return path.relative_to(self.root).as_posix()

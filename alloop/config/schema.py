@@ -211,6 +211,8 @@ class EvaluationConfig(Section):
     holdout_size: PositiveInt = 200
     holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the pool; the smaller of the two counts
     holdout_growth: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of batch_size drawn into it in every later round
+    # After each round models of equally many random and acquired labels are compared; frozen mode only
+    matched_arm: bool = True
     # A labeled test set in place of a holdout: CSV (file,label) or a folder per class. Nothing is fitted to it; the
     # calibrator is cross-validated on the training labels.
     test: Path | None = Field(default=None, strict=False)

@@ -143,6 +143,17 @@ def read_scores(path: Path) -> Scores:
     )
 
 
+def read_predicted(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
+    """Image ids [N] and the names of their predicted classes [N].
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    with _opened(path) as file:
+        table = file.read(columns=["image_id", "predicted"])
+    return table["image_id"].to_numpy(), np.array(table["predicted"].to_pylist(), dtype=object)
+
+
 def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
     """Image ids [B] and calibrated log p̄ [B, K], one row group at a time."""
     with _opened(path) as file:

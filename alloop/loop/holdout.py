@@ -1,13 +1,18 @@
-"""Drawing the holdout: a uniform sample of the pool, before any model has seen it."""
+"""Drawing the holdout: a uniform sample of the pool, before any model has seen it; and of the rest, in later rounds."""
 
 import numpy as np
 from sqlalchemy.orm import Session
 
-from alloop.config.schema import EvaluationConfig
+from alloop.config.schema import Config, EvaluationConfig
 from alloop.errors import PoolError
 from alloop.records import Split
 from alloop.seeds import derive_seed, tie_keys
+from alloop.store.annotations import list_labels
 from alloop.store.images import list_groups, list_refs, set_split
+from alloop.store.queries import list_ever_asked
+from alloop.store.workspace import list_events, list_last_events
+
+GROWN = "holdout grown"  # what the log calls it
 
 
 def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:
@@ -50,3 +55,58 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
     set_split(session, members, Split.EXCLUDED)
     set_split(session, chosen.values(), Split.HOLDOUT)
     return len(chosen), n_groups
+
+
+def growth_size(settings: Config, room: int | None = None) -> int:
+    """How many images a later round adds: the configured share of its batch, at least one; what the budget leaves.
+
+    Args:
+        settings: Of the round.
+        room: Labels that the budget leaves; None without one.
+    """
+    share = settings.evaluation.holdout_growth
+    if share == 0 or settings.evaluation.test is not None:
+        return 0
+    wanted = max(1, round(share * settings.loop.batch_size))
+    return wanted if room is None else max(0, min(wanted, room))
+
+
+def grow_holdout(session: Session, n: int, seed: int) -> tuple[list[int], int]:
+    """Add a uniform sample of what is left: images never asked about, without a label, and no near copies of any.
+
+    The sample stands for the rest of the pool at this moment, not for the pool: what the strategy has taken is missing
+    from it. That is why it is measured apart (docs/evaluation.md).
+
+    Returns:
+        (images drawn, groups they were drawn from); each was drawn with probability drawn / groups.
+    """
+    groups = list_groups(session)
+    labeled = {label.image_id for label in list_labels(session)}
+    taken = {groups[image_id] for image_id in labeled | list_ever_asked(session) if image_id in groups}
+    refs = [ref for ref in list_refs(session, Split.TRAIN, labeled=False) if groups[ref.image_id] not in taken]
+    order = np.argsort(tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "holdout growth")), kind="stable")
+    first: dict[int, int] = {}
+    for position in order:
+        ref = refs[int(position)]
+        first.setdefault(groups[ref.image_id], ref.image_id)
+    chosen = dict(list(first.items())[:n])
+    set_split(session, [image_id for image_id, group in groups.items() if group in chosen], Split.EXCLUDED)
+    set_split(session, chosen.values(), Split.HOLDOUT)
+    return sorted(chosen.values()), len(first)
+
+
+def holdout_probabilities(session: Session) -> tuple[float, dict[int, float]]:
+    """The probability with which each holdout image was drawn: of those drawn at first, and of each drawn later."""
+    first = list_events(session, "holdout drawn", limit=1)
+    drawn = first[0]["data"]["images"] / first[0]["data"]["groups"] if first else 1.0
+    later = {
+        image_id: len(data["images"]) / data["groups"]
+        for data in list_last_events(session, GROWN).values()
+        for image_id in data["images"]
+    }
+    return drawn, later
+
+
+def list_grown(session: Session) -> set[int]:
+    """Holdout images that later rounds drew."""
+    return {image_id for data in list_last_events(session, GROWN).values() for image_id in data["images"]}

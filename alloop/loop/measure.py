@@ -1,7 +1,9 @@
 """Holdout predictions → numbers with intervals; and measuring again when more of the holdout is labeled."""
 
+import dataclasses
 import datetime as dt
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,9 @@ from alloop.evaluation.intervals import (
     wilson,
 )
 from alloop.evaluation.metrics import accuracy, brier_per_image, nll_per_image
+from alloop.loop.findings import GROWN
+from alloop.loop.holdout import list_grown
+from alloop.loop.holdout_file import write_holdout
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -31,9 +36,27 @@ from alloop.records import ImageRef, Interval, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import list_labels
 from alloop.store.images import find_refs
-from alloop.store.rounds import ModelRecord, find_last_model, set_metrics
+from alloop.store.rounds import ModelRecord, find_last_model, find_round_number, set_metrics
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HoldoutRows:
+    """Labeled holdout images [N] and a model's predictions of them.
+
+    Attributes:
+        targets: Class positions [N].
+        grown: Whether a later round drew the image [N].
+        log_probs: Calibrated log p̄ [N, K], cross-fitted.
+        raw: The same before calibration.
+    """
+
+    refs: tuple[ImageRef, ...]
+    targets: npt.NDArray[np.int64]
+    grown: npt.NDArray[np.bool_]
+    log_probs: npt.NDArray[np.floating]
+    raw: npt.NDArray[np.floating]
 
 
 def measure(
@@ -70,6 +93,31 @@ def measure(
     return {"accuracy": wilson(round(accuracy(probs, targets) * n), n), **bootstrap_all(statistics, n, generator)}
 
 
+def record_holdout(
+    project: Project,
+    number: int,
+    model_sha256: str,
+    classes: Sequence[str],
+    rows: HoldoutRows,
+    seed: int,
+) -> dict[str, dict[str, Interval]]:
+    """Write what a model says of the labeled holdout beside it, and measure.
+
+    Returns:
+        Split → metrics: `holdout` for the sample drawn before any model, `grown` for what later rounds drew from the
+        rest of the pool. They stand for different images and are never averaged (docs/evaluation.md).
+    """
+    refs, targets, grown = rows.refs, rows.targets, rows.grown
+    write_holdout(
+        project.paths.holdout(number), refs, targets.tolist(), grown.tolist(), rows.log_probs, classes, model_sha256
+    )
+    found = {}
+    for split, mask in ((Split.HOLDOUT.value, ~grown), (GROWN, grown)):
+        if mask.any():
+            found[split] = measure(rows.log_probs[mask], targets[mask], seed, rows.raw[mask])
+    return found
+
+
 def evaluate(
     project: Project, device: str | None = None, progress: Progress = silent
 ) -> tuple[str, dict[str, Interval]]:
@@ -88,7 +136,9 @@ def evaluate(
         model = find_last_model(session)
         labels = {label.image_id: label.class_name for label in list_labels(session, Split.HOLDOUT)}
         refs = find_refs(session, labels)
-    if model is None:
+        grown = list_grown(session)
+        number = None if model is None else find_round_number(session, model.round_id)
+    if model is None or number is None:
         raise ModelError("There is no model yet.", "`alloop run` trains one as soon as two classes have labels.")
     usable = {image_id: ref for image_id, ref in refs.items() if labels[image_id] in model.classes}
     if not usable:
@@ -97,12 +147,20 @@ def evaluate(
     targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
     method = validate_config(model.config, f"the config of model {model.name}").calibration.method
     log_probs, _ = calibrate(method, raw, torch.from_numpy(targets), derive_seed(model.seed, "calibration"))
-    metrics = measure(log_probs.numpy(), targets, model.seed, raw.numpy())
+    rows = HoldoutRows(
+        refs=tuple(usable[image_id] for image_id in order),
+        targets=targets,
+        grown=np.array([image_id in grown for image_id in order], dtype=bool),
+        log_probs=log_probs.numpy(),
+        raw=raw.numpy(),
+    )
+    metrics = record_holdout(project, number, model.sha256, model.classes, rows, model.seed)
     now = dt.datetime.now(dt.UTC)
     with transaction(project.database) as session:
-        set_metrics(session, model.id, Split.HOLDOUT.value, metrics, now)
+        for split, found in metrics.items():
+            set_metrics(session, model.id, split, found, now)
         add_event(session, actor(), "evaluated", now, model=model.name, images=len(order))
-    return model.name, metrics
+    return model.name, metrics.get(Split.HOLDOUT.value, {})
 
 
 def _predict(

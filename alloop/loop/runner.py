@@ -11,6 +11,7 @@ from collections.abc import Callable
 from alloop.errors import LeaseHeld, ServerUnavailable
 from alloop.loop import people, steps
 from alloop.loop.askable import list_askable, list_holdout_to_ask
+from alloop.loop.findings import gather_evidence
 from alloop.loop.people import Connection
 from alloop.loop.stopping import stop_reason
 from alloop.loop.writer import writer
@@ -18,7 +19,7 @@ from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import QueryStatus, RoundState
 from alloop.store.images import count_pool
-from alloop.store.queries import count_by_status, count_rounds_asked, list_unsent
+from alloop.store.queries import count_by_status, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
 from alloop.store.session import reading
 
@@ -126,6 +127,10 @@ class _Run:
                     return self._stop(number, reason)
                 steps.score(self._project, number, device, self._progress)
             case RoundState.SCORED:
+                # Agreement with the round before is known only now.
+                is_asked = self._project.config.loop.stop_when_stable
+                if is_asked and (reason := self._stop_reason(number)) is not None:
+                    return self._stop(number, reason)
                 if steps.select(self._project, number) == 0:
                     return self._stop(number, "no image could be asked about")
             case RoundState.SELECTED:
@@ -164,14 +169,8 @@ class _Run:
     def _stop_reason(self, number: int) -> str | None:
         with reading(self._project.database) as session:
             askable = list_askable(session, self._project.config.acquisition, number)
-            counts = count_pool(session)
-            return stop_reason(
-                self._project.config.loop,
-                n_labels=counts.labeled,
-                n_open=counts.open,
-                n_askable=len(askable) + len(list_holdout_to_ask(session)),
-                n_rounds=count_rounds_asked(session),
-            )
+            n_askable = len(askable) + len(list_holdout_to_ask(session))
+            return stop_reason(self._project.config.loop, gather_evidence(session, self._project, n_askable))
 
     def _is_still_stopped(self) -> bool:
         """Whether nothing has changed since a stop rule ended the last round: neither rules nor labels."""

@@ -12,13 +12,13 @@ from alloop.config.schema import AcquisitionConfig, Config
 from alloop.engine.score_file import Scores
 from alloop.errors import ModelError
 from alloop.loop.askable import group_ids, list_askable, list_holdout_to_ask
+from alloop.loop.holdout import holdout_probabilities
 from alloop.loop.ingest import mark_vanished
 from alloop.loop.stopping import batch_size
 from alloop.records import ImageRef, Query, Reason
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.images import count_pool
 from alloop.store.rounds import RoundRecord
-from alloop.store.workspace import list_events
 
 RANDOM = "random"
 
@@ -98,11 +98,11 @@ def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
     refs = list_holdout_to_ask(session)
     if not refs:
         return []
-    drawn = list_events(session, "holdout drawn", limit=1)[0]["data"]
+    at_first, later = holdout_probabilities(session)
     keys = tie_keys([ref.sha256 for ref in refs], derive_seed(current.seed, "holdout order"))
     ordered = [refs[int(position)] for position in np.argsort(keys, kind="stable")]
     return [
-        Query(ref.image_id, Reason.HOLDOUT, RANDOM, rank, probability=drawn["images"] / drawn["groups"])
+        Query(ref.image_id, Reason.HOLDOUT, RANDOM, rank, probability=later.get(ref.image_id, at_first))
         for rank, ref in enumerate(ordered, start=1)
     ]
 

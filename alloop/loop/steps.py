@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -14,21 +14,25 @@ from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.score_file import read_scores
 from alloop.errors import AlloopError, ConfigError, ModelError
 from alloop.files import sha256_of
+from alloop.loop.agreement import agreement, find_before
 from alloop.loop.answers import judged_by, resettle_unknown
+from alloop.loop.findings import MATCHED, SCORED
 from alloop.loop.history import check_history
-from alloop.loop.holdout import draw_holdout
+from alloop.loop.holdout import GROWN, draw_holdout, grow_holdout, growth_size, list_grown
 from alloop.loop.ingest import mark_unusable
 from alloop.loop.labels import derive_labels
-from alloop.loop.measure import measure
+from alloop.loop.matched import compare_arms, without
+from alloop.loop.measure import HoldoutRows, record_holdout
 from alloop.loop.selection import PoolScores, choose_batch
+from alloop.loop.stopping import Agreement
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageRef, RoundState, Split
+from alloop.records import ImageRef, Interval, RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import LabelRecord, list_labels, list_values
-from alloop.store.images import has_holdout, list_refs
-from alloop.store.queries import add_queries
+from alloop.store.images import count_pool, has_holdout, list_refs
+from alloop.store.queries import add_queries, list_first_reasons
 from alloop.store.rounds import (
     RoundRecord,
     add_model,
@@ -71,6 +75,8 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
             drawn, of = draw_holdout(session, project.config.evaluation, seed)
             _check_budget(project.config, drawn)
             add_event(session, actor(), "holdout drawn", _now(), number, images=drawn, groups=of)
+        elif number > 0:
+            _grow_holdout(session, project.config, number, seed)
     return started
 
 
@@ -87,8 +93,11 @@ def train(project: Project, number: int, device: str | None = None, progress: Pr
         labeled, missing = _labeled(session, Split.TRAIN, config)
         holdout, _ = _labeled(session, Split.HOLDOUT, config)
         previous = find_last_model(session)
+        grown = list_grown(session)
+        reasons = list_first_reasons(session) if config.evaluation.matched_arm else None
     classes = config.project.classes
-    result = None
+    result = matched = None
+    metrics: dict[str, dict[str, Interval]] = {}
     if len({label.class_name for label, _ in labeled}) >= 2:
         job = TrainJob(
             config=config,
@@ -105,6 +114,10 @@ def train(project: Project, number: int, device: str | None = None, progress: Pr
             is_test=config.evaluation.test is not None,
         )
         result = LocalExecutor().train(job, progress)
+        if (rows := _holdout_rows(job, result, grown)) is not None:
+            metrics = record_holdout(project, number, result.files.sha256, classes, rows, job.seed)
+        if reasons is not None:
+            matched = compare_arms(without(job, grown), result, reasons, progress)
     with transaction(project.database) as session:
         set_scores(session, current.id, None, None)  # those of an earlier model of this round
         if result is None:
@@ -113,8 +126,10 @@ def train(project: Project, number: int, device: str | None = None, progress: Pr
         else:
             mark_unusable(session, result.failed)
             digest = label_digest(classes, labeled, holdout)
-            _record_model(session, project, current, job, result, digest)
+            _record_model(session, project, current, job, result, digest, metrics)
             add_event(session, actor(), "trained", _now(), number, labels=len(labeled), missing=missing)
+            if matched is not None:
+                add_event(session, actor(), MATCHED, _now(), number, **matched)
         set_state(session, current.id, current.state, RoundState.TRAINED)
 
 
@@ -124,7 +139,8 @@ def score(project: Project, number: int, device: str | None = None, progress: Pr
         current = _expect(session, number, RoundState.TRAINED, RoundState.SCORED)
         model = find_model(session, current.id)
         refs = list_refs(session, Split.TRAIN, labeled=False)
-    result = None
+        before = find_before(session, number)
+    result = same = None
     if model is not None and refs:
         job = ScoreJob(
             config=_frozen(current),
@@ -135,11 +151,21 @@ def score(project: Project, number: int, device: str | None = None, progress: Pr
             device=device,
         )
         result = LocalExecutor().score(job, progress)
+        same = None if before is None else agreement(project.folder, before, number, result.path)
     with transaction(project.database) as session:
         if result is not None:
             set_scores(session, current.id, project.paths.relative(result.path), result.sha256)
             failed = [{"image": image_id, "reason": reason} for image_id, reason in result.failed]
-            add_event(session, actor(), "scored", _now(), number, images=result.n_images, failed=failed[:100])
+            add_event(
+                session,
+                actor(),
+                SCORED,
+                _now(),
+                number,
+                images=result.n_images,
+                failed=failed[:100],
+                agreement=_as_data(same),
+            )
             mark_unusable(session, result.failed)
         set_state(session, current.id, current.state, RoundState.SCORED)
 
@@ -237,6 +263,12 @@ def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple
     return there, len(labels) - len(there)
 
 
+def _as_data(same: Agreement | None) -> dict[str, float] | None:
+    if same is None:
+        return None
+    return {"round": same.round_number, "before": same.before, "share": same.share, "n": same.n}
+
+
 def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:
     """What each head was a specialist in, as long as the number of heads is the same."""
     if len(before) != config.model.n_networks * config.model.n_heads:
@@ -245,10 +277,14 @@ def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tu
 
 
 def _record_model(
-    session: Session, project: Project, current: RoundRecord, job: TrainJob, result: TrainResult, digest: str
+    session: Session,
+    project: Project,
+    current: RoundRecord,
+    job: TrainJob,
+    result: TrainResult,
+    digest: str,
+    metrics: Mapping[str, Mapping[str, Interval]],
 ) -> None:
-    failed = {image_id for image_id, _ in result.failed}
-    targets = [t for ref, t in zip(job.holdout, job.holdout_targets, strict=True) if ref.image_id not in failed]
     model_id = add_model(
         session,
         {
@@ -260,7 +296,7 @@ def _record_model(
             "head_classes": [list(part) for part in result.head_classes],
             "label_digest": digest,
             "n_labels": len(job.images),
-            "n_holdout": len(targets),
+            "n_holdout": len(result.holdout_log_probs),
             "seed": job.seed,
             "config": dict(current.config),
             "library_versions": result.library_versions,
@@ -273,10 +309,33 @@ def _record_model(
         result.calibration,
         _now(),
     )
-    if targets:
-        labels, raw = np.array(targets, dtype=np.int64), result.holdout_raw_log_probs
-        metrics = measure(result.holdout_log_probs, labels, job.seed, raw)
-        set_metrics(session, model_id, Split.HOLDOUT.value, metrics, _now())
+    for split, found in metrics.items():
+        set_metrics(session, model_id, split, found, _now())
+
+
+def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) -> HoldoutRows | None:
+    """The holdout images that could be read, as they were predicted; None where there are none."""
+    failed = {image_id for image_id, _ in result.failed}
+    pairs = zip(job.holdout, job.holdout_targets, strict=True)
+    kept = [(ref, target) for ref, target in pairs if ref.image_id not in failed]
+    if not kept or result.holdout_raw_log_probs is None:
+        return None
+    return HoldoutRows(
+        refs=tuple(ref for ref, _ in kept),
+        targets=np.array([target for _, target in kept], dtype=np.int64),
+        grown=np.array([ref.image_id in grown for ref, _ in kept], dtype=bool),
+        log_probs=result.holdout_log_probs,
+        raw=result.holdout_raw_log_probs,
+    )
+
+
+def _grow_holdout(session: Session, config: Config, number: int, seed: int) -> None:
+    """Draw what `[evaluation] holdout_growth` asks for, as far as the label budget allows."""
+    counts, budget = count_pool(session), config.loop.label_budget
+    n = growth_size(config, None if budget is None else budget - counts.labeled - counts.open)
+    drawn, of = grow_holdout(session, n, seed) if n else ([], 0)
+    if drawn:
+        add_event(session, actor(), GROWN, _now(), number, images=drawn, groups=of)
 
 
 def _scores(project: Project, current: RoundRecord, config: Config) -> PoolScores | None:

@@ -1,26 +1,83 @@
 """When there is nothing more to ask: each rule is one plain sentence with its evidence. Pure."""
 
+import dataclasses
+import enum
+import math
+from collections.abc import Sequence
+
 from alloop.config.schema import LoopConfig
+from alloop.records import Interval
 
 
-def stop_reason(settings: LoopConfig, *, n_labels: int, n_open: int, n_askable: int, n_rounds: int) -> str | None:
-    """The first rule that holds, or None.
+class Standing(enum.StrEnum):
+    """What the evidence says of a rule."""
 
-    Args:
-        settings: `[loop]`.
+    HOLDS = "holds"
+    NOT = "does not hold"
+    UNKNOWN = "cannot tell"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. `stops`: the settings name it, so that the loop ends when it holds."""
+
+    name: str
+    standing: Standing
+    because: str
+    stops: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Agreement:
+    """Two rounds' predictions of the images in both of their score files: the share that is the same class."""
+
+    round_number: int
+    before: int
+    share: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the rules look at.
+
+    Attributes:
         n_labels: Labels there are, holdout included.
         n_open: Queries that are not answered yet: labels to come.
         n_askable: Images that could be asked about now.
         n_rounds: Rounds that asked something.
+        accuracy: Of the newest model on the holdout.
+        doubling: Accuracy that twice the training labels are expected to bring.
+        agreements: Of the rounds that were scored, oldest first.
     """
-    if settings.label_budget is not None and n_labels + n_open >= settings.label_budget:
-        to_come = f", {n_open} being asked" if n_open else ""
-        return f"label budget reached: {n_labels} of {settings.label_budget} labels{to_come}"
-    if settings.max_rounds is not None and n_rounds >= settings.max_rounds:
-        return f"round limit reached: {n_rounds} of {settings.max_rounds} rounds"
-    if n_askable == 0:
-        return "pool exhausted: every image is labeled, being asked, set aside, or a near copy of one that is"
-    return None
+
+    n_labels: int
+    n_open: int
+    n_askable: int
+    n_rounds: int
+    accuracy: Interval | None = None
+    doubling: Interval | None = None
+    agreements: Sequence[Agreement] = ()
+
+
+def stop_reason(settings: LoopConfig, evidence: Evidence) -> str | None:
+    """The first rule that holds and is configured to stop the loop, or None."""
+    return next(
+        (rule.because for rule in list_rules(settings, evidence) if rule.stops and rule.standing is Standing.HOLDS),
+        None,
+    )
+
+
+def list_rules(settings: LoopConfig, evidence: Evidence) -> list[Rule]:
+    """Every rule, whether it is configured or not."""
+    return [
+        _budget(settings, evidence),
+        _rounds(settings, evidence),
+        _exhausted(evidence),
+        _target(settings, evidence.accuracy),
+        _flat(settings, evidence.doubling),
+        _stable(settings, evidence.agreements),
+    ]
 
 
 def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
@@ -31,3 +88,96 @@ def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
     if settings.label_budget is None:
         return settings.batch_size
     return max(0, min(settings.batch_size, settings.label_budget - n_labels - n_open))
+
+
+def _budget(settings: LoopConfig, evidence: Evidence) -> Rule:
+    name, budget = "label budget", settings.label_budget
+    if budget is None:
+        return Rule(name, Standing.NOT, f"no label_budget is set; there are {evidence.n_labels} labels", stops=False)
+    to_come = f", {evidence.n_open} being asked" if evidence.n_open else ""
+    counted = f"{evidence.n_labels} of {budget} labels{to_come}"
+    if evidence.n_labels + evidence.n_open >= budget:
+        return Rule(name, Standing.HOLDS, f"label budget reached: {counted}", stops=True)
+    return Rule(name, Standing.NOT, f"label budget not reached: {counted}", stops=True)
+
+
+def _rounds(settings: LoopConfig, evidence: Evidence) -> Rule:
+    name, limit, n = "round limit", settings.max_rounds, evidence.n_rounds
+    if limit is None:
+        return Rule(name, Standing.NOT, f"no max_rounds is set; {n} rounds have asked", stops=False)
+    if n >= limit:
+        return Rule(name, Standing.HOLDS, f"round limit reached: {n} of {limit} rounds", stops=True)
+    return Rule(name, Standing.NOT, f"round limit not reached: {n} of {limit} rounds", stops=True)
+
+
+def _exhausted(evidence: Evidence) -> Rule:
+    name = "pool exhausted"
+    if evidence.n_askable == 0:
+        because = "pool exhausted: every image is labeled, being asked, set aside, or a near copy of one that is"
+        return Rule(name, Standing.HOLDS, because, stops=True)
+    return Rule(name, Standing.NOT, f"at most {evidence.n_askable} images could still be asked about", stops=True)
+
+
+def _target(settings: LoopConfig, accuracy: Interval | None) -> Rule:
+    name, target = "target accuracy", settings.target_accuracy
+    if accuracy is None or math.isnan(accuracy.value):
+        return Rule(name, Standing.UNKNOWN, "no accuracy has been measured yet", stops=target is not None)
+    measured = f"accuracy {percent(accuracy)} on {accuracy.n} holdout images"
+    if target is None:
+        return Rule(name, Standing.NOT, f"no target_accuracy is set; {measured}", stops=False)
+    wanted = f"target {100 * target:g} %"
+    if accuracy.low >= target:
+        return Rule(name, Standing.HOLDS, f"target accuracy reached: {measured}, {wanted}", stops=True)
+    if accuracy.high < target:
+        return Rule(name, Standing.NOT, f"target accuracy not reached: {measured}, {wanted}", stops=True)
+    because = f"{measured}: its lower end has not reached the {wanted}, its upper end has"
+    return Rule(name, Standing.UNKNOWN, because, stops=True)
+
+
+def _flat(settings: LoopConfig, doubling: Interval | None) -> Rule:
+    name, stops, least = "learning curve flat", settings.stop_when_flat, settings.flat_gain
+    if doubling is None:
+        return Rule(name, Standing.UNKNOWN, "a learning curve needs three rounds that were measured", stops=stops)
+    promised = f"twice the labels are expected to bring {points(doubling)}, against flat_gain = {100 * least:g} pp"
+    if doubling.high < least:
+        return Rule(name, Standing.HOLDS, f"learning curve flat: {promised}", stops=stops)
+    if doubling.low >= least:
+        return Rule(name, Standing.NOT, f"the learning curve still rises: {promised}", stops=stops)
+    return Rule(name, Standing.UNKNOWN, promised, stops=stops)
+
+
+def _stable(settings: LoopConfig, agreements: Sequence[Agreement]) -> Rule:
+    name, stops = "predictions stable", settings.stop_when_stable
+    wanted, least = settings.stable_rounds, settings.stable_agreement
+    last = agreements[-wanted:]
+    shares = ", ".join(f"{100 * one.share:.1f} %" for one in last)
+    if not last:
+        return Rule(name, Standing.UNKNOWN, "fewer than two rounds have scored the same images", stops=stops)
+    said = f"{shares} of the unlabeled images kept their predicted class from round to round"
+    if any(one.share < least for one in last):
+        return Rule(name, Standing.NOT, f"{said}, not {100 * least:g} % each time", stops=stops)
+    if len(last) < wanted:
+        return Rule(name, Standing.UNKNOWN, f"{said}; {wanted} rounds in a row are needed", stops=stops)
+    return Rule(name, Standing.HOLDS, f"predictions stable: {said}, {wanted} times at least {100 * least:g} %", stops)
+
+
+def percent(interval: Interval) -> str:
+    """`81.2 % [78.0, 84.1]`."""
+    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def points(interval: Interval) -> str:
+    """A difference in percentage points: `+1.2 pp [−0.5, 2.9]`."""
+    value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
+    return f"{_signed(value)} pp [{_plain(low)}, {_plain(high)}]"
+
+
+def _signed(value: float) -> str:
+    rounded = f"{value:+.1f}"
+    return ("+0.0" if rounded == "-0.0" else rounded).replace("-", "−")
+
+
+def _plain(value: float) -> str:
+    rounded = f"{value:.1f}"
+    return ("0.0" if rounded == "-0.0" else rounded).replace("-", "−")

@@ -142,6 +142,20 @@ def list_annotator_counts(session: Session) -> dict[str, dict[str, int]]:
     return counts
 
 
+def list_lead_times(session: Session) -> list[float]:
+    """Seconds that each current label took, where the back end says so."""
+    current = _current().subquery()
+    where = (current.c.outcome == Outcome.LABEL.value, current.c.lead_time.is_not(None))
+    return [float(seconds) for seconds in session.scalars(select(current.c.lead_time).where(*where))]
+
+
+def count_disputed(session: Session, split: Split) -> tuple[int, int]:
+    """(labels on which not all of their annotators agree, labels that several people gave)."""
+    query = select(Label.agreement, Label.n_annotations).join(Image, Image.id == Label.image_id)
+    rows = session.execute(query.where(Image.split == split.value, Label.n_annotations > 1)).all()
+    return sum(agreement < 1 for agreement, _ in rows), len(rows)
+
+
 def list_values(session: Session) -> dict[str, int]:
     """Value → how many current annotations give it, known class or not."""
     current = _current().subquery()

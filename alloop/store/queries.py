@@ -146,6 +146,25 @@ def list_asked_images(session: Session, reason: Reason) -> set[int]:
     return set(session.scalars(select(Query.image_id).where(*where)))
 
 
+def list_ever_asked(session: Session) -> set[int]:
+    """Images that were ever asked about, taken back or not."""
+    return set(session.scalars(select(Query.image_id)))
+
+
+def list_first_reasons(session: Session) -> dict[int, Reason]:
+    """Image → why it was asked about first, in the order asked; queries that were taken back do not count."""
+    query = (
+        select(Query.image_id, Query.reason)
+        .join(Round, Round.id == Query.round_id)
+        .where(Query.status != QueryStatus.WITHDRAWN.value)
+        .order_by(Round.number, Query.rank)
+    )
+    reasons: dict[int, Reason] = {}
+    for image_id, reason in session.execute(query):
+        reasons.setdefault(image_id, Reason(reason))
+    return reasons
+
+
 def list_skipped_images(session: Session) -> dict[int, int]:
     """Image → number of the last round in which somebody skipped it."""
     query = (

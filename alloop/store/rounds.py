@@ -76,6 +76,11 @@ def find_round(session: Session, number: int) -> RoundRecord:
     return _round(row)
 
 
+def find_round_number(session: Session, round_id: int) -> int:
+    """The number of a round that is there."""
+    return session.execute(select(Round.number).where(Round.id == round_id)).scalar_one()
+
+
 def find_last_round(session: Session) -> RoundRecord | None:
     """The newest round, or None before the first."""
     row = session.scalar(select(Round).order_by(Round.number.desc()).limit(1))

@@ -76,6 +76,12 @@ def list_events(session: Session, kind: str | None = None, limit: int = 100) -> 
     ]
 
 
+def list_last_events(session: Session, kind: str) -> dict[int, dict[str, Any]]:
+    """Round → data of its newest event of this kind."""
+    query = select(Event.round_number, Event.data).where(Event.kind == kind).order_by(Event.id)
+    return {number: data for number, data in session.execute(query) if number is not None}
+
+
 def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.datetime) -> None:
     """Become the only writer, or renew.
 

@@ -5,14 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from factories import add_pool_image, fake_sha256, make_config
+from factories import NOW, add_pool_image, fake_sha256, make_config, make_query
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from alloop.errors import PoolError
-from alloop.loop.holdout import draw_holdout
+from alloop.loop.holdout import draw_holdout, grow_holdout, growth_size
 from alloop.records import Split
-from alloop.store.images import list_refs
+from alloop.store.annotations import set_labels
+from alloop.store.images import list_refs, set_split
+from alloop.store.queries import add_queries
+from alloop.store.rounds import add_round
 from alloop.store.session import connect, transaction
 from alloop.store.tables import Image
 
@@ -122,3 +125,57 @@ def test_a_pool_of_one_is_refused_with_the_way_out(database: Engine):
         draw_holdout(session, SETTINGS, seed=0)
 
     assert "alloop pool add" in caught.value.hint
+
+
+def ask(session: Session, image_ids: list[int]) -> None:
+    started = add_round(session, 0, {}, 0, NOW)
+    add_queries(session, started.id, [make_query(image_id) for image_id in image_ids], "k", NOW)
+
+
+def test_the_holdout_grows_by_images_nobody_chose_or_labeled_and_no_near_copies_of_them(database: Engine):
+    with transaction(database) as session:
+        ids = [add_pool_image(session, number) for number in range(10)]
+        copies = [add_pool_image(session, 20 + number, group=ids[number]) for number in range(4)]
+        set_split(session, [ids[0]], Split.HOLDOUT)
+        set_split(session, [copies[0]], Split.EXCLUDED)
+        ask(session, [ids[1]])
+        set_labels(session, {copies[2]: ("cat", 1.0, 1)}, NOW)
+
+        drawn, groups = grow_holdout(session, 100, seed=0)
+
+        # Left are the groups of ids 3 to 9: of the first three one is holdout, one was asked, one has a label.
+        assert groups == 7
+        assert len(drawn) == 7
+        splits = list_splits(session)
+        assert {splits[ids[3]], splits[copies[3]]} == {Split.HOLDOUT, Split.EXCLUDED}
+        assert [splits[image_id] for image_id in ids[4:]] == [Split.HOLDOUT] * 6
+        assert [splits[ids[1]], splits[ids[2]], splits[copies[2]]] == [Split.TRAIN] * 3
+
+
+def test_every_image_of_the_rest_grows_the_holdout_equally_often(tmp_path: Path, migrated_sqlite: Path):
+    """600 draws of 4 from 12: each image is expected 200 times; chi-square with 11 degrees of freedom."""
+    shutil.copyfile(migrated_sqlite, tmp_path / "a.db")
+    database = connect(f"sqlite:///{tmp_path / 'a.db'}")
+    with transaction(database) as session:
+        for number in range(12):
+            add_pool_image(session, number)
+    counts: collections.Counter[int] = collections.Counter()
+    for seed in range(600):
+        with pytest.raises(Undo), transaction(database) as session:
+            counts.update(grow_holdout(session, 4, seed)[0])
+            raise Undo
+    database.dispose()
+
+    assert len(counts) == 12
+    assert sum((n - 200) ** 2 / 200 for n in counts.values()) * 11 / 8 < 31.3
+
+
+@pytest.mark.parametrize(
+    ("share", "room", "n"), [(0.0, None, 0), (0.1, None, 5), (0.001, None, 1), (0.1, 3, 3), (0.1, 0, 0), (0.1, -4, 0)]
+)
+def test_the_holdout_grows_by_a_share_of_the_batch_and_never_beyond_the_budget(share: float, room: int | None, n: int):
+    assert growth_size(make_config(evaluation={"holdout_growth": share}), room) == n
+
+
+def test_a_test_set_does_not_grow():
+    assert growth_size(make_config(evaluation={"holdout_growth": 0.5, "test": "test.csv"})) == 0

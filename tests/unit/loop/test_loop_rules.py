@@ -10,8 +10,8 @@ from alloop.errors import HistoryError
 from alloop.loop.history import check_history
 from alloop.loop.holdout import holdout_size
 from alloop.loop.state import NEXT, settle
-from alloop.loop.stopping import batch_size, stop_reason
-from alloop.records import Outcome, QueryStatus, RoundState
+from alloop.loop.stopping import Agreement, Evidence, Rule, Standing, batch_size, list_rules, stop_reason
+from alloop.records import Interval, Outcome, QueryStatus, RoundState
 
 CLASSES = ("cat", "dog")
 CAT, BIRD = (Outcome.LABEL, "cat"), (Outcome.LABEL, "bird")
@@ -83,10 +83,105 @@ def test_states_follow_each_other_once_from_created_to_closed():
 def test_a_loop_stops_when_its_budget_rounds_or_pool_are_used_up(loop: dict, counts: dict, reason: str | None):
     given = {"n_labels": 10, "n_open": 0, "n_askable": 10, "n_rounds": 1, **counts}
 
-    found = stop_reason(make_config(loop=loop).loop, **given)
+    found = stop_reason(make_config(loop=loop).loop, Evidence(**given))
 
     assert (found is None) == (reason is None)
     assert (found or "").startswith(reason or "")
+
+
+def found_rules(loop: dict, **evidence: object) -> dict[str, Rule]:
+    given = {"n_labels": 10, "n_open": 0, "n_askable": 10, "n_rounds": 1, **evidence}
+    return {rule.name: rule for rule in list_rules(make_config(loop=loop).loop, Evidence(**given))}
+
+
+ACCURACY = Interval(0.9, 0.87, 0.93, 400, "wilson 95%")
+
+
+@pytest.mark.parametrize(
+    ("target", "standing", "because"),
+    [
+        (0.87, "holds", "target accuracy reached: accuracy 90.0 % [87.0, 93.0] on 400 holdout images, target 87 %"),
+        (
+            0.9,
+            "cannot tell",
+            "accuracy 90.0 % [87.0, 93.0] on 400 holdout images: its lower end has not reached the target 90 %, "
+            "its upper end has",
+        ),
+        (
+            0.95,
+            "does not hold",
+            "target accuracy not reached: accuracy 90.0 % [87.0, 93.0] on 400 holdout images, target 95 %",
+        ),
+    ],
+)
+def test_a_target_is_reached_when_the_lower_end_reaches_it(target: float, standing: str, because: str):
+    rule = found_rules({"target_accuracy": target}, accuracy=ACCURACY)["target accuracy"]
+
+    assert (rule.standing, rule.because, rule.stops) == (standing, because, True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "standing", "because"),
+    [
+        (-0.002, 0.004, "holds", "learning curve flat: twice the labels are expected to bring +0.1 pp [−0.2, 0.4]"),
+        (-0.002, 0.02, "cannot tell", "twice the labels are expected to bring +0.1 pp [−0.2, 2.0]"),
+        (
+            0.006,
+            0.02,
+            "does not hold",
+            "the learning curve still rises: twice the labels are expected to bring +0.1 pp",
+        ),
+    ],
+)
+def test_a_curve_is_flat_when_its_upper_end_is(low: float, high: float, standing: str, because: str):
+    gain = Interval(0.001, low, high, 5, "power law 95%")
+
+    rule = found_rules({"stop_when_flat": True}, doubling=gain)["learning curve flat"]
+
+    assert rule.standing == standing
+    assert rule.because.startswith(because)
+    assert rule.because.endswith("against flat_gain = 0.5 pp")
+
+
+@pytest.mark.parametrize(
+    ("shares", "standing"),
+    [
+        ((), "cannot tell"),
+        ((0.99, 0.99), "cannot tell"),
+        ((0.9, 0.99, 0.99, 0.98), "holds"),
+        ((0.99, 0.99, 0.97), "does not hold"),
+        ((0.97,), "does not hold"),
+    ],
+)
+def test_predictions_are_stable_after_three_rounds_in_a_row(shares: tuple[float, ...], standing: str):
+    agreements = tuple(Agreement(number + 2, number + 1, share, 500) for number, share in enumerate(shares))
+
+    rule = found_rules({"stop_when_stable": True}, agreements=agreements)["predictions stable"]
+
+    assert rule.standing == standing
+    if standing == "holds":
+        assert rule.because == (
+            "predictions stable: 99.0 %, 99.0 %, 98.0 % of the unlabeled images kept their predicted class from round "
+            "to round, 3 times at least 98 %"
+        )
+
+
+def test_rules_that_are_not_configured_are_shown_and_stop_nothing():
+    flat = Interval(0.0, -0.001, 0.001, 5, "power law 95%")
+    stable = tuple(Agreement(number + 1, number, 1.0, 500) for number in range(1, 4))
+    evidence = Evidence(10, 0, 10, 1, ACCURACY, flat, stable)
+    settings = make_config().loop
+
+    rules = list_rules(settings, evidence)
+
+    assert [rule.name for rule in rules if rule.standing is Standing.HOLDS] == [
+        "learning curve flat",
+        "predictions stable",
+    ]
+    assert [rule.name for rule in rules if rule.stops] == ["pool exhausted"]
+    assert stop_reason(settings, evidence) is None
+    assert stop_reason(make_config(loop={"stop_when_stable": True}).loop, evidence).startswith("predictions stable")
+    assert stop_reason(make_config(loop={"stop_when_flat": True}).loop, evidence).startswith("learning curve flat")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,293 @@
+"""What the recorded rounds show: is the newest model better, did asking well help, what would one more round bring.
+
+Read from rows and the small files beside the models; nothing is trained and no image is touched.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy.orm import Session
+
+from alloop.config.schema import Config
+from alloop.evaluation.curve import Curve, covariance_of, fit_curve
+from alloop.evaluation.paired import Comparison, Verdict, compare_paired
+from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
+from alloop.loop.holdout_file import HoldoutPredictions, read_holdout
+from alloop.loop.stopping import Agreement, Evidence, Rule, list_rules, percent, points
+from alloop.project import Project
+from alloop.records import CurvePoint, Interval, RoundState, Split
+from alloop.seeds import derive_seed
+from alloop.store.annotations import count_disputed, list_labels, list_lead_times
+from alloop.store.images import PoolCounts, count_pool
+from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
+from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
+from alloop.store.workspace import list_last_events
+
+GROWN = "grown"  # split under which the images that later rounds drew are measured
+MATCHED = "matched arms"  # the event that holds their result
+SCORED = "scored"
+
+
+@dataclasses.dataclass(frozen=True)
+class Better:
+    """The newest model against that of the round before, on the holdout images of both; `says` is one sentence."""
+
+    round_number: int
+    before: int
+    verdict: Verdict
+    comparison: Comparison | None
+    says: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Unbiased:
+    """Accuracy on what a round drew from, by its own answers. `accuracy` is None where they are worth too little."""
+
+    round_number: int
+    accuracy: Interval | None
+    effective: float
+    drawn: int
+    answered: int
+    pool: int
+    says: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """One more round, and a doubling of the training labels.
+
+    Attributes:
+        gain: Accuracy that one more batch is expected to bring; None before three rounds were measured.
+        doubling: The same for twice the training labels.
+        hours: Of annotators, for one batch; None where the back end does not say how long answers take.
+        seconds: Median of one label.
+    """
+
+    gain: Interval | None
+    doubling: Interval | None
+    hours: float | None
+    seconds: float | None
+    says: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """Everything at once; each part is None where there is nothing to say yet."""
+
+    better: Better | None
+    matched: Mapping[str, Any] | None
+    unbiased: Unbiased | None
+    grown: Interval | None
+    outlook: Outlook | None
+    rules: tuple[Rule, ...]
+    disputed: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """A round with a model that was measured."""
+
+    row: RoundRecord
+    model: ModelRecord
+    accuracy: Interval
+
+
+def gather_findings(session: Session, project: Project) -> Findings:
+    """Read and compute everything; a second or less."""
+    rounds = _measured(session)
+    pool = count_pool(session)
+    outlook = _outlook(session, project, rounds)
+    evidence = _evidence(session, rounds, pool, _n_left(session, pool), outlook.doubling if outlook else None)
+    matched = list_last_events(session, MATCHED)
+    grown = list_metrics(session, rounds[-1].model.id, GROWN) if rounds else {}
+    return Findings(
+        better=_better(project, rounds),
+        matched=None if not matched else {"round": max(matched), **matched[max(matched)]},
+        unbiased=_unbiased(session),
+        grown=grown.get("accuracy"),
+        outlook=outlook,
+        rules=tuple(list_rules(project.config.loop, evidence)),
+        disputed=count_disputed(session, Split.HOLDOUT),
+    )
+
+
+def gather_evidence(session: Session, project: Project, n_askable: int) -> Evidence:
+    """What the rules that are configured look at; the curve is fitted only if one asks for it."""
+    rounds = _measured(session)
+    fitted = _curve(project, rounds) if project.config.loop.stop_when_flat else None
+    doubling = None if fitted is None else fitted.gain(rounds[-1].model.n_labels, 2 * rounds[-1].model.n_labels)
+    return _evidence(session, rounds, count_pool(session), n_askable, doubling)
+
+
+def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions | None:
+    """What the newest measured model says of the holdout, with probabilities."""
+    rounds = _measured(session)
+    return None if not rounds else _predictions(project, rounds[-1], whole=True)
+
+
+def learning_curve(session: Session) -> list[CurvePoint]:
+    """Every round that was measured."""
+    return [CurvePoint(one.model.n_labels, one.accuracy) for one in _measured(session)]
+
+
+def _measured(session: Session) -> list[_Measured]:
+    found = []
+    for row in list_rounds(session):
+        model = find_model(session, row.id)
+        accuracy = None if model is None else list_metrics(session, model.id, Split.HOLDOUT.value).get("accuracy")
+        if model is not None and accuracy is not None:
+            found.append(_Measured(row, model, accuracy))
+    return found
+
+
+def _predictions(project: Project, one: _Measured, *, whole: bool = False) -> HoldoutPredictions | None:
+    return read_holdout(project.paths.holdout(one.row.number), one.model.sha256, whole=whole)
+
+
+def _better(project: Project, rounds: Sequence[_Measured]) -> Better | None:
+    if len(rounds) < 2:
+        return None
+    old, new = rounds[-2:]
+    numbers = (new.row.number, old.row.number)
+    correct = _together([_predictions(project, old), _predictions(project, new)])
+    if correct is None or correct.shape[1] == 0:
+        why = "the rounds have no holdout predictions in common under runs/"
+        return Better(*numbers, "cannot tell", None, f"Better than round {old.row.number}: cannot tell ({why}).")
+    generator = np.random.default_rng(derive_seed(new.model.seed, "better"))
+    found = compare_paired(correct[1], correct[0], generator)
+    evidence = f"{points(found.gain)}, McNemar p = {found.p:.2g}, {found.gain.n} images"
+    return Better(*numbers, found.verdict, found, f"Better than round {old.row.number}: {found.verdict} ({evidence}).")
+
+
+def _together(predictions: Sequence[HoldoutPredictions | None]) -> npt.NDArray[np.bool_] | None:
+    """Whether each model is right [P, N] about the images that all of them saw, by the newest labels of these.
+
+    Images that later rounds drew are left out: they stand for another population.
+    """
+    known = [one for one in predictions if one is not None]
+    if not known or len(known) < len(predictions):
+        return None
+    said = [dict(zip(one.sha256s, one.predicted, strict=True)) for one in known]
+    last = known[-1]
+    truth = {
+        sha256: target
+        for sha256, target, grown in zip(last.sha256s, last.targets, last.grown, strict=True)
+        if not grown
+    }
+    shared = [sha256 for sha256 in truth if all(sha256 in one for one in said)]
+    return np.array([[one[sha256] == truth[sha256] for sha256 in shared] for one in said], dtype=bool)
+
+
+def _unbiased(session: Session) -> Unbiased | None:
+    """Of the newest closed round that had a model when it asked."""
+    closed = {row.number for row in list_rounds(session) if row.state is RoundState.CLOSED}
+    queries = [query for query in list_queries(session) if query.predicted is not None and query.round_number in closed]
+    if not queries:
+        return None
+    number = max(query.round_number for query in queries)
+    mine = [query for query in queries if query.round_number == number]
+    labels = {label.image_id: label.class_name for label in list_labels(session, Split.TRAIN)}
+    risk = drawn_risk(mine, labels)
+    if risk is None:
+        says = f"Round {number}'s answers say nothing about the rest: none was drawn with a known probability."
+        return Unbiased(number, None, 0.0, 0, 0, 0, says)
+    if risk.interval is None:
+        worth = f"its {risk.answered} of {risk.drawn} drawn answers are worth {risk.effective:.1f} images"
+        says = f"No accuracy from round {number}'s own answers: {worth}, and a number needs {SMALLEST}."
+        return Unbiased(number, None, risk.effective, risk.drawn, risk.answered, risk.pool, says)
+    error = risk.interval
+    accuracy = Interval(1 - error.value, 1 - error.high, 1 - error.low, error.n, error.method)
+    missing = "" if risk.answered == risk.drawn else f", {risk.drawn - risk.answered} drawn without a label"
+    says = (
+        f"Accuracy of round {number}'s model on the {risk.pool} images it drew from: {percent(accuracy)} "
+        f"(LURE, {risk.answered} answers worth {risk.effective:.0f}{missing})."
+    )
+    return Unbiased(number, accuracy, risk.effective, risk.drawn, risk.answered, risk.pool, says)
+
+
+def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Risk | None:
+    """The error of a round's model over what the round drew from; None where its draws are not all known."""
+    drawn = sorted(
+        (query for query in queries if query.draw_number is not None), key=lambda query: query.draw_number or 0
+    )
+    pools = {query.draw_pool for query in drawn}
+    is_whole = [query.draw_number for query in drawn] == list(range(1, len(drawn) + 1)) and len(pools) == 1
+    if not drawn or not is_whole or any(query.probability is None for query in drawn):
+        return None
+    losses = [
+        math.nan if query.image_id not in labels else float(labels[query.image_id] != query.predicted)
+        for query in drawn
+    ]
+    probs = np.array([query.probability for query in drawn], dtype=np.float64)
+    return lure_risk(probs, np.array(losses), drawn[0].draw_pool or 0)
+
+
+def _outlook(session: Session, project: Project, rounds: Sequence[_Measured]) -> Outlook | None:
+    if not rounds:
+        return None
+    config, last = project.config, rounds[-1].model.n_labels
+    fitted = _curve(project, rounds)
+    gain = None if fitted is None else fitted.gain(last, last + config.loop.batch_size)
+    doubling = None if fitted is None else fitted.gain(last, 2 * last)
+    seconds = list_lead_times(session)
+    median = statistics.median(seconds) if seconds else None
+    answers = config.loop.batch_size * config.labeling.annotations_per_image
+    hours = None if median is None else answers * median / 3600
+    return Outlook(gain, doubling, hours, median, _outlook_words(config, gain, hours, median))
+
+
+def _outlook_words(config: Config, gain: Interval | None, hours: float | None, median: float | None) -> str:
+    size = f"One more round of {config.loop.batch_size}"
+    brings = f"about {points(gain)}" if gain is not None else "its gain cannot be told before three rounds are measured"
+    if hours is None or median is None:
+        return f"{size}: {brings}; how long it takes people is not known."
+    time = f"{hours:.1f} annotator hours" if hours >= 1 else f"{60 * hours:.0f} annotator minutes"
+    return f"{size}: {brings}, about {time} (median {median:.2g} s a label)."
+
+
+def _curve(project: Project, rounds: Sequence[_Measured]) -> Curve | None:
+    """The learning curve of the rounds since the model's settings last changed."""
+    if not rounds:
+        return None
+    same = [one for one in rounds if one.row.config.get("model") == rounds[-1].row.config.get("model")]
+    curve = [CurvePoint(one.model.n_labels, one.accuracy) for one in same]
+    correct = _together([_predictions(project, one) for one in same]) if len(same) >= 3 else None
+    covariance = None
+    if correct is not None and correct.shape[1] >= 0.8 * same[-1].accuracy.n:
+        covariance = covariance_of(correct)
+    generator = np.random.default_rng(derive_seed(rounds[-1].model.seed, "curve"))
+    return fit_curve(curve, generator, covariance)
+
+
+def _evidence(
+    session: Session, rounds: Sequence[_Measured], pool: PoolCounts, n_askable: int, doubling: Interval | None
+) -> Evidence:
+    return Evidence(
+        n_labels=pool.labeled,
+        n_open=pool.open,
+        n_askable=n_askable,
+        n_rounds=count_rounds_asked(session),
+        accuracy=rounds[-1].accuracy if rounds else None,
+        doubling=doubling,
+        agreements=_agreements(session),
+    )
+
+
+def _agreements(session: Session) -> list[Agreement]:
+    scored = list_last_events(session, SCORED)
+    found = [data["agreement"] for _, data in sorted(scored.items()) if data.get("agreement")]
+    return [Agreement(one["round"], one["before"], one["share"], one["n"]) for one in found]
+
+
+def _n_left(session: Session, pool: PoolCounts) -> int:
+    """Images that are neither labeled nor being asked about: at most so many can be asked; 0 once there were none."""
+    rounds = list_rounds(session)
+    if rounds and "pool exhausted" in (rounds[-1].closed_because or ""):
+        return 0
+    open_holdout = max(0, pool.holdout - pool.holdout_labeled)
+    return max(0, pool.train - (pool.labeled - pool.holdout_labeled) - max(0, pool.open - open_holdout))

@@ -1,0 +1,108 @@
+"""What a model says of each labeled holdout image, beside the model: so that two models meet on the same images."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alloop.files import atomic_path
+from alloop.records import ImageRef
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HoldoutPredictions:
+    """The rows of a file [N], in its order.
+
+    Attributes:
+        targets: The class that people had given when the file was written.
+        predicted: The class that the model gives.
+        grown: Whether the image was drawn in a later round.
+        log_probs: Calibrated log p̄ [N, K], each image by a calibrator fitted without it; None where not read.
+    """
+
+    sha256s: tuple[str, ...]
+    targets: tuple[str, ...]
+    predicted: tuple[str, ...]
+    grown: npt.NDArray[np.bool_]
+    classes: tuple[str, ...]
+    log_probs: npt.NDArray[np.float32] | None
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        return np.array([p == t for p, t in zip(self.predicted, self.targets, strict=True)], dtype=bool)
+
+
+def write_holdout(
+    path: Path,
+    refs: Sequence[ImageRef],
+    targets: Sequence[int],
+    grown: Sequence[bool],
+    log_probs: npt.NDArray[np.floating],
+    classes: Sequence[str],
+    model_sha256: str,
+) -> None:
+    """Write the file as a whole.
+
+    Args:
+        path: Where.
+        refs: The images [N].
+        targets: Class positions [N].
+        grown: [N].
+        log_probs: [N, K].
+        classes: In the order of the outputs [K].
+        model_sha256: Of the model that says it.
+
+    Raises:
+        WorkspaceError: The disk is full or the folder cannot be written.
+    """
+    names = np.array(classes, dtype=object)
+    rows = np.ascontiguousarray(log_probs, dtype=np.float32)
+    table = pa.table(
+        {
+            "image_id": pa.array([ref.image_id for ref in refs], pa.int64()),
+            "sha256": pa.array([ref.sha256 for ref in refs], pa.string()),
+            "target": pa.array(names[np.asarray(targets, dtype=np.int64)], pa.string()),
+            "predicted": pa.array(names[rows.argmax(axis=1)], pa.string()),
+            "grown": pa.array(list(grown), pa.bool_()),
+            "log_probs": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), len(classes)),
+        }
+    ).replace_schema_metadata({"alloop.classes": json.dumps(list(classes)), "alloop.model_sha256": model_sha256})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> HoldoutPredictions | None:
+    """Read the file of a model; None where there is none, or it is damaged or another model's.
+
+    Args:
+        path: Where.
+        model_sha256: Of the model.
+        whole: Read log-probabilities too.
+    """
+    columns = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowInvalid, KeyError):
+        return None
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if metadata.get("alloop.model_sha256") != model_sha256:
+        return None
+    classes = tuple(json.loads(metadata["alloop.classes"]))
+    rows = None
+    if whole:
+        column: Any = table["log_probs"].combine_chunks()
+        rows = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, len(classes))
+    return HoldoutPredictions(
+        sha256s=tuple(table["sha256"].to_pylist()),
+        targets=tuple(table["target"].to_pylist()),
+        predicted=tuple(table["predicted"].to_pylist()),
+        grown=table["grown"].to_numpy(zero_copy_only=False).astype(bool),
+        classes=classes,
+        log_probs=rows,
+    )

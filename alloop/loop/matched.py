@@ -1,0 +1,159 @@
+"""Did active learning help here: models of equally many random and acquired labels, trained as the round's was."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.config.schema import CalibrationConfig
+from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.errors import LabelError
+from alloop.evaluation.matched import FEWEST, GROUPS, Matched, match
+from alloop.loop.stopping import points
+from alloop.progress import Progress, silent
+from alloop.records import Reason
+from alloop.seeds import derive_seed
+
+KINDS = (Reason.RANDOM, Reason.ACQUIRED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arms:
+    """Positions among a job's training images, in the order asked.
+
+    Attributes:
+        shared: In both arms: the seed batch, and labels that were known beforehand.
+        random: Drawn at random, as many as `acquired`.
+        acquired: Chosen by the strategy.
+    """
+
+    shared: tuple[int, ...]
+    random: tuple[int, ...]
+    acquired: tuple[int, ...]
+
+    @property
+    def own(self) -> int:
+        """Labels of each arm that the other one lacks."""
+        return len(self.random)
+
+
+def find_arms(image_ids: Sequence[int], reasons: Mapping[int, Reason]) -> Arms:
+    """The arms of equally many labels that these images allow.
+
+    Args:
+        image_ids: Of the training images, as the job has them.
+        reasons: Image → why it was asked about first, in the order asked.
+    """
+    position = {image_id: at for at, image_id in enumerate(image_ids)}
+    asked = [(position[image_id], reason) for image_id, reason in reasons.items() if image_id in position]
+    by = {wanted: [at for at, reason in asked if reason is wanted] for wanted in KINDS}
+    n = min(len(part) for part in by.values())
+    others = {at for part in by.values() for at in part}
+    shared = tuple(at for at in range(len(image_ids)) if at not in others)
+    return Arms(shared, tuple(by[Reason.RANDOM][:n]), tuple(by[Reason.ACQUIRED][:n]))
+
+
+def compare_arms(
+    job: TrainJob, result: TrainResult, reasons: Mapping[int, Reason], progress: Progress = silent
+) -> dict[str, Any]:
+    """Train both arms whole, and each of them without each fifth of its own labels; compare them on the holdout.
+
+    Args:
+        job: The round's; the arms differ from it in their labels only.
+        result: What it gave: heads keep their specialties.
+        reasons: Image → why it was asked about first, in the order asked.
+        progress: Told of every model.
+
+    Returns:
+        JSON-able, with `says` in words; `skipped` instead of numbers where nothing can be compared.
+    """
+    why = _why_not(job)
+    if why:
+        return {"skipped": True, "says": f"Did active learning help here? Not compared: {why}."}
+    arms = find_arms([ref.image_id for ref in job.images], reasons)
+    if arms.own < FEWEST:
+        n_random, n_acquired = (sum(reason is kind for reason in reasons.values()) for kind in KINDS)
+        why = (
+            f"{n_random} random labels and {n_acquired} acquired ones so far; {FEWEST} of each are needed "
+            "([acquisition] random_fraction draws them)"
+        )
+        return {"skipped": True, "says": f"Did active learning help here? Not compared: {why}."}
+    started = time.perf_counter()
+    try:
+        found = _train_arms(job, result, arms, progress)
+    except LabelError as error:
+        return {"skipped": True, "says": f"Did active learning help here? Not compared: {error.message}"}
+    return {
+        "skipped": False,
+        "verdict": found.verdict,
+        **dataclasses.asdict(found),
+        "seconds": time.perf_counter() - started,
+        "says": describe(found),
+    }
+
+
+def without(job: TrainJob, image_ids: Collection[int]) -> TrainJob:
+    """The job, measured on a holdout that lacks these images."""
+    kept = [pair for pair in zip(job.holdout, job.holdout_targets, strict=True) if pair[0].image_id not in image_ids]
+    holdout, targets = tuple(ref for ref, _ in kept), tuple(target for _, target in kept)
+    return dataclasses.replace(job, holdout=holdout, holdout_targets=targets)
+
+
+def describe(found: Matched) -> str:
+    """The result in a sentence."""
+    gain = f"{points(found.gain)} over random at {found.labels} labels"
+    if found.verdict == "active":
+        return f"Active learning helped here: {gain}."
+    if found.verdict == "random":
+        return f'Random is doing better here: {gain}; consider strategy = "random".'
+    target = f"a gain of {100 * found.target:.1f} pp"
+    return (
+        f"No evidence yet that active learning helps here: {gain}; {found.more} more random labels would tell {target}."
+    )
+
+
+def _why_not(job: TrainJob) -> str:
+    if job.config.model.mode == "finetune":
+        return "fine-tuning twelve more networks would take twelve times as long as the round"
+    return "" if len(job.holdout) >= 2 else "no holdout image has a label yet"
+
+
+def _train_arms(job: TrainJob, result: TrainResult, arms: Arms, progress: Progress) -> Matched:
+    generator = np.random.default_rng(derive_seed(job.seed, "matched arms"))
+    groups = np.array_split(generator.permutation(arms.own), GROUPS)
+    # Which class comes out on top needs no calibrator, and one that is fitted to a test set would have seen it.
+    config = job.config.model_copy(update={"calibration": CalibrationConfig(method="none")})
+    job = dataclasses.replace(job, config=config, head_classes=result.head_classes, is_test=False)
+    parts: dict[Reason, list[npt.NDArray[np.bool_]]] = {}
+    with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
+        for kind, own in ((Reason.ACQUIRED, arms.acquired), (Reason.RANDOM, arms.random)):
+            sets = [own, *(tuple(np.delete(own, group).tolist()) for group in groups)]
+            parts[kind] = []
+            for labels in sets:
+                parts[kind].append(_correct(job, (*arms.shared, *labels), Path(folder) / "arm"))
+                done = len(parts[kind]) + (kind is Reason.RANDOM) * (GROUPS + 1)
+                progress("did it help", done, 2 * (GROUPS + 1))
+    (active, *active_without), (random, *random_without) = parts[Reason.ACQUIRED], parts[Reason.RANDOM]
+    n_labels = len(arms.shared) + arms.own
+    return match(active, random, active_without, random_without, labels=n_labels, own=arms.own)
+
+
+def _correct(job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.bool_]:
+    """Whether a model of these labels is right about each holdout image that can be read."""
+    arm = dataclasses.replace(
+        job,
+        images=tuple(job.images[at] for at in labels),
+        targets=tuple(job.targets[at] for at in labels),
+        out=out,
+    )
+    result = LocalExecutor().train(arm)
+    failed = {image_id for image_id, _ in result.failed}
+    pairs = zip(job.holdout, job.holdout_targets, strict=True)
+    targets = np.array([target for ref, target in pairs if ref.image_id not in failed], dtype=np.int64)
+    return np.asarray(result.holdout_log_probs.argmax(axis=1) == targets)
