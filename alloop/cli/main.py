@@ -16,6 +16,7 @@ ENTRIES = {
     "labels": Entry("alloop.cli.labels:labels", "Import labels that are known already; export all labels."),
     "run": Entry("alloop.cli.run:run", "Advance the current round as far as it can go without a person."),
     "status": Entry("alloop.cli.status:status", "Show rounds, accuracy, pending tasks and who labeled how many."),
+    "report": Entry("alloop.cli.report:report", "Write what the project has come to as one HTML page."),
     "train": Entry("alloop.cli.steps:train", "Train on all labels, calibrate and measure on the holdout."),
     "score": Entry("alloop.cli.steps:score", "Score the unlabeled images with the round's model."),
     "select": Entry("alloop.cli.steps:select", "Choose the images to ask about next."),

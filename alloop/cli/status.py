@@ -39,7 +39,7 @@ def status(session: Session) -> None:
     if report.rounds:
         console.print(_rounds(report.rounds))
         console.print(EXPLAINED, style="dim", highlight=False)
-    for line in _people(report) + _attention(report):
+    for line in _findings(report) + _people(report) + _attention(report):
         console.print(line, highlight=False)
 
 
@@ -73,6 +73,28 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
             f"{asked - still_open}/{asked}",
         )
     return table
+
+
+def _findings(report: "StatusReport") -> list[str]:
+    """What the rounds show, and what the stop rules say; nothing before a model was measured."""
+    from alloop.loop.stopping import percent
+    from alloop.report.gather import describe_people
+
+    found = report.findings
+    lines = [part.says for part in (found.better, found.unbiased, found.outlook) if part is not None]
+    if found.matched is not None:
+        lines.insert(1 if found.better else 0, found.matched["says"])
+    if found.grown is not None:
+        lines.append(
+            f"Images drawn later, from what was unlabeled then: accuracy {percent(found.grown)} on {found.grown.n}; "
+            "not in the table."
+        )
+    if report.rounds:
+        lines.append("Stop rules (* stops the loop):")
+        lines += [f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules]
+    if any("accuracy" in row.metrics for row in report.rounds):
+        lines.append(describe_people(found))
+    return lines
 
 
 def _people(report: "StatusReport") -> list[str]:

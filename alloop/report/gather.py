@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from alloop.loop.findings import GROWN, Findings, gather_findings
 from alloop.project import Project
 from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
 from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values
@@ -19,7 +20,7 @@ from alloop.store.workspace import Sync, find_sync
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-    """One round. Metrics are of its model on the labeled holdout.
+    """One round. Metrics are of its model on the labeled holdout that was drawn before any model.
 
     Attributes:
         entropy_acquired, entropy_random: Mean scores of its batch as it was chosen: entropies in nats, or whatever its
@@ -27,6 +28,7 @@ class RoundReport:
         n_labels: Training labels of its model; None when it trained none.
         calibration: Which calibrator its model uses, in words.
         n_calibration: Holdout labels that were there to fit it to.
+        metrics_grown: On the images that later rounds drew from the rest of the pool.
         queries: Status → how many of its queries.
     """
 
@@ -39,6 +41,7 @@ class RoundReport:
     calibration: str
     n_calibration: int | None
     metrics: dict[str, Interval]
+    metrics_grown: dict[str, Interval]
     queries: dict[str, int]
     entropy_acquired: float | None
     entropy_random: float | None
@@ -62,6 +65,7 @@ class StatusReport:
     missing: tuple[str, ...]
     suspects: tuple[str, ...]
     rounds: tuple[RoundReport, ...]
+    findings: Findings
     project_ref: str | None
     pulled_at: str | None
 
@@ -85,6 +89,7 @@ def gather_status(project: Project) -> StatusReport:
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
             suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
             rounds=tuple(_round(session, row, queries) for row in list_rounds(session)),
+            findings=gather_findings(session, project),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
         )
@@ -95,6 +100,15 @@ def describe_calibration(calibration: Calibration) -> str:
     if calibration.method == "temperature":
         return f"temperature T = {calibration.temperature:.3f}"
     return "no calibrator" if calibration.method == "none" else calibration.method
+
+
+def describe_people(findings: Findings) -> str:
+    """What an accuracy measured against people's answers is."""
+    words = "Accuracy is agreement with people's answers: disagreement among people is inside that number"
+    disputed, several = findings.disputed
+    if not several:
+        return f"{words}."
+    return f"{words} ({disputed} of {several} holdout labels given by several people are disputed)."
 
 
 def to_json(report: StatusReport) -> dict[str, Any]:
@@ -115,6 +129,7 @@ def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord]) -
         calibration="" if model is None else describe_calibration(model.calibration),
         n_calibration=None if model is None else model.calibration.n,
         metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
+        metrics_grown={} if model is None else list_metrics(session, model.id, GROWN),
         queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
         entropy_acquired=_mean_score(mine, Reason.ACQUIRED),
         entropy_random=_mean_score(mine, Reason.RANDOM),

@@ -1,0 +1,31 @@
+"""`alloop report`: the project as one page to look at or to send."""
+
+from pathlib import Path
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the page goes.  [default: report.html in the workspace]",
+)
+@click.option("--open", "is_shown", is_flag=True, help="Open it in the browser.")
+@common_options
+def report(session: Session, out: Path | None, is_shown: bool) -> None:
+    """Write what the project has come to as one HTML page.
+
+    The learning curve, how honest the probabilities are, labels and people, every round, what stopping rules say. The
+    page needs no other file and no network.
+    """
+    from alloop.report.page import write_report
+
+    project = session.project()
+    path = write_report(project, out or project.folder / "report.html")
+    session.show({"report": str(path)}, f"Report in {path}.")
+    if is_shown:
+        click.launch(str(path))

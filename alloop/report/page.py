@@ -1,0 +1,158 @@
+"""The report of a project: what status says, with pictures, as one HTML file."""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from alloop.evaluation.metrics import confidence_bins
+from alloop.loop.findings import Findings, learning_curve, read_last_holdout
+from alloop.loop.holdout_file import HoldoutPredictions
+from alloop.loop.stopping import percent
+from alloop.project import Project
+from alloop.records import CurvePoint, Interval
+from alloop.report.calibration import ReliabilityData, draw_reliability
+from alloop.report.curves import draw_curves
+from alloop.report.gather import RoundReport, StatusReport, describe_people, gather_status
+from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.store.session import reading
+
+
+def write_report(project: Project, path: Path) -> Path:
+    """Gather, draw, write.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        WorkspaceError: The disk is full or the folder cannot be written.
+    """
+    status = gather_status(project)
+    with reading(project.database) as session:
+        curve, holdout = learning_curve(session), read_last_holdout(session, project)
+    with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
+        write_page(make_page(status, _pictures(Path(folder), status, curve, holdout)), path)
+    return path
+
+
+def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
+    """Everything in words and tables, with the pictures there are."""
+    pool, found = status.pool, status.findings
+    notes = [
+        f"{pool.images} images ({pool.groups} different), {pool.labeled} labeled: "
+        f"{pool.labeled - pool.holdout_labeled} to train on, {pool.holdout_labeled} of {pool.holdout} holdout.",
+        *_sentences(found),
+    ]
+    if any(row.metrics for row in status.rounds):
+        notes.append(
+            "Metrics are of the labeled holdout that was drawn before any model, each image calibrated by the others, "
+            f"with 95 % intervals. {describe_people(found)}"
+        )
+    tables = [_rounds(status.rounds), _rules(found), _classes(status), _annotators(status)]
+    return Page(f"{status.name}: report", notes, [table for table in tables if table.rows], sections)
+
+
+def reliability(holdout: HoldoutPredictions, title: str, ece: Interval | None) -> ReliabilityData | None:
+    """The last model's diagram on the holdout drawn before any model; None without probabilities or images."""
+    if holdout.log_probs is None or not (kept := ~holdout.grown).any():
+        return None
+    labels = np.array([holdout.classes.index(name) for name in holdout.targets], dtype=np.int64)
+    bins = confidence_bins(np.exp(holdout.log_probs[kept].astype(np.float64)), labels[kept])
+    return ReliabilityData(
+        title=title,
+        count=bins.count.tolist(),
+        confidence=[None if math.isnan(value) else value for value in bins.confidence.tolist()],
+        accuracy=[None if math.isnan(value) else value for value in bins.accuracy.tolist()],
+        ece_interval=None if ece is None else (ece.low, ece.high),
+    )
+
+
+def _sentences(found: Findings) -> list[str]:
+    said = [part.says for part in (found.better, found.unbiased, found.outlook) if part is not None]
+    if found.matched is not None:
+        said.insert(0, f"{found.matched['says']} (Round {found.matched['round']}.)")
+    if found.grown is not None:
+        said.append(
+            f"Images drawn later, from what was unlabeled then: accuracy {percent(found.grown)} on {found.grown.n}."
+        )
+    return said
+
+
+def _pictures(
+    folder: Path, status: StatusReport, curve: Sequence[CurvePoint], holdout: HoldoutPredictions | None
+) -> list[Section]:
+    sections = []
+    if curve:
+        path = folder / "curve.png"
+        draw_curves({status.name: curve}, "Learning curve", path)
+        words = ", ".join(f"{point.n_labels} labels {percent(point.accuracy)}" for point in curve)
+        sections.append(Section("Learning curve", "", [Picture(f"Holdout accuracy: {words}", path)]))
+    measured = [row for row in status.rounds if row.metrics]
+    if holdout is not None and measured:
+        data = reliability(holdout, f"{measured[-1].model}", measured[-1].metrics.get("ece"))
+        if data is not None:
+            path = folder / "reliability.png"
+            draw_reliability([data], path)
+            text = "How often the last model is right, by how sure it says it is. Bars on the diagonal are honest."
+            picture = Picture(f"Reliability diagram, ECE {100 * data.ece:.1f} %, {data.n} images", path)
+            sections.append(Section("Reliability of the last model", text, [picture]))
+    return sections
+
+
+def _rounds(rounds: Sequence[RoundReport]) -> Table:
+    columns = ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "answered", "closed because")
+    rows = []
+    for row in rounds:
+        asked, still_open = sum(row.queries.values()), row.queries.get("open", 0)
+        accuracy = row.metrics.get("accuracy")
+        texts = (
+            str(row.number),
+            row.state,
+            "–" if row.n_labels is None else str(row.n_labels),
+            "–" if accuracy is None else str(accuracy.n),
+            _number(accuracy, 100, 1),
+            _number(row.metrics.get("nll"), 1, 2),
+            _number(row.metrics.get("ece"), 100, 1),
+            f"{asked - still_open}/{asked}",
+            row.closed_because or "",
+        )
+        rows.append([Cell(text) for text in texts])
+    return Table("Rounds", columns, rows)
+
+
+def _rules(found: Findings) -> Table:
+    rows = [
+        [Cell(rule.name), Cell(rule.standing.value), Cell("yes" if rule.stops else "no"), Cell(rule.because)]
+        for rule in found.rules
+    ]
+    return Table("Stop rules", ("rule", "says", "stops the loop", "evidence"), rows)
+
+
+def _classes(status: StatusReport) -> Table:
+    rows = [
+        [Cell(name), Cell(str(status.class_counts.get(name, 0))), Cell(str(status.class_counts_holdout.get(name, 0)))]
+        for name in status.classes
+    ]
+    return Table("Labels per class", ("class", "to train on", "holdout"), rows)
+
+
+def _annotators(status: StatusReport) -> Table:
+    rows = [
+        [
+            Cell(name),
+            Cell(str(counts.get("label", 0))),
+            Cell(str(counts.get("skip", 0))),
+            Cell(str(counts.get("empty", 0))),
+        ]
+        for name, counts in status.annotators.items()
+    ]
+    return Table("Who labeled how many", ("annotator", "labels", "skipped", "empty"), rows)
+
+
+def _number(interval: Interval | None, factor: float, digits: int) -> str:
+    if interval is None:
+        return "–"
+    value, low, high = (f"{factor * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
