@@ -20,6 +20,7 @@ from alloop.composition import Need
 from alloop.predictive import check_log_probs
 
 BLOCK_FLOATS = 4_000_000  # of a block of distances, or of rows that are copied: 16 MB
+CACHED_FLOATS = 250_000  # of a block that is gone over several times
 NO_DISTANCE = 1e-6  # squared, between rows of unit length: what rounding leaves between copies
 
 
@@ -86,18 +87,22 @@ def completed(picked: Sequence[int], scores: Sequence[float], k: int, n: int) ->
 
 def unit_(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """Scale rows to length 1 in place; rows of zeros stay."""
-    for start, stop in blocks(len(rows), rows.shape[1]):
+    tiny = torch.finfo(rows.dtype).tiny
+    for start, stop in blocks(len(rows), rows.shape[1], CACHED_FLOATS):
         block = rows[start:stop]
-        # Lengths of float32 rows above 1e19 overflow when squared.
-        block /= block.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        block /= block.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        lengths = block.norm(dim=1, keepdim=True)
+        if not bool(((lengths > 1e-15) & (lengths < 1e18)).all()):
+            # Squares of such numbers are too large or small for float32.
+            block /= block.abs().amax(dim=1, keepdim=True).clamp_min(tiny)
+            lengths = block.norm(dim=1, keepdim=True).clamp_min(tiny)
+        block /= lengths
     return rows
 
 
 def squared_lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
     """Of each row, without a copy of all of them."""
     lengths = rows.new_empty(len(rows))
-    for start, stop in blocks(*rows.shape):
+    for start, stop in blocks(len(rows), rows.shape[1], CACHED_FLOATS):
         lengths[start:stop] = rows[start:stop].square().sum(dim=1)
     return lengths
 
@@ -109,16 +114,16 @@ def none_labeled(candidates: Candidates) -> Float[Tensor, "L D"]:
     return empty if candidates.labeled is None else candidates.labeled
 
 
-def blocks(n_rows: int, n_columns: int) -> Iterator[tuple[int, int]]:
-    """Start and stop of blocks of rows with about BLOCK_FLOATS numbers each."""
-    step = max(1, BLOCK_FLOATS // max(n_columns, 1))
+def blocks(n_rows: int, n_columns: int, n_floats: int | None = None) -> Iterator[tuple[int, int]]:
+    """Start and stop of blocks of rows with about BLOCK_FLOATS numbers each, or as many as are given."""
+    step = max(1, (n_floats or BLOCK_FLOATS) // max(n_columns, 1))
     for start in range(0, n_rows, step):
         yield start, min(start + step, n_rows)
 
 
 def squared_distances(a: Float[Tensor, "A D"], b: Float[Tensor, "B D"]) -> Float[Tensor, "A B"]:
     """Between rows of length 1 (or 0), in [0, 4]; what is nearer than rounding can tell is 0."""
-    distances = torch.addmm(squared_lengths(a).unsqueeze(1) + squared_lengths(b), a, b.T, alpha=-2)
+    distances = torch.addmm(squared_lengths(b), a, b.T, alpha=-2).add_(squared_lengths(a).unsqueeze(1))
     return distances.masked_fill_(distances < NO_DISTANCE, 0)
 
 
@@ -144,6 +149,16 @@ def first_copies(rows: Float[Tensor, "N D"]) -> Positions:
             seen.add(digest)
             first.append(position)
     return np.array(first, dtype=np.int64)
+
+
+def drawn(weights: npt.NDArray[np.float64], left: npt.NDArray[np.bool_], generator: np.random.Generator) -> int:
+    """Draw one position by weight, or uniformly from those left where all weights are 0."""
+    if not weights.any():
+        weights = left.astype(np.float64)
+    summed = np.cumsum(weights)
+    chosen = np.searchsorted(summed, generator.random() * summed[-1], side="right")
+    # Rounding may carry the number to the end, where weights can be 0.
+    return min(int(chosen), int(np.flatnonzero(weights)[-1]))
 
 
 def _arranged(candidates: Candidates, order: Positions, needs: Sequence[Need]) -> Candidates:
@@ -189,6 +204,9 @@ def _check_features(features: Tensor | None, what: str) -> None:
     if features is None:
         return
     for start, stop in blocks(*features.shape):
-        bad = (~features[start:stop].isfinite().all(dim=1)).nonzero().flatten()
+        block = features[start:stop]
+        if bool(block.sum().isfinite()):
+            continue  # quicker than looking at each; a sum that overflows is looked into
+        bad = (~block.isfinite().all(dim=1)).nonzero().flatten()
         if len(bad):
             raise ValueError(f"{what} {start + int(bad[0])} are not finite")

@@ -5,12 +5,11 @@ of inner products.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.acquisition.arrange import BLOCK_FLOATS, in_key_order, squared_lengths
+from alloop.acquisition.arrange import BLOCK_FLOATS, drawn, in_key_order, squared_lengths
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 from alloop.predictive import mean_log_probs
@@ -46,7 +45,7 @@ def badge(candidates: Candidates, k: int, seed: int) -> Choice:
     distances = lengths.clone()
     picked, scores = [], []
     for number in range(k):
-        chosen = _drawn(distances.double().numpy() * left, left, generator)
+        chosen = drawn(distances.double().numpy() * left, left, generator)
         picked.append(chosen)
         scores.append(float(distances[chosen]) * float(scale) ** 2)
         left[chosen] = False
@@ -73,13 +72,3 @@ def cost(size: Size) -> Cost:
     outputs = max(size.members, 1) * size.classes
     operations = 2.0 * size.k * size.candidates * (size.features + outputs + 10)
     return Cost(operations, 4.0 * size.candidates * (size.features + 4 * outputs + 20) + 4 * BLOCK_FLOATS)
-
-
-def _drawn(weights: npt.NDArray[np.float64], left: npt.NDArray[np.bool_], generator: np.random.Generator) -> int:
-    """Draw one position by weight, or uniformly from those left where all weights are 0."""
-    if not weights.any():
-        weights = left.astype(np.float64)
-    summed = np.cumsum(weights)
-    chosen = np.searchsorted(summed, generator.random() * summed[-1], side="right")
-    # Rounding may carry the number to the end, where weights can be 0.
-    return min(int(chosen), int(np.flatnonzero(weights)[-1]))

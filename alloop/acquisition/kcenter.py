@@ -9,6 +9,7 @@ from torch import Tensor
 
 from alloop.acquisition.arrange import (
     BLOCK_FLOATS,
+    NO_DISTANCE,
     completed,
     in_key_order,
     nearest,
@@ -19,7 +20,7 @@ from alloop.acquisition.arrange import (
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 
-REFRESHED = 256  # images whose distance is brought up to date at a time
+REFRESHED = 48  # images whose distance is brought up to date at a time
 
 
 @in_key_order(Need.FEATURES)
@@ -71,7 +72,7 @@ def _farthest(
     date: `distances` and `seen` (how many picks each knows of) change in place.
     """
     while True:
-        farthest = int(np.argmax(distances.numpy()))
+        farthest = int(np.argmax(np.round(distances.numpy() / NO_DISTANCE)))  # equal but for rounding: by key
         if seen[farthest] == len(picked):
             return farthest, float(distances[farthest])
         n = min(REFRESHED, len(z))

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from alloop.acquisition import badge, kcenter, scores
+from alloop.acquisition import (
+    badge,
+    batchbald,
+    cluster_margin,
+    coverage,
+    dropquery,
+    kcenter,
+    scores,
+    typiclust,
+)
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size, Strategy
 from alloop.composition import STRATEGY_GROUP, check_strategy, check_strategy_name, strategy_name
 from alloop.errors import ConfigError
@@ -14,7 +23,14 @@ from alloop.errors import ConfigError
 METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
     **scores.METHODS,
     "badge": (badge.badge, badge.cost),
+    "batchbald": (batchbald.batchbald, batchbald.cost),
+    "cluster-margin": (cluster_margin.cluster_margin, cluster_margin.cost),
+    "dropquery": (dropquery.dropquery, dropquery.cost),
     "k-center": (kcenter.k_center, kcenter.cost),
+    "max-herding": (coverage.max_herding, coverage.herding_cost),
+    "probcover": (coverage.probcover, coverage.probcover_cost),
+    "typiclust": (typiclust.typiclust, typiclust.cost),
+    "uherding": (coverage.uherding, coverage.uherding_cost),
 }
 
 

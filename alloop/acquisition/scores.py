@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from alloop.acquisition import uncertainty
@@ -63,6 +64,16 @@ def random(candidates: Candidates, k: int, seed: int) -> Choice:
     noise = gumbel(candidates.keys, derive_seed(seed, "random"))
     positions = top_k(noise, candidates.keys, k)
     return Choice(positions, noise[positions], 1 / (len(candidates) - np.arange(k)))
+
+
+def margin_of(log_probs: Float[Tensor, "N K"]) -> Scores:
+    """-(p̄_(1) - p̄_(2)) of each image [N], in [-1, 0]."""
+    return np.minimum(_scores(uncertainty.margin, log_probs.unsqueeze(0)), 0)
+
+
+def bald_of(members: Float[Tensor, "M N K"]) -> Scores:
+    """How much the members disagree on each image [N], in nats."""
+    return _scores(uncertainty.mutual_information, members)
 
 
 def cost(n_members: int, size: Size) -> Cost:

@@ -1,0 +1,261 @@
+"""Coverage of the pool: each next image is the one that adds most to how well all are covered.
+
+A target x is covered by a chosen or labeled image s as much as k(x, s) says, in [0, 1], and by a set as by its best:
+ProbCover counts targets within a radius, MaxHerding adds up a smooth kernel, UHerding weighs it by uncertainty.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.acquisition.arrange import (
+    BLOCK_FLOATS,
+    NO_DISTANCE,
+    blocks,
+    completed,
+    in_key_order,
+    none_labeled,
+    squared_distances,
+    unit_,
+)
+from alloop.acquisition.clusters import FITTED, KEPT, STEPS, k_means, main_directions
+from alloop.acquisition.scores import margin_of
+from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
+from alloop.composition import Need
+from alloop.seeds import derive_seed
+
+TARGETS, SOURCES = 5_000, 20_000  # images that are covered, and that may cover, where there are more
+REFRESHED = 32  # images whose gain is brought up to date at a time
+PURITY, PROBES = 0.95, 500
+WITHOUT_LABELS = 10  # clusters that stand for classes while fewer than two are known
+
+Kernel = Callable[[Float[Tensor, "A B"]], Float[Tensor, "A B"]]
+
+
+def gaussian(sigma: float) -> Kernel:
+    """exp(-d² / sigma²) of squared distances: at a distance of sigma 0.37. There is no 2 in it."""
+    return lambda squared: squared.mul(-1 / sigma**2).exp_()
+
+
+def ball(radius: float) -> Kernel:
+    """1 nearer than the radius, else 0."""
+    return lambda squared: (squared < radius**2).float()
+
+
+@in_key_order(Need.FEATURES)
+def max_herding(candidates: Candidates, k: int, seed: int) -> Choice:
+    """Greedy for the mean over the pool of max_s exp(-d(x, s)²), on normalized features.
+
+    Returns:
+        Scores are the gain in mean coverage, in [0, 1].
+
+    Source: Bae et al. (2024), arXiv 2407.12212, algorithm 1, with sigma = 1; acquisition.md section 11.
+    """
+    return herd(candidates, k, seed, gaussian(1.0))
+
+
+@in_key_order(Need.LOG_PROBS, Need.FEATURES)
+def uherding(candidates: Candidates, k: int, seed: int) -> Choice:
+    """Greedy for the mean over the pool of u_x max_s exp(-d(x, s)² / sigma²), with u = 1 - (p̄_(1) - p̄_(2)).
+
+    sigma is the smallest distance between two labeled images that are not copies; 1 while there are none. So coverage
+    counts while there are few labels, and the margin once there are many. Where nothing is left to gain, the smallest
+    margin comes first.
+
+    Returns:
+        Scores are the gain in mean weighted coverage, in [0, 1].
+
+    Source: Bae et al. (2025), arXiv 2412.20644, algorithm 1; acquisition.md section 11.
+    """
+    assert candidates.log_probs is not None
+    uncertainty = 1 + margin_of(candidates.log_probs)
+    labeled = unit_(none_labeled(candidates).clone())
+    sigma, note = _smallest_distance(labeled)
+    choice = herd(candidates, k, seed, gaussian(sigma), uncertainty)
+    return dataclasses.replace(choice, notes=(note, *choice.notes))
+
+
+@in_key_order(Need.FEATURES)
+def probcover(candidates: Candidates, k: int, seed: int) -> Choice:
+    """Greedy for the number of images in balls around labeled and chosen ones, on normalized features.
+
+    The radius is the largest at which 95 % of the balls hold a single cluster, with as many clusters as there are
+    classes among the labels; 10 while there are fewer than two. When all are covered, the rest goes by key.
+
+    Returns:
+        Scores are the share of the pool that was newly covered.
+
+    Source: Yehuda et al. (2022), arXiv 2205.11320, algorithm 1; acquisition.md section 11.
+    """
+    assert candidates.features is not None
+    known = 0 if candidates.labels is None else len(np.unique(candidates.labels[candidates.labels >= 0].numpy()))
+    n_clusters = known if known > 1 else WITHOUT_LABELS
+    radius = pure_radius(unit_(candidates.features), n_clusters, seed)
+    choice = herd(candidates, k, seed, ball(radius))
+    note = f"The radius is {radius:.3f}, at which {PURITY:.0%} of the balls hold one of {n_clusters} clusters only."
+    return dataclasses.replace(choice, notes=(note, *choice.notes))
+
+
+def herd(
+    candidates: Candidates,
+    k: int,
+    seed: int,
+    kernel: Kernel,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> Choice:
+    """Greedy maximization of mean_x w_x max_s k(x, s) over labeled and chosen images s.
+
+    A gain only shrinks as more is covered, so an old one is an upper bound, and only those that could be the largest
+    are brought up to date: the same images as by trying all. Gains that differ by less than a millionth of the first
+    one are equal, and go by key. Above 5,000 images a sample of them is covered; above 20,000 a sample covers, half of
+    it the images of the largest weight.
+
+    Args:
+        candidates: In key order; features are normalized in place.
+        k: At most N.
+        seed: Of the samples.
+        kernel: Of squared distances.
+        weights: w [N], not negative; None: all 1. Where nothing is left to gain the largest comes first.
+    """
+    assert candidates.features is not None
+    z, labeled = unit_(candidates.features), unit_(none_labeled(candidates))
+    n = len(z)
+    generator = np.random.default_rng(derive_seed(seed, "coverage"))
+    targets = np.sort(generator.permutation(n)[:TARGETS])
+    sources = _sources(n, k, weights, generator)
+    w = np.ones(n) if weights is None else weights
+    pool = _Pool(z[torch.from_numpy(targets)], torch.from_numpy(w[targets] / len(targets)).float(), kernel)
+    pool.cover(labeled)
+
+    gains = pool.gains(z, sources)
+    step = max(float(gains.max()), 0.0) * 1e-6
+    known = np.zeros(len(sources), dtype=np.int64)
+    picked: list[int] = []
+    scores: list[float] = []
+    while len(picked) < k and step > 0:
+        best = int(np.argmax(np.round(gains / step)))
+        if gains[best] < step:
+            break
+        if known[best] == len(picked):
+            picked.append(int(sources[best]))
+            scores.append(float(gains[best]))
+            pool.cover(z[picked[-1:]])
+            gains[best], known[best] = 0, k
+            continue
+        upper = np.argpartition(-gains, min(REFRESHED, len(gains)) - 1)[:REFRESHED]
+        stale = np.union1d(upper[known[upper] < len(picked)], [best])
+        gains[stale] = pool.gains(z, sources[stale])
+        known[stale] = len(picked)
+    return _rest(picked, scores, k, w)
+
+
+def pure_radius(z: Float[Tensor, "N D"], n_clusters: int, seed: int) -> float:
+    """The largest radius at which 95 % of the balls around images hold images of a single k-means cluster only.
+
+    A ball is pure up to the nearest image of another cluster, so this is a quantile of those distances, taken over 500
+    images. 2, which covers everything, where there is one cluster.
+    """
+    directions = main_directions(z, seed)
+    clusters = k_means(z @ directions, n_clusters, seed)[1]
+    generator = np.random.default_rng(derive_seed(seed, "radius"))
+    probes = torch.from_numpy(np.sort(generator.permutation(len(z))[:PROBES]))
+    others = torch.from_numpy(np.sort(generator.permutation(len(z))[:SOURCES]))
+    nearest_other = torch.full((len(probes),), 4.0)
+    for start, stop in blocks(len(others), max(len(probes), z.shape[1])):
+        part = others[start:stop]
+        squared = squared_distances(z[probes], z[part])
+        squared[clusters[probes].unsqueeze(1) == clusters[part]] = 4.0
+        nearest_other = torch.minimum(nearest_other, squared.amin(dim=1))
+    ordered = nearest_other.sort().values.sqrt()
+    # A hair less: the nearest of another cluster must not slip in by rounding.
+    return float(ordered[int((1 - PURITY) * len(ordered))]) * (1 - 1e-6)
+
+
+def herding_cost(size: Size) -> Cost:
+    """One kernel between sources and targets, one with the labeled, and some rows of it for each image picked."""
+    n_targets, n_sources = min(size.candidates, TARGETS), min(size.candidates, max(SOURCES, 2 * size.k))
+    rows = n_sources + size.labeled + 3.0 * REFRESHED * size.k
+    operations = 2.0 * n_targets * rows * (size.features + 10)
+    n_bytes = 4.0 * size.features * (size.candidates + size.labeled + n_targets) + 100.0 * size.candidates
+    return Cost(operations, n_bytes + 24.0 * BLOCK_FLOATS)
+
+
+def uherding_cost(size: Size) -> Cost:
+    """As herding, with the distances between labeled images."""
+    herding = herding_cost(size)
+    return Cost(
+        herding.operations + 2.0 * size.labeled**2 * size.features,
+        herding.n_bytes + 4.0 * (size.candidates * size.classes + size.labeled * size.features),
+    )
+
+
+def probcover_cost(size: Size) -> Cost:
+    """As herding, with k-means and the radius."""
+    herding = herding_cost(size)
+    n, kept = size.candidates, size.features if size.features <= 2 * KEPT else KEPT
+    operations = 2.0 * n * size.features * (kept + PROBES) + 2.0 * min(n, FITTED) * size.classes * kept * (STEPS + 2)
+    extra = 4.0 * kept * (n + min(n, FITTED)) + 4.0 * size.features * PROBES
+    return Cost(herding.operations + operations, herding.n_bytes + extra)
+
+
+class _Pool:
+    """The targets, and how well each is covered."""
+
+    def __init__(self, z: Float[Tensor, "T D"], weights: Float[Tensor, "T"], kernel: Kernel) -> None:
+        self._z, self._weights, self._kernel = z, weights, kernel
+        self._covered = torch.zeros(len(z))
+
+    def cover(self, rows: Float[Tensor, "B D"]) -> None:
+        for start, stop in blocks(len(rows), max(self._z.shape)):
+            best = self._kernel(squared_distances(rows[start:stop], self._z)).amax(dim=0)
+            self._covered = torch.maximum(self._covered, best)
+
+    def gains(self, z: Float[Tensor, "N D"], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        parts = []
+        for start, stop in blocks(len(positions), max(self._z.shape)):
+            rows = z[torch.from_numpy(positions[start:stop])]
+            more = self._kernel(squared_distances(rows, self._z)).sub_(self._covered).clamp_min_(0)
+            parts.append((more @ self._weights).double().numpy())
+        return np.concatenate(parts)
+
+
+def _sources(
+    n: int, k: int, weights: npt.NDArray[np.float64] | None, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    size = max(SOURCES, 2 * k)
+    if n <= size:
+        return np.arange(n)
+    drawn = generator.permutation(n)
+    if weights is None:
+        return np.sort(drawn[:size])
+    heaviest = np.argsort(-weights, kind="stable")[: size // 2]
+    return np.sort(np.concatenate([heaviest, drawn[~np.isin(drawn, heaviest)][: size - len(heaviest)]]))
+
+
+def _rest(picked: list[int], scores: list[float], k: int, weights: npt.NDArray[np.float64]) -> Choice:
+    """Filled up with the largest weights, then by key, which is the order of the rows."""
+    missing = k - len(picked)
+    if missing == 0:
+        return completed(picked, scores, k, len(weights))
+    order = np.argsort(-weights, kind="stable")
+    more = order[~np.isin(order, picked)][:missing]
+    choice = completed([*picked, *more.tolist()], [*scores, *[0.0] * missing], k, len(weights))
+    what = "by key" if np.ptp(weights) == 0 else "the most uncertain"
+    return dataclasses.replace(choice, notes=(f"{len(picked)} images cover all there is; the rest is {what}.",))
+
+
+def _smallest_distance(labeled: Float[Tensor, "L D"]) -> tuple[float, str]:
+    smallest = torch.inf
+    for start, stop in blocks(len(labeled), max(labeled.shape)):
+        squared = squared_distances(labeled[start:stop], labeled)
+        apart = squared[squared > NO_DISTANCE]
+        smallest = min(smallest, float(apart.min()) if len(apart) else torch.inf)
+    if smallest == torch.inf:
+        return 1.0, "The kernel is 1 wide: there are no two labeled images to take a distance from."
+    sigma = float(np.sqrt(smallest))
+    return sigma, f"The kernel is {sigma:.3f} wide, the smallest distance between two labeled images."
