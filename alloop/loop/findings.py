@@ -19,6 +19,7 @@ from alloop.evaluation.paired import Comparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
 from alloop.loop.holdout_file import HoldoutPredictions, read_holdout
 from alloop.loop.stopping import Agreement, Evidence, Rule, list_rules, percent, points
+from alloop.loop.test_set import bought
 from alloop.project import Project
 from alloop.records import CurvePoint, Interval, RoundState, Split
 from alloop.seeds import derive_seed
@@ -102,7 +103,7 @@ def gather_findings(session: Session, project: Project) -> Findings:
     rounds = _measured(session)
     pool = count_pool(session)
     outlook = _outlook(session, project, rounds)
-    evidence = _evidence(session, rounds, pool, _n_left(session, pool), outlook.doubling if outlook else None)
+    evidence = _evidence(session, project, rounds, pool, _n_left(session, pool), outlook.doubling if outlook else None)
     matched = list_last_events(session, MATCHED)
     grown = list_metrics(session, rounds[-1].model.id, GROWN) if rounds else {}
     return Findings(
@@ -121,7 +122,7 @@ def gather_evidence(session: Session, project: Project, n_askable: int) -> Evide
     rounds = _measured(session)
     fitted = _curve(project, rounds) if project.config.loop.stop_when_flat else None
     doubling = None if fitted is None else fitted.gain(rounds[-1].model.n_labels, 2 * rounds[-1].model.n_labels)
-    return _evidence(session, rounds, count_pool(session), n_askable, doubling)
+    return _evidence(session, project, rounds, count_pool(session), n_askable, doubling)
 
 
 def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions | None:
@@ -265,10 +266,15 @@ def _curve(project: Project, rounds: Sequence[_Measured]) -> Curve | None:
 
 
 def _evidence(
-    session: Session, rounds: Sequence[_Measured], pool: PoolCounts, n_askable: int, doubling: Interval | None
+    session: Session,
+    project: Project,
+    rounds: Sequence[_Measured],
+    pool: PoolCounts,
+    n_askable: int,
+    doubling: Interval | None,
 ) -> Evidence:
     return Evidence(
-        n_labels=pool.labeled,
+        n_labels=bought(project.config, pool),
         n_open=pool.open,
         n_askable=n_askable,
         n_rounds=count_rounds_asked(session),

@@ -33,9 +33,19 @@ def check_history(old: Mapping[str, Any], new: Config, used: Collection[str], *,
         What changed and was accepted or harmless, in words, for the log.
 
     Raises:
-        HistoryError: A class with labels was removed, or the model changed and was not accepted.
+        HistoryError: A class with labels was removed, the test set changed, or the model did and was not accepted.
     """
+    _check_test(old.get("evaluation", {}).get("test"), new)
     return _check_classes(old["project"]["classes"], new, used) + _check_model(old["model"], new, accept)
+
+
+def _check_test(before: str | None, new: Config) -> None:
+    now = None if new.evaluation.test is None else str(new.evaluation.test)
+    if before != now:
+        raise HistoryError(
+            f"[evaluation] test was {before or 'not set'} in the last round, and is {now or 'not set'} now.",
+            "What rounds are measured on cannot change between them. Undo the change, or start a new workspace.",
+        )
 
 
 def _check_classes(before: Collection[str], new: Config, used: Collection[str]) -> list[str]:

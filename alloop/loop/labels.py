@@ -115,6 +115,23 @@ def import_labels(project: Project, path: Path) -> tuple[int, int]:
     return recorded, len(labels) - recorded
 
 
+def listed_files(path: Path) -> list[Path]:
+    """The files that a CSV with the columns `file` and `label` names, relative to it or in full.
+
+    Raises:
+        LabelError: The column is missing, or a file is not there.
+    """
+    files = []
+    for line, row in _read_rows(path):
+        if not row.get("file"):
+            raise LabelError(f"{path}, line {line} names no file.", "It needs the columns 'file' and 'label'.")
+        file = path.absolute().parent / row["file"]
+        if not file.is_file():
+            raise LabelError(f"{path}, line {line} names {file}, which is not there.", "Correct the file.")
+        files.append(file)
+    return files
+
+
 def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
     """Write every label: a CSV, JSON lines, or a folder per class with links (or copies) of the images.
 

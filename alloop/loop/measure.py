@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from alloop.config.load import validate_config
-from alloop.engine.calibrate import calibrate
+from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
@@ -123,7 +123,8 @@ def evaluate(
 ) -> tuple[str, dict[str, Interval]]:
     """Measure the newest model on the holdout labels there are now, each image calibrated by the others.
 
-    The model keeps the calibrator it was stored with; what is measured is what calibrating today would give.
+    The model keeps the calibrator it was stored with; what is measured is what calibrating today would give. On a test
+    set, to which nothing is fitted, the stored one is measured.
 
     Returns:
         The model's name and its metrics, which are recorded.
@@ -145,8 +146,12 @@ def evaluate(
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
     raw, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
     targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
-    method = validate_config(model.config, f"the config of model {model.name}").calibration.method
-    log_probs, _ = calibrate(method, raw, torch.from_numpy(targets), derive_seed(model.seed, "calibration"))
+    config = validate_config(model.config, f"the config of model {model.name}")
+    if config.evaluation.test is not None:
+        log_probs = apply_calibration(model.calibration, raw)
+    else:
+        method, folds = config.calibration.method, derive_seed(model.seed, "calibration")
+        log_probs, _ = calibrate(method, raw, torch.from_numpy(targets), folds)
     rows = HoldoutRows(
         refs=tuple(usable[image_id] for image_id in order),
         targets=targets,

@@ -15,6 +15,7 @@ from alloop.loop.askable import group_ids, list_askable, list_holdout_to_ask
 from alloop.loop.holdout import holdout_probabilities
 from alloop.loop.ingest import mark_vanished
 from alloop.loop.stopping import batch_size
+from alloop.loop.test_set import bought
 from alloop.records import ImageRef, Query, Reason
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.images import count_pool
@@ -90,7 +91,7 @@ def choose_batch(
     """
     holdout = _holdout_queries(session, current)
     counts = count_pool(session)
-    wanted = n if n is not None else batch_size(config.loop, counts.labeled, counts.open + len(holdout))
+    wanted = n if n is not None else batch_size(config.loop, bought(config, counts), counts.open + len(holdout))
     return holdout + _batch_queries(session, config, current, scores, wanted, first_rank=len(holdout) + 1)
 
 

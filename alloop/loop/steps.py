@@ -25,6 +25,7 @@ from alloop.loop.matched import compare_arms, without
 from alloop.loop.measure import HoldoutRows, record_holdout
 from alloop.loop.selection import PoolScores, choose_batch
 from alloop.loop.stopping import Agreement
+from alloop.loop.test_set import ensure_test_set
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -55,13 +56,15 @@ BEFORE_SELECTION = (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED)
 
 
 def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord:
-    """Begin the next round with today's settings; the first one draws the holdout.
+    """Begin the next round with today's settings; the first one draws the holdout, or takes the test set for it.
 
     Raises:
         HistoryError: A setting changed in a way that would invalidate earlier rounds.
         PoolError: There are no images yet.
-        ConfigError: The label budget leaves nothing to train on.
+        ConfigError: The label budget leaves nothing to train on, or the test set is not there.
+        LabelError: The test set has a class that is not one of ours.
     """
+    ensure_test_set(project)
     with transaction(project.database) as session:
         last = find_last_round(session)
         number = 0 if last is None else last.number + 1

@@ -1,0 +1,72 @@
+"""A labeled test set that is there already, in place of a holdout: added to the pool, labeled, and set aside."""
+
+import datetime as dt
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from alloop.config.schema import Config
+from alloop.errors import ConfigError, PoolError
+from alloop.loop.ingest import add_images
+from alloop.loop.labels import import_labels, listed_files
+from alloop.loop.writer import actor
+from alloop.pool.ingest import expand
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import Split
+from alloop.store.images import PoolCounts, find_locations, has_holdout, list_groups, set_split
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event
+
+
+def ensure_test_set(project: Project, progress: Progress = silent) -> None:
+    """Bring the images and labels that `[evaluation] test` names into the pool as its holdout, unless there is one.
+
+    Its images are measured on and nothing else, also those that the pool had before; the pool's near copies of them
+    are set aside. A call that was killed is continued by the next.
+
+    Raises:
+        ConfigError: The setting names nothing.
+        LabelError: A class is not one of ours, or a file is not there.
+        PoolError: No image of it can be read.
+    """
+    with reading(project.database) as session:
+        if project.config.evaluation.test is None or has_holdout(session):
+            return
+    place = project.folder / project.config.evaluation.test.expanduser()
+    if place.is_dir():
+        files = list(expand([str(place)]))
+        add_images(project, [str(place)], labels_from_folders=True, progress=progress)
+    elif place.is_file():
+        files = listed_files(place)
+        add_images(project, [str(file) for file in files], progress=progress)
+        import_labels(project, place)
+    else:
+        raise ConfigError(
+            f"alloop.toml: [evaluation] test names {place}, which is not there.",
+            "Name a CSV with the columns file and label, or a folder that has one for each class.",
+        )
+    _set_aside(project, files)
+
+
+def bought(config: Config, counts: PoolCounts) -> int:
+    """Labels that were asked for: those that a test set came with cost nothing."""
+    return counts.labeled - (0 if config.evaluation.test is None else counts.holdout_labeled)
+
+
+def _set_aside(project: Project, files: Sequence[Path]) -> None:
+    with transaction(project.database) as session:
+        found = find_locations(session, [os.path.abspath(file) for file in files])  # noqa: PTH100 (keeps `..` out)
+        tested = {place.image_id for place in found.values() if place.image_id is not None}
+        if not tested:
+            raise PoolError(
+                f"No image of the test set {project.config.evaluation.test} can be read.",
+                "`alloop pool check` says why.",
+            )
+        groups = list_groups(session)
+        near = {groups[image_id] for image_id in tested}
+        copies = [image_id for image_id, group in groups.items() if group in near and image_id not in tested]
+        set_split(session, copies, Split.EXCLUDED)
+        set_split(session, tested, Split.HOLDOUT)
+        now = dt.datetime.now(dt.UTC)
+        add_event(session, actor(), "test set added", now, images=len(tested), copies_set_aside=len(copies))
