@@ -9,8 +9,7 @@ from alloop.cli._options import Session, common_options
 
 if TYPE_CHECKING:
     from alloop.config.schema import Config
-    from alloop.simulate.features_file import GivenData
-    from alloop.simulate.run import SimulateSettings
+    from alloop.simulate.labeled import LabeledImages
 
 
 @click.command()
@@ -20,9 +19,17 @@ if TYPE_CHECKING:
     help="An .npz file with F [N, D], features of any model, and y [N], classes.",
 )
 @click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Labeled images, a folder per class.",
+)
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Columns file and label."
+)
+@click.option(
     "--test",
     type=click.Path(path_type=Path, exists=True),
-    help="Only measured on, in place of a random holdout; as --features.",
+    help="Only measured on, in place of a random holdout: .npz with --features, else a folder per class or CSV.",
 )
 @click.option(
     "-s",
@@ -55,6 +62,8 @@ if TYPE_CHECKING:
 def simulate(
     session: Session,
     features: Path | None,
+    folder: Path | None,
+    table: Path | None,
     test: Path | None,
     strategies: str,
     seeds: int,
@@ -70,74 +79,87 @@ def simulate(
 ) -> None:
     """Compare strategies on labels that are known, in the real loop.
 
-    Each strategy runs in a workspace of its own, answered by an oracle; the settings of the workspace here count, if
-    there is one. All strategies of a seed are measured on the same images and start from the same random batch.
+    Uses the labels of the workspace, or labeled images (--folder, --csv), or features of any model (--features). Each
+    strategy runs in a workspace of its own, answered by an oracle; the settings of the workspace here count, if there
+    is one. All strategies of a seed are measured on the same images and start from the same random batch.
     Finished runs are kept: after a kill, the same command goes on.
     """
     from alloop.cli._simulation import show, write_report
     from alloop.files import write_json
-    from alloop.simulate.base import given_config, prepare_given, pure_config
+    from alloop.simulate.base import given_source, image_source
     from alloop.simulate.cells import scratch_folder
     from alloop.simulate.curve_table import table_json, tabulate, write_tables
     from alloop.simulate.features_file import read_features
     from alloop.simulate.run import SimulateSettings, is_finished, parse_arms, plan_cells, to_json
     from alloop.simulate.run import simulate as run_simulation
 
-    if features is None:
-        raise click.UsageError("Name the data with --features FILE.npz.")
+    if sum(place is not None for place in (features, folder, table)) > 1:
+        raise click.UsageError("--features, --folder and --csv exclude each other.")
     flags: dict[str, dict[str, Any]] = {
         "acquisition": {"random_fraction": random_fraction},
         "loop": {} if batch is None else {"batch_size": batch},
     }
-    config = _config(session, values, flags)
-    data = read_features(features, test)
-    config = pure_config(given_config(config, data))
-    settings = SimulateSettings(
-        arms=parse_arms(config, strategies.split(",")),
-        seeds=seeds,
-        rounds=rounds,
-        out=(out or session.workspace / "simulate").absolute(),
-        digest=data.digest,
-        jobs=jobs or _default_jobs(),
-        minutes=budget_minutes,
-        device=device,
-    )
+    config = _config(session, values, flags, needed=features is None and folder is None and table is None)
+    results = (out or session.workspace / "simulate").absolute()
     progress = session.progress()
-    with scratch_folder(settings.out) as scratch:
-        plans = plan_cells(settings, scratch / "base")
+    with scratch_folder(results) as scratch:
+        if features is not None:
+            source = given_source(config, read_features(features, test), scratch)
+        else:
+            # The workspace's cache, where there is one: it holds features already.
+            cache = (session.workspace if out is None or _has_workspace(session) else out).absolute() / "cache"
+            named = config.evaluation.test
+            tested = test or (None if named is None else session.workspace / named.expanduser())
+            source = image_source(config, _images(session, folder, table), tested, cache, scratch, device)
+        settings = SimulateSettings(
+            arms=parse_arms(source.config, strategies.split(",")),
+            seeds=seeds,
+            rounds=rounds,
+            out=results,
+            digest=source.digest,
+            jobs=jobs or _default_jobs(),
+            minutes=budget_minutes,
+            device=device,
+        )
+        plans = plan_cells(settings, source.base)
         if not is_finished(plans):
-            prepare_given(scratch / "base", data, config, progress)
+            source.prepare(progress)
         simulation = run_simulation(settings, plans, progress)
-    table = tabulate(simulation)
-    write_tables(simulation, table, settings.out)
-    result = {**to_json(simulation), "summary": table_json(table)}
-    write_json(settings.out / "simulation.json", result)
-    page = write_report(table, simulation, _about(data, settings), settings.out)
+    curves = tabulate(simulation)
+    write_tables(simulation, curves, results)
+    result = {**to_json(simulation), "rows": source.names, "summary": table_json(curves)}
+    write_json(results / "simulation.json", result)
+    page = write_report(curves, simulation, source.about, results)
     if json_out is not None:
         write_json(json_out.absolute(), result)
     if session.as_json:
         session.show({**result, "page": str(page)})
     elif session.verbosity >= 0:
-        show(table, simulation, page)
+        show(curves, simulation, page)
 
 
-def _about(data: "GivenData", settings: "SimulateSettings") -> str:
-    """What it was done on, in a sentence."""
-    tested = "a random holdout" if data.test is None else f"{len(data.test.targets)} others"
-    return (
-        f"{len(data.pool.targets)} rows of {data.pool.features.shape[1]} features and {len(data.classes)} classes, "
-        f"measured on {tested}; batches of {settings.arms[0].config.loop.batch_size}, the first one at random."
-    )
+def _has_workspace(session: Session) -> bool:
+    from alloop.config.load import FILE_NAME
+
+    return (session.workspace / FILE_NAME).exists()
 
 
-def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str, Any]]) -> "Config":
-    """The workspace's settings, or the defaults without one; then --set, then flags."""
-    from alloop.config.load import FILE_NAME, load_config, parse_value, set_values, validate_config
+def _images(session: Session, folder: Path | None, table: Path | None) -> "LabeledImages":
+    """Labeled images from elsewhere, or those of the workspace."""
+    from alloop.simulate.labeled import read_csv, read_folder, read_workspace
+
+    if folder is not None:
+        return read_folder(folder, session.progress())
+    return read_workspace(session.project()) if table is None else read_csv(table, session.progress())
+
+
+def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str, Any]], *, needed: bool) -> "Config":
+    """The workspace's settings, or the defaults without one if it is not needed; then --set, then flags."""
+    from alloop.config.load import load_config, parse_value, set_values, validate_config
     from alloop.errors import ConfigError
 
-    has_workspace = (session.workspace / FILE_NAME).exists()
     plain = validate_config({"project": {"classes": ["one", "other"]}}, "defaults")
-    config = load_config(session.workspace) if has_workspace else plain
+    config = load_config(session.workspace) if needed or _has_workspace(session) else plain
     changes: dict[str, dict[str, Any]] = {}
     for text in values:
         name, sign, value = text.partition("=")

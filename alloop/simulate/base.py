@@ -1,29 +1,36 @@
 """The workspace that every cell of a simulation starts from: pool, test set, truth and features, prepared once."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime as dt
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from alloop.config.load import set_values
 from alloop.config.schema import AcquisitionConfig, Config, EvaluationConfig
-from alloop.engine.build import build_backbone
+from alloop.engine.build import build_backbone, build_hardware, search_paths
+from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
-from alloop.files import write_bytes
-from alloop.loop.labels import ImportedLabel, record_imported
+from alloop.files import sha256_of, write_bytes
+from alloop.loop.ingest import add_images
+from alloop.loop.labels import ImportedLabel, listed_files, record_imported
+from alloop.loop.test_set import ensure_test_set
 from alloop.loop.workspace import backup_database, upgrade_database
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files
+from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageFile, Split
+from alloop.records import ImageFile, LocationStatus, Split
+from alloop.simulate.cells import digest_of
 from alloop.simulate.features_file import GivenData, LabeledRows
-from alloop.store.images import add_apart, set_split
-from alloop.store.session import transaction
+from alloop.simulate.labeled import LabeledImages
+from alloop.store.images import add_apart, list_locations, list_refs, set_split
+from alloop.store.session import reading, transaction
 
 TEST = Path("test")  # what [evaluation] test says where the test set is in the base already
 
@@ -35,10 +42,11 @@ class Base:
     Attributes:
         database: Copied by each cell.
         truth: `sha256,label` of the pool, in the order of its rows.
-        cache: Features, shared.
+        cache: Features, shared; what was expensive to compute lies where it is kept.
     """
 
     folder: Path
+    cache: Path
 
     @property
     def database(self) -> Path:
@@ -48,14 +56,75 @@ class Base:
     def truth(self) -> Path:
         return self.folder / "truth.csv"
 
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
-
     def read_truth(self) -> dict[str, str]:
         """Content hash → class, in the order of the rows."""
         with self.truth.open(encoding="utf-8", newline="") as lines:
             return {row["sha256"]: row["label"] for row in csv.DictReader(lines)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is simulated on.
+
+    Attributes:
+        config: The settings, made to fit the data.
+        digest: Of all data.
+        about: It in a sentence.
+        base: Where the base is, or will be.
+        prepare: Makes the base.
+        names: What the rows are called, where they have names.
+    """
+
+    config: Config
+    digest: str
+    about: str
+    base: Base
+    prepare: Callable[[Progress], None]
+    names: tuple[str, ...] | None = None
+
+
+def given_source(config: Config, data: GivenData, scratch: Path) -> Source:
+    """Rows of an array."""
+    fitted = pure_config(given_config(config, data))
+    base = Base(scratch / "base", scratch / "cache")
+    measured = "a random holdout" if data.test is None else f"{len(data.test.targets)} others"
+    about = (
+        f"{len(data.pool.targets)} rows of {data.pool.features.shape[1]} features and {len(data.classes)} classes, "
+        f"measured on {measured}."
+    )
+    return Source(fitted, data.digest, about, base, lambda progress: prepare_given(base, data, fitted, progress))
+
+
+def image_source(
+    config: Config, data: LabeledImages, test: Path | None, cache: Path, scratch: Path, device: str | None = None
+) -> Source:
+    """Labeled images.
+
+    Args:
+        config: Its backbone looks at them.
+        data: The pool.
+        test: A folder per class or a CSV, only measured on; None: holdouts are drawn.
+        cache: Where features are kept.
+        scratch: Folder of the base.
+        device: Overrides [model] device.
+    """
+    fitted = pure_config(
+        set_values(
+            config,
+            project={"classes": list(data.classes)},
+            pool={"images": []},
+            evaluation={"test": None if test is None else str(test.absolute())},
+        )
+    )
+    base = Base(scratch / "base", cache)
+    names = [(image.sha256, int(target)) for image, target in zip(data.images, data.targets, strict=True)]
+    digest = digest_of([data.classes, names, None if test is None else _digest_files(test)])
+    measured = "a random holdout" if test is None else str(test)
+    about = f"{len(names)} images of {len(data.classes)} classes, measured on {measured}."
+    paths = tuple(image.path for image in data.images)
+    return Source(
+        fitted, digest, about, base, lambda progress: prepare_images(base, data, fitted, device, progress), paths
+    )
 
 
 def given_config(config: Config, data: GivenData) -> Config:
@@ -87,30 +156,69 @@ def pure_config(config: Config) -> Config:
     )
 
 
-def prepare_given(folder: Path, data: GivenData, config: Config, progress: Progress = silent) -> Base:
+def prepare_given(base: Base, data: GivenData, config: Config, progress: Progress = silent) -> None:
     """A base whose images are rows of an array.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
     """
-    base = Base(folder)
     pool = given_files(data.pool.features)
     tested = [] if data.test is None else given_files(data.test.features, first=len(pool))
     cache = FeatureCache(base.cache / "features", build_backbone(config).fingerprint(), data.pool.features.shape[1])
     cache.add([file.sha256 for file in pool], data.pool.features)
     if data.test is not None:
         cache.add([file.sha256 for file in tested], data.test.features)
-    folder.mkdir(parents=True, exist_ok=True)
-    project = Project(folder, config, {})
+    with _making(base, config) as project:
+        _add_rows(project, pool, tested, data.test)
+    _write_truth(base.truth, _labels(pool, data.pool, data.classes))
+    progress("prepare", 1, 1)
+
+
+def prepare_images(
+    base: Base, data: LabeledImages, config: Config, device: str | None, progress: Progress = silent
+) -> None:
+    """A base whose images are files, with a test set if the settings name one, and features if the trunk is frozen.
+
+    Raises:
+        PoolError: Images that cannot be read; all strategies must see the same ones.
+        LabelError: The test set has a class that the pool does not have.
+    """
+    with _making(base, config) as project:
+        add_images(project, [image.path for image in data.images], progress=progress)
+        ensure_test_set(project, progress)
+        with reading(project.database) as session:
+            refs = list_refs(session)
+            unreadable = list_locations(session, LocationStatus.UNREADABLE)
+        if unreadable:
+            first = unreadable[0]
+            raise PoolError(
+                f"{len(unreadable)} images cannot be read, for example {first.path}: {first.reason}.",
+                "Mend or remove them.",
+            )
+        if config.model.mode == "frozen":
+            hardware = build_hardware(config, device)
+            ensure_features(refs, build_backbone(config, search_paths(base.cache)), base.cache, hardware, progress)
+    pairs = zip(data.images, data.targets.tolist(), strict=True)
+    _write_truth(base.truth, {image.sha256: data.classes[target] for image, target in pairs})
+
+
+@contextlib.contextmanager
+def _making(base: Base, config: Config) -> Iterator[Project]:
+    """A new workspace, of which the base keeps the database as it is in the end."""
+    base.folder.mkdir(parents=True, exist_ok=True)
+    project = Project(base.folder, config, {}, base.cache)
     try:
         upgrade_database(project)
-        _add_rows(project, pool, tested, data.test)
+        yield project
         backup_database(project, base.database)
     finally:
         project.close()
-    _write_truth(base.truth, _labels(pool, data.pool, data.classes))
-    progress("prepare", 1, 1)
-    return base
+
+
+def _digest_files(place: Path) -> str:
+    """Of a folder or a table, and of the images that it names."""
+    files = sorted(expand([str(place)])) if place.is_dir() else [place, *listed_files(place)]
+    return digest_of([(str(file), sha256_of(file)) for file in files])
 
 
 def _add_rows(

@@ -149,12 +149,12 @@ def _arm_config(config: Config, written: str) -> Config:
         raise ConfigError(f"The strategy '{written}': {error.message}", error.hint) from None
 
 
-def plan_cells(settings: SimulateSettings, base: Path) -> list[CellPlan]:
+def plan_cells(settings: SimulateSettings, base: Base) -> list[CellPlan]:
     """Every cell, seed by seed, so that all strategies have equally many when time runs out.
 
     Args:
         settings: What to simulate.
-        base: Folder of the base, which need not be there yet.
+        base: Need not be there yet.
     """
     plans = []
     for seed in range(settings.seeds):
@@ -175,7 +175,7 @@ def plan_cells(settings: SimulateSettings, base: Path) -> list[CellPlan]:
             )
             kept = "".join(letter if letter.isalnum() or letter in "-_=." else "+" for letter in arm.name)[:80]
             path = settings.out / "cells" / f"{kept}-seed{seed}-{digest[:12]}.json"
-            plans.append(CellPlan(arm, seed, config, path, Base(base), settings.device))
+            plans.append(CellPlan(arm, seed, config, path, base, settings.device))
     return plans
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Outcome, alloop
+from factories import make_project, make_settings, render_toml, write_picture
 
 from alloop.engine.executor_local import LocalExecutor
 from alloop.simulate import run as simulation
@@ -313,3 +314,51 @@ def test_a_file_that_is_no_archive_is_refused(pool: Path):
 
     assert done.code == 1
     assert "It must be an .npz file" in done.err
+
+
+PICTURES = ("--batch", "6", "--rounds", "2", "--seeds", "1", "--strategies", "random,entropy")
+
+
+def _write_pictures(folder: Path, n: int, first: int = 0) -> Path:
+    for number in range(first, first + n):
+        label = ("cat", "dog")[number % 2]
+        write_picture(folder / label / f"{number:03}.png", label=label, number=number)
+    return folder
+
+
+def test_labeled_images_are_simulated_with_the_settings_of_the_workspace(tmp_path: Path):
+    _write_pictures(tmp_path / "photos", 40)
+    tested = _write_pictures(tmp_path / "tested", 20, first=100)
+    (tmp_path / "alloop.toml").write_text(render_toml(make_settings(pool={"near_duplicates": False})))
+
+    done = alloop("simulate", "-C", tmp_path, "--folder", tmp_path / "photos", "--test", tested, "--json", *PICTURES)
+
+    assert done.code == 0, done.err
+    runs = done.data["runs"]
+    assert {(run["strategy"], run["n_test"]) for run in runs} == {("random", 20), ("entropy", 20)}
+    assert all(0 <= row < 40 for run in runs for batch in run["picks"] for row in batch)
+    assert len(done.data["rows"]) == 40
+    assert runs[0]["picks"][0] == runs[1]["picks"][0]
+    assert max(run["accuracy"][-1] for run in runs) > 0.5
+
+
+def test_the_labels_of_a_workspace_can_be_simulated_on(tmp_path: Path):
+    project = make_project(tmp_path, n=40, pool={"near_duplicates": False})
+    with (project.folder / "truth.csv").open() as lines:
+        known = [(row["file"], row["label"]) for row in csv.DictReader(lines)]
+    with (project.folder / "known.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label"), *known])
+    assert alloop("labels", "import", "-C", project.folder, project.folder / "known.csv").code == 0
+
+    done = alloop("simulate", "-C", project.folder, "--json", *PICTURES)
+
+    assert done.code == 0, done.err
+    assert {run["n_test"] for run in done.data["runs"]} == {8}
+    assert all(run["n_rest"] == 40 - 8 - 12 for run in done.data["runs"])
+
+
+def test_without_data_a_workspace_is_needed(tmp_path: Path):
+    done = alloop("simulate", "-C", tmp_path)
+
+    assert done.code == 2
+    assert "not an alloop workspace" in done.err
