@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alloop.config.load import set_values
-from alloop.config.schema import AcquisitionConfig, Config, EvaluationConfig
+from alloop.config.schema import AcquisitionConfig, Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
@@ -144,14 +144,13 @@ def pure_config(config: Config) -> Config:
     The first batch is drawn at random, so that all strategies of a seed start from the same labels.
     """
     acquisition = {"cold_start": "random"} if "cold_start" in AcquisitionConfig.model_fields else {}
-    evaluation = {"matched_arm": False} if "matched_arm" in EvaluationConfig.model_fields else {}
     stopping = {"label_budget": None, "target_accuracy": None, "stop_when_flat": False, "stop_when_stable": False}
     return set_values(
         config,
         database={"url": ""},
         loop={**stopping, "min_answered": 1.0},
         acquisition=acquisition,
-        evaluation=evaluation,
+        evaluation={"matched_arm": False},
         labeling={"backend": "oracle", "oracle": {**config.labeling.oracle.model_dump(), "file": "../base/truth.csv"}},
     )
 
