@@ -21,7 +21,7 @@ from alloop.loop.holdout_file import HoldoutPredictions, read_holdout
 from alloop.loop.stopping import Agreement, Evidence, Rule, list_rules, percent, points
 from alloop.loop.test_set import bought
 from alloop.project import Project
-from alloop.records import CurvePoint, Interval, RoundState, Split
+from alloop.records import CurvePoint, Interval, Reason, RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import count_disputed, list_labels, list_lead_times
 from alloop.store.images import PoolCounts, count_pool
@@ -103,7 +103,8 @@ def gather_findings(session: Session, project: Project) -> Findings:
     rounds = _measured(session)
     pool = count_pool(session)
     outlook = _outlook(session, project, rounds)
-    evidence = _evidence(session, project, rounds, pool, _n_left(session, pool), outlook.doubling if outlook else None)
+    doubling = outlook.doubling if outlook else None
+    evidence = _evidence(session, project, rounds, pool, _n_left(session, pool), doubling, _agreements(session))
     matched = list_last_events(session, MATCHED)
     grown = list_metrics(session, rounds[-1].model.id, GROWN) if rounds else {}
     return Findings(
@@ -118,11 +119,14 @@ def gather_findings(session: Session, project: Project) -> Findings:
 
 
 def gather_evidence(session: Session, project: Project, n_askable: int) -> Evidence:
-    """What the rules that are configured look at; the curve is fitted only if one asks for it."""
-    rounds = _measured(session)
-    fitted = _curve(project, rounds) if project.config.loop.stop_when_flat else None
+    """What the rules that are configured look at, and no more: a loop asks in every round."""
+    settings = project.config.loop
+    needs_curve = settings.stop_when_flat
+    rounds = _measured(session) if needs_curve or settings.target_accuracy is not None else []
+    fitted = _curve(project, rounds) if needs_curve else None
     doubling = None if fitted is None else fitted.gain(rounds[-1].model.n_labels, 2 * rounds[-1].model.n_labels)
-    return _evidence(session, project, rounds, count_pool(session), n_askable, doubling)
+    agreements = _agreements(session) if settings.stop_when_stable else ()
+    return _evidence(session, project, rounds, count_pool(session), n_askable, doubling, agreements)
 
 
 def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions | None:
@@ -217,15 +221,22 @@ def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Ris
         (query for query in queries if query.draw_number is not None), key=lambda query: query.draw_number or 0
     )
     pools = {query.draw_pool for query in drawn}
-    is_whole = [query.draw_number for query in drawn] == list(range(1, len(drawn) + 1)) and len(pools) == 1
-    if not drawn or not is_whole or any(query.probability is None for query in drawn):
+    numbers = [query.draw_number for query in drawn]
+    probs = [_next_probability(query) for query in drawn]
+    if not drawn or numbers != list(range(1, len(drawn) + 1)) or len(pools) > 1 or None in (*probs, *pools):
         return None
     losses = [
         math.nan if query.image_id not in labels else float(labels[query.image_id] != query.predicted)
         for query in drawn
     ]
-    probs = np.array([query.probability for query in drawn], dtype=np.float64)
-    return lure_risk(probs, np.array(losses), drawn[0].draw_pool or 0)
+    return lure_risk(np.array(probs, dtype=np.float64), np.array(losses), drawn[0].draw_pool or 0)
+
+
+def _next_probability(query: QueryRecord) -> float | None:
+    """q_m: of being drawn as it was, given the draws before. Uniform draws record that of being in the sample."""
+    if query.reason is Reason.ACQUIRED or query.draw_pool is None or query.draw_number is None:
+        return query.probability
+    return 1 / (query.draw_pool - query.draw_number + 1)
 
 
 def _outlook(session: Session, project: Project, rounds: Sequence[_Measured]) -> Outlook | None:
@@ -272,6 +283,7 @@ def _evidence(
     pool: PoolCounts,
     n_askable: int,
     doubling: Interval | None,
+    agreements: Sequence[Agreement],
 ) -> Evidence:
     return Evidence(
         n_labels=bought(project.config, pool),
@@ -280,7 +292,7 @@ def _evidence(
         n_rounds=count_rounds_asked(session),
         accuracy=rounds[-1].accuracy if rounds else None,
         doubling=doubling,
-        agreements=_agreements(session),
+        agreements=agreements,
     )
 
 

@@ -167,7 +167,7 @@ def add_batch(session: Session, n: int, pool: int, right: int, *, labeled: int |
             rank=number + 1,
             reason=Reason.RANDOM,
             predicted="cat",
-            probability=1 / (pool - number),
+            probability=n / pool,  # of being among them, as the share of a batch records it
             draw_number=number + 1,
             draw_pool=pool,
         )
@@ -193,6 +193,24 @@ def test_answers_drawn_with_known_probability_measure_the_rest_of_the_pool(proje
     assert unbiased.accuracy.low < 0.75 < unbiased.accuracy.high
     assert unbiased.says.startswith("Accuracy of round 1's model on the 600 images it drew from: 75.0 % [")
     assert unbiased.says.endswith("(LURE, 60 answers worth 60).")
+
+
+def test_images_that_a_strategy_drew_count_by_the_probability_of_being_drawn_next(project: Project):
+    """Two uniform draws from five, then one by score: v_3 = 1 + 2/2 * (1 / (3 * 0.8) - 1)."""
+    with transaction(project.database) as session:
+        add_batch(session, n=2, pool=5, right=2)
+        image_id = add_pool_image(session, 10)
+        third = make_query(
+            image_id, rank=3, reason=Reason.ACQUIRED, predicted="cat", probability=0.8, draw_number=3, draw_pool=5
+        )
+        add_queries(session, 1, [third], "k", NOW)
+        queries = list_queries(session)
+
+    risk = drawn_risk(queries, {query.image_id: "cat" for query in queries})
+
+    assert risk is not None
+    third_weight = 1 / 2.4
+    assert risk.effective == pytest.approx((2 + third_weight) ** 2 / (2 + third_weight**2))
 
 
 def test_too_few_drawn_answers_give_no_number_and_say_so(project: Project):
