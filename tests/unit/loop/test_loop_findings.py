@@ -103,14 +103,14 @@ def test_two_rounds_are_compared_on_the_images_of_both(project: Project, before:
 def test_images_drawn_later_and_images_of_one_round_only_are_left_out_of_the_comparison(project: Project):
     with transaction(project.database) as session:
         add_measured(session, project, 1, 50, 60)
-        add_measured(session, project, 2, 90, 60, first=20, grown=10)
+        add_measured(session, project, 2, 90, 60, first=20, grown=30)
 
         better = gather_findings(session, project).better
 
     assert better is not None
     assert better.comparison is not None
-    # Images 0 to 99 and 20 to 119, the last ten of which were drawn later: 20 to 99 are in both.
-    assert better.comparison.gain.n == 80
+    # Images 0 to 99 and 20 to 119, of which 90 to 119 were drawn later: 20 to 89 are left.
+    assert better.comparison.gain.n == 70
 
 
 def test_without_the_files_nobody_can_tell(project: Project):

@@ -1,16 +1,18 @@
 """Matched arms: which labels are in which arm, what is said, and a whole comparison on a toy project."""
 
+import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from factories import fake_sha256, make_config, make_project
 
-from alloop.engine.jobs import TrainJob
+from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.evaluation.matched import Matched
 from alloop.loop.matched import compare_arms, describe, find_arms, without
 from alloop.loop.runner import RunOptions, run
-from alloop.records import ImageRef, Interval, Reason
+from alloop.records import Calibration, ImageRef, Interval, ModelFiles, Reason
 from alloop.store.session import reading
 from alloop.store.workspace import list_last_events
 
@@ -53,6 +55,46 @@ def test_images_drawn_later_are_left_out_of_the_holdout(tmp_path: Path):
 
     assert [ref.image_id for ref in kept.holdout] == [0, 3]
     assert kept.holdout_targets == (0, 1)
+
+
+class Recorder:
+    """In place of the executor: remembers the labels of each job, and is right about everything if it had all."""
+
+    jobs: ClassVar[list[TrainJob]] = []
+
+    def train(self, job: TrainJob) -> TrainResult:
+        self.jobs.append(job)
+        sure = np.where(np.arange(2) == np.array(job.holdout_targets)[:, None], 0.0, -9.0).astype(np.float32)
+        nothing = Calibration(1.0, 0, None, None)
+        return TrainResult(ModelFiles(job.out, ""), nothing, sure, (), {}, {}, 0.0)
+
+
+def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("alloop.loop.matched.LocalExecutor", Recorder)
+    monkeypatch.setattr(Recorder, "jobs", [])
+    refs = tuple(ImageRef(number, fake_sha256(number), "") for number in range(70))
+    whole = dataclasses.replace(job(tmp_path), images=refs, targets=(0, 1) * 35, head_classes=(("cat",),))
+    # Images 0 to 9 are the seed batch, 10 to 39 were acquired, 40 to 64 drawn; 65 to 69 were known beforehand.
+    reasons = {at: SEED if at < 10 else ACQUIRED if at < 40 else RANDOM for at in range(65)}
+    result = Recorder().train(whole)
+    Recorder.jobs.clear()
+
+    found = compare_arms(whole, dataclasses.replace(result, head_classes=(("dog",),)), reasons)
+
+    shared = {*range(10), *range(65, 70)}
+    for jobs, own in ((Recorder.jobs[:6], set(range(10, 35))), (Recorder.jobs[6:], set(range(40, 65)))):
+        sets = [{ref.image_id for ref in one.images} for one in jobs]
+        assert sets[0] == shared | own
+        left_out = [sets[0] - one for one in sets[1:]]
+        assert [len(group) for group in left_out] == [5] * 5
+        assert set().union(*left_out) == own
+    for one in Recorder.jobs:
+        assert one.targets == tuple(ref.image_id % 2 for ref in one.images)
+        assert (one.head_classes, one.config.calibration.method, one.seed) == ((("dog",),), "none", whole.seed)
+        assert one.config.train == whole.config.train
+    assert (found["labels"], found["own"], found["gain"]["value"]) == (40, 25, 0)
 
 
 @pytest.mark.parametrize(
