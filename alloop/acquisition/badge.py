@@ -68,7 +68,7 @@ def output_gradients(members: Float[Tensor, "M N K"]) -> Float[Tensor, "N M*K"]:
 
 
 def cost(size: Size) -> Cost:
-    """One pass over features and output gradients for each image of the batch."""
+    """One pass over features and output gradients for each image of the batch; memory is slower than products."""
     outputs = max(size.members, 1) * size.classes
-    operations = 2.0 * size.k * size.candidates * (size.features + outputs + 10)
+    operations = 8.0 * size.k * size.candidates * (size.features + outputs + 10)
     return Cost(operations, 4.0 * size.candidates * (size.features + 4 * outputs + 20) + 4 * BLOCK_FLOATS)

@@ -81,7 +81,8 @@ def cost(size: Size) -> Cost:
     considered = min(considered, size.candidates)
     n_numbers = float(size.candidates * members * size.classes)
     rows = float(CONFIGURATIONS * size.classes)
-    operations = 20.0 * n_numbers + rows * 2 * REFRESHED * size.k * (2 * members + 20)
+    # Logarithms and divisions of every configuration take longer than products.
+    operations = 500.0 * n_numbers + rows * 2 * REFRESHED * size.k * (2 * members + 400)
     n_bytes = 4.0 * n_numbers + 64.0 * size.candidates + 24.0 * considered * members * size.classes
     n_bytes += 24.0 * CONFIGURATIONS * members + 32.0 * max(BLOCK_FLOATS, rows)
     return Cost(operations, n_bytes)

@@ -48,7 +48,9 @@ def cluster_margin(candidates: Candidates, k: int, seed: int) -> Choice:
 def cost(size: Size) -> Cost:
     """Margins, and average linkage of the small ones."""
     n = _n_considered(size.candidates, size.k)
-    operations = 20.0 * size.candidates * size.classes + 2.0 * n**2 * size.features + 100.0 * n**2
+    operations = (
+        size.candidates * (500.0 * size.classes + 20.0 * size.features) + 2.0 * n**2 * size.features + 100.0 * n**2
+    )
     n_bytes = 4.0 * size.candidates * (size.features + size.classes + 20) + 24.0 * n**2 + 4.0 * n * size.features
     return Cost(operations, n_bytes + 20.0 * BLOCK_FLOATS)
 

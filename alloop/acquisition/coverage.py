@@ -180,16 +180,16 @@ def herding_cost(size: Size) -> Cost:
     """One kernel between sources and targets, one with the labeled, and some rows of it for each image picked."""
     n_targets, n_sources = min(size.candidates, TARGETS), min(size.candidates, max(SOURCES, 2 * size.k))
     rows = n_sources + size.labeled + 3.0 * REFRESHED * size.k
-    operations = 2.0 * n_targets * rows * (size.features + 10)
+    operations = 0.6 * n_targets * rows * (size.features + 30)  # large products are quick
     n_bytes = 4.0 * size.features * (size.candidates + size.labeled + n_targets) + 100.0 * size.candidates
-    return Cost(operations, n_bytes + 24.0 * BLOCK_FLOATS)
+    return Cost(operations, n_bytes + 32.0 * BLOCK_FLOATS)
 
 
 def uherding_cost(size: Size) -> Cost:
     """As herding, with the distances between labeled images."""
     herding = herding_cost(size)
     return Cost(
-        herding.operations + 2.0 * size.labeled**2 * size.features,
+        herding.operations + 0.6 * size.labeled**2 * size.features,
         herding.n_bytes + 4.0 * (size.candidates * size.classes + size.labeled * size.features),
     )
 
@@ -198,7 +198,7 @@ def probcover_cost(size: Size) -> Cost:
     """As herding, with k-means and the radius."""
     herding = herding_cost(size)
     n, kept = size.candidates, size.features if size.features <= 2 * KEPT else KEPT
-    operations = 2.0 * n * size.features * (kept + PROBES) + 2.0 * min(n, FITTED) * size.classes * kept * (STEPS + 2)
+    operations = 0.6 * n * size.features * (kept + PROBES) + 2.0 * min(n, FITTED) * size.classes * kept * (STEPS + 2)
     extra = 4.0 * kept * (n + min(n, FITTED)) + 4.0 * size.features * PROBES
     return Cost(herding.operations + operations, herding.n_bytes + extra)
 

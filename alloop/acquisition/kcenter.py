@@ -60,7 +60,7 @@ def k_center(candidates: Candidates, k: int, seed: int) -> Choice:
 def cost(size: Size) -> Cost:
     """Distances to the labeled images, and to each choice from a part of the candidates."""
     rows, columns = size.candidates, size.features
-    return Cost(2.0 * rows * columns * (size.labeled + 2 + size.k / 2), 4.0 * rows * (columns + 8) + 12 * BLOCK_FLOATS)
+    return Cost(rows * columns * (size.labeled + 20 + size.k), 4.0 * rows * (columns + 8) + 12 * BLOCK_FLOATS)
 
 
 def _farthest(

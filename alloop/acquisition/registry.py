@@ -20,6 +20,8 @@ from alloop.acquisition.strategy import Candidates, Choice, Cost, Size, Strategy
 from alloop.composition import STRATEGY_GROUP, check_strategy, check_strategy_name, strategy_name
 from alloop.errors import ConfigError
 
+OPERATIONS_PER_SECOND = 2e10  # what one core does; costs are measured against it, give or take a factor of 3
+
 METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
     **scores.METHODS,
     "badge": (badge.badge, badge.cost),
@@ -46,7 +48,10 @@ def find_strategy(name: str) -> Strategy:
 
 
 def estimate(name: str, size: Size) -> Cost:
-    """What a selection will take. Another package's may say so in its attribute `cost`; else it counts as nothing.
+    """What a selection will take, on the CPU.
+
+    Bytes are an upper bound. Operations are counted so that a core does `OPERATIONS_PER_SECOND`: reading memory counts
+    for more than what is computed from it. Another package's may say so in its attribute `cost`; else it counts as 0.
 
     Raises:
         ValueError, ConfigError: As in `find_strategy`.

@@ -80,7 +80,7 @@ def cost(n_members: int, size: Size) -> Cost:
     """Of a score that looks at so many predictions of every image."""
     n_numbers = size.candidates * max(n_members, 1) * size.classes
     # The predictions in key order, a few copies of a block, and scores and orders of all images.
-    return Cost(20.0 * n_numbers, 4.0 * n_numbers + 16.0 * 4 * BLOCK_FLOATS / 4 + 64.0 * size.candidates)
+    return Cost(500.0 * n_numbers, 4.0 * n_numbers + 16.0 * 4 * BLOCK_FLOATS / 4 + 64.0 * size.candidates)
 
 
 def _predictions(candidates: Candidates, name: str) -> Tensor:
@@ -119,5 +119,5 @@ METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
         name: (_highest(name), lambda size: cost(size.members, size))
         for name in ("expected-entropy", "mutual-information", "variation-ratio")
     },
-    "random": (random, lambda size: Cost(100.0 * size.candidates, 64.0 * size.candidates)),
+    "random": (random, lambda size: Cost(2000.0 * size.candidates, 64.0 * size.candidates)),
 }
