@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from alloop.calibration.folds import draw_folds
 from alloop.calibration.temperature import FEWEST
+from alloop.engine.build import SMOOTH_LOSSES, HeadRecipe
 from alloop.engine.calibrate import calibrate
+from alloop.losses.named import Loss
 from alloop.records import Calibration
 
 N_FOLDS = 5
@@ -27,6 +30,25 @@ def out_of_fold(targets: Tensor, seed: int, predict: Callable[[Tensor, Tensor], 
     for rest, fold in draw_folds(targets.numpy(), seed, N_FOLDS):
         rows[fold] = predict(rest, fold).double()
     return rows
+
+
+def is_one_solution(recipe: HeadRecipe, loss: Loss) -> bool:
+    """Whether heads are what minimizes a function of all labels, found by L-BFGS, whatever the features' axes."""
+    return loss.name in SMOOTH_LOSSES and recipe.mixing.kind == "none" and recipe.dropout is None
+
+
+def rotate(features: Float[Tensor, "N D"]) -> Float[Tensor, "N R"]:
+    """The same images in no more dimensions than there are of them: all distances and inner products stay.
+
+    Linear heads with squared-norm decay do not see a rotation, and what lies outside the span of their images decays to
+    nothing: what they say of these images stays the same. Features that are few already stay as they are.
+    """
+    n, n_features = features.shape
+    if n >= n_features:
+        return features
+    # Of the transpose: Q [D, N] spans the rows, and R is what each row is in it.
+    turned: Tensor = torch.linalg.qr(features.double().T, mode="r").R.T
+    return turned.float()
 
 
 def calibrate_apart(

@@ -19,7 +19,7 @@ from alloop.engine.build import (
     search_paths,
 )
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.cross_validate import calibrate_apart, out_of_fold
+from alloop.engine.cross_validate import calibrate_apart, is_one_solution, out_of_fold, rotate
 from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import Labeled, finetune, split_stratified, trunk_features
@@ -171,6 +171,8 @@ def _cross_validate(
     images, labels = _readable(images, targets, failed)
     features = torch.from_numpy(cache.take([image.sha256 for image in images]))
     recipe, n_classes = build_head_recipe(job.config), len(job.classes)
+    if is_one_solution(recipe, build_loss(job.config)):
+        features = rotate(features)
 
     def predict(rest: Tensor, fold: Tensor) -> Tensor:
         rows = []

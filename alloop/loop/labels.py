@@ -44,18 +44,20 @@ class ImportedLabel:
 def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
     """Rebuild the labels of these images (None: of all) from the annotations as they are now."""
     classes = frozenset(classes)
-    answers: dict[int, list[Answer]] = {image_id: [] for image_id in image_ids or ()}
+    given: dict[int, list[AnnotationRecord]] = {image_id: [] for image_id in image_ids or ()}
     for record in list_current(session, image_ids=image_ids):
-        answers.setdefault(record.image_id, []).append(_vote(record, classes))
-    labels = {image_id: majority(mine) for image_id, mine in answers.items()}
-    set_labels(
-        session,
-        {
-            image_id: None if found.label is None else (found.label, found.agreement, found.n)
-            for image_id, found in labels.items()
-        },
-        _now(),
-    )
+        given.setdefault(record.image_id, []).append(record)
+    set_labels(session, {image_id: _label(mine, classes) for image_id, mine in given.items()}, _now())
+
+
+def _label(records: Sequence[AnnotationRecord], classes: Collection[str]) -> tuple[str, float, int] | None:
+    """What the annotations of one image come to: (class, agreement, votes)."""
+    if len(records) == 1:  # most images: there is nothing to count
+        only = records[0]
+        is_vote = only.outcome is Outcome.LABEL and only.value in classes
+        return (only.value, 1.0, 1) if is_vote and only.value is not None else None
+    found = majority(_vote(record, classes) for record in records)
+    return None if found.label is None else (found.label, found.agreement, found.n)
 
 
 def _vote(record: AnnotationRecord, classes: Collection[str]) -> Answer:
