@@ -44,9 +44,13 @@ class ImageSet:
         return np.flatnonzero(np.array(self.parts) == part)
 
 
-def read_zip(name: str, table: str, limit: int | None = None) -> Sources:
+def read_zip(name: str, table: str, limit: int | None = None, *, is_spread: bool = False) -> Sources:
+    """The first `limit` files of a table, or as many spread over it: CIFAR-10's test images stand class by class."""
     with zipfile.ZipFile(DATA / name) as archive:
-        for row in list(csv.DictReader(io.TextIOWrapper(archive.open(table))))[:limit]:
+        rows = list(csv.DictReader(io.TextIOWrapper(archive.open(table))))
+        n = min(limit or len(rows), len(rows))
+        places = np.linspace(0, len(rows), n, endpoint=False).astype(int).tolist() if is_spread else range(n)
+        for row in (rows[place] for place in places):
             yield row["file"], archive.read(row["file"]), row["label"]
 
 
@@ -97,12 +101,12 @@ def unpack(sources: dict[str, Sources], folder: Path, first_id: int = 1) -> Imag
 
 
 def load(name: str, folder: Path, n_test: int | None = None) -> ImageSet:
-    """A set by name: at most 20,000 training images, and of the test images the first `n_test`."""
+    """A set by name: at most 20,000 training images, and `n_test` of the test images."""
     sources: dict[str, dict[str, Sources]] = {
         "trashnet": {"all": read_zip("trashnet.zip", "labels.csv")},
         "cifar10": {
             "train": read_zip("cifar10.zip", "train.csv", 20_000),
-            "test": read_zip("cifar10.zip", "test.csv", n_test),
+            "test": read_zip("cifar10.zip", "test.csv", n_test, is_spread=True),
         },
         "digits": {"all": read_digits()},
         "fashion-mnist": {"train": read_fashion("train", 20_000), "test": read_fashion("test", n_test)},

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--methods", nargs="+", default=[])
     parser.add_argument("--seeds", type=int, default=N_SEEDS)
-    parser.add_argument("--test", type=int, help="measure on the first so many of CIFAR-10's test images")
+    parser.add_argument("--test", type=int, help="measure on so many of CIFAR-10's test images")
     parser.add_argument("--decay", type=float, help="weight decay of the heads, instead of the tuned 5e-5")
     parser.add_argument("--minutes", type=float, help="begin no new cell after this time")
     parser.add_argument("--calibrators", nargs="+", default=list(FITTED), choices=FITTED)

@@ -32,7 +32,7 @@ METHODS = ("SL1H", "LogitNorm", "4HML")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--test", type=int, help="the first so many of CIFAR-10's test images")
+    parser.add_argument("--test", type=int, help="so many of CIFAR-10's test images")
     parser.add_argument("--strangers", type=int, default=2000, help="at most so many of each set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--odin", type=int, default=200, help="images of each side that ODIN scores")
