@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WIDE = 120
 EXPLAINED = (
-    "Accuracy, NLL (nats) and ECE are of the N labeled images of the holdout, each image calibrated by the others, "
+    "Accuracy, NLL (nats) and ECE are {measured}, "
     "with 95 % intervals (Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie "
     "above it). H is the mean score of the batch (entropy in nats, unless the strategy is another): chosen by the "
     "strategy | drawn at random."
@@ -25,7 +25,7 @@ EXPLAINED = (
 @common_options
 def status(session: Session) -> None:
     """Show rounds, accuracy, pending tasks and who labeled how many."""
-    from alloop.report.gather import gather_status, to_json
+    from alloop.report.gather import describe_measured, gather_status, to_json
 
     report = gather_status(session.project())
     if session.as_json:
@@ -38,7 +38,8 @@ def status(session: Session) -> None:
     console.print(_headline(report), highlight=False)
     if report.rounds:
         console.print(_rounds(report.rounds))
-        console.print(EXPLAINED, style="dim", highlight=False)
+        explained = EXPLAINED.format(measured=describe_measured(report.findings))
+        console.print(explained, style="dim", highlight=False)
     for line in _findings(report) + _people(report) + _attention(report):
         console.print(line, highlight=False)
 

@@ -78,7 +78,13 @@ class Outlook:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Everything at once; each part is None where there is nothing to say yet."""
+    """Everything at once; each part is None where there is nothing to say yet.
+
+    Attributes:
+        grown: Accuracy on what later rounds drew from the rest of the pool.
+        disputed: Holdout labels on which not all annotators agree, of those that several gave.
+        on_test: What is measured on is a test set that was there already, not a sample of the pool.
+    """
 
     better: Better | None
     matched: Mapping[str, Any] | None
@@ -87,6 +93,7 @@ class Findings:
     outlook: Outlook | None
     rules: tuple[Rule, ...]
     disputed: tuple[int, int]
+    on_test: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +122,7 @@ def gather_findings(session: Session, project: Project) -> Findings:
         outlook=outlook,
         rules=tuple(list_rules(project.config.loop, evidence)),
         disputed=count_disputed(session, Split.HOLDOUT),
+        on_test=project.config.evaluation.test is not None,
     )
 
 

@@ -122,7 +122,7 @@ def _target(settings: LoopConfig, accuracy: Interval | None) -> Rule:
     name, target = "target accuracy", settings.target_accuracy
     if accuracy is None or math.isnan(accuracy.value):
         return Rule(name, Standing.UNKNOWN, "no accuracy has been measured yet", stops=target is not None)
-    measured = f"accuracy {percent(accuracy)} on {accuracy.n} holdout images"
+    measured = f"accuracy {percent(accuracy)} on {accuracy.n} images"
     if target is None:
         return Rule(name, Standing.NOT, f"no target_accuracy is set; {measured}", stops=False)
     wanted = f"target {100 * target:g} %"

@@ -102,8 +102,17 @@ def describe_calibration(calibration: Calibration) -> str:
     return "no calibrator" if calibration.method == "none" else calibration.method
 
 
+def describe_measured(findings: Findings) -> str:
+    """On which images metrics are measured, and how they were kept from what is fitted."""
+    if findings.on_test:
+        return "of the N images of the test set, to which nothing was fitted"
+    return "of the N labeled images of the holdout that was drawn before any model, each calibrated by the others"
+
+
 def describe_people(findings: Findings) -> str:
     """What an accuracy measured against people's answers is."""
+    if findings.on_test:
+        return "Accuracy is agreement with the labels of the test set: mistakes in them are inside that number."
     words = "Accuracy is agreement with people's answers: disagreement among people is inside that number"
     disputed, several = findings.disputed
     if not several:

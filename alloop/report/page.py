@@ -15,7 +15,7 @@ from alloop.project import Project
 from alloop.records import CurvePoint, Interval
 from alloop.report.calibration import ReliabilityData, draw_reliability
 from alloop.report.curves import draw_curves
-from alloop.report.gather import RoundReport, StatusReport, describe_people, gather_status
+from alloop.report.gather import RoundReport, StatusReport, describe_measured, describe_people, gather_status
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
 from alloop.store.session import reading
 
@@ -46,10 +46,7 @@ def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
         *_sentences(found),
     ]
     if any(row.metrics for row in status.rounds):
-        notes.append(
-            "Metrics are of the labeled holdout that was drawn before any model, each image calibrated by the others, "
-            f"with 95 % intervals. {describe_people(found)}"
-        )
+        notes.append(f"Metrics are {describe_measured(found)}, with 95 % intervals. {describe_people(found)}")
     tables = [_rounds(status.rounds), _rules(found), _classes(status), _annotators(status)]
     return Page(f"{status.name}: report", notes, [table for table in tables if table.rows], sections)
 

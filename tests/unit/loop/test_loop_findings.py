@@ -13,6 +13,7 @@ from alloop.loop.findings import MATCHED, drawn_risk, gather_evidence, gather_fi
 from alloop.loop.holdout_file import read_holdout, write_holdout
 from alloop.project import Project
 from alloop.records import Calibration, ImageRef, Outcome, QueryStatus, Reason, RoundState, Split
+from alloop.report.gather import describe_measured, describe_people
 from alloop.store.annotations import AnnotationRecord, add_annotations, set_labels
 from alloop.store.queries import add_queries, list_queries, set_status
 from alloop.store.rounds import add_model, add_round, set_metrics, set_state
@@ -259,3 +260,16 @@ def test_people_who_disagree_about_the_holdout_are_counted(project: Project):
         set_labels(session, labels, NOW)
 
         assert gather_findings(session, project).disputed == (1, 2)
+
+
+def test_a_test_set_is_not_called_a_holdout(project: Project):
+    tested = Project(project.folder, make_config(evaluation={"test": "test.csv"}), {})
+    with transaction(project.database) as session:
+        ours, theirs = (gather_findings(session, one) for one in (project, tested))
+
+    assert describe_measured(ours).startswith("of the N labeled images of the holdout")
+    assert describe_people(ours) == (
+        "Accuracy is agreement with people's answers: disagreement among people is inside that number."
+    )
+    assert describe_measured(theirs) == "of the N images of the test set, to which nothing was fitted"
+    assert describe_people(theirs).startswith("Accuracy is agreement with the labels of the test set")

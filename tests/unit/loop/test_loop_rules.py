@@ -100,17 +100,17 @@ ACCURACY = Interval(0.9, 0.87, 0.93, 400, "wilson 95%")
 @pytest.mark.parametrize(
     ("target", "standing", "because"),
     [
-        (0.87, "holds", "target accuracy reached: accuracy 90.0 % [87.0, 93.0] on 400 holdout images, target 87 %"),
+        (0.87, "holds", "target accuracy reached: accuracy 90.0 % [87.0, 93.0] on 400 images, target 87 %"),
         (
             0.9,
             "cannot tell",
-            "accuracy 90.0 % [87.0, 93.0] on 400 holdout images: its lower end has not reached the target 90 %, "
+            "accuracy 90.0 % [87.0, 93.0] on 400 images: its lower end has not reached the target 90 %, "
             "its upper end has",
         ),
         (
             0.95,
             "does not hold",
-            "target accuracy not reached: accuracy 90.0 % [87.0, 93.0] on 400 holdout images, target 95 %",
+            "target accuracy not reached: accuracy 90.0 % [87.0, 93.0] on 400 images, target 95 %",
         ),
     ],
 )
