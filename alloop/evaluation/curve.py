@@ -38,7 +38,7 @@ class Curve:
         return Interval(value, float(low), float(high), self.n_points, "power law 95%")
 
     def _error(self, laws: Array, n: float) -> Array:
-        return np.clip(laws[:, 0] + laws[:, 1] * (n / self.unit) ** -laws[:, 2], 0.0, 1.0)
+        return np.asarray(laws[:, 0] + laws[:, 1] * (n / self.unit) ** -laws[:, 2])
 
 
 def fit_curve(
@@ -72,7 +72,8 @@ def fit_curve(
     scatter = float(((errors - smooth) ** 2).sum() / max(1, len(n) - 2))
     root = _root(noise + scatter * np.eye(len(n)))
     draws = smooth + generator.standard_normal((DRAWS, len(n))) @ root.T
-    return Curve(len(points), unit, fitted, _solve(np.clip(draws, 0.0, 1.0), x, weights))
+    # Neither points nor refits are held within 0 and 1: near the ends that would look like certainty.
+    return Curve(len(points), unit, fitted, _solve(draws, x, weights, least=-np.inf))
 
 
 def covariance_of(correct: npt.NDArray[np.bool_]) -> Array:
@@ -84,8 +85,8 @@ def covariance_of(correct: npt.NDArray[np.bool_]) -> Array:
     return np.atleast_2d(np.cov(correct.astype(np.float64), bias=True)) / n + np.eye(len(correct)) / n**2
 
 
-def _solve(errors: Array, x: Array, weights: Array) -> Array:
-    """Weighted least squares of a + b x_c for each power c, a >= 0; the best of them. errors [S, P] → laws [S, 3]."""
+def _solve(errors: Array, x: Array, weights: Array, least: float = 0.0) -> Array:
+    """Weighted least squares of a + b x_c for each power c, a >= least; the best of them. [S, P] → laws [S, 3]."""
     w = weights / weights.sum()
     mean_x, mean_y = w @ x, errors @ w  # [C], [S]
     spread = w @ (x - mean_x) ** 2  # [C]
@@ -93,7 +94,7 @@ def _solve(errors: Array, x: Array, weights: Array) -> Array:
     offset = mean_y[:, None] - slope * mean_x
     # Nobody errs in less than no image: where the line would start below 0, it goes through 0.
     through = (errors * w) @ x / (w @ x**2)
-    slope, offset = np.where(offset < 0, through, slope), np.maximum(offset, 0.0)
+    slope, offset = np.where(offset < least, through, slope), np.maximum(offset, least)
     misses = np.stack([((errors - offset[:, [c]] - slope[:, [c]] * x[:, c]) ** 2) @ w for c in range(len(POWERS))], 1)
     best = misses.argmin(axis=1)
     rows = np.arange(len(errors))
