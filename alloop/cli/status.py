@@ -35,13 +35,13 @@ def status(session: Session) -> None:
 
     # Where nobody's terminal sets a width, lines are for files and mails: do not fold them at 80.
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    console.print(_headline(report), highlight=False)
+    console.print(_headline(report), highlight=False, markup=False)
     if report.rounds:
         console.print(_rounds(report.rounds))
         explained = EXPLAINED.format(measured=describe_measured(report.findings))
-        console.print(explained, style="dim", highlight=False)
+        console.print(explained, style="dim", highlight=False, markup=False)
     for line in _findings(report) + _people(report) + _attention(report):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)  # [acquisition] is a table of settings
 
 
 def _headline(report: "StatusReport") -> str:
