@@ -72,11 +72,14 @@ def _worth(table: CurveTable) -> Lines:
 
 def _wins(table: CurveTable) -> Lines:
     lines = [
-        [(row.strategy, 0), *(("–" if i == j else f"{100 * table.wins[i][j]:.0f}", 0) for j in range(len(table.rows)))]
+        [
+            (f"{i + 1} {row.strategy}", 0),
+            *(("–" if i == j else f"{100 * table.wins[i][j]:.0f}", 0) for j in range(len(table.rows))),
+        ]
         for i, row in enumerate(table.rows)
     ]
-    columns = ["strategy", *(row.strategy for row in table.rows)]
-    return "How often the row is better than the column, % of seeds and budgets", columns, lines
+    columns = ["strategy", *(str(i + 1) for i in range(len(table.rows)))]
+    return "How often the row is better than the column, % of seeds and later budgets", columns, lines
 
 
 def _ahead(row: Row) -> str:

@@ -48,7 +48,7 @@ class CurveTable:
 
     Attributes:
         budgets: Labels after each round.
-        wins: wins[i][j]: the share of seeds and budgets at which row i is better than row j.
+        wins: wins[i][j]: the share of seeds and budgets, the first one aside, at which row i is better than row j.
         n_test: Images measured on; several numbers where seeds differ.
     """
 
@@ -76,7 +76,9 @@ def tabulate(simulation: Simulation) -> CurveTable:
     curves = {name: np.array([cell.accuracy[:n_rounds] for cell in cells]) for name, cells in used.items()}
     reference = next((curves[name] for name in curves if strategy_name(name) == RANDOM), None)
     rows = tuple(_row(name, used[name], budgets, curves[name], reference) for name in used)
-    won = tuple(tuple(wins(curves[one], curves[other]) for other in used) for one in used)
+    # Not where all have the same labels.
+    later = {name: mine[:, 1:] if n_rounds > 1 else mine for name, mine in curves.items()}
+    won = tuple(tuple(wins(later[one], later[other]) for other in used) for one in used)
     return CurveTable(budgets, tuple(seeds), rows, won, tuple(sorted({cell.n_test for cell in every})))
 
 
