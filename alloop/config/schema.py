@@ -181,6 +181,8 @@ class AcquisitionConfig(Section):
         None  # which images may be asked: a glob of paths, or a condition such as site = 'A' and year > 2020
     )
     random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
+    # Without a model: typical images by pretrained features, or a uniform draw. auto: the latter where there are none.
+    cold_start: Literal["auto", "random"] = "auto"
     # how unlike the classes an image looks (alloop/evaluation/ood.py), and the quantile of the pool's scores that it
     # must exceed to be marked as suspect: at 0.99 at most 1 % of the images are, and none of fewer than 100.
     # odin reads every image of the pool and runs the trunk forwards, and for each member backwards and forwards again:

@@ -1,6 +1,7 @@
-"""Runs jobs here and now. Every executor has these two methods; nothing that calls them knows which one it is."""
+"""Runs jobs here and now. Every executor has these methods; nothing that calls them knows which one it is."""
 
-from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
+from alloop.engine.evidence import run_features
+from alloop.engine.jobs import FeatureJob, FeatureResult, ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score import run_score
 from alloop.engine.train import run_train
 from alloop.progress import Progress, silent
@@ -14,3 +15,6 @@ class LocalExecutor:
 
     def score(self, job: ScoreJob, progress: Progress = silent) -> ScoreResult:
         return run_score(job, progress)
+
+    def features(self, job: FeatureJob, progress: Progress = silent) -> FeatureResult:
+        return run_features(job, progress)

@@ -76,6 +76,10 @@ class ScoreJob:
             unlike the training images), and a float32 column for each other strategy, named like it; in the order of
             `images`. The classes, the model's sha256 and the temperature are in the file's metadata.
         is_calibrated: False: log_probs, and all that is computed from them, as the model said them.
+        keep_members: Also a column `members` of fixed-size list<float32>[M * K]: what every member said, uncalibrated.
+        features_out: Where features of the trained trunk go, of `images` and of `labeled`; the first network's of an
+            ensemble. None, or a model whose trunk is as published: nothing is written, as the feature cache has them.
+        labeled: Training images, for `features_out` only.
     """
 
     config: Config
@@ -85,6 +89,9 @@ class ScoreJob:
     out: Path
     device: str | None = None
     is_calibrated: bool = True
+    keep_members: bool = False
+    features_out: Path | None = None
+    labeled: tuple[ImageRef, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,4 +102,23 @@ class ScoreResult:
     sha256: str
     n_images: int
     seconds: float
+    failed: tuple[tuple[int, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureJob:
+    """Features of images by the trunk that [model] names, as published; computed where the cache lacks them."""
+
+    config: Config
+    images: tuple[ImageRef, ...]
+    cache: Path
+    device: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureResult:
+    """Features [N, D] of the images that could be read, in the job's order, and which those are."""
+
+    image_ids: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
     failed: tuple[tuple[int, str], ...] = ()

@@ -16,6 +16,7 @@ from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import Odin
 from alloop.engine.predict import Predictor, ood_score
 from alloop.engine.score_file import ScoreWriter
+from alloop.engine.trunk_file import TrunkWriter
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
 from alloop.models.backbones import Backbone
@@ -43,9 +44,13 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     failed: list[tuple[int, str]] = []
     name = job.config.acquisition.ood_score
     odin = Odin(job, version, predictor) if name == "odin" else None
-    with atomic_path(job.out) as temporary, ScoreWriter(temporary, version, job.model.sha256) as writer:
+    with (
+        TrunkWriter(job.features_out if version.trunk else None, len(job.images) + len(job.labeled)) as trunk_rows,
+        atomic_path(job.out) as temporary,
+        ScoreWriter(temporary, version, job.model.sha256, keep_members=job.keep_members) as writer,
+    ):
         done = 0
-        for images, logits, lengths in _logits(job, version, predictor, failed, progress):
+        for images, logits, lengths in _logits(job, version, predictor, failed, trunk_rows, progress):
             unlike = None
             if odin is not None:
                 unlike, kept, unreadable = odin.score(images, progress)
@@ -61,6 +66,8 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
             writer.write(images, final, members, unlike)
             done += len(images)
             progress("score", done, len(job.images) - len(failed))
+        if (checksum := trunk_rows.finish()) is not None:
+            writer.set_features(checksum)
     return ScoreResult(
         path=job.out,
         sha256=sha256_of(job.out),
@@ -71,7 +78,12 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
 
 
 def _logits(
-    job: ScoreJob, version: ModelVersion, predictor: Predictor, failed: list[tuple[int, str]], progress: Progress
+    job: ScoreJob,
+    version: ModelVersion,
+    predictor: Predictor,
+    failed: list[tuple[int, str]],
+    trunk_rows: TrunkWriter,
+    progress: Progress,
 ) -> Iterator[tuple[Sequence[ImageRef], Tensor, Tensor]]:
     """Images, every member's logits [M, B, K] and the lengths of what it saw [M, B], in the job's order.
 
@@ -81,13 +93,17 @@ def _logits(
     backbone = build_backbone(job.config, search_paths(job.cache))
     _check_backbone(job, version, backbone)
     if version.trunk and len(version.files) > 1:
-        yield from _of_networks(job, version, predictor, backbone, hardware, failed)
+        yield from _of_networks(job, version, predictor, backbone, hardware, failed, trunk_rows)
+        _keep_labeled(job, version, backbone, hardware, trunk_rows)
     elif version.trunk:
         backbone.module.load_state_dict(dict(version.trunk))
         for _, refs, batch, rows in trunk_batches(job.images, backbone, hardware):
             failed += batch.failed
             logits, lengths = predictor.logits(version.heads, rows), predictor.lengths(version.heads, rows)
-            yield [refs[position] for position in batch.positions.tolist()], logits, lengths
+            read = [refs[position] for position in batch.positions.tolist()]
+            trunk_rows.add(read, rows)
+            yield read, logits, lengths
+        _keep_labeled(job, version, backbone, hardware, trunk_rows)
     else:
         heads = [version.load_network(number).heads for number in range(len(version.files))]
         for images, rows in _cached(job, version, backbone, hardware, failed, progress):
@@ -121,6 +137,7 @@ def _of_networks(
     backbone: Backbone,
     hardware: Hardware,
     failed: list[tuple[int, str]],
+    trunk_rows: TrunkWriter,
 ) -> Iterator[tuple[Sequence[ImageRef], Tensor, Tensor]]:
     """Block by block of the pool, one network in memory and on the device at a time."""
     size = _chunk(version, BLOCK)
@@ -132,6 +149,8 @@ def _of_networks(
             network = version.load_network(number)
             backbone.module.load_state_dict(network.trunk)
             features, positions, unreadable = trunk_features(backbone, block, hardware)
+            if number == 0:
+                trunk_rows.add([block[position] for position in positions], features)
             logits, lengths = predictor.logits(network.heads, features), predictor.lengths(network.heads, features)
             rows.append({position: (logits[:, n], lengths[:, n]) for n, position in enumerate(positions)})
             reasons |= dict(unreadable)
@@ -143,6 +162,17 @@ def _of_networks(
                 for part in (0, 1)
             )
             yield [block[position] for position in kept], logits, lengths
+
+
+def _keep_labeled(
+    job: ScoreJob, version: ModelVersion, backbone: Backbone, hardware: Hardware, trunk_rows: TrunkWriter
+) -> None:
+    """Features of the labeled images, by the first network's trunk; those that cannot be read now are left out."""
+    if not trunk_rows.is_open:
+        return
+    backbone.module.load_state_dict(dict(version.trunk))
+    for _, refs, batch, rows in trunk_batches(job.labeled, backbone, hardware):
+        trunk_rows.add([refs[position] for position in batch.positions.tolist()], rows)
 
 
 def _chunk(version: ModelVersion, most: int) -> int:

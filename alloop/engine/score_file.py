@@ -44,6 +44,8 @@ class Scores:
         confidence: 1 - entropy / ln K, in [0, 1].
         uncertainty: Strategy → scores [N], higher is more uncertain; those that need several members only with several.
         ood: OOD scores [N], higher is more unlike the training images; None in files of before there were any.
+        has_members: There is a column of what every member said.
+        features_sha256: Checksum of the file of features beside it; None where there is none.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -56,15 +58,19 @@ class Scores:
     classes: tuple[str, ...]
     model_sha256: str
     temperature: float
+    has_members: bool = False
+    features_sha256: str | None = None
 
 
 class ScoreWriter:
     """Writes rows as they come; a row group is on disk before the next one is collected."""
 
-    def __init__(self, path: Path, version: ModelVersion, model_sha256: str) -> None:
+    def __init__(self, path: Path, version: ModelVersion, model_sha256: str, *, keep_members: bool = False) -> None:
         self._path = path
         self._classes = np.array(version.classes, dtype=object)
-        self._rows = max(1, GROUP_VALUES // len(version.classes))
+        n_members = ModelConfig.model_validate(version.metadata["config"]["model"]).n_members
+        self._n_kept = n_members if keep_members else 0
+        self._rows = max(1, GROUP_VALUES // (len(version.classes) * (1 + self._n_kept)))
         self._pending: list[pa.RecordBatch] = []
         self._n_pending = 0
         metadata = {
@@ -72,9 +78,8 @@ class ScoreWriter:
             "alloop.model_sha256": model_sha256,
             "alloop.temperature": repr(version.calibration.temperature),
         }
-        n_members = ModelConfig.model_validate(version.metadata["config"]["model"]).n_members
         self._names = OF_POOLED + OF_MEMBERS[: None if n_members > 1 else 1]
-        self._schema = _schema(len(version.classes), self._names).with_metadata(metadata)
+        self._schema = _schema(len(version.classes), self._names, self._n_kept).with_metadata(metadata)
 
     def __enter__(self) -> "ScoreWriter":
         try:
@@ -107,10 +112,17 @@ class ScoreWriter:
             pa.array(ood.numpy()),
             *(pa.array(values.numpy()) for values in others),
         ]
+        if self._n_kept:
+            said = members.float().transpose(0, 1).reshape(-1).numpy()
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), self._n_kept * n_classes))
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)
         if self._n_pending >= self._rows:
             self._flush()
+
+    def set_features(self, sha256: str) -> None:
+        """Name the file of features that belongs to these scores by its checksum."""
+        self._writer.add_key_value_metadata({"alloop.features_sha256": sha256})
 
     def _flush(self) -> None:
         if self._pending:
@@ -126,9 +138,10 @@ def read_scores(path: Path) -> Scores:
         ModelError: The file is missing or damaged.
     """
     with _opened(path) as file:
-        narrow = [name for name in file.schema_arrow.names if name != "log_probs"]
+        names = file.schema_arrow.names
+        narrow = [name for name in names if name not in ("log_probs", "members")]
         table = file.read(columns=narrow)
-        metadata = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
+        metadata = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
     return Scores(
         image_ids=table["image_id"].to_numpy(),
         sha256s=table["sha256"].to_pylist(),
@@ -140,6 +153,8 @@ def read_scores(path: Path) -> Scores:
         classes=tuple(json.loads(metadata["alloop.classes"])),
         model_sha256=metadata["alloop.model_sha256"],
         temperature=float(metadata["alloop.temperature"]),
+        has_members="members" in names,
+        features_sha256=metadata.get("alloop.features_sha256"),
     )
 
 
@@ -154,6 +169,38 @@ def read_predicted(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.ob
     return table["image_id"].to_numpy(), np.array(table["predicted"].to_pylist(), dtype=object)
 
 
+def read_rows(path: Path, column: str, image_ids: npt.NDArray[np.int64]) -> Tensor:
+    """A wide column, `log_probs` [n, K] or `members` [n, M * K], of these images in this order, float32.
+
+    Memory is that of the result and of one row group.
+
+    Raises:
+        ModelError: The file is damaged, has no such column, or lacks one of the images.
+    """
+    order = np.argsort(image_ids, kind="stable")
+    wanted = image_ids[order]
+    n_found = 0
+    with _opened(path) as file:
+        if column not in file.schema_arrow.names:
+            raise ModelError(f"The scores in {path} have no {column}.", "Score again with `alloop score`.")
+        width = file.schema_arrow.field(column).type.list_size
+        rows = np.empty((len(image_ids), width), dtype=np.float32)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["image_id", column])
+            ids = table["image_id"].to_numpy()
+            places = np.searchsorted(wanted, ids)
+            here = np.flatnonzero((places < len(wanted)) & (wanted[np.minimum(places, len(wanted) - 1)] == ids))
+            values: Any = table[column].combine_chunks()
+            rows[order[places[here]]] = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)[here]
+            n_found += len(here)
+    if n_found < len(image_ids):
+        raise ModelError(
+            f"The scores in {path} lack {len(image_ids) - n_found} of {len(image_ids)} images.",
+            "Score again with `alloop score`.",
+        )
+    return torch.from_numpy(rows)
+
+
 def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
     """Image ids [B] and calibrated log p̄ [B, K], one row group at a time."""
     with _opened(path) as file:
@@ -164,7 +211,8 @@ def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]
             yield table["image_id"].to_numpy(), torch.from_numpy(rows.copy())
 
 
-def _schema(n_classes: int, uncertainties: Sequence[str]) -> Any:
+def _schema(n_classes: int, uncertainties: Sequence[str], n_members: int) -> Any:
+    said = [pa.field("members", pa.list_(pa.float32(), n_members * n_classes), nullable=False)] if n_members else []
     return pa.schema(
         [
             pa.field("image_id", pa.int64(), nullable=False),
@@ -175,6 +223,7 @@ def _schema(n_classes: int, uncertainties: Sequence[str]) -> Any:
             pa.field("log_probs", pa.list_(pa.float32(), n_classes), nullable=False),
             pa.field("ood", pa.float32(), nullable=False),
             *(pa.field(name, pa.float32(), nullable=False) for name in uncertainties),
+            *said,
         ]
     )
 

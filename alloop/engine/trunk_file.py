@@ -1,0 +1,103 @@
+"""Features by a trained trunk, beside the scores that it gave: one .npy file a round, read by memory map.
+
+In frozen mode there is none, as the feature cache serves every round.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from alloop.errors import ModelError
+from alloop.files import atomic_path, explain_os_error, sha256_of
+from alloop.records import ImageRef
+
+NOBODY = -1  # image id of a row that was not filled, since its image could not be read
+
+
+class TrunkWriter:
+    """Writes features as they come to a file of known length: fields `image_id` int64 and `features` float32 [D].
+
+    Args:
+        path: None: nothing is written, and every method does nothing.
+        n_rows: Of all images, readable or not.
+    """
+
+    def __init__(self, path: Path | None, n_rows: int) -> None:
+        self._path = path
+        self._n_rows = n_rows
+        self._place: Any = None
+        self._temporary = Path()
+        self._rows: np.memmap[Any, Any] | None = None
+        self._n_filled = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._path is not None
+
+    def __enter__(self) -> "TrunkWriter":
+        if self._path is not None:
+            self._place = atomic_path(self._path)
+            self._temporary = self._place.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows = None
+        if self._place is not None:
+            self._place.__exit__(kind, error, trace)
+
+    def add(self, images: Sequence[ImageRef], features: Tensor) -> None:
+        """The next rows: features [B, D]."""
+        if self._path is None or not images:
+            return
+        rows = self._rows if self._rows is not None else self._begin(features.shape[1])
+        end = self._n_filled + len(images)
+        rows["image_id"][self._n_filled : end] = [image.image_id for image in images]
+        rows["features"][self._n_filled : end] = features.numpy()
+        self._n_filled = end
+
+    def finish(self) -> str | None:
+        """The checksum of the file; None where nothing is written."""
+        if self._path is None:
+            return None
+        rows = self._rows if self._rows is not None else self._begin(0)
+        rows["image_id"][self._n_filled :] = NOBODY
+        rows.flush()
+        self._rows = None
+        return sha256_of(self._temporary)
+
+    def _begin(self, n_features: int) -> "np.memmap[Any, Any]":
+        kind = np.dtype([("image_id", "<i8"), ("features", "<f4", (n_features,))])
+        try:
+            self._rows = np.lib.format.open_memmap(self._temporary, mode="w+", dtype=kind, shape=(self._n_rows,))
+        except OSError as error:
+            raise explain_os_error(error, self._temporary) from error
+        return self._rows
+
+
+def read_trunk_features(
+    path: Path, sha256: str, image_ids: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Features [n, D] of those of the images that the file has, and which these are [N].
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    again = "Score again with `alloop score`."
+    try:
+        if sha256_of(path) != sha256:
+            raise ModelError(f"The features in {path} are damaged: their checksum does not match.", again)
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The features in {path} cannot be read: {error}.", again) from error
+    ids = np.array(rows["image_id"])
+    order = np.argsort(ids, kind="stable")
+    places = np.minimum(np.searchsorted(ids[order], image_ids), max(len(ids) - 1, 0))
+    found = ids[order][places] == image_ids if len(ids) else np.zeros(len(image_ids), dtype=bool)
+    return np.ascontiguousarray(rows["features"][order[places[found]]], dtype=np.float32), found
