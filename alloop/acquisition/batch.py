@@ -6,15 +6,19 @@ seed, never on the order of the rows.
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from alloop.acquisition.strategy import Choice, Keys, Positions
 from alloop.records import Reason
 
-Positions = npt.NDArray[np.int64]
-Keys = npt.NDArray[np.uint64]
+NOTHING = Choice(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+Acquire = Callable[[Positions, Positions, int], Choice]  # (rest, drawn, k): k of the rest, by their place in it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,61 +27,57 @@ class Pick:
 
     Attributes:
         position: Row in the arrays that the batch was chosen from.
-        reason: ACQUIRED (by score) or RANDOM.
+        reason: ACQUIRED (by a strategy) or RANDOM.
         rank: Place in the batch, from 1; asked in this order.
-        probability: For RANDOM picks the probability with which this image was in the random share; None for others.
+        score: What an acquired image was picked for.
+        probability: For RANDOM picks the probability with which this image was in the random share; for acquired ones
+            that of being drawn next, given what had been drawn. None where nothing was drawn.
+        draw_number: Which draw of the batch it was, from 1; None where nothing was drawn.
     """
 
     position: int
     reason: Reason
     rank: int
+    score: float | None = None
     probability: float | None = None
+    draw_number: int | None = None
 
 
 def compose_batch(
-    scores: npt.NDArray[np.floating],
-    keys: Keys,
-    groups: Positions,
-    k: int,
-    random_fraction: float,
-    generator: torch.Generator,
-) -> tuple[Pick, ...]:
-    """Choose k images: a uniformly random share, and the highest scores of the rest.
+    keys: Keys, k: int, random_fraction: float, generator: torch.Generator, acquire: Acquire
+) -> tuple[tuple[Pick, ...], tuple[str, ...]]:
+    """Choose k images: a uniformly random share, and what a strategy prefers of the rest.
 
-    The random share is drawn first and from all candidates, whatever their score: it is a simple random sample of the
-    pool's groups as they were at this draw, so each has the inclusion probability that `draw_uniform` gives, and what
-    was acquired does not bend it. Its size is k * random_fraction, rounded half up. Random picks take random ranks, so
-    that a batch which is only half answered has lost neither kind.
+    The random share is drawn first and from all candidates: it is a simple random sample of them as they were at this
+    draw, so each has the inclusion probability that `draw_uniform` gives, and what was acquired does not bend it. Its
+    size is k * random_fraction, rounded half up. Random picks take random ranks, so that a batch which is only half
+    answered has lost neither kind.
 
     Args:
-        scores: [N], finite; higher is asked sooner. Only images that may be asked.
-        keys: [N], distinct; ties go to the smaller (`seeds.tie_keys`).
-        groups: [N]; images of equal number are near copies, and at most one of them is picked.
-        k: At least 0; fewer are returned if there are fewer groups.
+        keys: [N], distinct, of the images that may be asked, one of each group of near copies.
+        k: At least 0; fewer are returned if there are fewer candidates.
         random_fraction: In [0, 1].
-        generator: Where the randomness comes from.
+        generator: Where the randomness of the share comes from.
+        acquire: The strategy; called only if it has something to choose.
 
-    Raises:
-        ValueError: A score is not finite; names the first position.
+    Returns:
+        The picks by rank, and the strategy's notes.
 
     Source: acquisition.md sections 0 and 15.
     """
-    _check(scores, keys, groups)
     n_random = math.floor(k * random_fraction + 0.5)
-    candidates = _representatives(np.zeros(len(scores)), keys, groups)
-    drawn, probability = draw_uniform(candidates, n_random, generator, keys)
-    rest = np.flatnonzero(~np.isin(groups, groups[drawn]))
-    acquired = rest[top_k(scores[rest], keys[rest], k - len(drawn), groups[rest])]
-
-    n = len(drawn) + len(acquired)
-    at_random = set(torch.randperm(n, generator=generator)[: len(drawn)].tolist())
-    drawn_next, acquired_next = iter(drawn.tolist()), iter(acquired.tolist())
-    return tuple(
-        Pick(next(drawn_next), Reason.RANDOM, place + 1, probability)
-        if place in at_random
-        else Pick(next(acquired_next), Reason.ACQUIRED, place + 1)
-        for place in range(n)
-    )
+    drawn, probability = draw_uniform(np.argsort(keys, kind="stable"), n_random, generator)
+    rest = np.setdiff1d(np.arange(len(keys)), drawn)
+    wanted = min(k - len(drawn), len(rest))
+    choice = acquire(rest, drawn, wanted) if wanted > 0 else NOTHING
+    picks = [Pick(at, Reason.RANDOM, 0, None, probability, m) for m, at in enumerate(drawn.tolist(), start=1)]
+    for place, (at, score) in enumerate(zip(rest[choice.positions].tolist(), choice.scores.tolist(), strict=True)):
+        if choice.probabilities is None:
+            picks.append(Pick(at, Reason.ACQUIRED, 0, score))
+        else:
+            chance = float(choice.probabilities[place])
+            picks.append(Pick(at, Reason.ACQUIRED, 0, score, chance, len(drawn) + place + 1))
+    return _ranked(picks, len(drawn), generator), choice.notes
 
 
 def top_k(scores: npt.NDArray[np.floating], keys: Keys, k: int, groups: Positions | None = None) -> Positions:
@@ -96,7 +96,7 @@ def top_k(scores: npt.NDArray[np.floating], keys: Keys, k: int, groups: Position
     if groups is None:
         order: Positions = np.lexsort((keys, -scores))
         return order[: max(k, 0)]
-    return _representatives(scores, keys, groups)[: max(k, 0)]
+    return representatives(scores, keys, groups)[: max(k, 0)]
 
 
 def draw_uniform(
@@ -121,11 +121,20 @@ def draw_uniform(
     return ordered[chosen].astype(np.int64), (k / n if n else 0.0)
 
 
-def _representatives(scores: npt.NDArray[np.floating], keys: Keys, groups: Positions) -> Positions:
+def representatives(scores: npt.NDArray[np.floating], keys: Keys, groups: Positions) -> Positions:
     """The first member of each group by (-score, key), in that order."""
     order: Positions = np.lexsort((keys, -scores))
     _, first = np.unique(groups[order], return_index=True)
     return order[np.sort(first)]
+
+
+def _ranked(picks: Sequence[Pick], n_drawn: int, generator: torch.Generator) -> tuple[Pick, ...]:
+    """Ranks from 1: the drawn ones, which come first, at places drawn anew; each kind keeps its order."""
+    n = len(picks)
+    at_random = set(torch.randperm(n, generator=generator)[:n_drawn].tolist())
+    drawn, acquired = iter(picks[:n_drawn]), iter(picks[n_drawn:])
+    ordered = (next(drawn) if place in at_random else next(acquired) for place in range(n))
+    return tuple(dataclasses.replace(pick, rank=rank) for rank, pick in enumerate(ordered, start=1))
 
 
 def _check(scores: npt.NDArray[np.floating], keys: Keys, groups: Positions | None) -> None:

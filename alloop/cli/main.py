@@ -23,6 +23,7 @@ ENTRIES = {
     "push": Entry("alloop.cli.steps:push", "Send the chosen images to the annotators."),
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the holdout labels there are now."),
+    "strategies": Entry("alloop.cli.strategies:strategies", "Say which query strategies there are."),
     "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
     "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on labels that are known, in the real loop."),
     "round": Entry("alloop.cli.rounds:round_", "List rounds, show one, close one."),

@@ -1,5 +1,7 @@
 """`alloop pool`: images in, listed, checked."""
 
+from pathlib import Path
+
 import click
 
 from alloop.cli._options import Session, common_options
@@ -13,25 +15,37 @@ def pool() -> None:
 @pool.command()
 @click.argument("paths", nargs=-1)
 @click.option("--labels-from-folders", is_flag=True, help="Every image lies in a folder named after its class.")
+@click.option(
+    "--attributes",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="CSV with a column file or sha256 and others, which [acquisition] only can ask for.",
+)
 @common_options
-def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool) -> None:
+def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, attributes: Path | None) -> None:
     """Add files, folders and globs to the pool.
 
     Without PATHS, those that [pool] images in alloop.toml names. Adding again changes nothing, a moved file keeps its
-    labels, and a file that cannot be read is listed by `alloop pool check` with the reason.
+    labels, and a file that cannot be read is listed by `alloop pool check` with the reason. --attributes records what
+    else is known of images of the pool, all of it or nothing; without PATHS it can stand alone.
     """
     import dataclasses
 
     from alloop.errors import PoolError
-    from alloop.loop.ingest import add_images, configured_images
+    from alloop.loop.attributes import add_attributes
+    from alloop.loop.ingest import Added, add_images, configured_images
     from alloop.loop.writer import writer
 
     project = session.project()
     wanted = paths or configured_images(project)
-    if not wanted:
+    if not wanted and attributes is None:
         raise PoolError("No images were named.", "Give folders or globs, or set [pool] images in alloop.toml.")
+    described = None
     with writer(project.database):
-        added = add_images(project, wanted, labels_from_folders=labels_from_folders, progress=session.progress())
+        added = Added()
+        if wanted:
+            added = add_images(project, wanted, labels_from_folders=labels_from_folders, progress=session.progress())
+        if attributes is not None:
+            described = add_attributes(project, attributes)
     lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
     if added.near_duplicates:
         lines.append(f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.")
@@ -41,7 +55,12 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool) -> 
         lines.append(f"{added.skipped} files that are not images were left out.")
     if added.unreadable:
         lines.append(f"{added.unreadable} files could not be read: `alloop pool check` says why.")
-    session.show(dataclasses.asdict(added), "\n".join(lines))
+    data = dataclasses.asdict(added)
+    if described is not None:
+        n, names = described
+        lines.append(f"{n} images described by {', '.join(names)}.")
+        data |= {"described": n, "attributes": names}
+    session.show(data, "\n".join(lines))
 
 
 @pool.command("list")

@@ -52,9 +52,10 @@ def train(session: Session, device: str | None) -> None:
 
 
 @click.command()
+@click.option("--strategy", help="Keep what this one needs to choose.  [default: acquisition.strategy]")
 @device_option
 @common_options
-def score(session: Session, device: str | None) -> None:
+def score(session: Session, device: str | None, strategy: str | None) -> None:
     """Score the unlabeled images with the round's model."""
     from alloop.loop import steps
     from alloop.loop.writer import writer
@@ -62,7 +63,7 @@ def score(session: Session, device: str | None) -> None:
     project = session.project()
     with writer(project.database):
         number = _round_number(project)
-        steps.score(project, number, device, session.progress())
+        steps.score(project, number, device, session.progress(), strategy=strategy)
     path = project.paths.scores(number)
     written = str(path) if path.exists() else None
     words = f"Round {number}: scores in {path}." if written else f"Round {number}: no model, so no scores."
@@ -71,17 +72,42 @@ def score(session: Session, device: str | None) -> None:
 
 @click.command()
 @click.option("-n", "--batch-size", type=click.IntRange(min=1), help="Images to ask for.  [default: loop.batch_size]")
+@click.option("--strategy", help="How to choose, this time.  [default: acquisition.strategy]")
+@click.option(
+    "--max-ram", type=click.FloatRange(min=0, min_open=True), help="GiB it may take.  [default: acquisition.max_ram]"
+)
+@device_option
 @common_options
-def select(session: Session, batch_size: int | None) -> None:
-    """Choose the images to ask about next."""
+def select(
+    session: Session, batch_size: int | None, strategy: str | None, max_ram: float | None, device: str | None
+) -> None:
+    """Choose the images to ask about next.
+
+    `alloop strategies` lists how that can be done. What a strategy decided by itself, and why, is recorded and shown.
+    """
     from alloop.loop import steps
     from alloop.loop.writer import writer
+    from alloop.store.session import reading
+    from alloop.store.workspace import list_events
 
     project = session.project()
     with writer(project.database):
         number = _round_number(project)
-        n = steps.select(project, number, batch_size)
-    session.show({"round": number, "queries": n}, f"Round {number}: {n} images chosen. `alloop push` sends them.")
+        n = steps.select(
+            project,
+            number,
+            batch_size,
+            strategy=strategy,
+            max_ram=max_ram,
+            device=device,
+            progress=session.progress(),
+        )
+    with reading(project.database) as rows:
+        said = list_events(rows, "selected", limit=1)[0]["data"]
+    session.show(
+        {"round": number, "queries": n, "strategy": said["strategy"], "notes": said["notes"]},
+        f"Round {number}: {n} images chosen by {said['strategy']}. `alloop push` sends them.",
+    )
 
 
 @click.command()

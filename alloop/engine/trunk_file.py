@@ -75,10 +75,13 @@ class TrunkWriter:
     def _begin(self, n_features: int) -> "np.memmap[Any, Any]":
         kind = np.dtype([("image_id", "<i8"), ("features", "<f4", (n_features,))])
         try:
-            self._rows = np.lib.format.open_memmap(self._temporary, mode="w+", dtype=kind, shape=(self._n_rows,))
+            rows: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                self._temporary, mode="w+", dtype=kind, shape=(self._n_rows,)
+            )
         except OSError as error:
             raise explain_os_error(error, self._temporary) from error
-        return self._rows
+        self._rows = rows
+        return rows
 
 
 def read_trunk_features(

@@ -110,7 +110,7 @@ def import_labels(project: Project, path: Path) -> tuple[int, int]:
         LabelError: A column, a file or a class is not known; nothing is imported then.
     """
     with transaction(project.database) as session:
-        find = _Finder(list_locations(session), path.absolute().parent)
+        find = FileFinder(list_locations(session), path.absolute().parent)
         labels = _agreeing(path, _imported_rows(path, find, project.config.project.classes))
         recorded = record_imported(session, labels, project.config.project.classes, path.name)
         add_event(session, "alloop", "labels import", _now(), file=path.name, labels=recorded)
@@ -204,7 +204,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
 
 
-def _imported_rows(path: Path, find: "_Finder", classes: Sequence[str]) -> Iterator[tuple[int, ImportedLabel]]:
+def _imported_rows(path: Path, find: "FileFinder", classes: Sequence[str]) -> Iterator[tuple[int, ImportedLabel]]:
     return ((line, _imported(row, line, path, find, classes)) for line, row in _read_rows(path))
 
 
@@ -222,7 +222,7 @@ def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[I
     return [label for _, label in first.values()]
 
 
-def _imported(row: dict[str, str], line: int, path: Path, find: "_Finder", classes: Sequence[str]) -> ImportedLabel:
+def _imported(row: dict[str, str], line: int, path: Path, find: "FileFinder", classes: Sequence[str]) -> ImportedLabel:
     class_name = row["label"].strip()
     if class_name not in classes:
         raise LabelError(
@@ -244,7 +244,7 @@ def _imported(row: dict[str, str], line: int, path: Path, find: "_Finder", class
     return ImportedLabel(found, class_name)
 
 
-class _Finder:
+class FileFinder:
     """File names as people write them → content hash."""
 
     def __init__(self, locations: Sequence[Location], base: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from alloop.errors import LeaseHeld, ServerUnavailable
 from alloop.loop import people, steps
 from alloop.loop.askable import list_askable, list_holdout_to_ask
+from alloop.loop.filter import find_matching
 from alloop.loop.findings import gather_evidence
 from alloop.loop.people import Connection
 from alloop.loop.stopping import stop_reason
@@ -75,7 +76,9 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
 
     Raises:
         LeaseHeld: Another alloop is at work.
+        ConfigError: `[acquisition] only` cannot be used.
     """
+    check_filter(project)
     work = _Run(project, options, progress)
     with writer(project.database):
         result = work.run()
@@ -85,6 +88,17 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
         with contextlib.suppress(LeaseHeld), writer(project.database):
             result = work.run()
     return result
+
+
+def check_filter(project: Project) -> None:
+    """Try `[acquisition] only` before anything is trained for it.
+
+    Raises:
+        ConfigError: It is no condition on what is known of the images.
+    """
+    if (only := project.config.acquisition.only) is not None:
+        with reading(project.database) as session:
+            find_matching(session, only)
 
 
 class _Run:
@@ -131,7 +145,7 @@ class _Run:
                 is_asked = self._project.config.loop.stop_when_stable
                 if is_asked and (reason := self._stop_reason(number)) is not None:
                     return self._stop(number, reason)
-                if steps.select(self._project, number) == 0:
+                if steps.select(self._project, number, device=device, progress=self._progress) == 0:
                     return self._stop(number, "no image could be asked about")
             case RoundState.SELECTED:
                 people.push(self._project, number, self._people(), self._progress)

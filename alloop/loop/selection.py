@@ -1,98 +1,178 @@
-"""A round's batch: holdout, seed batch, random share and what the strategy prefers, as queries to be recorded."""
+"""A round's batch as queries to be recorded: the holdout, then what chance and the strategy choose."""
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from sqlalchemy.orm import Session
 
-from alloop.acquisition.batch import Pick, compose_batch
-from alloop.config.schema import AcquisitionConfig, Config
-from alloop.engine.score_file import Scores
-from alloop.errors import ModelError
-from alloop.loop.askable import group_ids, list_askable, list_holdout_to_ask
+from alloop.acquisition.batch import Pick, representatives
+from alloop.acquisition.strategy import Keys
+from alloop.config.schema import Config
+from alloop.loop.askable import list_askable, list_holdout_to_ask
+from alloop.loop.choosing import RANDOM, Batch, choose_images
+from alloop.loop.evidence import Evidence, Known
+from alloop.loop.filter import find_matching
 from alloop.loop.holdout import holdout_probabilities
-from alloop.loop.ingest import mark_vanished
+from alloop.loop.pool_scores import PoolScores
 from alloop.loop.stopping import batch_size
 from alloop.loop.test_set import bought
-from alloop.records import ImageRef, Query, Reason
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, ModelFiles, Query, Reason, Split
 from alloop.seeds import derive_seed, tie_keys
-from alloop.store.images import count_pool
-from alloop.store.rounds import RoundRecord
+from alloop.store.annotations import list_labels
+from alloop.store.images import count_pool, find_refs, list_groups, list_refs
+from alloop.store.queries import list_open_images
+from alloop.store.rounds import RoundRecord, find_model
 
-RANDOM = "random"
 
+@dataclasses.dataclass(frozen=True)
+class Situation:
+    """Everything that a choice depends on, read from the database at one moment.
 
-class PoolScores:
-    """The scores of a round by image id, whatever order the file has.
-
-    Raises:
-        ModelError: They were made by an alloop that did not know the strategy, or for a model with fewer members.
+    Attributes:
+        refs: The images that may be asked about.
+        groups: Image → its group of near copies.
+        known: Training images that are labeled or being asked about.
+        n: How many to choose, the holdout not counted.
+        holdout: What the holdout asks.
     """
 
-    def __init__(self, scores: Scores, settings: AcquisitionConfig) -> None:
-        """The settings say whose scores count (entropies where images are drawn at random), and what is suspect."""
-        strategy = settings.strategy
-        self._scores = scores
-        name = "entropy" if strategy == RANDOM else strategy
-        if name not in scores.uncertainty:
-            raise ModelError(f"The scores of this round do not have {name}.", "Score again with `alloop score`.")
-        self._values = scores.uncertainty[name]
-        self._order = np.argsort(scores.image_ids, kind="stable")
-        self._sorted = scores.image_ids[self._order]
-
-        self.suspects = find_suspects(scores, settings.suspect_quantile)
-
-    def __contains__(self, image_id: int) -> bool:
-        place = int(np.searchsorted(self._sorted, image_id))
-        return place < len(self._sorted) and int(self._sorted[place]) == image_id
-
-    def values(self, image_ids: Sequence[int]) -> npt.NDArray[np.float64]:
-        """The strategy's scores [N], in the order asked; higher means ask sooner."""
-        return self._values[self._positions(image_ids)].astype(np.float64)
-
-    def guess(self, image_id: int) -> tuple[str, float, float]:
-        """(predicted class, confidence in [0, 1], the strategy's score) of one image."""
-        position = int(self._positions([image_id])[0])
-        scores = self._scores
-        return scores.predicted[position], float(scores.confidence[position]), float(self._values[position])
-
-    def _positions(self, image_ids: Sequence[int]) -> npt.NDArray[np.intp]:
-        return self._order[np.searchsorted(self._sorted, np.asarray(image_ids, dtype=np.int64))]
+    current: RoundRecord
+    config: Config
+    refs: tuple[ImageRef, ...]
+    groups: Mapping[int, int]
+    known: Known
+    model: ModelFiles | None
+    n: int
+    holdout: tuple[Query, ...] = ()
 
 
-def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
-    """Images whose OOD score lies above the pool's quantile: at most 1 - quantile of them, none where scores are equal.
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """A batch to be recorded.
 
-    The quantile is one of the scores themselves (the smallest that at least that share does not exceed), so that in a
-    pool of fewer than 1 / (1 - quantile) images there is no suspect.
+    Attributes:
+        queries: By rank, the holdout first.
+        chosen: The images besides the holdout.
+        strategy: Which one chose them.
+        notes: What was decided on the way, and why; a sentence each.
+        digests: Of what the choice depended on, by name, so that a replay can say what changed.
     """
-    if scores.ood is None or not len(scores.ood):
-        return frozenset()
-    bound = np.quantile(scores.ood, quantile, method="inverted_cdf")
-    return frozenset(scores.image_ids[scores.ood > bound].tolist())
+
+    queries: tuple[Query, ...]
+    chosen: tuple[ImageRef, ...]
+    strategy: str
+    notes: tuple[str, ...]
+    digests: Mapping[str, str]
 
 
-def choose_batch(
-    session: Session, config: Config, current: RoundRecord, scores: PoolScores | None, n: int | None
-) -> list[Query]:
-    """What the round asks, in the order in which it is asked.
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Images to choose from, one of each group of near copies; `n_groups` counts the groups before any cap."""
 
-    The holdout comes first: images never asked about (all of them in round 0), and those whose task was lost. A round
-    without scores adds a uniform seed batch; any other one the strategy's choice and a uniform random share.
+    refs: tuple[ImageRef, ...]
+    keys: Keys
+    n_groups: int
+    notes: tuple[str, ...]
+
+
+def read_situation(
+    session: Session, project: Project, config: Config, current: RoundRecord, n: int | None
+) -> Situation:
+    """What there is to choose from and what is known.
+
+    The holdout comes first: images never asked about (all of them in round 0), and those whose task was lost.
 
     Args:
-        session: Files found to be missing are marked here.
-        config: The round's.
+        session: To read from.
+        project: The workspace.
+        config: The round's, flags counted.
         current: The round.
-        scores: Of the unlabeled pool, or None without a model.
         n: Images besides the holdout; None: `[loop] batch_size`, or what the label budget leaves.
     """
     holdout = _holdout_queries(session, current)
     counts = count_pool(session)
-    wanted = n if n is not None else batch_size(config.loop, bought(config, counts), counts.open + len(holdout))
-    return holdout + _batch_queries(session, config, current, scores, wanted, first_rank=len(holdout) + 1)
+    refs = list_askable(session, config.acquisition, current.number)
+    if config.acquisition.only is not None:
+        matching = find_matching(session, config.acquisition.only)
+        refs = [ref for ref in refs if ref.image_id in matching]
+    model = find_model(session, current.id)
+    return Situation(
+        current=current,
+        config=config,
+        refs=tuple(refs),
+        groups=list_groups(session),
+        known=_known(session, config.project.classes),
+        model=None if model is None else model.files(project.folder),
+        n=n if n is not None else batch_size(config.loop, bought(config, counts), counts.open + len(holdout)),
+        holdout=tuple(holdout),
+    )
+
+
+def choose_batch(
+    project: Project,
+    situation: Situation,
+    scores: PoolScores | None,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Selected:
+    """Choose what the round asks, in the order in which it is asked. Nothing is recorded.
+
+    Raises:
+        PoolError: The strategy would take more memory than it may.
+        ModelError: What the strategy needs was not kept when the images were scored.
+        Unreadable: Some candidates cannot be read any more.
+    """
+    config, current = situation.config, situation.current
+    evidence = Evidence(project, config, situation.known, scores, situation.model, device, progress)
+    candidates = find_candidates(situation, scores)
+    batch = choose_images(candidates.refs, candidates.keys, evidence, situation.n, current.seed, candidates.notes)
+    first = len(situation.holdout)
+    queries = [_query(pick, candidates, batch, scores, first + pick.rank) for pick in batch.picks]
+    return Selected(
+        queries=(*situation.holdout, *queries),
+        chosen=tuple(candidates.refs[pick.position] for pick in batch.picks),
+        strategy=batch.strategy,
+        notes=batch.notes,
+        digests=_digests(situation, candidates),
+    )
+
+
+def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidates:
+    """One image of each group of near copies: that with the highest entropy where there are scores, then by key."""
+    settings, seed = situation.config.acquisition, situation.current.seed
+    refs = list(situation.refs)
+    if scores is not None:
+        left_out = scores.suspects if settings.skip_suspects else frozenset()
+        refs = [ref for ref in refs if ref.image_id in scores and ref.image_id not in left_out]
+    keys = tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "ties"))
+    entropies = np.zeros(len(refs)) if scores is None else scores.values("entropy", [ref.image_id for ref in refs])
+    groups = np.array([situation.groups[ref.image_id] for ref in refs], dtype=np.int64)
+    chosen = np.sort(representatives(entropies, keys, groups))
+    notes: tuple[str, ...] = ()
+    n_groups, most = len(chosen), settings.max_candidates
+    if most is not None and n_groups > most:
+        hashes = [refs[position].sha256 for position in chosen]
+        order = np.argsort(tie_keys(hashes, derive_seed(seed, "candidates")), kind="stable")
+        chosen = np.sort(chosen[order[:most]])
+        notes = (f"Chosen from a uniform sample of {most:,} of {n_groups:,} images ([acquisition] max_candidates).",)
+    return Candidates(tuple(refs[position] for position in chosen), keys[chosen], n_groups, notes)
+
+
+def _known(session: Session, classes: Sequence[str]) -> Known:
+    """Labeled training images and those being asked about; the label of an unknown class is none."""
+    index = {name: position for position, name in enumerate(classes)}
+    labels = {record.image_id: index.get(record.class_name, -1) for record in list_labels(session, Split.TRAIN)}
+    asked = list_open_images(session)
+    open_ = {ref.image_id: -1 for ref in list_refs(session, Split.TRAIN, labeled=False) if ref.image_id in asked}
+    refs = find_refs(session, {**open_, **labels})
+    # By content, as ids depend on the order in which images were added.
+    ordered = sorted(refs.values(), key=lambda ref: ref.sha256)
+    given = {**open_, **labels}
+    return Known(tuple(ordered), np.array([given[ref.image_id] for ref in ordered], dtype=np.int64))
 
 
 def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
@@ -108,56 +188,44 @@ def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
     ]
 
 
-def _batch_queries(
-    session: Session, config: Config, current: RoundRecord, scores: PoolScores | None, n: int, first_rank: int
-) -> list[Query]:
-    """Files that vanished since they were scored are marked as missing, and others take their place."""
-    while True:
-        refs = list_askable(session, config.acquisition, current.number)
-        if scores is not None:
-            left_out = scores.suspects if config.acquisition.skip_suspects else frozenset()
-            refs = [ref for ref in refs if ref.image_id in scores and ref.image_id not in left_out]
-        picks = _compose(session, config, current, scores, refs, n)
-        if not mark_vanished(session, [refs[pick.position].path for pick in picks]):
-            break
-    strategy = config.acquisition.strategy
-    return [_query(pick, refs[pick.position], strategy, scores, first_rank + pick.rank - 1) for pick in picks]
-
-
-def _compose(
-    session: Session,
-    config: Config,
-    current: RoundRecord,
-    scores: PoolScores | None,
-    refs: Sequence[ImageRef],
-    n: int,
-) -> Sequence[Pick]:
-    if not refs:
-        return ()
-    by_chance = scores is None or config.acquisition.strategy == RANDOM
-    values = np.zeros(len(refs)) if scores is None else scores.values([ref.image_id for ref in refs])
-    return compose_batch(
-        values,
-        tie_keys([ref.sha256 for ref in refs], derive_seed(current.seed, "ties")),
-        np.asarray(group_ids(session, refs), dtype=np.int64),
-        k=n,
-        random_fraction=1.0 if by_chance else config.acquisition.random_fraction,
-        generator=torch.Generator().manual_seed(derive_seed(current.seed, "random share")),
-    )
-
-
-def _query(pick: Pick, ref: ImageRef, strategy: str, scores: PoolScores | None, rank: int) -> Query:
-    if scores is None:
-        return Query(ref.image_id, Reason.SEED, RANDOM, rank, probability=pick.probability)
-    predicted, confidence, value = scores.guess(ref.image_id)
-    return Query(
-        image_id=ref.image_id,
-        reason=pick.reason,
-        strategy=strategy if pick.reason is Reason.ACQUIRED else RANDOM,
+def _query(pick: Pick, candidates: Candidates, batch: Batch, scores: PoolScores | None, rank: int) -> Query:
+    """A uniform draw's probability is that among all groups, also where a cap looked at some of them only."""
+    image_id = candidates.refs[pick.position].image_id
+    is_drawn, probability = pick.reason is Reason.RANDOM, pick.probability
+    if is_drawn and probability is not None:
+        probability *= len(candidates.refs) / candidates.n_groups
+    # A batch without a model that nothing but chance chose is a seed batch as a whole.
+    is_seed = scores is None and (not is_drawn or batch.strategy == RANDOM)
+    query = Query(
+        image_id=image_id,
+        reason=Reason.SEED if is_seed else pick.reason,
+        strategy=RANDOM if is_drawn else batch.strategy,
         rank=rank,
-        score=value,
-        probability=pick.probability,
-        predicted=predicted,
-        confidence=confidence,
-        suspect=ref.image_id in scores.suspects,
+        score=pick.score,
+        probability=probability,
+        draw_number=pick.draw_number,
+        draw_pool=None if pick.draw_number is None else len(candidates.refs),
     )
+    if scores is None:
+        return query
+    predicted, confidence = scores.guess(image_id)
+    name = "entropy" if batch.strategy == RANDOM else batch.strategy
+    if is_drawn and scores.has(name):
+        # So that the strategy's score of what chance chose can be held against that of what it chose itself.
+        query = dataclasses.replace(query, score=float(scores.values(name, [image_id])[0]))
+    suspect = image_id in scores.suspects
+    return dataclasses.replace(query, predicted=predicted, confidence=confidence, suspect=suspect)
+
+
+def _digests(situation: Situation, candidates: Candidates) -> dict[str, str]:
+    """SHA-256 of the parts, in an order that does not depend on how the database was filled."""
+    known = (f"{ref.sha256} {label}" for ref, label in zip(situation.known.refs, situation.known.labels, strict=True))
+    return {
+        "candidates": _digest(sorted(ref.sha256 for ref in candidates.refs)),
+        "known": _digest(sorted(known)),
+        "n": str(situation.n),
+    }
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

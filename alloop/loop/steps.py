@@ -2,28 +2,30 @@
 
 import datetime as dt
 import hashlib
+import logging
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from sqlalchemy.orm import Session
 
-from alloop.config.load import freeze_config, validate_config
+from alloop.composition import Need
+from alloop.config.load import freeze_config, set_values, validate_config
 from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
-from alloop.engine.score_file import read_scores
-from alloop.errors import AlloopError, ConfigError, ModelError
-from alloop.files import sha256_of
+from alloop.errors import AlloopError, ConfigError
 from alloop.loop.agreement import agreement, find_before
 from alloop.loop.answers import judged_by, resettle_unknown
+from alloop.loop.evidence import Unreadable, wide_needs
 from alloop.loop.findings import MATCHED, SCORED
 from alloop.loop.history import check_history
 from alloop.loop.holdout import GROWN, draw_holdout, grow_holdout, growth_size, list_grown
-from alloop.loop.ingest import mark_unusable
+from alloop.loop.ingest import mark_unusable, mark_vanished
 from alloop.loop.labels import derive_labels
 from alloop.loop.matched import compare_arms, without
 from alloop.loop.measure import HoldoutRows, record_holdout
-from alloop.loop.selection import PoolScores, choose_batch
+from alloop.loop.pool_scores import features_beside, load_scores
+from alloop.loop.selection import Selected, Situation, choose_batch, read_situation
 from alloop.loop.stopping import Agreement
 from alloop.loop.test_set import ensure_test_set
 from alloop.loop.writer import actor
@@ -51,6 +53,7 @@ from alloop.store.rounds import (
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event, find_workspace_uuid
 
+logger = logging.getLogger("alloop")
 # Until queries exist nothing depends on a round's model or scores, so they may be made again.
 BEFORE_SELECTION = (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED)
 
@@ -136,22 +139,38 @@ def train(project: Project, number: int, device: str | None = None, progress: Pr
         set_state(session, current.id, current.state, RoundState.TRAINED)
 
 
-def score(project: Project, number: int, device: str | None = None, progress: Progress = silent) -> None:
-    """Score the unlabeled images with the round's model: TRAINED → SCORED. Without a model there are no scores."""
+def score(
+    project: Project,
+    number: int,
+    device: str | None = None,
+    progress: Progress = silent,
+    *,
+    strategy: str | None = None,
+) -> None:
+    """Score the unlabeled images with the round's model: TRAINED → SCORED. Without a model there are no scores.
+
+    What is kept beside the scores is what the strategy needs: the configured one, or `strategy`.
+    """
     with reading(project.database) as session:
         current = _expect(session, number, RoundState.TRAINED, RoundState.SCORED)
         model = find_model(session, current.id)
         refs = list_refs(session, Split.TRAIN, labeled=False)
+        labeled = list_refs(session, Split.TRAIN, labeled=True)
         before = find_before(session, number)
+    config = with_strategy(_frozen(current), strategy)
+    needs = wide_needs(config.acquisition.strategy)
     result = same = None
     if model is not None and refs:
         job = ScoreJob(
-            config=_frozen(current),
+            config=config,
             model=model.files(project.folder),
             images=tuple(refs),
             cache=project.paths.cache,
             out=project.paths.scores(number),
             device=device,
+            keep_members=Need.MEMBERS in needs,
+            features_out=features_beside(project.paths.scores(number)) if Need.FEATURES in needs else None,
+            labeled=tuple(labeled),
         )
         result = LocalExecutor().score(job, progress)
         same = None if before is None else agreement(project.folder, before, number, result.path)
@@ -173,31 +192,59 @@ def score(project: Project, number: int, device: str | None = None, progress: Pr
         set_state(session, current.id, current.state, RoundState.SCORED)
 
 
-def select(project: Project, number: int, n: int | None = None) -> int:
+def select(
+    project: Project,
+    number: int,
+    n: int | None = None,
+    *,
+    strategy: str | None = None,
+    max_ram: float | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> int:
     """Choose the batch and record its queries: SCORED → SELECTED.
+
+    Files that vanished or broke since they were scored are recorded as such, and others take their place.
 
     Args:
         project: The workspace.
         number: The round.
         n: Overrides `[loop] batch_size` for this round.
+        strategy: Overrides `[acquisition] strategy` for this round.
+        max_ram: Overrides `[acquisition] max_ram`, GiB.
+        device: Overrides `[model] device`, where features must be computed.
+        progress: Told how far that is.
 
     Returns:
         How many images will be asked about; 0 when the pool is exhausted.
     """
-    with transaction(project.database) as session:
-        current = _expect(session, number, RoundState.SCORED)
-        config = _frozen(current)
-        scores = _scores(project, current, config)
-        queries = choose_batch(session, config, current, scores, n)
-        prefix = f"{find_workspace_uuid(session)[:12]}-r{number}"
-        add_queries(session, current.id, queries, prefix, _now())
-        set_state(session, current.id, RoundState.SCORED, RoundState.SELECTED)
-        strategy = config.acquisition.strategy
-        suspects = 0 if scores is None else len(scores.suspects)
-        add_event(
-            session, actor(), "selected", _now(), number, queries=len(queries), strategy=strategy, suspects=suspects
-        )
-    return len(queries)
+    while True:
+        with reading(project.database) as session:
+            current = _expect(session, number, RoundState.SCORED)
+            config = with_strategy(_frozen(current), strategy, max_ram)
+            situation = read_situation(session, project, config, current, n)
+        scores = load_scores(project, current, config.acquisition)
+        try:
+            selected = choose_batch(project, situation, scores, device, progress)
+        except Unreadable as error:
+            with transaction(project.database) as session:
+                mark_unusable(session, error.failed)
+            continue
+        with transaction(project.database) as session:
+            if not mark_vanished(session, [ref.path for ref in selected.chosen]):
+                _record_selection(session, situation, selected, 0 if scores is None else len(scores.suspects))
+                return len(selected.queries)
+
+
+def with_strategy(config: Config, strategy: str | None, max_ram: float | None = None) -> Config:
+    """Settings with what flags say.
+
+    Raises:
+        ConfigError: There is no such strategy, or it cannot work with the model.
+    """
+    given = {"strategy": strategy, "max_ram": max_ram}
+    values = {name: value for name, value in given.items() if value is not None}
+    return set_values(config, acquisition=values) if values else config
 
 
 def close(project: Project, number: int, because: str) -> None:
@@ -231,6 +278,30 @@ def label_digest(
     for use, pairs in (("train", labeled), ("holdout", holdout)):
         lines += sorted(f"{use} {label.sha256} {label.class_name}" for label, _ in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _record_selection(session: Session, situation: Situation, selected: Selected, suspects: int) -> None:
+    number, config = situation.current.number, situation.config
+    _expect(session, number, RoundState.SCORED)
+    prefix = f"{find_workspace_uuid(session)[:12]}-r{number}"
+    add_queries(session, situation.current.id, selected.queries, prefix, _now())
+    set_state(session, situation.current.id, RoundState.SCORED, RoundState.SELECTED)
+    add_event(
+        session,
+        actor(),
+        "selected",
+        _now(),
+        number,
+        queries=len(selected.queries),
+        configured=config.acquisition.strategy,
+        strategy=selected.strategy,
+        suspects=suspects,
+        notes=list(selected.notes),
+        settings=config.acquisition.model_dump(mode="json"),
+        digests=dict(selected.digests),
+    )
+    for note in selected.notes:
+        logger.info("%s", note)
 
 
 def _check_budget(config: Config, n_holdout: int) -> None:
@@ -339,15 +410,6 @@ def _grow_holdout(session: Session, config: Config, number: int, seed: int) -> N
     drawn, of = grow_holdout(session, n, seed) if n else ([], 0)
     if drawn:
         add_event(session, actor(), GROWN, _now(), number, images=drawn, groups=of)
-
-
-def _scores(project: Project, current: RoundRecord, config: Config) -> PoolScores | None:
-    if current.scores_path is None or current.scores_sha256 is None:
-        return None
-    path = project.folder / current.scores_path
-    if not path.exists() or sha256_of(path) != current.scores_sha256:
-        raise ModelError(f"The scores in {path} are missing or damaged.", "Score again with `alloop score`.")
-    return PoolScores(read_scores(path), config.acquisition)
 
 
 def _now() -> dt.datetime:

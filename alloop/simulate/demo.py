@@ -184,6 +184,7 @@ max_rounds = {settings.rounds}
 
 [acquisition]
 strategy = "{strategy}"
+cold_start = "random"             # both arms begin with the same batch
 
 [labeling]
 backend = "{backend}"

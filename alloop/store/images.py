@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
 from alloop.store.session import in_chunks
-from alloop.store.tables import Image, ImageLocation, Label, NearDuplicate, Query
+from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, NearDuplicate, Query
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -245,6 +245,61 @@ def _refs_query() -> "Select[int, str, str]":
 
 def _refs(session: Session, query: "Select[int, str, str]") -> list[ImageRef]:
     return [ImageRef(image_id, sha256, path) for image_id, sha256, path in session.execute(query)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What can be said of an image without looking at it; `paths` are those where it lies now, in order."""
+
+    image_id: int
+    paths: tuple[str, ...]
+    width: int
+    height: int
+    format: str
+    attributes: Mapping[str, str]
+
+
+def list_facts(session: Session) -> list[ImageFacts]:
+    """Every image, by id."""
+    attributes: dict[int, dict[str, str]] = {}
+    columns = select(ImageAttribute.image_id, ImageAttribute.name, ImageAttribute.value)
+    for image_id, name, value in session.execute(columns):
+        attributes.setdefault(image_id, {})[name] = value
+    paths: dict[int, list[str]] = {}
+    here = select(ImageLocation.image_id, ImageLocation.path).where(
+        ImageLocation.image_id.is_not(None), ImageLocation.status == LocationStatus.OK.value
+    )
+    for here_id, path in session.execute(here.order_by(ImageLocation.path)):
+        if here_id is not None:
+            paths.setdefault(here_id, []).append(path)
+    query = select(Image.id, Image.width, Image.height, Image.format).order_by(Image.id)
+    return [
+        ImageFacts(image_id, tuple(paths.get(image_id, ())), width, height, form, attributes.get(image_id, {}))
+        for image_id, width, height, form in session.execute(query)
+    ]
+
+
+def set_attributes(session: Session, values: Mapping[int, Mapping[str, str]]) -> None:
+    """Replace what these images have under these names; an empty text takes the attribute away."""
+    names = {name for given in values.values() for name in given}
+    for name in names:
+        for chunk in in_chunks([image_id for image_id, given in values.items() if name in given]):
+            session.execute(
+                delete(ImageAttribute).where(ImageAttribute.name == name, ImageAttribute.image_id.in_(chunk))
+            )
+    rows = [
+        {"image_id": image_id, "name": name, "value": value}
+        for image_id, given in values.items()
+        for name, value in given.items()
+        if value
+    ]
+    if rows:
+        session.execute(insert(ImageAttribute), rows)
+
+
+def list_attribute_names(session: Session) -> list[str]:
+    """Names of the attributes that any image has."""
+    return list(session.scalars(select(ImageAttribute.name).distinct().order_by(ImageAttribute.name)))
 
 
 def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:

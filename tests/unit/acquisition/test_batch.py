@@ -1,6 +1,7 @@
 """Choosing a batch: by hand on five images, and what must hold for any."""
 
 import collections
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alloop.acquisition.batch import compose_batch, draw_uniform, top_k
+from alloop.acquisition.batch import compose_batch, draw_uniform, representatives, top_k
+from alloop.acquisition.strategy import Choice
 from alloop.records import Reason
 
 
@@ -21,16 +23,20 @@ def _keys(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.uint64)
 
 
-def _batch(scores, k, random_fraction=0.0, keys=None, groups=None, seed=0):
+def _batch(scores, k, random_fraction=0.0, keys=None, groups=None, seed=0, chances=None):
+    """One of each group, then a share drawn uniformly and the highest scores; `chances` of what is acquired."""
     n = len(scores)
-    return compose_batch(
-        np.asarray(scores, dtype=np.float32),
-        np.arange(n, dtype=np.uint64) if keys is None else keys,
-        np.arange(n) if groups is None else np.asarray(groups),
-        k,
-        random_fraction,
-        _generator(seed),
-    )
+    scores = np.asarray(scores, dtype=np.float32)
+    keys = np.arange(n, dtype=np.uint64) if keys is None else keys
+    one_each = representatives(scores, keys, np.arange(n) if groups is None else np.asarray(groups))
+
+    def acquire(rest, drawn, wanted):
+        assert not set(rest) & set(drawn)
+        best = top_k(scores[one_each[rest]], keys[one_each[rest]], wanted)
+        return Choice(best, scores[one_each[rest[best]]].astype(float), chances, ("by score",))
+
+    picks, _ = compose_batch(keys[one_each], k, random_fraction, _generator(seed), acquire)
+    return tuple(dataclasses.replace(pick, position=int(one_each[pick.position])) for pick in picks)
 
 
 def test_the_three_highest_of_five_in_order():
@@ -99,6 +105,21 @@ def test_the_random_share_does_not_depend_on_the_scores():
     assert low == high
 
 
+def test_draws_are_numbered_the_uniform_ones_first():
+    picks = _batch(np.arange(9), 4, 0.5, chances=np.array([0.4, 0.3]))
+
+    numbers = {pick.draw_number: (pick.reason, pick.probability) for pick in picks}
+    assert [numbers[m][0] for m in (1, 2, 3, 4)] == [Reason.RANDOM] * 2 + [Reason.ACQUIRED] * 2
+    assert [numbers[m][1] for m in (1, 2, 3, 4)] == [2 / 9, 2 / 9, 0.4, 0.3]
+
+
+def test_what_was_not_drawn_has_no_number():
+    picks = [pick for pick in _batch(np.arange(9), 4, 0.5) if pick.reason is Reason.ACQUIRED]
+
+    assert {(pick.draw_number, pick.probability) for pick in picks} == {(None, None)}
+    assert {pick.score for pick in picks} <= {float(score) for score in range(9)}
+
+
 def test_random_picks_are_not_always_last():
     ranks = {pick.rank for seed in range(100) for pick in _batch(np.arange(20), 5, 0.2, seed=seed) if pick.probability}
 
@@ -158,7 +179,7 @@ def test_the_same_seed_gives_the_same_batch_and_another_seed_another():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_is_named_by_its_position(value):
     with pytest.raises(ValueError, match="position 2 is not finite"):
-        _batch([0.1, 0.2, value], 1)
+        top_k(np.array([0.1, 0.2, value]), _keys(1, 2, 3), 1)
 
 
 def test_rows_that_do_not_match_are_refused():
@@ -170,7 +191,8 @@ def test_inputs_stay_as_they_were():
     scores, keys, groups = np.array([0.3, 0.1, 0.3]), _keys(3, 1, 2), np.array([0, 1, 1])
     before = [array.copy() for array in (scores, keys, groups)]
 
-    compose_batch(scores, keys, groups, 2, 0.5, _generator())
+    representatives(scores, keys, groups)
+    compose_batch(keys, 2, 1.0, _generator(), lambda rest, drawn, k: pytest.fail("nothing is left to choose"))
 
     for array, copy in zip((scores, keys, groups), before, strict=True):
         np.testing.assert_array_equal(array, copy)

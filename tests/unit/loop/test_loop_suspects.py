@@ -6,7 +6,7 @@ from factories import make_config
 
 from alloop.engine.score_file import Scores
 from alloop.errors import ModelError
-from alloop.loop.selection import PoolScores, find_suspects
+from alloop.loop.pool_scores import PoolScores, find_suspects
 
 
 def _scores(ood: list[float] | None, **uncertainty: list[float]) -> Scores:
@@ -47,10 +47,12 @@ def test_equal_highest_scores_are_suspect_together_or_not_at_all():
 
 
 def test_scores_that_lack_the_strategy_are_refused_with_the_way_out():
-    settings = make_config(acquisition={"strategy": "margin"}).acquisition
+    scores = PoolScores(_scores([0.0]), make_config().acquisition)
 
     with pytest.raises(ModelError, match="do not have margin") as caught:
-        PoolScores(_scores([0.0]), settings)
+        scores.values("margin", [100])
 
     assert "alloop score" in caught.value.hint
-    assert PoolScores(_scores(None, margin=[3, 1, 2]), settings).values([102, 100]).tolist() == [2, 3]
+    assert PoolScores(_scores(None, margin=[3, 1, 2]), make_config().acquisition).values(
+        "margin", [102, 100]
+    ).tolist() == [2, 3]

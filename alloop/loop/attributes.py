@@ -1,0 +1,92 @@
+"""Attributes of images, such as where or when they were taken, from a CSV; `[acquisition] only` chooses by them."""
+
+import csv
+import datetime as dt
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from alloop.errors import PoolError
+from alloop.loop.filter import OWN
+from alloop.loop.labels import FileFinder
+from alloop.project import Project
+from alloop.store.images import find_image_ids, list_locations, set_attributes
+from alloop.store.session import transaction
+from alloop.store.workspace import add_event
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_TAKEN = {*OWN, "sha256"}
+
+
+def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
+    """Read a CSV with a column `file` or `sha256` and any others: each of these becomes an attribute of its images.
+
+    A file is found by its full path, by its path relative to the CSV, or by its name where only one image has it. What
+    an image had under such a name is replaced; an empty cell takes it away.
+
+    Returns:
+        (images, names of the attributes).
+
+    Raises:
+        PoolError: A column or a file cannot be used; nothing is recorded then.
+    """
+    names, rows = _read(path)
+    with transaction(project.database) as session:
+        find = FileFinder(list_locations(session), path.absolute().parent)
+        given: dict[str, dict[str, str]] = {}
+        for line, row in rows:
+            sha256 = _find(row, line, path, find)
+            values = {name: row.get(name, "").strip() for name in names}
+            if given.setdefault(sha256, values) != values:
+                raise PoolError(
+                    f"{path}, line {line}: an earlier line says something else of the same image "
+                    f"(sha256 {sha256[:12]}).",
+                    "Keep one of the two lines. Nothing was recorded.",
+                )
+        ids = find_image_ids(session, given)
+        set_attributes(session, {ids[sha256]: values for sha256, values in given.items()})
+        add_event(
+            session, "alloop", "attributes", dt.datetime.now(dt.UTC), file=path.name, images=len(ids), names=names
+        )
+    return len(ids), tuple(names)
+
+
+def _read(path: Path) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PoolError(f"{path} cannot be read: {error}.") from error
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    columns = list(reader.fieldnames or ())
+    names = [name for name in columns if name not in ("file", "sha256")]
+    if len(names) == len(columns) or not names:
+        raise PoolError(
+            f"{path} has the columns {', '.join(columns) or 'none'}.",
+            "It needs one of 'file' and 'sha256', and a column for each attribute.",
+        )
+    for name in names:
+        if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+            raise PoolError(
+                f"{path}: an attribute cannot be called {name!r}.",
+                f"A name has letters, digits and underscores, and is none of {', '.join(sorted(_TAKEN))}.",
+            )
+    twice = sorted({name for name in names if sum(other.lower() == name.lower() for other in names) > 1})
+    if twice:
+        raise PoolError(f"{path} has the column {twice[0]!r} twice; capitals do not count.")
+    return names, [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
+
+
+def _find(row: Mapping[str, str], line: int, path: Path, find: FileFinder) -> str:
+    name = row.get("file", "")
+    found = row.get("sha256", "").strip().lower() or find(name)
+    if found is None and (n := find.count(name)) > 1:
+        raise PoolError(
+            f"{path}, line {line}: {n} images are called {name}.",
+            "Write its path (from the file's own folder, or in full), or its sha256. Nothing was recorded.",
+        )
+    if found is None or not find.knows(found):
+        raise PoolError(
+            f"{path}, line {line}: {name or row.get('sha256')} is not in the pool.",
+            "Add the images with `alloop pool add` first. Nothing was recorded.",
+        )
+    return found

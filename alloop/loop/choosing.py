@@ -1,0 +1,232 @@
+"""One batch from the candidates: a uniform share, then the strategy, within quotas. No rows of the database."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from alloop.acquisition.batch import Pick, compose_batch
+from alloop.acquisition.perturb import draw
+from alloop.acquisition.registry import choose
+from alloop.acquisition.strategy import Candidates, Choice, Keys, Positions
+from alloop.composition import STRATEGIES, Need, strategy_name
+from alloop.config.schema import AcquisitionConfig, Config, ModelConfig
+from alloop.loop.evidence import Evidence
+from alloop.records import ImageRef
+from alloop.seeds import derive_seed
+
+RANDOM, COLD = "random", "max-herding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images by rank (positions are rows of the candidates), which strategy chose them, and what was decided."""
+
+    picks: tuple[Pick, ...]
+    strategy: str
+    notes: tuple[str, ...]
+
+
+def choose_images(
+    refs: Sequence[ImageRef], keys: Keys, evidence: Evidence, n: int, seed: int, notes: Sequence[str] = ()
+) -> Batch:
+    """Choose n of the candidates.
+
+    Args:
+        refs: One of each group of near copies.
+        keys: [N], distinct.
+        evidence: What is known of them; its config says how to choose.
+        n: Fewer are chosen if there are fewer candidates.
+        seed: The round's.
+        notes: What was decided before.
+
+    Raises:
+        As `Evidence.gather`.
+    """
+    name, why = strategy_now(evidence.config, has_model=evidence.scores is not None)
+    strategy = _Strategy(name, refs, keys, evidence, n, seed)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "random share"))
+    share = 1.0 if name == RANDOM else evidence.config.acquisition.random_fraction
+    picks, said = compose_batch(keys, n, share, generator, strategy)
+    return Batch(picks, name, (*notes, *why, *said))
+
+
+def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ...]]:
+    """Which strategy can choose, and why it is not the one that is set.
+
+    Without a model those that look at nothing but features choose by themselves. In place of the others max-herding
+    takes typical images by pretrained features; without these the batch is drawn uniformly.
+    """
+    name = strategy_name(config.acquisition.strategy)
+    if has_model or name == RANDOM:
+        return name, ()
+    if config.acquisition.cold_start == "random":
+        return RANDOM, ("There is no model yet, and [acquisition] cold_start = random: the batch was drawn uniformly.",)
+    if not has_learned_features(config.model):
+        return RANDOM, (
+            "There is no model yet, and the backbone has no learned weights: the batch was drawn uniformly.",
+        )
+    if name in STRATEGIES and STRATEGIES[name].needs == {Need.FEATURES}:
+        return name, ()
+    return COLD, (f"There is no model yet, which {name} needs: {COLD} took typical images by the backbone's features.",)
+
+
+def has_learned_features(model: ModelConfig) -> bool:
+    """Whether features tell images apart before anything is trained. Factories of one's own are taken to."""
+    is_own = ":" in model.backbone and not model.backbone.startswith("timm:")
+    return model.weights != "none" or is_own or model.backbone == "pixels"
+
+
+class _Strategy:
+    """Chooses from the rest after the uniform share, as `[acquisition]` says; what `compose_batch` calls."""
+
+    def __init__(self, name: str, refs: Sequence[ImageRef], keys: Keys, evidence: Evidence, n: int, seed: int) -> None:
+        self._name = name
+        self._refs = refs
+        self._keys = keys
+        self._evidence = evidence
+        self._settings: AcquisitionConfig = evidence.config.acquisition
+        self._n = n
+        self._seed = seed
+
+    def __call__(self, rest: Positions, drawn: Positions, k: int) -> Choice:
+        keys = self._keys[rest]
+        refs, taken = [self._refs[at] for at in rest], [self._refs[at] for at in drawn]
+        scores = self._evidence.scores
+        if scores is not None and self._name in STRATEGIES and STRATEGIES[self._name].is_score:
+            # Narrow columns hold these scores for every image: nothing wide is read, however big the pool.
+            ids = [ref.image_id for ref in refs]
+            values, entropies = scores.values(self._name, ids), scores.values("entropy", ids)
+            ask: Ask = _OfScores(self._name, values, entropies, keys, self._settings)
+        else:
+            ask = _OfCandidates(self._name, self._evidence.gather(self._name, refs, keys, taken, k), self._settings)
+        seed = derive_seed(self._seed, "strategy")
+        if self._settings.class_quota == 1:
+            return ask(np.arange(len(rest)), _NONE, k, seed)
+        if scores is None:
+            choice = ask(np.arange(len(rest)), _NONE, k, seed)
+            note = "There is no model yet, so class_quota had no predicted classes to count."
+            return dataclasses.replace(choice, notes=(*choice.notes, note))
+        predicted = np.array(scores.predicted([ref.image_id for ref in (*refs, *taken)]), dtype=object)
+        _, classes = np.unique(predicted.astype(str), return_inverse=True)
+        limit = math.ceil(self._settings.class_quota * self._n)
+        counts = np.bincount(classes[len(refs) :], minlength=int(classes.max()) + 1)
+        return within_quota(ask, classes[: len(refs)], counts, limit, k, seed)
+
+
+_NONE: Positions = np.empty(0, dtype=np.int64)
+
+
+class _OfScores:
+    """A score of each image: the highest, or a draw by it."""
+
+    def __init__(
+        self,
+        name: str,
+        values: npt.NDArray[np.float64],
+        entropies: npt.NDArray[np.float64],
+        keys: Keys,
+        settings: AcquisitionConfig,
+    ) -> None:
+        self._name, self._values, self._entropies, self._keys, self._settings = name, values, entropies, keys, settings
+
+    def __call__(self, eligible: Positions, kept: Positions, k: int, seed: int) -> Choice:
+        values, keys, settings = self._values[eligible], self._keys[eligible], self._settings
+        if settings.perturb == "none":
+            # Variation ratios take few values: among equal ones the entropy decides.
+            second = self._entropies[eligible] if self._name == "variation-ratio" else np.zeros(len(values))
+            best = np.lexsort((keys, -second, -values))[:k]
+            return Choice(eligible[best], values[best])
+        # A power is taken of what is never negative: 1 + score for the margin, which is -1 where the model is sure.
+        weighed = values
+        if settings.perturb == "power":
+            weighed = np.maximum(values + (self._name == "margin"), 0)
+        stream, kind = derive_seed(seed, self._name, settings.perturb), settings.perturb
+        choice = draw(weighed, keys, k, stream, kind=kind, beta=settings.beta, explore=settings.explore)
+        at = choice.positions
+        return Choice(eligible[at], values[at], choice.probabilities, choice.notes)
+
+
+class _OfCandidates:
+    """A strategy that looks at all of the batch."""
+
+    def __init__(self, name: str, candidates: Candidates, settings: AcquisitionConfig) -> None:
+        self._name, self._candidates, self._settings = name, candidates, settings
+
+    def __call__(self, eligible: Positions, kept: Positions, k: int, seed: int) -> Choice:
+        """`kept` counts as being asked about."""
+        everyone = len(eligible) == len(self._candidates)
+        candidates = self._candidates if everyone else _part(self._candidates, eligible, kept)
+        choice = choose(self._name, candidates, k, seed)
+        return dataclasses.replace(choice, positions=eligible[choice.positions])
+
+
+Ask = _OfScores | _OfCandidates
+
+
+def within_quota(
+    ask: Ask, classes: npt.NDArray[np.intp], counts: npt.NDArray[np.intp], limit: int, k: int, seed: int
+) -> Choice:
+    """Let a strategy choose k, at most `limit` of one predicted class.
+
+    What it chose over the quota is dropped together with its class, and it is asked again for the rest, with what was
+    kept counted as being asked about. Where only full classes are left the batch is filled up in spite of it.
+
+    Args:
+        ask: (eligible, kept, k, seed) → choice.
+        classes: Predicted class of each candidate [N].
+        counts: How many of each class the batch has already.
+        limit: Of one class.
+        k: At most N.
+        seed: Of the first asking; others derive theirs.
+    """
+    counts = counts.copy()
+    kept: list[int] = []
+    scores: list[float] = []
+    notes: list[str] = []
+    attempt, choice = 0, None
+    while len(kept) < k:
+        left = np.setdiff1d(np.arange(len(classes)), kept)
+        eligible = left[counts[classes[left]] < limit]
+        is_full = len(eligible) == 0
+        if is_full:
+            notes.append(
+                f"Only images of classes that had their quota of {limit} were left: {k - len(kept)} of them filled the "
+                "batch up."
+            )
+            eligible = left
+        step = seed if attempt == 0 else derive_seed(seed, "quota", attempt)
+        choice = ask(eligible, np.array(kept, dtype=np.int64), min(k - len(kept), len(eligible)), step)
+        notes += choice.notes
+        for position, score in zip(choice.positions.tolist(), choice.scores.tolist(), strict=True):
+            if is_full or counts[classes[position]] < limit:
+                counts[classes[position]] += 1
+                kept.append(position)
+                scores.append(score)
+        attempt += 1
+    # Once a class was shut out, an image's chance is not what the draws say.
+    probabilities = choice.probabilities if choice is not None and attempt == 1 else None
+    return Choice(
+        np.array(kept, dtype=np.int64), np.array(scores, dtype=np.float64), probabilities, tuple(dict.fromkeys(notes))
+    )
+
+
+def _part(candidates: Candidates, eligible: Positions, kept: Positions) -> Candidates:
+    """Some of the candidates, with others counted as being asked about."""
+    rows = torch.from_numpy(eligible)
+    features, labeled, labels = candidates.features, candidates.labeled, candidates.labels
+    if features is not None and labeled is not None and labels is not None and len(kept):
+        labeled = torch.cat([labeled, features[torch.from_numpy(kept)]])
+        labels = torch.cat([labels, labels.new_full((len(kept),), -1)])
+    return Candidates(
+        keys=candidates.keys[eligible],
+        log_probs=None if candidates.log_probs is None else candidates.log_probs[rows],
+        members=None if candidates.members is None else candidates.members[:, rows],
+        features=None if features is None else features[rows],
+        labeled=labeled,
+        labels=labels,
+        head=candidates.head,
+    )

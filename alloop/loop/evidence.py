@@ -1,0 +1,172 @@
+"""What a strategy needs to see of images, read or computed: predictions, members, features, what is labeled."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alloop.acquisition.registry import estimate, find_strategy
+from alloop.acquisition.strategy import Candidates, Cost, Keys, Size
+from alloop.composition import STRATEGIES, Need, strategy_name
+from alloop.config.schema import Config
+from alloop.engine.evidence import count_features, load_head
+from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import FeatureJob
+from alloop.errors import PoolError
+from alloop.loop.pool_scores import PoolScores
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, ModelFiles
+
+GIB = 2**30
+BIG = 50_000  # candidates above which it is said beforehand what a strategy takes
+LONG = 30.0  # seconds, likewise
+SPEED = 1e10  # floating-point operations a second of one core, roughly
+BY_DEFAULT = frozenset({Need.LOG_PROBS, Need.FEATURES})  # what another package's strategy gets to see
+_log = logging.getLogger("alloop")
+
+
+class Unreadable(Exception):
+    """Images turned out to be unreadable while their features were computed: (image id, reason) each."""
+
+    def __init__(self, failed: Sequence[tuple[int, str]]) -> None:
+        super().__init__(f"{len(failed)} images")
+        self.failed = tuple(failed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Training images that are labeled or being asked about, and their classes [L]; -1 where there is no answer yet."""
+
+    refs: tuple[ImageRef, ...] = ()
+    labels: npt.NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+def needs_of(name: str) -> frozenset[Need]:
+    """What a strategy has to see. One of another package may say so in its attribute `needs`."""
+    if name in STRATEGIES:
+        return STRATEGIES[name].needs
+    return frozenset(getattr(find_strategy(name), "needs", BY_DEFAULT))
+
+
+def wide_needs(name: str) -> frozenset[Need]:
+    """What must be kept for a strategy when images are scored, besides their narrow scores.
+
+    A score of each image is kept as such, whatever it is computed from.
+    """
+    known = strategy_name(name)
+    return frozenset() if known in STRATEGIES and STRATEGIES[known].is_score else needs_of(known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Where the parts come from.
+
+    Attributes:
+        scores, model: None where the round trained no model.
+        device: Overrides `[model] device`.
+    """
+
+    project: Project
+    config: Config
+    known: Known
+    scores: PoolScores | None = None
+    model: ModelFiles | None = None
+    device: str | None = None
+    progress: Progress = silent
+
+    def gather(self, name: str, refs: Sequence[ImageRef], keys: Keys, drawn: Sequence[ImageRef], k: int) -> Candidates:
+        """The candidates [N] as this strategy needs them.
+
+        Args:
+            name: Of the strategy.
+            refs: The candidates; those of a round with a model have scores.
+            keys: [N].
+            drawn: Images that this batch has already; they count as being asked about.
+            k: How many will be chosen; for the estimate of what that takes.
+
+        Raises:
+            PoolError: It would take more memory than `[acquisition] max_ram`.
+            ModelError: A part was not kept when the images were scored.
+            Unreadable: Some of the candidates cannot be read.
+        """
+        needs = needs_of(name)
+        known = Known((*self.known.refs, *drawn), np.append(self.known.labels, np.full(len(drawn), -1)))
+        self._check_cost(name, needs, len(refs), len(known.refs), k)
+        candidates = Candidates(keys)
+        ids = [ref.image_id for ref in refs]
+        if self.scores is not None and Need.LOG_PROBS in needs:
+            candidates = dataclasses.replace(candidates, log_probs=self.scores.log_probs(ids))
+        if self.scores is not None and Need.MEMBERS in needs:
+            candidates = dataclasses.replace(candidates, members=self.scores.members(ids, name))
+        if self.model is not None and Need.HEAD in needs:
+            candidates = dataclasses.replace(candidates, head=load_head(self.config, self.model))
+        if Need.FEATURES in needs:
+            features, labeled, labels = self._features(name, refs, known)
+            candidates = dataclasses.replace(candidates, features=features, labeled=labeled, labels=labels)
+        return candidates
+
+    def features_of(self, name: str, refs: Sequence[ImageRef]) -> tuple[Tensor, npt.NDArray[np.bool_], dict[int, str]]:
+        """Features [n, D] of those of the images that have some, which these are [N], and why others have none."""
+        if self.scores is not None and self.config.model.mode == "finetune":
+            rows, found = self.scores.features([ref.image_id for ref in refs], name)
+            return torch.from_numpy(rows), found, {}
+        result = LocalExecutor().features(self._feature_job(refs), self.progress)
+        found = np.isin(np.array([ref.image_id for ref in refs], dtype=np.int64), result.image_ids)
+        return torch.from_numpy(result.features), found, dict(result.failed)
+
+    def _features(self, name: str, refs: Sequence[ImageRef], known: Known) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of the candidates [N, D] and of what is known [L, D], and the labels [L] of the latter."""
+        rows, found, reasons = self.features_of(name, [*refs, *known.refs])
+        lost = [refs[position].image_id for position in np.flatnonzero(~found[: len(refs)])]
+        if lost:
+            raise Unreadable([(image_id, reasons.get(image_id, "it has no features")) for image_id in lost])
+        # What is known and cannot be read any more takes no part.
+        return rows[: len(refs)], rows[len(refs) :], torch.from_numpy(known.labels[found[len(refs) :]])
+
+    def _feature_job(self, refs: Sequence[ImageRef]) -> FeatureJob:
+        return FeatureJob(self.config, tuple(refs), self.project.paths.cache, self.device)
+
+    def _check_cost(self, name: str, needs: frozenset[Need], n: int, n_known: int, k: int) -> None:
+        n_features = count_features(self._feature_job(())) if Need.FEATURES in needs else 0
+        size = Size(n, n_known, k, len(self.config.project.classes), self.config.model.n_members, n_features)
+        cost = estimate(name, size)
+        n_bytes = cost.n_bytes + own_bytes(needs, size)
+        limit = self.config.acquisition.max_ram
+        if n_bytes > limit * GIB:
+            fitting = int(n * limit * GIB / n_bytes)
+            raise PoolError(
+                f"{name} would take about {n_bytes / GIB:.1f} GiB for {n:,} candidates, and [acquisition] max_ram "
+                f"allows {limit:g}.",
+                f"Set [acquisition] max_candidates to {fitting} or fewer, take another strategy (margin needs little), "
+                "or allow more with --max-ram.",
+            )
+        if n > BIG or cost.operations > LONG * SPEED:
+            _log.info("%s", describe_cost(name, size, Cost(cost.operations, n_bytes)))
+
+
+def own_bytes(needs: frozenset[Need], size: Size) -> float:
+    """What the candidates themselves take, float32."""
+    per_image = 0
+    if Need.LOG_PROBS in needs:
+        per_image += size.classes
+    if Need.MEMBERS in needs:
+        per_image += size.members * size.classes
+    if Need.FEATURES in needs:
+        per_image += size.features
+    labeled = size.labeled * size.features if Need.FEATURES in needs else 0
+    return 4.0 * (size.candidates * per_image + labeled)
+
+
+def describe_cost(name: str, size: Size, cost: Cost) -> str:
+    """What choosing will take, in words."""
+    seconds = cost.operations / SPEED
+    time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} s"
+    return (
+        f"{name} chooses {size.k:,} of {size.candidates:,} candidates: about {time} on one core and "
+        f"{cost.n_bytes / GIB:.1f} GiB of memory."
+    )

@@ -1,0 +1,179 @@
+"""Which images may be asked about: by paths, or by what is known of them."""
+
+from pathlib import Path
+
+import pytest
+from command_line import alloop
+from factories import NOW, add_pool_image, make_image, make_project
+from sqlalchemy import Engine
+
+from alloop.errors import ConfigError, PoolError
+from alloop.loop.attributes import add_attributes
+from alloop.loop.filter import find_matching, is_glob
+from alloop.store.images import list_facts, list_locations, set_attributes, set_location
+from alloop.store.session import reading, transaction
+
+
+@pytest.fixture
+def pool(database: Engine) -> Engine:
+    """Images 1 to 4: two sites, years of which one is not known, one wide image with a second path."""
+    with transaction(database) as session:
+        ids = [
+            add_pool_image(session, number, path=f"/pool/site-{'ab'[number % 2]}/{number}.png", width=8 * number)
+            for number in (1, 2, 3, 4)
+        ]
+        set_location(session, make_image(4, path="/other/x.png"), ids[3], NOW)
+        set_attributes(
+            session,
+            {
+                ids[0]: {"site": "A", "year": "2019"},
+                ids[1]: {"site": "B", "year": "2021"},
+                ids[2]: {"site": "A", "year": "100000"},
+                ids[3]: {"site": "B", "year": ""},
+            },
+        )
+    return database
+
+
+def matching(database: Engine, only: str) -> list[int]:
+    with reading(database) as session:
+        return sorted(find_matching(session, only))
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("/pool/site-a/*", [2, 4]),
+        ("site-a/*", [2, 4]),
+        ("*.png", [1, 2, 3, 4]),
+        ("[13].png", [1, 3]),
+        ("x.pn?", [4]),
+        ("te-a/*", []),
+        ("SITE-A/*", []),
+    ],
+)
+def test_a_glob_is_matched_from_the_root_or_from_any_folder(pool: Engine, only: str, expected: list[int]):
+    assert matching(pool, only) == expected
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("site = 'A'", [1, 3]),
+        ("year > 2020", [2, 3]),  # as numbers: as texts '100000' is less than '2020'
+        ("year is null", [4]),
+        ("not (year > 2020)", [1]),
+        ("site in ('B') and width >= 32", [4]),
+        ("file like '%.PNG' and path glob '/pool/site-b/*'", [1, 3]),
+        ("upper(format) = 'PNG' -- all", [1, 2, 3, 4]),
+        ("1 = 1) or (1 = 1", [1, 2, 3, 4]),
+        ("lower(site) || '*' = 'a*'", [1, 3]),
+    ],
+)
+def test_a_condition_is_about_what_is_known_of_each_image(pool: Engine, only: str, expected: list[int]):
+    assert matching(pool, only) == expected
+
+
+@pytest.mark.parametrize(
+    ("only", "because"),
+    [
+        ("sitee = 'A'", "no such column: sitee"),
+        ("site = ", "syntax error"),
+        ("site = 'A'; delete from image", "syntax error"),
+        ("site = 'A'); delete from image; select (1", "one statement"),
+        ("exists (select * from sqlite_master) = 1", "prohibited|not authorized"),
+        ("load_extension('x') = 1", "not authorized|no such function"),
+        ("randomblob(1000000000) = 1", "not authorized"),
+        ("image", "no such column: image"),
+    ],
+)
+def test_a_condition_that_cannot_be_used_names_the_columns(pool: Engine, only: str, because: str):
+    with pytest.raises(ConfigError, match=because) as caught:
+        matching(pool, only)
+
+    assert "width, height, format, site, year" in caught.value.hint
+
+
+def test_an_attribute_that_is_not_always_a_number_is_compared_as_text(pool: Engine):
+    with transaction(pool) as session:
+        set_attributes(session, {4: {"year": "unknown"}})
+
+    assert matching(pool, "year > '2020'") == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [("a/*.jpg", True), ("photos in 2020/*", True), ("a = '*'", False), ("path like 'a%?'", False), ("plain", False)],
+)
+def test_a_glob_has_a_wildcard_and_compares_nothing(only: str, expected: bool):
+    assert is_glob(only) is expected
+
+
+def described(project) -> dict[str, dict[str, str]]:
+    with reading(project.database) as session:
+        return {Path(image.paths[0]).name: dict(image.attributes) for image in list_facts(session) if image.attributes}
+
+
+def test_attributes_come_from_a_table_and_can_be_changed_and_taken_away(tmp_path: Path):
+    project = make_project(tmp_path, n=3)
+    with reading(project.database) as session:
+        sha256 = next(place.sha256 for place in list_locations(session) if place.path.endswith("0002.png"))
+    (tmp_path / "a.csv").write_text(
+        f"file,sha256,site,year\n{project.folder}/photos/0000.png,,A,2019\n0001.png,,B,2020\n,{sha256},C,\n"
+    )
+
+    assert add_attributes(project, tmp_path / "a.csv") == (3, ("site", "year"))
+    assert described(project) == {
+        "0000.png": {"site": "A", "year": "2019"},
+        "0001.png": {"site": "B", "year": "2020"},
+        "0002.png": {"site": "C"},
+    }
+
+    (tmp_path / "b.csv").write_text("file,year\n0000.png,\n0001.png,2021\n")
+    add_attributes(project, tmp_path / "b.csv")
+    assert described(project)["0000.png"] == {"site": "A"}
+    assert described(project)["0001.png"] == {"site": "B", "year": "2021"}
+
+
+@pytest.mark.parametrize(
+    ("content", "because"),
+    [
+        ("file,site\n0000.png,A\nnone.png,B\n", "line 3: none.png is not in the pool"),
+        ("file,site\n0000.png,A\n0000.png,B\n", "line 3: an earlier line says something else"),
+        ("site\nA\n", "has the columns site"),
+        ("file\n0000.png\n", "has the columns file"),
+        ("file,width\n0000.png,3\n", "cannot be called 'width'"),
+        ("file,a b\n0000.png,3\n", "cannot be called 'a b'"),
+        ('file,"x"") drop"\n0000.png,3\n', "cannot be called"),
+        ("file,Site,site\n0000.png,3,4\n", "twice"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_as_a_whole(tmp_path: Path, content: str, because: str):
+    project = make_project(tmp_path, n=2)
+    (tmp_path / "a.csv").write_text(content)
+
+    with pytest.raises(PoolError, match=because):
+        add_attributes(project, tmp_path / "a.csv")
+
+    assert described(project) == {}
+
+
+def test_only_images_that_match_are_asked_about_and_a_wrong_condition_stops_a_run_at_once(tmp_path: Path):
+    project = make_project(tmp_path, n=40, acquisition={"only": "half = 1"}, pool={"near_duplicates": False})
+    at = ("-C", project.folder)
+
+    refused = alloop("run", *at)
+    assert (refused.code, "no such column: half" in refused.err) == (2, True)
+
+    (tmp_path / "a.csv").write_text("file,half\n" + "".join(f"{n:04d}.png,{n % 2}\n" for n in range(40)))
+    added = alloop("pool", "add", "--attributes", tmp_path / "a.csv", "--json", *at)
+    assert (added.data["described"], added.data["attributes"]) == (40, ["half"])
+    alloop("run", "--rounds", "2", *at)
+
+    for number in (0, 1):
+        shown = alloop("round", "show", str(number), "--json", *at).data["queries"]
+        mine = [query for query in shown if query["reason"] != "holdout"]
+        with reading(project.database) as session:
+            odd = {image.image_id for image in list_facts(session) if image.attributes["half"] == "1"}
+        assert mine
+        assert {query["image_id"] for query in mine} <= odd
