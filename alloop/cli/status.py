@@ -16,8 +16,7 @@ WIDE = 120
 EXPLAINED = (
     "Accuracy, NLL (nats) and ECE are {measured}, "
     "with 95 % intervals (Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie "
-    "above it). H is the mean score of the batch (entropy in nats, unless the strategy is another): chosen by the "
-    "strategy | drawn at random."
+    "above it). H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
 )
 
 
@@ -111,8 +110,16 @@ def _people(report: "StatusReport") -> list[str]:
     return lines
 
 
+def _choice(report: "StatusReport") -> list[str]:
+    """Which strategy chose the newest batch, and what was decided on the way."""
+    chosen = [row for row in report.rounds if row.strategy is not None]
+    if not chosen:
+        return []
+    return [" ".join((f"Round {chosen[-1].number} was chosen by {chosen[-1].strategy}.", *chosen[-1].notes))]
+
+
 def _attention(report: "StatusReport") -> list[str]:
-    lines = []
+    lines = _choice(report)
     measured = [row for row in report.rounds if row.model is not None]
     if measured:
         lines.append(_calibration(measured[-1]))

@@ -1,6 +1,6 @@
 """Which images may be asked about now."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from sqlalchemy.orm import Session
 
@@ -16,16 +16,27 @@ def list_askable(session: Session, settings: AcquisitionConfig, round_number: in
     An image that was skipped comes back after `ask_skipped_after` rounds, or never. One that was answered with an
     unknown class waits until somebody adds the class or corrects the answer. One submitted empty may be asked again.
     """
-    groups = list_groups(session)
-    open_images = list_open_images(session)
     labeled = [ref.image_id for ref in list_refs(session, Split.TRAIN, labeled=True)]
-    known_groups = {groups[image_id] for image_id in [*labeled, *open_images]}
     declined = _declined(session, settings.ask_skipped_after, round_number)
-    return [
-        ref
-        for ref in list_refs(session, Split.TRAIN, labeled=False)
-        if groups[ref.image_id] not in known_groups and ref.image_id not in declined
-    ]
+    unlabeled = list_refs(session, Split.TRAIN, labeled=False)
+    return leave_known(unlabeled, list_groups(session), {*labeled, *list_open_images(session)}, declined)
+
+
+def leave_known(
+    unlabeled: Iterable[ImageRef], groups: Mapping[int, int], known: Iterable[int], declined: Collection[int]
+) -> list[ImageRef]:
+    """The images that are neither near copies of known ones, nor themselves known, nor declined."""
+    known_groups = {groups[image_id] for image_id in known}
+    return [ref for ref in unlabeled if groups[ref.image_id] not in known_groups and ref.image_id not in declined]
+
+
+def still_declined(skipped: Mapping[int, int], ask_again_after: int | None, round_number: int) -> set[int]:
+    """Images whose last skip, by round number, still counts."""
+    return {
+        image_id
+        for image_id, number in skipped.items()
+        if ask_again_after is None or round_number - number < ask_again_after
+    }
 
 
 def list_holdout_to_ask(session: Session) -> list[ImageRef]:
@@ -34,17 +45,6 @@ def list_holdout_to_ask(session: Session) -> list[ImageRef]:
     return [ref for ref in list_refs(session, Split.HOLDOUT, labeled=False) if ref.image_id not in asked]
 
 
-def group_ids(session: Session, refs: Sequence[ImageRef]) -> list[int]:
-    """The near-duplicate group of each image."""
-    groups = list_groups(session)
-    return [groups[ref.image_id] for ref in refs]
-
-
 def _declined(session: Session, ask_again_after: int | None, round_number: int) -> set[int]:
-    skipped = list_skipped_images(session)
-    still = {
-        image_id
-        for image_id, number in skipped.items()
-        if ask_again_after is None or round_number - number < ask_again_after
-    }
+    still = still_declined(list_skipped_images(session), ask_again_after, round_number)
     return still | {query.image_id for query in list_queries(session, status=QueryStatus.UNKNOWN)}

@@ -43,11 +43,18 @@ class ImportedLabel:
 
 def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
     """Rebuild the labels of these images (None: of all) from the annotations as they are now."""
-    classes = frozenset(classes)
-    given: dict[int, list[AnnotationRecord]] = {image_id: [] for image_id in image_ids or ()}
-    for record in list_current(session, image_ids=image_ids):
+    set_labels(session, agree(list_current(session, image_ids=image_ids), classes, image_ids or ()), _now())
+
+
+def agree(
+    records: Iterable[AnnotationRecord], classes: Collection[str], image_ids: Iterable[int] = ()
+) -> dict[int, tuple[str, float, int] | None]:
+    """(class, agreement, votes) of each image that has annotations, and of these images; None where nobody voted."""
+    known = frozenset(classes)
+    given: dict[int, list[AnnotationRecord]] = {image_id: [] for image_id in image_ids}
+    for record in records:
         given.setdefault(record.image_id, []).append(record)
-    set_labels(session, {image_id: _label(mine, classes) for image_id, mine in given.items()}, _now())
+    return {image_id: _label(mine, known) for image_id, mine in given.items()}
 
 
 def _label(records: Sequence[AnnotationRecord], classes: Collection[str]) -> tuple[str, float, int] | None:

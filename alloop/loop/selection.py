@@ -59,14 +59,14 @@ class Selected:
         chosen: The images besides the holdout.
         strategy: Which one chose them.
         notes: What was decided on the way, and why; a sentence each.
-        digests: Of what the choice depended on, by name, so that a replay can say what changed.
+        given: How much the choice depended on, and digests of it, so that a replay can say what changed.
     """
 
     queries: tuple[Query, ...]
     chosen: tuple[ImageRef, ...]
     strategy: str
     notes: tuple[str, ...]
-    digests: Mapping[str, str]
+    given: Mapping[str, int | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def choose_batch(
         chosen=tuple(candidates.refs[pick.position] for pick in batch.picks),
         strategy=batch.strategy,
         notes=batch.notes,
-        digests=_digests(situation, candidates),
+        given=_given(situation, candidates),
     )
 
 
@@ -217,13 +217,15 @@ def _query(pick: Pick, candidates: Candidates, batch: Batch, scores: PoolScores 
     return dataclasses.replace(query, predicted=predicted, confidence=confidence, suspect=suspect)
 
 
-def _digests(situation: Situation, candidates: Candidates) -> dict[str, str]:
-    """SHA-256 of the parts, in an order that does not depend on how the database was filled."""
+def _given(situation: Situation, candidates: Candidates) -> dict[str, int | str]:
+    """Counts and SHA-256 of the parts, in an order that does not depend on how the database was filled."""
     known = (f"{ref.sha256} {label}" for ref, label in zip(situation.known.refs, situation.known.labels, strict=True))
     return {
+        "n": situation.n,
+        "n_candidates": len(candidates.refs),
         "candidates": _digest(sorted(ref.sha256 for ref in candidates.refs)),
+        "n_known": len(situation.known.refs),
         "known": _digest(sorted(known)),
-        "n": str(situation.n),
     }
 
 

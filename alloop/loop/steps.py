@@ -13,6 +13,7 @@ from alloop.config.load import freeze_config, set_values, validate_config
 from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
+from alloop.engine.model_files import library_versions
 from alloop.errors import AlloopError, ConfigError
 from alloop.loop.agreement import agreement, find_before
 from alloop.loop.answers import judged_by, resettle_unknown
@@ -298,7 +299,8 @@ def _record_selection(session: Session, situation: Situation, selected: Selected
         suspects=suspects,
         notes=list(selected.notes),
         settings=config.acquisition.model_dump(mode="json"),
-        digests=dict(selected.digests),
+        given=dict(selected.given),
+        versions=library_versions(),
     )
     for note in selected.notes:
         logger.info("%s", note)

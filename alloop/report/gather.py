@@ -1,8 +1,9 @@
 """The database → plain numbers about a project, for `alloop status` and reports. Nothing here formats or draws."""
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,7 +16,7 @@ from alloop.store.images import PoolCounts, count_pool, list_locations
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
 from alloop.store.session import reading
-from alloop.store.workspace import Sync, find_sync
+from alloop.store.workspace import Sync, find_sync, list_events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +24,9 @@ class RoundReport:
     """One round. Metrics are of its model on the labeled holdout that was drawn before any model.
 
     Attributes:
-        entropy_acquired, entropy_random: Mean scores of its batch as it was chosen: entropies in nats, or whatever its
-            strategy scores by.
+        entropy_acquired, entropy_random: Mean entropies of its batch as it was chosen, in nats.
+        strategy: What chose its batch, which is not always what is set; None before that.
+        notes: What was decided by itself when the batch was chosen, and why.
         n_labels: Training labels of its model; None when it trained none.
         calibration: Which calibrator its model uses, in words.
         n_calibration: Holdout labels that were there to fit it to.
@@ -45,6 +47,8 @@ class RoundReport:
     queries: dict[str, int]
     entropy_acquired: float | None
     entropy_random: float | None
+    strategy: str | None
+    notes: tuple[str, ...]
     created_at: str
     closed_because: str | None
 
@@ -76,6 +80,8 @@ def gather_status(project: Project) -> StatusReport:
     with reading(project.database) as session:
         queries = list_queries(session)
         sync = find_sync(session, project.config.labeling.backend)
+        # Newest first, and a round may have been chosen again after it was given up.
+        choices = {event["round"]: event["data"] for event in reversed(list_events(session, "selected", limit=100_000))}
         return StatusReport(
             name=project.config.project.name,
             classes=classes,
@@ -88,7 +94,7 @@ def gather_status(project: Project) -> StatusReport:
             empty=_hashes(queries, QueryStatus.EMPTY),
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
             suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
-            rounds=tuple(_round(session, row, queries) for row in list_rounds(session)),
+            rounds=tuple(_round(session, row, queries, choices.get(row.number, {})) for row in list_rounds(session)),
             findings=gather_findings(session, project),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
@@ -125,9 +131,10 @@ def to_json(report: StatusReport) -> dict[str, Any]:
     return dataclasses.asdict(report)
 
 
-def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord]) -> RoundReport:
+def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord], said: Mapping[str, Any]) -> RoundReport:
     model: ModelRecord | None = find_model(session, row.id)
     mine = [query for query in queries if query.round_number == row.number]
+    n_classes = len(model.classes) if model is not None else 2
     return RoundReport(
         number=row.number,
         state=row.state.value,
@@ -140,16 +147,19 @@ def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord]) -
         metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
         metrics_grown={} if model is None else list_metrics(session, model.id, GROWN),
         queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
-        entropy_acquired=_mean_score(mine, Reason.ACQUIRED),
-        entropy_random=_mean_score(mine, Reason.RANDOM),
+        entropy_acquired=_mean_entropy(mine, Reason.ACQUIRED, n_classes),
+        entropy_random=_mean_entropy(mine, Reason.RANDOM, n_classes),
+        strategy=said.get("strategy"),
+        notes=tuple(said.get("notes", ())),
         created_at=row.created_at.isoformat(),
         closed_because=row.closed_because,
     )
 
 
-def _mean_score(queries: Sequence[QueryRecord], reason: Reason) -> float | None:
-    scores = [query.score for query in queries if query.reason is reason and query.score is not None]
-    return statistics.fmean(scores) if scores else None
+def _mean_entropy(queries: Sequence[QueryRecord], reason: Reason, n_classes: int) -> float | None:
+    """Of the images asked for this reason; a confidence is 1 - entropy / ln K."""
+    known = [query.confidence for query in queries if query.reason is reason and query.confidence is not None]
+    return statistics.fmean((1 - confidence) * math.log(n_classes) for confidence in known) if known else None
 
 
 def _hashes(queries: Sequence[QueryRecord], status: QueryStatus) -> tuple[str, ...]:

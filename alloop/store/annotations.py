@@ -54,9 +54,10 @@ def list_current(
     image_ids: Iterable[int] | None = None,
     query_ids: Iterable[int] | None = None,
     source: str | None = None,
+    then: dt.datetime | None = None,
 ) -> list[AnnotationRecord]:
-    """The newest version of every annotation, tombstones included, by image and time."""
-    query = _current()
+    """The newest version of every annotation (or what it was then), tombstones included, by image and time."""
+    query = _current(then)
     if source is not None:
         query = query.where(Annotation.source == source)
     if image_ids is None and query_ids is None:
@@ -165,12 +166,11 @@ def list_values(session: Session) -> dict[str, int]:
     return {value: n for value, n in session.execute(query)}
 
 
-def _current() -> "Select[Annotation]":
-    newest = (
-        select(Annotation.source, Annotation.external_id, func.max(Annotation.version).label("version"))
-        .group_by(Annotation.source, Annotation.external_id)
-        .subquery()
-    )
+def _current(then: dt.datetime | None = None) -> "Select[Annotation]":
+    versions = select(Annotation.source, Annotation.external_id, func.max(Annotation.version).label("version"))
+    if then is not None:
+        versions = versions.where(Annotation.recorded_at <= then)
+    newest = versions.group_by(Annotation.source, Annotation.external_id).subquery()
     same = and_(
         Annotation.source == newest.c.source,
         Annotation.external_id == newest.c.external_id,

@@ -233,6 +233,20 @@ def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]
     return found
 
 
+def list_refs_then(session: Session, then: dt.datetime) -> list[tuple[ImageRef, Split]]:
+    """Every image that was there by then, with a path where it lay or lies, and its split now; by id."""
+    query = (
+        select(Image.id, Image.sha256, Image.split, func.min(ImageLocation.path))
+        .join(ImageLocation, ImageLocation.image_id == Image.id)
+        .where(Image.added_at <= then)
+        .group_by(Image.id, Image.sha256, Image.split)
+        .order_by(Image.id)
+    )
+    return [
+        (ImageRef(image_id, sha256, path), Split(split)) for image_id, sha256, split, path in session.execute(query)
+    ]
+
+
 def _refs_query() -> "Select[int, str, str]":
     return (
         select(Image.id, Image.sha256, func.min(ImageLocation.path))
@@ -306,6 +320,11 @@ def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:
     """Change what images may be used for."""
     for chunk in in_chunks(image_ids):
         session.execute(update(Image).where(Image.id.in_(chunk)).values(split=split.value))
+
+
+def find_split(session: Session, image_id: int) -> Split:
+    """What an image may be used for."""
+    return Split(session.scalars(select(Image.split).where(Image.id == image_id)).one())
 
 
 def has_holdout(session: Session) -> bool:

@@ -142,10 +142,18 @@ def test_a_broken_file_is_named_with_the_reason_until_it_is_mended_or_gone(tmp_p
     assert again["counts"]["images"] == 5
 
 
-def test_an_image_that_cannot_be_read_any_more_is_set_aside_with_the_reason(tmp_path: Path):
-    project = make_project(tmp_path, n=24)
-    step(project)
-    unasked = "SELECT min(path) FROM image_location WHERE image_id NOT IN (SELECT image_id FROM query)"
+@pytest.mark.parametrize("cold_start", ["auto", "random"])
+def test_an_image_that_cannot_be_read_any_more_is_set_aside_with_the_reason(tmp_path: Path, cold_start: str):
+    """Found out when its features are computed: for the first batch, or for the first scores."""
+    project = make_project(tmp_path, n=24, acquisition={"cold_start": cold_start})
+    if cold_start == "random":
+        step(project)
+    else:
+        alloop("train", "-C", project.folder)  # draws the holdout
+    unasked = (
+        "SELECT min(path) FROM image_location JOIN image ON image.id = image_id WHERE split = 'train' "
+        "AND image.id NOT IN (SELECT image_id FROM query)"
+    )
     path = Path(str(value(project, unasked)))
     whole, stat = path.read_bytes(), path.stat()
     path.write_bytes(whole[:60] + b"\0" * (len(whole) - 60))

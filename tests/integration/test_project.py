@@ -65,7 +65,7 @@ def test_every_round_asks_a_batch_until_nothing_is_left(finished: Project):
     )
 
     batches = {number: {reason: n for at, reason, n in asked if at == number} for number in range(6)}
-    assert batches[0] == {"holdout": 8, "seed": 6}
+    assert batches[0] == {"holdout": 8, "seed": 3, "random": 3}
     for number in (1, 2, 3, 4):
         assert batches[number] == {"acquired": 3, "random": 3}
     assert sum(batches[5].values()) == 40 - 8 - 5 * 6
@@ -95,13 +95,14 @@ def test_every_query_says_why_by_what_and_how_likely(finished: Project):
                 case "holdout":
                     assert (strategy, score, predicted, probability) == ("random", None, None, 8 / 40)
                 case "seed":
-                    assert (strategy, score, predicted, probability) == ("random", None, None, 6 / 32)
+                    assert (strategy, predicted, probability) == ("max-herding", None, None)
+                    assert score is not None
                 case "random":
                     assert strategy == "random"
                     assert probability == pytest.approx(n_random / left)
                 case "acquired":
                     assert (strategy, probability) == ("entropy", None)
-            if reason in {"random", "acquired"}:
+            if number > 0 and reason in {"random", "acquired"}:
                 assert predicted in {"cat", "dog"}
                 assert 0 <= score <= math.log(2)
                 assert confidence == pytest.approx(1 - score / math.log(2), abs=1e-5)
@@ -334,7 +335,7 @@ def test_each_step_is_a_command_and_refuses_to_be_out_of_turn(tmp_path: Path):
     assert alloop("train", *at).data == {"round": 0, "model": None}
     assert "'trained', this step needs it to be 'scored'" in alloop("select", *at).err
     assert alloop("score", *at).data == {"round": 0, "scores": None}
-    assert alloop("select", *at).data == {"round": 0, "queries": 14}
+    assert alloop("select", *at).data["queries"] == 14
     assert "'selected'" in alloop("train", *at).err
     assert alloop("push", *at).data == {"round": 0, "tasks": 14}
     assert alloop("push", *at).data == {"round": 0, "tasks": 0}

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from alloop.store.images import set_location_status
 from alloop.store.queries import add_queries, list_queries, set_status
 from alloop.store.rounds import add_model, add_round, set_closed, set_metrics, set_state
 from alloop.store.session import transaction
+from alloop.store.workspace import add_event
 
 
 @pytest.fixture
@@ -38,10 +40,10 @@ def fill(session: Session) -> None:
     ids = [add_pool_image(session, number) for number in range(1, 6)]
     started = add_round(session, 0, {}, 0, NOW)
     reasons = [Reason.ACQUIRED, Reason.ACQUIRED, Reason.RANDOM, Reason.SEED]
-    scores = [0.5, 0.25, 0.125, None]
+    confidences = [0.5, 0.75, 0.875, None]
     picks = [
-        make_query(image_id, rank=rank, reason=reason, score=score)
-        for rank, (image_id, reason, score) in enumerate(zip(ids[:4], reasons, scores, strict=True), start=1)
+        make_query(image_id, rank=rank, reason=reason, confidence=confidence)
+        for rank, (image_id, reason, confidence) in enumerate(zip(ids[:4], reasons, confidences, strict=True), start=1)
     ]
     add_queries(session, started.id, picks, "k", NOW)
     wanted = (QueryStatus.ANSWERED, QueryStatus.SKIPPED, QueryStatus.EMPTY)
@@ -84,14 +86,15 @@ def test_a_round_shows_its_model_its_metrics_and_the_entropy_of_its_batch(projec
     with transaction(project.database) as session:
         fill(session)
         values = {
-            "round_id": 1, "name": "r0-abc", "path": "runs", "sha256": "0" * 64, "classes": ["cat"], "head_classes": [],
-            "label_digest": "0" * 64, "n_labels": 7, "n_holdout": 4, "seed": 0, "config": {}, "library_versions": {},
-            "history": {},
+            "round_id": 1, "name": "r0-abc", "path": "runs", "sha256": "0" * 64, "head_classes": [],
+            "classes": ["cat", "dog", "bird"], "label_digest": "0" * 64, "n_labels": 7, "n_holdout": 4, "seed": 0,
+            "config": {}, "library_versions": {}, "history": {},
         }  # fmt: skip
         model_id = add_model(session, values, Calibration(1.25, 4, None, None, "too few"), NOW)
         set_metrics(session, model_id, Split.HOLDOUT.value, {"accuracy": accuracy}, NOW)
         set_state(session, 1, RoundState.CREATED, RoundState.CLOSED)
         set_closed(session, 1, "by hand", NOW + dt.timedelta(hours=1))
+        add_event(session, "me", "selected", NOW, 0, strategy="max-herding", notes=["no model yet"])
 
     found = gather_status(project).rounds[0]
 
@@ -99,8 +102,10 @@ def test_a_round_shows_its_model_its_metrics_and_the_entropy_of_its_batch(projec
     assert (found.temperature, found.calibration_note, found.closed_because) == (1.25, "too few", "by hand")
     assert found.metrics == {"accuracy": accuracy}
     assert found.queries == {"open": 1, "answered": 1, "skipped": 1, "empty": 1}
-    assert found.entropy_acquired == pytest.approx((0.5 + 0.25) / 2)
-    assert found.entropy_random == 0.125
+    # A confidence is 1 - entropy / ln K, of three classes.
+    assert found.entropy_acquired == pytest.approx(math.log(3) * (0.5 + 0.25) / 2)
+    assert found.entropy_random == pytest.approx(math.log(3) * 0.125)
+    assert (found.strategy, found.notes) == ("max-herding", ("no model yet",))
 
 
 def test_a_report_is_plain_data(project: Project):
@@ -111,4 +116,4 @@ def test_a_report_is_plain_data(project: Project):
 
     assert data["pool"]["images"] == 5
     assert data["rounds"][0]["model"] is None
-    assert data["rounds"][0]["entropy_acquired"] == 0.375
+    assert data["rounds"][0]["strategy"] is None
