@@ -23,6 +23,8 @@ ENTRIES = {
     "push": Entry("alloop.cli.steps:push", "Send the chosen images to the annotators."),
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the holdout labels there are now."),
+    "explain": Entry("alloop.cli.explain:explain", "Say why an image was asked about, or how it stands now."),
+    "replay": Entry("alloop.cli.explain:replay", "Choose a round's images again from what is stored."),
     "strategies": Entry("alloop.cli.strategies:strategies", "Say which query strategies there are."),
     "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
     "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on labels that are known, in the real loop."),

@@ -1,0 +1,209 @@
+"""Why an image was asked about, or how it stands now."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sqlalchemy.orm import Session
+
+from alloop.config.load import validate_config
+from alloop.config.schema import Config
+from alloop.errors import AlloopError, ModelError, PoolError
+from alloop.loop.askable import list_askable
+from alloop.loop.evidence import Evidence, Known
+from alloop.loop.explanation import Asked, Explanation, Neighbor, Rank
+from alloop.loop.filter import find_matching
+from alloop.loop.pool_scores import PoolScores, load_scores
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, QueryStatus, Split
+from alloop.store.annotations import list_labels
+from alloop.store.images import find_refs, find_split, list_groups, list_locations
+from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.rounds import RoundRecord, find_model, list_rounds
+from alloop.store.session import reading
+from alloop.store.workspace import list_events
+
+SHORTEST = 4  # digits of a hash that are taken for one
+NEIGHBORS = 5
+
+
+def explain(project: Project, name: str, device: str | None = None, progress: Progress = silent) -> Explanation:
+    """Gather what is known of an image.
+
+    Args:
+        project: The workspace.
+        name: The beginning of its hash, a path, or its file name.
+        device: Overrides `[model] device`, where features must be computed.
+        progress: Told how far that is.
+
+    Raises:
+        PoolError: No image is called that, or several are.
+    """
+    with reading(project.database) as session:
+        image_id, sha256, path = _find(session, name)
+        queries = [query for query in list_queries(session) if query.image_id == image_id]
+        labels = {label.image_id: label.class_name for label in list_labels(session)}
+        train = [label.image_id for label in list_labels(session, Split.TRAIN)]
+        split = find_split(session, image_id)
+        notes = _notes(session)
+        source = _source(session, project, image_id, queries)
+        refs = find_refs(session, [image_id, *train])
+        standing = _standing(session, project.config, image_id, split, labels, queries)
+        model = None if source is None else find_model(session, source[0].id)
+    explanation = Explanation(
+        image_id=image_id,
+        sha256=sha256,
+        path=path,
+        split=split.value,
+        label=labels.get(image_id),
+        standing=standing,
+        asked=tuple(_asked(query, notes) for query in queries),
+    )
+    said = {} if source is None else _said(*source, image_id)
+    config = project.config if source is None else validate_config(source[0].config, "the config of the round")
+    evidence = Evidence(
+        project, config, Known(), None if source is None else source[1], None, device=device, progress=progress
+    )
+    others = [refs[other] for other in train if other in refs and other != image_id]
+    neighbors, note = _neighbors(evidence, refs.get(image_id), others, labels)
+    name_of = None if model is None else model.name
+    return dataclasses.replace(explanation, **said, model=name_of, neighbors=neighbors, note=note)
+
+
+def _find(session: Session, name: str) -> tuple[int, str, str]:
+    """Id, hash and path of the image that is meant."""
+    places = [place for place in list_locations(session) if place.image_id is not None and place.sha256 is not None]
+    absolute = os.path.abspath(name)  # noqa: PTH100 (what is recorded is not resolved either)
+    is_hash = len(name) >= SHORTEST and all(digit in "0123456789abcdef" for digit in name.lower())
+    by_path = [place for place in places if place.path in (name, absolute)]
+    by_name = [place for place in places if Path(place.path).name == name]
+    by_hash = [place for place in places if is_hash and str(place.sha256).startswith(name.lower())]
+    found = {place.image_id: place for place in by_path or by_name or by_hash}
+    if not found:
+        raise PoolError(
+            f"No image of the pool is called {name}.",
+            f"Give the beginning of its hash ({SHORTEST} digits or more), its path or its file name; `alloop pool "
+            "list` shows them.",
+        )
+    if len(found) > 1:
+        some = ", ".join(f"{str(place.sha256)[:12]} ({place.path})" for place in list(found.values())[:3])
+        raise PoolError(f"{len(found)} images are called {name}: {some}{' …' if len(found) > 3 else ''}.", "Say which.")
+    image_id, place = found.popitem()
+    return int(image_id or 0), str(place.sha256), place.path
+
+
+def _notes(session: Session) -> dict[int, tuple[str, ...]]:
+    events = reversed(list_events(session, "selected", limit=100_000))
+    return {event["round"]: tuple(event["data"].get("notes", ())) for event in events}
+
+
+def _asked(query: QueryRecord, notes: dict[int, tuple[str, ...]]) -> Asked:
+    return Asked(
+        round_number=query.round_number,
+        reason=query.reason.value,
+        strategy=query.strategy,
+        rank=query.rank,
+        score=query.score,
+        probability=query.probability,
+        draw_number=query.draw_number,
+        draw_pool=query.draw_pool,
+        status=query.status.value,
+        notes=notes.get(query.round_number, ()),
+    )
+
+
+def _source(
+    session: Session, project: Project, image_id: int, queries: Sequence[QueryRecord]
+) -> tuple[RoundRecord, PoolScores] | None:
+    """The round whose scores tell most: the last that asked about the image, else the newest that scored it."""
+    asked_by = {query.round_number for query in queries}
+    rounds = sorted(list_rounds(session), key=lambda row: (row.number in asked_by, row.number), reverse=True)
+    for row in rounds:
+        try:
+            scores = load_scores(project, row, project.config.acquisition)
+        except ModelError:  # its files were cleared away
+            continue
+        if scores is not None and image_id in scores:
+            return row, scores
+    return None
+
+
+def _said(row: RoundRecord, scores: PoolScores, image_id: int) -> dict[str, Any]:
+    position = int(scores.positions([image_id])[0])
+    columns = dict(scores.scores.uncertainty)
+    if scores.scores.ood is not None:
+        columns["ood"] = scores.scores.ood
+    probs = scores.log_probs([image_id])[0].exp().tolist()
+    ordered = sorted(zip(scores.scores.classes, probs, strict=True), key=lambda pair: -pair[1])
+    return {
+        "round_number": row.number,
+        "probs": dict(ordered),
+        "entropy": float(scores.scores.entropy[position]),
+        "suspect": image_id in scores.suspects,
+        "ranks": {
+            name: Rank(float(values[position]), 1 + int((values > values[position]).sum()), len(values))
+            for name, values in columns.items()
+        },
+    }
+
+
+def _neighbors(
+    evidence: Evidence, image: ImageRef | None, labeled: Sequence[ImageRef], labels: dict[int, str]
+) -> tuple[tuple[Neighbor, ...], str]:
+    """The nearest labeled images, or why there are none."""
+    if image is None:
+        return (), "The image is not there any more."
+    if not labeled:
+        return (), "No training image has a label yet."
+    try:
+        rows, found, _ = evidence.features_of(evidence.config.acquisition.strategy, [image, *labeled])
+    except AlloopError as error:
+        return (), error.message
+    if not found[0]:
+        return (), "The image has no features: it cannot be read, or was not scored with this model."
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    cosines = (unit[1:] @ unit[0]).numpy()
+    there = [labeled[place] for place in np.flatnonzero(found[1:])]
+    order = sorted(range(len(there)), key=lambda place: (-cosines[place], there[place].sha256))
+    return tuple(
+        Neighbor(there[at].sha256, there[at].path, labels[there[at].image_id], float(cosines[at]))
+        for at in order[:NEIGHBORS]
+    ), ""
+
+
+def _standing(
+    session: Session,
+    config: Config,
+    image_id: int,
+    split: Split,
+    labels: dict[int, str],
+    queries: Sequence[QueryRecord],
+) -> str:
+    """Whether the image can be asked about now, and if not, why."""
+    if any(query.status is QueryStatus.OPEN for query in queries):
+        return "It is being asked about now."
+    if split is Split.HOLDOUT:
+        return "It is in the holdout: no strategy chooses from it."
+    if split is Split.EXCLUDED:
+        return "It is set aside: a near copy of it is in the holdout."
+    if image_id in labels:
+        return f"It is labeled: {labels[image_id]}."
+    last = queries[-1].status if queries else None
+    number = max((row.number for row in list_rounds(session)), default=0)
+    if image_id in {ref.image_id for ref in list_askable(session, config.acquisition, number)}:
+        only = config.acquisition.only
+        if only is not None and image_id not in find_matching(session, only):
+            return f"It is not asked about, since it does not match [acquisition] only = {only!r}."
+        return "It can be asked about."
+    if last in (QueryStatus.SKIPPED, QueryStatus.UNKNOWN):
+        return f"It was asked about, and the answer was: {last.value}."
+    if image_id not in find_refs(session, [image_id]):
+        return "It is missing, or cannot be read: `alloop pool check` says more."
+    groups = list_groups(session)
+    copies = [other for other in labels if groups.get(other) == groups[image_id]]
+    return "A near copy of it is labeled already." if copies else "A near copy of it is being asked about."

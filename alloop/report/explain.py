@@ -1,0 +1,86 @@
+"""One image's explanation in words, and as a page with pictures."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from alloop.loop.explanation import Asked, Explanation
+from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+
+SIDE = 320  # pixels of a picture's longer side
+
+
+def describe(found: Explanation) -> list[str]:
+    """Lines for a terminal."""
+    lines = [f"{found.sha256[:12]}  {found.path}", found.standing]
+    lines += [describe_query(asked) for asked in found.asked]
+    if found.model is not None:
+        lines.append(f"Scores of round {found.round_number} ({found.model}):")
+    if found.probs:
+        best = list(found.probs.items())[:3]
+        lines.append("  predicted: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
+    if found.suspect:
+        lines.append("  It looks unlike the rest of the pool.")
+    lines += [f"  {name}: {rank.value:.4f}, rank {rank.rank} of {rank.of}" for name, rank in found.ranks.items()]
+    lines += [f"  near: {near.class_name} ({near.similarity:.3f})  {near.path}" for near in found.neighbors]
+    return [*lines, f"  {found.note}"] if found.note else lines
+
+
+def describe_query(asked: Asked) -> str:
+    """Why a round asked, in a sentence."""
+    why = f"Round {asked.round_number} asked about it as number {asked.rank}: "
+    if asked.strategy == "random":
+        why += f"drawn uniformly ({asked.reason})"
+    else:
+        why += f"chosen by {asked.strategy} ({asked.reason})"
+    if asked.score is not None:
+        why += f", score {asked.score:.4f}"
+    if asked.probability is not None:
+        why += f", probability {asked.probability:.4g}"
+    if asked.draw_number is not None and asked.draw_pool is not None:
+        why += f", draw {asked.draw_number} from {asked.draw_pool}"
+    return " ".join((f"{why}; {asked.status}.", *asked.notes))
+
+
+def write_explanation(found: Explanation, path: Path) -> None:
+    """Write the page: one file that needs no other. Files that cannot be read are left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = _pictures([(found.path, "the image")], Path(folder), "image")
+        near = [(each.path, f"{each.class_name} ({each.similarity:.3f})") for each in found.neighbors]
+        sections = [
+            Section("The image", found.path, pictures),
+            Section("Nearest labeled images", found.note, _pictures(near, Path(folder), "near")),
+        ]
+        asked = [describe_query(each) for each in found.asked]
+        write_page(Page(f"{found.sha256[:12]}", (found.standing, *asked), _tables(found), sections), path)
+
+
+def _tables(found: Explanation) -> list[Table]:
+    tables = []
+    if found.probs:
+        rows = [[Cell(name), Cell(f"{share:.1%}")] for name, share in found.probs.items()]
+        tables.append(Table(f"Prediction of {found.model}", ["class", "probability"], rows))
+    if found.ranks:
+        rows = [
+            [Cell(name), Cell(f"{rank.value:.4f}"), Cell(f"{rank.rank} of {rank.of}")]
+            for name, rank in found.ranks.items()
+        ]
+        tables.append(Table(f"Scores in round {found.round_number}", ["score", "value", "rank"], rows))
+    return tables
+
+
+def _pictures(images: Sequence[tuple[str, str]], folder: Path, name: str) -> list[Picture]:
+    pictures = []
+    for number, (path, words) in enumerate(images):
+        place = folder / f"{name}{number}.png"
+        try:
+            with Image.open(path) as image:
+                small = ImageOps.exif_transpose(image).convert("RGB")
+                small.thumbnail((SIDE, SIDE))
+                small.save(place)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        pictures.append(Picture(words, place))
+    return pictures
