@@ -98,6 +98,7 @@ class _Strategy:
         scores = self._evidence.scores
         if scores is not None and self._name in STRATEGIES and STRATEGIES[self._name].is_score:
             # Narrow columns hold these scores for every image: nothing wide is read, however big the pool.
+            self._evidence.announce(self._name, len(refs), k)
             ids = [ref.image_id for ref in refs]
             values, entropies = scores.values(self._name, ids), scores.values("entropy", ids)
             ask: Ask = _OfScores(self._name, values, entropies, keys, self._settings)

@@ -131,6 +131,13 @@ class Evidence:
     def _feature_job(self, refs: Sequence[ImageRef]) -> FeatureJob:
         return FeatureJob(self.config, tuple(refs), self.project.paths.cache, self.device)
 
+    def announce(self, name: str, n: int, k: int) -> None:
+        """Say beforehand what choosing by scores that are there already takes, where there are many candidates."""
+        # One number of each image, whatever it was computed from.
+        size = Size(n, 0, k, classes=1, members=1, features=0)
+        if n > BIG:
+            _log.info("%s", describe_cost(name, size, estimate(name, size)))
+
     def _check_cost(self, name: str, needs: frozenset[Need], n: int, n_known: int, k: int) -> None:
         n_features = count_features(self._feature_job(())) if Need.FEATURES in needs else 0
         size = Size(n, n_known, k, len(self.config.project.classes), self.config.model.n_members, n_features)
