@@ -347,7 +347,7 @@ def test_each_step_is_a_command_and_refuses_to_be_out_of_turn(tmp_path: Path):
     assert alloop("train", *at, "--device", "cpu").data["labels"] == 6
     assert alloop("train", *at).data["labels"] == 6
     assert alloop("score", *at).data["scores"] == str(project.paths.scores(1))
-    assert alloop("select", *at, "-n", "3").data == {"round": 1, "queries": 3}
+    assert alloop("select", *at, "-n", "3").data == {"round": 1, "queries": 3, "strategy": "entropy", "notes": []}
     assert alloop("evaluate", *at).data["metrics"]["accuracy"]["n"] == 8
     assert alloop("round", "show", "1", *at).data["round"]["state"] == "selected"
     finished = alloop("run", *at)

@@ -127,7 +127,7 @@ def test_a_project_is_told_whether_asking_helped_and_a_setting_turns_that_off(tm
     """Holdout 20, seed batch 12, then batches of 24, half of them at random: 24 labels of each arm in round 3."""
     changes = {
         "loop": {"batch_size": 24, "max_rounds": 3},
-        "acquisition": {"random_fraction": 0.5},
+        "acquisition": {"random_fraction": 0.5, "cold_start": "random"},
         "evaluation": {"holdout_size": 20, "holdout_share": 0.4},
     }
     compared = make_project(tmp_path, n=120, **changes)
