@@ -136,7 +136,7 @@ STRATEGIES: Mapping[str, StrategyRule] = {
     "k-center": _batch("far from what is labeled (CoreSet)", Need.FEATURES),
     "random": _score("drawn uniformly"),
 }
-DEFAULT_STRATEGY = "entropy"
+DEFAULT_STRATEGY = "entropy-spread"
 ALIASES = {"default": DEFAULT_STRATEGY, "bald": "mutual-information", "coreset": "k-center", "kcenter": "k-center"}
 PERTURBATIONS = ("none", "power", "softmax", "soft-rank")
 STRATEGY_GROUP = "alloop.strategies"  # the entry points by which others add theirs

@@ -30,6 +30,7 @@ from alloop.composition import Need
 from alloop.seeds import derive_seed
 
 TARGETS, SOURCES = 5_000, 20_000  # images that are covered, and that may cover, where there are more
+KEPT_FLOATS = 25_000_000  # kernel values between sources and targets that are kept instead of computed again: 100 MB
 REFRESHED = 32  # images whose gain is brought up to date at a time
 PURITY, PROBES = 0.95, 500
 WITHOUT_LABELS = 10  # clusters that stand for classes while fewer than two are known
@@ -107,6 +108,10 @@ def herd(
     seed: int,
     kernel: Kernel,
     weights: npt.NDArray[np.float64] | None = None,
+    factors: npt.NDArray[np.float64] | None = None,
+    labeled_share: float = 1.0,
+    n_targets: int = TARGETS,
+    n_sources: int = SOURCES,
 ) -> Choice:
     """Greedy maximization of mean_x w_x max_s k(x, s) over labeled and chosen images s.
 
@@ -121,18 +126,24 @@ def herd(
         seed: Of the samples.
         kernel: Of squared distances.
         weights: w [N], not negative; None: all 1. Where nothing is left to gain the largest comes first.
+        factors: [N], not negative: what the gain of each image is multiplied by; None: 1.
+        labeled_share: In [0, 1]: how much of their kernel labeled images cover.
+        n_targets: Images that are covered, at most.
+        n_sources: Images that may be chosen, at most, but 2 k where that is more.
     """
     assert candidates.features is not None
     z, labeled = unit_(candidates.features), unit_(none_labeled(candidates))
     n = len(z)
     generator = np.random.default_rng(derive_seed(seed, "coverage"))
-    targets = np.sort(generator.permutation(n)[:TARGETS])
-    sources = _sources(n, k, weights, generator)
+    targets = np.sort(generator.permutation(n)[:n_targets])
+    sources = _sources(n, max(n_sources, 2 * k), weights, generator)
     w = np.ones(n) if weights is None else weights
-    pool = _Pool(z[torch.from_numpy(targets)], torch.from_numpy(w[targets] / len(targets)).float(), kernel)
-    pool.cover(labeled)
+    covering = torch.from_numpy(w[targets] / len(targets)).float()
+    pool = _Pool(z[torch.from_numpy(targets)], covering, z, sources, kernel)
+    pool.cover(labeled, labeled_share)
+    f = np.ones(len(sources)) if factors is None else factors[sources]
 
-    gains = pool.gains(z, sources)
+    gains = f * pool.gains(np.arange(len(sources)))
     step = max(float(gains.max()), 0.0) * 1e-6
     known = np.zeros(len(sources), dtype=np.int64)
     picked: list[int] = []
@@ -149,7 +160,7 @@ def herd(
             continue
         upper = np.argpartition(-gains, min(REFRESHED, len(gains)) - 1)[:REFRESHED]
         stale = np.union1d(upper[known[upper] < len(picked)], [best])
-        gains[stale] = pool.gains(z, sources[stale])
+        gains[stale] = f[stale] * pool.gains(stale)
         known[stale] = len(picked)
     return _rest(picked, scores, k, w)
 
@@ -178,11 +189,19 @@ def pure_radius(z: Float[Tensor, "N D"], n_clusters: int, seed: int) -> float:
 
 def herding_cost(size: Size) -> Cost:
     """One kernel between sources and targets, one with the labeled, and some rows of it for each image picked."""
-    n_targets, n_sources = min(size.candidates, TARGETS), min(size.candidates, max(SOURCES, 2 * size.k))
-    rows = n_sources + size.labeled + 3.0 * REFRESHED * size.k
-    operations = 0.6 * n_targets * rows * (size.features + 30)  # large products are quick
+    return cost_of_herding(size, TARGETS, SOURCES)
+
+
+def cost_of_herding(size: Size, most_targets: int, most_sources: int) -> Cost:
+    """For samples of these sizes; where the kernel is kept, rows of it cost little."""
+    n_targets = min(size.candidates, most_targets)
+    n_sources = min(size.candidates, max(most_sources, 2 * size.k))
+    is_kept = n_targets * n_sources <= KEPT_FLOATS
+    rows, again = n_sources + size.labeled + size.k, 3.0 * REFRESHED * size.k
+    per_row = 0.6 * n_targets * (size.features + 30)  # large products are quick
+    operations = rows * per_row + again * (20.0 * n_targets if is_kept else per_row)
     n_bytes = 4.0 * size.features * (size.candidates + size.labeled + n_targets) + 100.0 * size.candidates
-    return Cost(operations, n_bytes + 32.0 * BLOCK_FLOATS)
+    return Cost(operations, n_bytes + 32.0 * BLOCK_FLOATS + (4.0 * n_targets * n_sources if is_kept else 0.0))
 
 
 def uherding_cost(size: Size) -> Cost:
@@ -204,30 +223,48 @@ def probcover_cost(size: Size) -> Cost:
 
 
 class _Pool:
-    """The targets, and how well each is covered."""
+    """The targets, how well each is covered, and the sources that may cover them."""
 
-    def __init__(self, z: Float[Tensor, "T D"], weights: Float[Tensor, "T"], kernel: Kernel) -> None:
-        self._z, self._weights, self._kernel = z, weights, kernel
-        self._covered = torch.zeros(len(z))
+    def __init__(
+        self,
+        targets: Float[Tensor, "T D"],
+        weights: Float[Tensor, "T"],
+        z: Float[Tensor, "N D"],
+        sources: npt.NDArray[np.int64],
+        kernel: Kernel,
+    ) -> None:
+        self._targets, self._weights, self._kernel = targets, weights, kernel
+        self._z, self._sources = z, torch.from_numpy(sources)
+        self._covered = torch.zeros(len(targets))
+        self._rows: Tensor | None = None
+        if len(targets) * len(sources) <= KEPT_FLOATS:
+            self._rows = targets.new_empty(len(sources), len(targets))
+            for start, stop in blocks(len(sources), max(targets.shape)):
+                self._rows[start:stop] = self._between(z[self._sources[start:stop]])
 
-    def cover(self, rows: Float[Tensor, "B D"]) -> None:
-        for start, stop in blocks(len(rows), max(self._z.shape)):
-            best = self._kernel(squared_distances(rows[start:stop], self._z)).amax(dim=0)
+    def cover(self, rows: Float[Tensor, "B D"], share: float = 1.0) -> None:
+        for start, stop in blocks(len(rows), max(self._targets.shape)):
+            best = share * self._between(rows[start:stop]).amax(dim=0)
             self._covered = torch.maximum(self._covered, best)
 
-    def gains(self, z: Float[Tensor, "N D"], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def gains(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """What sources would add, by their places among the sources."""
         parts = []
-        for start, stop in blocks(len(positions), max(self._z.shape)):
-            rows = z[torch.from_numpy(positions[start:stop])]
-            more = self._kernel(squared_distances(rows, self._z)).sub_(self._covered).clamp_min_(0)
+        for start, stop in blocks(len(places), max(self._targets.shape)):
+            chosen = torch.from_numpy(places[start:stop])
+            kept = self._rows
+            rows = self._between(self._z[self._sources[chosen]]) if kept is None else kept[chosen]
+            more = rows.sub_(self._covered).clamp_min_(0)
             parts.append((more @ self._weights).double().numpy())
         return np.concatenate(parts)
 
+    def _between(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
+        return self._kernel(squared_distances(rows, self._targets))
+
 
 def _sources(
-    n: int, k: int, weights: npt.NDArray[np.float64] | None, generator: np.random.Generator
+    n: int, size: int, weights: npt.NDArray[np.float64] | None, generator: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    size = max(SOURCES, 2 * k)
     if n <= size:
         return np.arange(n)
     drawn = generator.permutation(n)

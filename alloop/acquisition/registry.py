@@ -14,6 +14,7 @@ from alloop.acquisition import (
     dropquery,
     kcenter,
     scores,
+    spread,
     typiclust,
 )
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size, Strategy
@@ -27,6 +28,7 @@ METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
     "badge": (badge.badge, badge.cost),
     "batchbald": (batchbald.batchbald, batchbald.cost),
     "cluster-margin": (cluster_margin.cluster_margin, cluster_margin.cost),
+    "entropy-spread": (spread.entropy_spread, spread.cost),
     "dropquery": (dropquery.dropquery, dropquery.cost),
     "k-center": (kcenter.k_center, kcenter.cost),
     "max-herding": (coverage.max_herding, coverage.herding_cost),

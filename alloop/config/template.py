@@ -28,7 +28,7 @@ batch_size = 50                   # images to ask about in each round
 # label_budget = 1000             # stop when this many labels are there
 
 [acquisition]
-strategy = "entropy"              # `alloop strategies` lists them: entropy | margin | badge | typiclust | … | random
+strategy = "entropy-spread"       # `alloop strategies` lists them: entropy | margin | badge | typiclust | … | random
 random_fraction = 0.1             # share of each batch drawn at random, for honest evaluation
 
 [labeling]

@@ -1,7 +1,6 @@
 """Whole projects from the command line, answered by the oracle: what is recorded agrees, and nothing is done twice."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,14 +97,14 @@ def test_every_query_says_why_by_what_and_how_likely(finished: Project):
                     assert (strategy, predicted, probability) == ("max-herding", None, None)
                     assert score is not None
                 case "random":
-                    assert strategy == "random"
+                    assert (strategy, score) == ("random", None)
                     assert probability == pytest.approx(n_random / left)
                 case "acquired":
-                    assert (strategy, probability) == ("entropy", None)
+                    assert (strategy, probability) == ("entropy-spread", None)
+                    assert 0 <= score <= 1
             if number > 0 and reason in {"random", "acquired"}:
                 assert predicted in {"cat", "dog"}
-                assert 0 <= score <= math.log(2)
-                assert confidence == pytest.approx(1 - score / math.log(2), abs=1e-5)
+                assert 0 <= confidence <= 1
         left -= sum(row[1] != "holdout" for row in mine)
     assert left == 0
 
@@ -347,7 +346,8 @@ def test_each_step_is_a_command_and_refuses_to_be_out_of_turn(tmp_path: Path):
     assert alloop("train", *at, "--device", "cpu").data["labels"] == 6
     assert alloop("train", *at).data["labels"] == 6
     assert alloop("score", *at).data["scores"] == str(project.paths.scores(1))
-    assert alloop("select", *at, "-n", "3").data == {"round": 1, "queries": 3, "strategy": "entropy", "notes": []}
+    chosen = {"round": 1, "queries": 3, "strategy": "entropy", "notes": []}
+    assert alloop("select", *at, "-n", "3", "--strategy", "entropy").data == chosen
     assert alloop("evaluate", *at).data["metrics"]["accuracy"]["n"] == 8
     assert alloop("round", "show", "1", *at).data["round"]["state"] == "selected"
     finished = alloop("run", *at)

@@ -128,9 +128,9 @@ def test_the_cold_start_is_typical_first_and_says_so(tmp_path: Path):
     run(project, RunOptions(rounds=1))
 
     said = selected(project)
-    assert (said["configured"], said["strategy"]) == ("entropy", "max-herding")
+    assert (said["configured"], said["strategy"]) == ("entropy-spread", "max-herding")
     assert said["notes"] == [
-        "There is no model yet, which entropy needs: max-herding took typical images by the backbone's features."
+        "There is no model yet, which entropy-spread needs: max-herding took typical images by the backbone's features."
     ]
     assert "max-herding took typical images" in " ".join(alloop("status", "-C", project.folder).out.split())
     drawn = [query for query in batch(project, 0) if query.reason is Reason.RANDOM]
@@ -167,7 +167,8 @@ def test_without_learned_weights_the_first_batch_is_uniform(tmp_path: Path):
 
 
 def test_a_quota_bounds_what_one_predicted_class_gets(tmp_path: Path):
-    project = ready(tmp_path, n=80, classes=CLASSES, loop={"batch_size": 9}, acquisition={"random_fraction": 0.0})
+    acquisition = {"strategy": "entropy", "random_fraction": 0.0}
+    project = ready(tmp_path, n=80, classes=CLASSES, loop={"batch_size": 9}, acquisition=acquisition)
     free = alloop("select", "-C", project.folder)
     assert free.code == 0
     unbounded = collections.Counter(query.predicted for query in batch(project, 1))
@@ -177,7 +178,7 @@ def test_a_quota_bounds_what_one_predicted_class_gets(tmp_path: Path):
         n=80,
         classes=CLASSES,
         loop={"batch_size": 9},
-        acquisition={"random_fraction": 0.0, "class_quota": 0.34},
+        acquisition={**acquisition, "class_quota": 0.34},
     )
     assert alloop("select", "-C", other.folder).code == 0
     asked = batch(other, 1)
@@ -281,7 +282,7 @@ def test_strategies_are_listed_with_what_they_need(tmp_path: Path):
 
     assert set(listed) >= set(STRATEGIES)
     assert listed["badge"]["needs"] == ["every member's predictions", "features"]
-    assert listed["entropy"]["is_set"] is True
+    assert listed["entropy-spread"]["is_set"] is True
     assert {name for name, row in listed.items() if not row["possible"]} == {
         "mutual-information", "variation-ratio", "batchbald"
     }  # fmt: skip
@@ -308,4 +309,4 @@ def test_the_settings_of_a_round_are_those_it_began_with(tmp_path: Path):
     write_settings(project, acquisition={"strategy": "margin"}, pool=ALONE)
     assert alloop("select", "-C", project.folder).code == 0
 
-    assert {query.strategy for query in batch(project, 1)} <= {"entropy", "random"}
+    assert {query.strategy for query in batch(project, 1)} <= {"entropy-spread", "random"}

@@ -131,11 +131,10 @@ def test_the_radius_ends_where_the_first_twentieth_of_the_balls_meet_another_clu
     assert pure_radius(z, 1, 0) == pytest.approx(2, rel=1e-4)
 
 
-def test_large_pools_are_covered_by_samples_and_half_of_the_sources_weigh_most(monkeypatch):
-    monkeypatch.setattr(coverage, "SOURCES", 20)
+def test_large_pools_are_covered_by_samples_and_half_of_the_sources_weigh_most():
     weights = np.arange(60.0)
 
-    sources = coverage._sources(60, 5, weights, np.random.default_rng(0))
+    sources = coverage._sources(60, 20, weights, np.random.default_rng(0))
 
     assert len(set(sources.tolist())) == 20
     assert set(range(50, 60)) <= set(sources.tolist())

@@ -338,6 +338,16 @@ BY_HAND = {
     ),
     # 10 degrees has neighbors at 10 and 20 degrees, others are farther from their two
     "typiclust": ({"features": _angles(0, 10, 30, 60, 100)}, 1, [1]),
+    # what is certain has a factor of 0, so the two undecided come first, whose features are alike; then keys decide
+    "entropy-spread": (
+        {
+            "features": torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -2], [0, 1]]),
+            "log_probs": torch.tensor([[1.0, 0], [1, 0], [0.5, 0.5], [1, 0], [0.5, 0.5]]).log(),
+            "labeled": torch.tensor([[1.0, 0], [-1, 0]]),
+        },
+        3,
+        [2, 4, 0],
+    ),
     # whatever is dropped, the head says class 1, and two images were said to be class 0
     "dropquery": (
         {

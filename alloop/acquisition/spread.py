@@ -1,0 +1,100 @@
+"""Predictive entropy, spread over the pool: alloop's default. How it was chosen: benchmarks/label_efficiency.
+
+An image is worth asking for its own entropy, and for the entropy of the images that look like it and that no image of
+this batch stands for yet. How much each counts follows from what the model knows:
+
+* With few labels its entropies mean little. Then coverage decides, and labeled images cover, too: typical images of
+  regions that nobody has seen come first.
+* The surer the calibrated model is of the pool, the more an image's own entropy counts, and the less it matters that a
+  labeled image is near: where the model is unsure in spite of it, the boundary lies.
+* The nearer the pool comes to labeled images, the narrower the kernel. In the end no image stands for another one, and
+  what is left is entropy, the highest first.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.acquisition.arrange import in_key_order, nearest, none_labeled, unit_
+from alloop.acquisition.coverage import cost_of_herding, gaussian, herd
+from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
+from alloop.composition import Need
+from alloop.predictive import entropy
+from alloop.seeds import derive_seed
+
+WIDTH = 0.85  # of the kernel, in median distances from an image of the pool to the nearest labeled one
+TARGETS, SOURCES = 4_000, 5_000  # images that are covered, and that may be chosen, where there are more
+PROBES = 3_000  # images that the median is taken over
+NARROWEST = 1e-3
+
+
+@in_key_order(Need.LOG_PROBS, Need.FEATURES)
+def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
+    """Greedy for Σ_x u_x max(0, k(x, c) - m_x) times u_c^r, from one image c to the next.
+
+    u = H(p̄) / ln K is the calibrated predictive entropy in [0, 1], and r = 1 - mean u how sure the model is of the
+    pool. k(x, c) = exp(-d² / sigma²) of features that are centered and brought to length 1; sigma is 0.85 of the median
+    distance to the nearest labeled image. m_x is how well x is covered: by images of this batch fully, by labeled ones
+    with the factor 1 - r.
+
+    Returns:
+        Scores are the gain, u_c^r times a mean over the pool, in [0, 1].
+
+    Source: herding weighted by uncertainty as in Bae et al. (2025), arXiv 2412.20644, with entropy in place of the
+    margin; the fading of coverage and the width are alloop's own.
+    """
+    assert candidates.log_probs is not None and candidates.features is not None
+    n_classes = candidates.log_probs.shape[1]
+    uncertainty = (entropy(candidates.log_probs.float()) / math.log(n_classes)).clamp(0, 1)
+    sureness = 1 - float(uncertainty.mean())
+    labeled = none_labeled(candidates)
+    _center(candidates.features, labeled)
+    sigma = _width(unit_(candidates.features), unit_(labeled), k, seed)
+    weights = uncertainty.double().numpy()
+    choice = herd(
+        candidates,
+        k,
+        seed,
+        gaussian(sigma),
+        weights,
+        factors=weights**sureness,
+        labeled_share=1 - sureness,
+        n_targets=TARGETS,
+        n_sources=SOURCES,
+    )
+    note = (
+        f"The model is {sureness:.0%} sure of the pool (1 - mean entropy / ln K): an image's own entropy counts with "
+        f"that power, nearness to labeled images with the factor {1 - sureness:.2f}; the kernel is {sigma:.3f} wide."
+    )
+    return dataclasses.replace(choice, notes=(note, *choice.notes))
+
+
+def cost(size: Size) -> Cost:
+    """As herding, with the distances to the labeled images."""
+    herding = cost_of_herding(size, TARGETS, SOURCES)
+    probes = min(size.candidates, PROBES)
+    return Cost(
+        herding.operations + 0.6 * probes * size.labeled * size.features,
+        herding.n_bytes + 4.0 * (size.candidates * size.classes + probes * size.features),
+    )
+
+
+def _center(features: Float[Tensor, "N D"], labeled: Float[Tensor, "L D"]) -> None:
+    """Take the mean of all off, in place: features that are never negative all point the same way."""
+    total = features.double().sum(dim=0) + labeled.double().sum(dim=0)
+    mean = (total / (len(features) + len(labeled))).float()
+    features -= mean
+    labeled -= mean
+
+
+def _width(z: Float[Tensor, "N D"], labeled: Float[Tensor, "L D"], k: int, seed: int) -> float:
+    """Without labels a random batch stands for them."""
+    generator = np.random.default_rng(derive_seed(seed, "width"))
+    drawn = torch.from_numpy(generator.permutation(len(z)))
+    reference = labeled if len(labeled) else z[drawn[:k]]
+    distances = nearest(z[drawn[:PROBES].sort().values], reference)[0].sqrt()
+    return max(WIDTH * float(distances.median()), NARROWEST)

@@ -1,0 +1,144 @@
+"""The default: herding by predictive entropy, against the plain loop, and at both ends of what a model can know."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alloop.acquisition import spread
+from alloop.acquisition.registry import choose, estimate
+from alloop.acquisition.strategy import Candidates, Size
+
+
+def _candidates(log_probs: torch.Tensor, seed: int = 0, n_labeled: int = 3) -> Candidates:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(log_probs)
+    return Candidates(
+        np.arange(n, dtype=np.uint64),
+        log_probs=log_probs,
+        features=torch.randn(n, 4, generator=generator) + 1,
+        labeled=torch.randn(n_labeled, 4, generator=generator) + 1,
+        labels=torch.zeros(n_labeled, dtype=torch.int64),
+    )
+
+
+def _random(n: int, seed: int) -> torch.Tensor:
+    return (torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) * 2).log_softmax(dim=1)
+
+
+def _plain(candidates: Candidates, k: int) -> tuple[list[int], list[float]]:
+    """The formula of the docstring in numpy, word for word."""
+    x, labeled = candidates.features.double().numpy(), candidates.labeled.double().numpy()
+    mean = np.concatenate([x, labeled]).mean(axis=0)
+    z, known = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x - mean, labeled - mean))
+    distances = np.linalg.norm(z[:, None] - known[None], axis=2).min(axis=1)
+    sigma = 0.85 * np.sort(distances)[(len(distances) - 1) // 2]  # torch's median: the lower of the middle two
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2) / sigma**2)
+
+    probs = candidates.log_probs.double().exp().numpy()
+    u = -(probs * np.log(probs)).sum(axis=1) / math.log(probs.shape[1])
+    sureness = 1 - u.mean()
+    covered = (1 - sureness) * kernel(known, z).max(axis=0)
+    similar = kernel(z, z)
+    picked, scores = [], []
+    for _ in range(k):
+        gain = u**sureness * (u * np.maximum(similar - covered, 0)).mean(axis=1)
+        gain[picked] = -1
+        picked.append(int(gain.argmax()))
+        scores.append(gain[picked[-1]])
+        covered = np.maximum(covered, similar[picked[-1]])
+    return picked, scores
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000))
+def test_it_chooses_what_the_formula_says(seed):
+    candidates = _candidates(_random(40, seed), seed)
+
+    choice = choose("entropy-spread", candidates, 8, 0)
+
+    picked, scores = _plain(candidates, 8)
+    np.testing.assert_allclose(choice.scores, scores, atol=2e-6)
+    assert choice.positions.tolist() == picked
+
+
+def test_labels_beside_every_image_leave_entropy_the_highest_first():
+    candidates = _candidates(_random(50, 1))
+    beside = Candidates(
+        candidates.keys,
+        candidates.log_probs,
+        features=candidates.features,
+        labeled=candidates.features * 1.0001,
+        labels=torch.zeros(50, dtype=torch.int64),
+    )
+
+    assert (
+        choose("entropy-spread", beside, 20, 0).positions.tolist()
+        == choose("entropy", beside, 20, 0).positions.tolist()
+    )
+
+
+def test_a_model_that_knows_nothing_leaves_coverage_alone():
+    n = 40
+    candidates = _candidates(torch.full((n, 3), 1 / 3).log())
+
+    choice = choose("entropy-spread", candidates, 6, 0)
+
+    assert choice.notes[0].startswith("The model is 0% sure of the pool")
+    assert choice.positions.tolist() == _plain(candidates, 6)[0]
+
+
+def test_copies_of_one_confusion_are_asked_once():
+    # Eight copies of the most uncertain image, and four others that are nearly as uncertain.
+    probs = torch.tensor([[0.5, 0.5]] * 8 + [[0.55, 0.45]] * 4)
+    features = torch.cat([torch.eye(5)[:1].expand(8, 5), torch.eye(5)[1:]])
+    candidates = Candidates(np.arange(12, dtype=np.uint64), probs.log(), features=features, labeled=torch.ones(1, 5))
+
+    chosen = choose("entropy-spread", candidates, 5, 0).positions
+
+    assert sum(chosen < 8) == 1
+    assert sum(choose("entropy", candidates, 5, 0).positions < 8) == 5
+
+
+def test_the_kernel_is_narrower_where_labels_are_near():
+    candidates = _candidates(_random(60, 2))
+    near = Candidates(
+        candidates.keys,
+        candidates.log_probs,
+        features=candidates.features,
+        labeled=candidates.features[:30],
+        labels=torch.zeros(30, dtype=torch.int64),
+    )
+
+    widths = [float(choose("entropy-spread", one, 5, 0).notes[0].split()[-2]) for one in (candidates, near)]
+
+    assert widths[0] > widths[1] > 0
+
+
+def test_big_pools_are_sampled_and_the_cost_says_so(monkeypatch):
+    monkeypatch.setattr(spread, "TARGETS", 30)
+    monkeypatch.setattr(spread, "SOURCES", 20)
+    candidates = _candidates(_random(200, 3))
+
+    choice = choose("entropy-spread", candidates, 10, 0)
+
+    assert len(set(choice.positions.tolist())) == 10
+    million = estimate("entropy-spread", Size(1_000_000, 1_000, 100, 10, 1, 512))
+    assert million.n_bytes < 3 * 4 * 512 * 1_000_000
+    assert estimate("entropy-spread", Size(10_000, 1_000, 100, 10, 1, 512)).operations < million.operations * 2
+
+
+def test_without_labels_a_random_batch_stands_for_them():
+    candidates = _candidates(_random(30, 4))
+    unlabeled = Candidates(candidates.keys, candidates.log_probs, features=candidates.features)
+
+    first, again = (choose("entropy-spread", unlabeled, 5, 7) for _ in range(2))
+
+    assert first.positions.tolist() == again.positions.tolist()
+    assert np.isfinite(first.scores).all()
+    assert first.scores[0] == pytest.approx(max(first.scores))
