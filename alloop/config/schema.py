@@ -251,6 +251,22 @@ class OracleConfig(Section):
     file: Path | None = Field(default=None, strict=False)
     noise: Share = 0.0  # chance of a uniformly drawn wrong class
     annotators: PositiveInt = 1
+    # Columns of the CSV with the answers of real people, one each, in place of `label`. An image is answered by
+    # labeling.annotations_per_image of them, drawn by its content and the seed.
+    columns: tuple[str, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "OracleConfig":
+        blank = [name for name in self.columns if not name or name != name.strip()]
+        if blank:
+            raise ValueError(f"columns must not be empty or padded with spaces: {blank[0]!r}")
+        twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if twice:
+            raise ValueError(f"column {twice[0]!r} is named twice")
+        if self.columns and (self.noise > 0 or self.annotators > 1):
+            made_up = "noise" if self.noise > 0 else "annotators"
+            raise ValueError(f"columns hold what real people answered; {made_up} is for people who are made up")
+        return self
 
 
 class CsvConfig(Section):
@@ -270,6 +286,15 @@ class LabelingConfig(Section):
     images: ImagesConfig = ImagesConfig()
     oracle: OracleConfig = OracleConfig()
     csv: CsvConfig = CsvConfig()
+
+    @model_validator(mode="after")
+    def _check_people(self) -> "LabelingConfig":
+        people = self.oracle.columns
+        if self.backend == "oracle" and people and len(people) < self.annotations_per_image:
+            raise ValueError(
+                f"annotations_per_image is {self.annotations_per_image}, but oracle.columns names {len(people)} people"
+            )
+        return self
 
 
 class Config(Section):

@@ -49,11 +49,12 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
                 'labeling.backend is "oracle", but labeling.oracle.file is not set.', "Name a CSV with file,label."
             )
         return SimulatedAnnotator(
-            read_truth(folder / labeling.oracle.file),
+            read_truth(folder / labeling.oracle.file, labeling.oracle.columns),
             project.classes,
             folder / "oracle.jsonl",
             noise=labeling.oracle.noise,
-            annotators=labeling.oracle.annotators,
+            # Of real people only as many are asked as must answer.
+            annotators=labeling.annotations_per_image if labeling.oracle.columns else labeling.oracle.annotators,
             seed=project.seed,
         )
     return _label_studio(settings, folder, workspace_key, environ)

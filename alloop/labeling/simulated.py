@@ -1,4 +1,4 @@
-"""People who are not there: answers from a CSV, with mistakes if wanted. For simulation, benchmarks and tests."""
+"""People who are not there: answers from a CSV, the truth with mistakes or what real people said. For simulation."""
 
 import csv
 import datetime as dt
@@ -19,16 +19,34 @@ _PROJECT = "oracle"
 _EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 
 
-class Truth:
-    """What the CSV knows: a label by content hash, path or file name."""
+Said = tuple[str, ...]  # about one image: the truth, or what each person answered
 
-    def __init__(self, file: Path, by_sha256: Mapping[str, str], by_name: Mapping[str, str | None]) -> None:
+
+class Truth:
+    """What the CSV knows: a label, or an answer of each person, by content hash, path or file name.
+
+    Attributes:
+        people: Columns with what real people answered; none where the CSV tells the truth.
+    """
+
+    def __init__(
+        self, file: Path, by_sha256: Mapping[str, Said], by_name: Mapping[str, Said | None], people: Said = ()
+    ) -> None:
         self.file = file
+        self.people = people
         self._by_sha256 = by_sha256
         self._by_name = by_name
 
     def label(self, image: ImageRef) -> str:
         """The true label.
+
+        Raises:
+            LabelError: As `said`.
+        """
+        return self.said(image)[0]
+
+    def said(self, image: ImageRef) -> Said:
+        """What each of `people` answered, in their order; without people, the true label alone.
 
         Raises:
             LabelError: The CSV does not know the image, or knows its file name twice.
@@ -38,49 +56,55 @@ class Truth:
         path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
         for name in (str(path), str(path.resolve()), path.name):
             if name in self._by_name:
-                label = self._by_name[name]
-                if label is None:
+                said = self._by_name[name]
+                if said is None:
                     raise LabelError(
                         f"{self.file} names {path.name} more than once, with different labels.",
                         "Write paths relative to its own folder, or sha256, instead of bare names.",
                     )
-                return label
+                return said
         raise LabelError(f"{self.file} has no label for {image.path}.", "Add a row for it.")
 
 
-def read_truth(file: Path) -> Truth:
+def read_truth(file: Path, people: Sequence[str] = ()) -> Truth:
     """Read `file,label` or `sha256,label`; paths are absolute, relative to the CSV's folder, or unique file names.
 
+    Args:
+        file: The CSV.
+        people: Columns to read in place of `label`: one for each person.
+
     Raises:
-        LabelError: A column is missing, or a row has no label.
+        LabelError: A column is missing, or a row lacks a label or somebody's answer.
     """
-    by_sha256: dict[str, str] = {}
-    by_name: dict[str, str | None] = {}
+    wanted = tuple(people) or ("label",)
+    by_sha256: dict[str, Said] = {}
+    by_name: dict[str, Said | None] = {}
     folder = Path(os.path.abspath(file.parent))  # noqa: PTH100 - Path.absolute keeps `..`
-    for number, row in _rows(file):
-        label = (row.get("label") or "").strip()
-        if not label:
-            raise LabelError(f"{file}, line {number}: the label is empty.", "Fill it in or remove the row.")
+    for number, row in _rows(file, wanted):
+        said = tuple((row.get(column) or "").strip() for column in wanted)
+        if "" in said:
+            empty = wanted[said.index("")]
+            raise LabelError(f"{file}, line {number}: the {empty} is empty.", "Fill it in or remove the row.")
         if sha256 := (row.get("sha256") or "").strip().lower():
-            by_sha256[sha256] = label
+            by_sha256[sha256] = said
         if name := (row.get("file") or "").strip():
             full = os.path.abspath(folder / name)  # noqa: PTH100 - Path.absolute keeps `..`
-            by_name[full] = label
+            by_name[full] = said
             bare = Path(name).name
-            by_name[bare] = label if by_name.get(bare, label) == label else None
-    return Truth(file, by_sha256, by_name)
+            by_name[bare] = said if by_name.get(bare, said) == said else None
+    return Truth(file, by_sha256, by_name, tuple(people))
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             columns = set(reader.fieldnames or ())
-            if "label" not in columns or not columns & {"file", "sha256"}:
+            if not columns.issuperset(wanted) or not columns & {"file", "sha256"}:
                 raise LabelError(
                     f"{file}, line 1: the columns are {', '.join(sorted(columns)) or 'missing'}; "
-                    "needed are label and one of file and sha256.",
-                    "Give the first line as `file,label`.",
+                    f"needed are {', '.join(wanted)} and one of file and sha256.",
+                    f"Give the first line as `file,{','.join(wanted)}`.",
                 )
             for row in reader:
                 yield reader.line_num, row
@@ -89,16 +113,16 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 class SimulatedAnnotator:
-    """The `Annotator` that knows the truth and answers at once.
+    """The `Annotator` that knows the truth, or what real people said, and answers at once.
 
     Args:
-        truth: Labels of all images that may be asked about.
+        truth: Labels of all images that may be asked about, or people's answers.
         classes: What a mistake can be.
         state: A JSON-lines file that remembers the tasks; one line each, never rewritten but by a push or withdrawal.
         noise: Chance in [0, 1] that an answer is another class, drawn uniformly. A person who is asked about the same
-            image again answers the same.
-        annotators: How many people answer each task.
-        seed: Decides the mistakes.
+            image again answers the same. Real people make mistakes of their own.
+        annotators: How many people answer each task; of real ones, which and in what order is drawn for each image.
+        seed: Decides the mistakes, and who is asked.
         push_batch: Tasks between two yields of `push`.
     """
 
@@ -143,14 +167,16 @@ class SimulatedAnnotator:
         return {key: known[key] for key in keys if key in known}
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
-        labels = [self._truth.label(task.image) for task in tasks]  # all of them, before anything is written
+        answers = [self.answers(task.image) for task in tasks]  # all of them, before anything is written
         number = self._last_number()
         for start in range(0, len(tasks), self._push_batch):
             entries: list[dict[str, Any]] = []
-            for task, label in zip(tasks[start : start + self._push_batch], labels[start:], strict=False):
+            for task, given in zip(tasks[start : start + self._push_batch], answers[start:], strict=False):
                 number += 1
-                given = [self._answer(task.image.sha256, label, person) for person in range(self._annotators)]
-                entries.append({"task": str(number), "key": task.key, "answers": given})
+                entry: dict[str, Any] = {"task": str(number), "key": task.key, "answers": [said for _, said in given]}
+                if self._truth.people:
+                    entry["people"] = [person for person, _ in given]
+                entries.append(entry)
             self._append(entries)
             yield {entry["key"]: entry["task"] for entry in entries}
 
@@ -167,6 +193,20 @@ class SimulatedAnnotator:
         """Nothing that is there: it has been answered the moment it was asked."""
         return frozenset(task_ids) - frozenset(self._load())
 
+    def answers(self, image: ImageRef) -> list[tuple[str, str]]:
+        """Who answers and what, in order, whenever the image is asked about.
+
+        Raises:
+            LabelError: The CSV does not know the image.
+        """
+        said, people = self._truth.said(image), self._truth.people
+        if not people:
+            return [(_name(n), self._answer(image.sha256, said[0], n)) for n in range(self._annotators)]
+        # In an order of its own for every image, or ties would always be settled by the same person.
+        draw = np.random.default_rng(derive_seed(self._seed, "oracle", image.sha256))
+        asked = draw.permutation(len(people))[: self._annotators]
+        return [(people[person], said[person]) for person in asked.tolist()]
+
     def _answer(self, sha256: str, label: str, person: int) -> str:
         # The draw depends on image and person only: order, batches and restarts cannot change an answer.
         draw = np.random.default_rng(derive_seed(self._seed, "oracle", sha256, person))
@@ -175,9 +215,11 @@ class SimulatedAnnotator:
 
     def _task_answers(self, entry: Mapping[str, Any]) -> TaskAnswers:
         moment = _EPOCH + dt.timedelta(seconds=int(entry["task"]))
+        people = entry.get("people") or [_name(person) for person in range(len(entry["answers"]))]
         answers = tuple(
-            Answer(f"{entry['task']}-{person}", f"oracle-{person + 1}", Outcome.LABEL, value, moment)
-            for person, value in enumerate(entry["answers"])
+            # One after another: a tie goes to who was first, and at the same moment that would be the alphabet.
+            Answer(f"{entry['task']}-{place}", person, Outcome.LABEL, value, moment + dt.timedelta(milliseconds=place))
+            for place, (person, value) in enumerate(zip(people, entry["answers"], strict=True))
         )
         return TaskAnswers(entry["task"], entry["key"], answers)
 
@@ -214,6 +256,10 @@ class SimulatedAnnotator:
                 os.fsync(file.fileno())
         except OSError as error:
             raise explain_os_error(error, self._state) from error
+
+
+def _name(person: int) -> str:
+    return f"oracle-{person + 1}"
 
 
 def _cut_unfinished_line(file: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the loop may expect of every labeling back end: a real Label Studio, the oracle, and sheets."""
+"""What the loop may expect of every labeling back end: a real Label Studio, oracles, and sheets."""
 
 import csv
 import dataclasses
@@ -95,9 +95,10 @@ class SheetsWorld(World):
 @dataclasses.dataclass
 class OracleWorld(World):
     folder: Path = Path()
+    people: tuple[str, ...] = ()
 
     def new(self):
-        truth = read_truth(self.folder / "truth.csv")
+        truth = read_truth(self.folder / "truth.csv", self.people)
         return SimulatedAnnotator(truth, ("cat", "dog"), self.folder / "oracle.jsonl", push_batch=2)
 
     def answer(self, task_id, value):
@@ -113,7 +114,7 @@ def make_images(folder: Path) -> list[ImageRef]:
     return images
 
 
-@pytest.fixture(params=[pytest.param("label-studio", marks=pytest.mark.label_studio), "oracle", "csv"])
+@pytest.fixture(params=[pytest.param("label-studio", marks=pytest.mark.label_studio), "oracle", "people", "csv"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     if request.param == "label-studio":
         server = request.getfixturevalue("label_studio")
@@ -121,9 +122,12 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     images = make_images(tmp_path)
     if request.param == "csv":
         return SheetsWorld(images, frozenset({"edit", "skip"}), folder=tmp_path / "sheets")
-    rows = "".join(f"{image.sha256},{label}\n" for image, label in zip(images, TRUE_LABELS, strict=True))
-    (tmp_path / "truth.csv").write_text("sha256,label\n" + rows)
-    return OracleWorld(images, frozenset(), folder=tmp_path)
+    rows = "".join(
+        f"{image.sha256},{label},{label},{label}\n" for image, label in zip(images, TRUE_LABELS, strict=True)
+    )
+    (tmp_path / "truth.csv").write_text("sha256,label,ann,bob\n" + rows)
+    people = ("ann", "bob") if request.param == "people" else ()
+    return OracleWorld(images, frozenset(), folder=tmp_path, people=people)
 
 
 def make_tasks(world: World, prefix: str = "q") -> list[OutgoingTask]:

@@ -51,6 +51,20 @@ def test_what_is_not_said_has_a_default():
         ),
         ("[acquisition]\nrandom_fraction = 1.5", "[acquisition] random_fraction = 1.5 is refused: "),
         ("[labeling.images]\nvia = 'url'", '[labeling.images] via = "url" needs both url_prefix and root.'),
+        (
+            "[labeling.oracle]\ncolumns = ['ann', 'ann']",
+            "alloop.toml: [labeling.oracle] column 'ann' is named twice.",
+        ),
+        ("[labeling.oracle]\ncolumns = ['']", "[labeling.oracle] columns must not be empty or padded"),
+        (
+            "[labeling.oracle]\ncolumns = ['ann']\nnoise = 0.1",
+            "[labeling.oracle] columns hold what real people answered; noise is for people who are made up.",
+        ),
+        ("[labeling.oracle]\ncolumns = ['ann']\nannotators = 2", "; annotators is for people who are made up."),
+        (
+            "[labeling]\nbackend = 'oracle'\nannotations_per_image = 3\noracle = { columns = ['ann', 'bob'] }",
+            "[labeling] annotations_per_image is 3, but oracle.columns names 2 people.",
+        ),
         ("loop = 5", "alloop.toml: 'loop' is a table; write [loop] and its settings below it."),
     ],
 )

@@ -10,6 +10,7 @@ from alloop.labeling import local_server
 from alloop.labeling.build import build_annotator
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.simulated import SimulatedAnnotator
+from alloop.records import ImageRef
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,6 +43,17 @@ def test_the_back_end_is_the_one_named(tmp_path: Path):
     assert isinstance(build(tmp_path, backend="csv"), CsvAnnotator)
     assert isinstance(build(tmp_path, backend="oracle", oracle={"file": "truth.csv"}), SimulatedAnnotator)
     assert build(tmp_path, {"LABEL_STUDIO_API_KEY": TOKEN}, images=UPLOAD).source == "label-studio"
+
+
+@pytest.mark.parametrize(("n", "answers"), [(1, 1), (2, 2)])
+def test_of_the_people_in_an_oracles_columns_as_many_are_asked_as_must_answer(tmp_path: Path, n: int, answers: int):
+    (tmp_path / "people.csv").write_text("file,ann,bob\nx.png,cat,dog\n")
+    oracle = {"file": "people.csv", "columns": ["ann", "bob"]}
+
+    annotator = build(tmp_path, backend="oracle", oracle=oracle, annotations_per_image=n)
+
+    assert isinstance(annotator, SimulatedAnnotator)
+    assert len(annotator.answers(ImageRef(1, "00", "x.png"))) == answers
 
 
 def test_an_oracle_needs_its_file(tmp_path: Path):

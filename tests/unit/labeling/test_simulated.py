@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from alloop.consensus import majority
 from alloop.errors import LabelError, LabelingError
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
 from alloop.records import ImageRef, OutgoingTask
@@ -65,6 +66,56 @@ def test_an_answer_depends_on_image_person_and_seed_only(tmp_path: Path):
     assert len({tuple(given) for given in first.values()}) > 3  # the two people err independently
 
 
+PEOPLE = ("ann", "bob", "cyd")
+
+
+def real_people(tmp_path: Path, n: int = 300, **options: object) -> SimulatedAnnotator:
+    """Ann says cat, Bob dog and Cyd cow, always."""
+    rows = "".join(f"{image(number).sha256},cat,dog,cow\n" for number in range(n))
+    (tmp_path / "people.csv").write_text("sha256,ann,bob,cyd\n" + rows)
+    truth = read_truth(tmp_path / "people.csv", PEOPLE)
+    return SimulatedAnnotator(truth, CLASSES, tmp_path / "people.jsonl", **options)
+
+
+def test_each_image_is_answered_by_one_of_the_real_people_all_equally_often(tmp_path: Path):
+    annotator = real_people(tmp_path, n=1500)
+    ask(annotator, list(range(1500)))
+
+    answers = [answer for page in annotator.pull(None) for task in page.tasks for answer in task.answers]
+
+    assert {(answer.annotator, answer.value) for answer in answers} == {("ann", "cat"), ("bob", "dog"), ("cyd", "cow")}
+    counts = Counter(answer.annotator for answer in answers)
+    # 500 each expected, standard deviation sqrt(1500 * 1/3 * 2/3) = 18.3.
+    assert counts.total() == 1500
+    assert all(abs(counts[person] - 500) < 5 * 18.3 for person in PEOPLE)
+
+
+def test_who_is_asked_depends_on_image_and_seed_only(tmp_path: Path):
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+    one, two, other = real_people(tmp_path / "a"), real_people(tmp_path / "b"), real_people(tmp_path / "c", seed=1)
+    for annotator, order in ((one, range(50)), (two, range(49, -1, -1)), (other, range(50))):
+        ask(annotator, list(order))
+
+    assert values(one) == values(two) != values(other)
+
+
+def test_all_real_people_answer_with_their_names_in_an_order_of_the_image(tmp_path: Path):
+    annotator = real_people(tmp_path, n=100, annotators=3)
+    ask(annotator, list(range(100)))
+
+    tasks = [task for page in real_people(tmp_path, n=100, annotators=3).pull(None) for task in page.tasks]
+
+    assert all(
+        {(a.annotator, a.value) for a in task.answers} == set(zip(PEOPLE, CLASSES, strict=True)) for task in tasks
+    )
+    assert [[(a.annotator, a.value) for a in task.answers] for task in tasks] == [
+        annotator.answers(image(number)) for number in range(100)
+    ]
+    # Three who disagree: the label is that of whoever was first, and everybody is, for some images.
+    assert {majority(task.answers).label for task in tasks} == set(CLASSES)
+
+
 def test_an_image_nobody_knows_is_named_before_anything_is_asked(tmp_path: Path):
     annotator = oracle(tmp_path, n=1)
 
@@ -97,6 +148,20 @@ def test_a_csv_that_cannot_be_used_is_explained(tmp_path: Path, text: str, words
 
     with pytest.raises(LabelError, match=words):
         read_truth(tmp_path / "truth.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,label,ann\nx,cat,cat\n", "line 1: the columns are ann, file, label; needed are ann, bob and one of"),
+        ("file,ann,bob\nx,cat,\n", "line 2: the bob is empty"),
+    ],
+)
+def test_answers_of_people_that_are_missing_are_named(tmp_path: Path, text: str, words: str):
+    (tmp_path / "people.csv").write_text(text)
+
+    with pytest.raises(LabelError, match=words):
+        read_truth(tmp_path / "people.csv", ("ann", "bob"))
 
 
 def test_a_missing_csv_is_named(tmp_path: Path):
