@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @click.option(
     "--features",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="An .npz file with F [N, D], features of any model, and y [N], classes.",
+    help="An .npz file with F [N, D], features of any model, and y [N], classes; and annotators [N, P], if real people "
+    "answered.",
 )
 @click.option(
     "--folder",
@@ -51,6 +52,11 @@ if TYPE_CHECKING:
     help="Share of each batch drawn at random.",
 )
 @click.option(
+    "--annotators-per-image",
+    type=click.IntRange(min=1),
+    help="People asked about each image; the majority counts.  [default: labeling.annotations_per_image]",
+)
+@click.option(
     "--set", "values", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting, as in alloop.toml."
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at once, in processes.  [default: half of the cores]")
@@ -70,6 +76,7 @@ def simulate(
     batch: int | None,
     rounds: int,
     random_fraction: float,
+    annotators_per_image: int | None,
     values: tuple[str, ...],
     jobs: int | None,
     budget_minutes: float | None,
@@ -98,6 +105,7 @@ def simulate(
     flags: dict[str, dict[str, Any]] = {
         "acquisition": {"random_fraction": random_fraction},
         "loop": {} if batch is None else {"batch_size": batch},
+        "labeling": {} if annotators_per_image is None else {"annotations_per_image": annotators_per_image},
     }
     config = _config(session, values, flags, needed=features is None and folder is None and table is None)
     results = (out or session.workspace / "simulate").absolute()
@@ -110,7 +118,7 @@ def simulate(
             cache = (session.workspace if out is None or _has_workspace(session) else out).absolute() / "cache"
             named = config.evaluation.test
             tested = test or (None if named is None else session.workspace / named.expanduser())
-            source = image_source(config, _images(session, folder, table), tested, cache, scratch, device)
+            source = image_source(config, _images(session, config, folder, table), tested, cache, scratch, device)
         settings = SimulateSettings(
             arms=parse_arms(source.config, strategies.split(",")),
             seeds=seeds,
@@ -144,13 +152,15 @@ def _has_workspace(session: Session) -> bool:
     return (session.workspace / FILE_NAME).exists()
 
 
-def _images(session: Session, folder: Path | None, table: Path | None) -> "LabeledImages":
+def _images(session: Session, config: "Config", folder: Path | None, table: Path | None) -> "LabeledImages":
     """Labeled images from elsewhere, or those of the workspace."""
     from alloop.simulate.labeled import read_csv, read_folder, read_workspace
 
     if folder is not None:
         return read_folder(folder, session.progress())
-    return read_workspace(session.project()) if table is None else read_csv(table, session.progress())
+    if table is None:
+        return read_workspace(session.project())
+    return read_csv(table, session.progress(), config.labeling.oracle.columns)
 
 
 def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str, Any]], *, needed: bool) -> "Config":

@@ -29,6 +29,7 @@ from alloop.records import ImageFile, LocationStatus, Split
 from alloop.simulate.cells import digest_of
 from alloop.simulate.features_file import GivenData, LabeledRows
 from alloop.simulate.labeled import LabeledImages
+from alloop.simulate.real_people import RealPeople
 from alloop.store.images import add_apart, list_locations, list_refs, set_split
 from alloop.store.session import reading, transaction
 
@@ -41,7 +42,7 @@ class Base:
 
     Attributes:
         database: Copied by each cell.
-        truth: `sha256,label` of the pool, in the order of its rows.
+        truth: `sha256,label` of the pool, in the order of its rows; then a column of answers for each real person.
         cache: Features, shared; what was expensive to compute lies where it is kept.
     """
 
@@ -85,12 +86,12 @@ class Source:
 
 def given_source(config: Config, data: GivenData, scratch: Path) -> Source:
     """Rows of an array."""
-    fitted = pure_config(given_config(config, data))
+    fitted = pure_config(given_config(config, data), data.people)
     base = Base(scratch / "base", scratch / "cache")
     measured = "a random holdout" if data.test is None else f"{len(data.test.targets)} others"
     about = (
         f"{len(data.pool.targets)} rows of {data.pool.features.shape[1]} features and {len(data.classes)} classes, "
-        f"measured on {measured}."
+        f"measured on {measured}.{_asked(fitted, data.people)}"
     )
     return Source(fitted, data.digest, about, base, lambda progress: prepare_given(base, data, fitted, progress))
 
@@ -114,13 +115,16 @@ def image_source(
             project={"classes": list(data.classes)},
             pool={"images": []},
             evaluation={"test": None if test is None else str(test.absolute())},
-        )
+        ),
+        data.people,
     )
     base = Base(scratch / "base", cache)
     names = [(image.sha256, int(target)) for image, target in zip(data.images, data.targets, strict=True)]
-    digest = digest_of([data.classes, names, None if test is None else _digest_files(test)])
+    content = [data.classes, names, None if test is None else _digest_files(test)]
+    # Only where there are people: what was computed without them is found again.
+    digest = digest_of(content if data.people is None else [*content, dataclasses.astuple(data.people)])
     measured = "a random holdout" if test is None else str(test)
-    about = f"{len(names)} images of {len(data.classes)} classes, measured on {measured}."
+    about = f"{len(names)} images of {len(data.classes)} classes, measured on {measured}.{_asked(fitted, data.people)}"
     paths = tuple(image.path for image in data.images)
     return Source(
         fitted, digest, about, base, lambda progress: prepare_images(base, data, fitted, device, progress), paths
@@ -138,11 +142,22 @@ def given_config(config: Config, data: GivenData) -> Config:
     )
 
 
-def pure_config(config: Config) -> Config:
+def pure_config(config: Config, people: RealPeople | None = None) -> Config:
     """What is the same in every cell of a simulation: the oracle answers, and nothing but the rounds ends it.
 
     The first batch is drawn at random, so that all strategies of a seed start from the same labels.
+
+    Args:
+        config: Settings.
+        people: Whose answers the truth's file holds, if anybody's.
     """
+    n_answers = config.labeling.annotations_per_image
+    oracle = config.labeling.oracle.model_dump() | {
+        "file": "../base/truth.csv",
+        "columns": () if people is None else people.names,
+    }
+    if people is None:  # made-up people are as many as must answer
+        oracle["annotators"] = max(config.labeling.oracle.annotators, n_answers)
     acquisition = {"cold_start": "random"} if "cold_start" in AcquisitionConfig.model_fields else {}
     stopping = {"label_budget": None, "target_accuracy": None, "stop_when_flat": False, "stop_when_stable": False}
     return set_values(
@@ -151,7 +166,17 @@ def pure_config(config: Config) -> Config:
         loop={**stopping, "min_answered": 1.0},
         acquisition=acquisition,
         evaluation={"matched_arm": False},
-        labeling={"backend": "oracle", "oracle": {**config.labeling.oracle.model_dump(), "file": "../base/truth.csv"}},
+        labeling={"backend": "oracle", "oracle": oracle},
+    )
+
+
+def _asked(config: Config, people: RealPeople | None) -> str:
+    if people is None:
+        return ""
+    n_answers = config.labeling.annotations_per_image
+    return (
+        f" Answers are those of {len(people.names)} people, {n_answers} to an image; accuracy on a random holdout is "
+        "agreement with them."
     )
 
 
@@ -169,7 +194,7 @@ def prepare_given(base: Base, data: GivenData, config: Config, progress: Progres
         cache.add([file.sha256 for file in tested], data.test.features)
     with _making(base, config) as project:
         _add_rows(project, pool, tested, data.test)
-    _write_truth(base.truth, _labels(pool, data.pool, data.classes))
+    _write_truth(base.truth, _labels(pool, data.pool, data.classes), data.people)
     progress("prepare", 1, 1)
 
 
@@ -198,7 +223,7 @@ def prepare_images(
             hardware = build_hardware(config, device)
             ensure_features(refs, build_backbone(config, search_paths(base.cache)), base.cache, hardware, progress)
     pairs = zip(data.images, data.targets.tolist(), strict=True)
-    _write_truth(base.truth, {image.sha256: data.classes[target] for image, target in pairs})
+    _write_truth(base.truth, {image.sha256: data.classes[target] for image, target in pairs}, data.people)
 
 
 @contextlib.contextmanager
@@ -239,8 +264,10 @@ def _labels(files: Sequence[ImageFile], rows: LabeledRows, classes: Sequence[str
     return {file.sha256: classes[target] for file, target in zip(files, targets, strict=True)}
 
 
-def _write_truth(path: Path, labels: Mapping[str, str]) -> None:
+def _write_truth(path: Path, labels: Mapping[str, str], people: RealPeople | None) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("sha256", "label"), *labels.items()])
+    writer.writerow(("sha256", "label", *(() if people is None else people.names)))
+    answers = [()] * len(labels) if people is None else people.answers
+    writer.writerows((*pair, *said) for pair, said in zip(labels.items(), answers, strict=True))
     write_bytes(path, text.getvalue().encode())

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alloop.errors import LabelError, PoolError
+from alloop.simulate.real_people import RealPeople
 
-FEATURES, LABELS = "F", "y"
+FEATURES, LABELS, PEOPLE = "F", "y", "annotators"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,22 +29,27 @@ class GivenData:
     Attributes:
         classes: Names in the order of a model's outputs [K]: whole numbers by size, text by alphabet.
         digest: Of every number.
+        people: Who answers about the pool; None: the truth does.
     """
 
     classes: tuple[str, ...]
     pool: LabeledRows
     test: LabeledRows | None
     digest: str
+    people: RealPeople | None = None
 
 
 def read_features(path: Path, test: Path | None = None) -> GivenData:
     """Read archives with the arrays F [N, D], numbers, and y [N], whole numbers or text. Nothing is unpickled.
 
+    That of the pool may have a third, `annotators` [N, P], with what P people answered, like y. Simulated rounds put
+    their questions to these people then; y is what a test set and the rows never asked about are measured by.
+
     Raises:
         PoolError: A file or array cannot be read, has another shape, or has features that are not finite.
-        LabelError: Fewer than two classes, or the test set has one that the pool does not have.
+        LabelError: Fewer than two classes, or the test set or somebody's answer has one that the pool does not have.
     """
-    features, labels = _read(path)
+    features, labels, answers = _read(path)
     names = np.unique(labels)
     if len(names) < 2:
         raise LabelError(f"{path}: y has only the class {names[0]}.", "A simulation needs two classes at least.")
@@ -53,15 +59,29 @@ def read_features(path: Path, test: Path | None = None) -> GivenData:
     if test is not None:
         tested = _read_test(test, path, names, features.shape[1])
         arrays += [tested.features, tested.targets]
+    people = None
+    if answers is not None:
+        people = _people(path, answers, names)
+        arrays.append(np.searchsorted(names, answers))
     digest = hashlib.sha256(repr(names.tolist()).encode())
     for array in arrays:
         digest.update(f"{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    return GivenData(tuple(str(name) for name in names.tolist()), pool, tested, digest.hexdigest())
+    return GivenData(tuple(str(name) for name in names.tolist()), pool, tested, digest.hexdigest(), people)
+
+
+def _people(path: Path, answers: npt.NDArray[np.generic], names: npt.NDArray[np.generic]) -> RealPeople:
+    strange = np.setdiff1d(answers, names)
+    if len(strange):
+        raise LabelError(
+            f"{path}: annotators has the answer {strange[0]}, and y has no such class.", "Take those rows out."
+        )
+    columns = tuple(f"annotator{number + 1}" for number in range(answers.shape[1]))
+    return RealPeople(columns, tuple(tuple(str(said) for said in row) for row in answers.tolist()))
 
 
 def _read_test(path: Path, pool: Path, names: npt.NDArray[np.generic], n_features: int) -> LabeledRows:
-    features, labels = _read(path)
+    features, labels, _ = _read(path)
     if features.shape[1] != n_features:
         raise PoolError(
             f"{path}: F has {features.shape[1]} features, but that of {pool} has {n_features}.",
@@ -77,8 +97,11 @@ def _read_test(path: Path, pool: Path, names: npt.NDArray[np.generic], n_feature
     return LabeledRows(features, np.searchsorted(names, labels).astype(np.int64))
 
 
-def _read(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]:
-    raw, labels = _arrays(path)
+def _read(
+    path: Path,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic], npt.NDArray[np.generic] | None]:
+    """F, y and, where there are any, people's answers."""
+    raw, labels, answers = _arrays(path)
     if raw.dtype.kind not in "fiu" or raw.ndim != 2 or 0 in raw.shape:
         raise PoolError(f"{path}: F is {raw.dtype} {list(raw.shape)}.", "It must be numbers [N, D], a row per image.")
     if labels.dtype.kind not in "iuU" or labels.shape != (len(raw),):
@@ -95,11 +118,21 @@ def _read(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]
             f"first row {odd[0]}.",
             "Mend or remove them.",
         )
+    if answers is not None and (answers.ndim != 2 or len(answers) != len(raw) or answers.shape[1] == 0):
+        raise PoolError(
+            f"{path}: annotators is {list(answers.shape)}, and F has {len(raw)} rows.",
+            "It must be [N, P]: of each of P people an answer about each row.",
+        )
+    if answers is not None and (answers.dtype.kind == "U") != (labels.dtype.kind == "U"):
+        raise PoolError(f"{path}: annotators is {answers.dtype}, but y is {labels.dtype}.", "Write both alike.")
     # Signed, so that the numbers of two files can be compared.
-    return features, labels.astype(np.int64) if labels.dtype.kind == "u" else labels
+    signed = labels.astype(np.int64) if labels.dtype.kind == "u" else labels
+    return features, signed, answers.astype(np.int64) if answers is not None and answers.dtype.kind == "u" else answers
 
 
-def _arrays(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+def _arrays(
+    path: Path,
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], npt.NDArray[np.generic] | None]:
     needs = f"It must be an .npz file with the arrays {FEATURES} [N, D] and {LABELS} [N]."
     try:
         archive = np.load(path, allow_pickle=False)
@@ -110,6 +143,6 @@ def _arrays(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic
             if lacking:
                 found = ", ".join(archive.files) or "none"
                 raise PoolError(f"{path} has no array {' and no array '.join(lacking)}; it has {found}.", needs)
-            return archive[FEATURES], archive[LABELS]
+            return archive[FEATURES], archive[LABELS], archive[PEOPLE] if PEOPLE in archive.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PoolError(f"{path} cannot be read: {error}.", needs) from error

@@ -16,6 +16,7 @@ from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, Split
 from alloop.seeds import derive_seed
+from alloop.simulate.real_people import RealPeople
 from alloop.store.annotations import LabelRecord, list_labels
 from alloop.store.session import reading
 
@@ -34,12 +35,14 @@ class LabeledImages:
         images: Each content once.
         targets: Positions in `classes` [N].
         is_holdout: The workspace's own holdout [N]; None where there is none.
+        people: What real people answered; None where nobody knows.
     """
 
     classes: tuple[str, ...]
     images: tuple[ImageRef, ...]
     targets: npt.NDArray[np.int64]
     is_holdout: npt.NDArray[np.bool_] | None = None
+    people: RealPeople | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,33 +69,41 @@ def read_folder(folder: Path, progress: Progress = silent) -> LabeledImages:
             f"{folder} holds {len(kinds)} folders; a comparison needs one folder per class, and two classes at least.",
             "Move the images into folders named like their classes, or give a CSV with --csv.",
         )
-    pairs = [(str(file), kind.name) for kind in kinds for file in expand([str(kind)])]
-    return _labeled(pairs, str(folder), progress)
+    rows = [(str(file), kind.name, ()) for kind in kinds for file in expand([str(kind)])]
+    return _labeled(rows, (), str(folder), progress)
 
 
-def read_csv(path: Path, progress: Progress = silent) -> LabeledImages:
+def read_csv(path: Path, progress: Progress = silent, people: Sequence[str] = ()) -> LabeledImages:
     """A CSV with the columns `file` (relative to the CSV, or in full) and `label`.
 
+    Args:
+        path: The CSV.
+        progress: Told how many images were read.
+        people: Columns with what real people answered, one each. Of copies of an image the first one's answers count.
+
     Raises:
-        LabelError: A column or a file is missing; too few images; the same image with two labels.
+        LabelError: A column or a file is missing; too few images; the same image with two labels; an answer is missing
+            or no class.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{path} cannot be read: {error}.") from error
     reader = csv.DictReader(text.splitlines(keepends=True))
-    if not {"file", "label"} <= set(reader.fieldnames or ()):
+    needed = ["file", "label", *people]
+    if not set(needed) <= set(reader.fieldnames or ()):
         raise LabelError(
-            f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}.", "It needs 'file' and 'label'."
+            f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}.",
+            f"It needs {', '.join(map(repr, needed[:-1]))} and {needed[-1]!r}.",
         )
-    pairs = []
+    rows = []
     for row in reader:
         file, label = path.absolute().parent / (row["file"] or ""), (row["label"] or "").strip()
         if not label or not file.is_file():
             what = "has no label" if not label else f"names {file}, which is not there"
             raise LabelError(f"{path}, line {reader.line_num} {what}.", "Correct the file.")
-        pairs.append((str(file), label))
-    return _labeled(pairs, str(path), progress)
+        rows.append((str(file), label, tuple((row[person] or "").strip() for person in people)))
+    return _labeled(rows, tuple(people), str(path), progress)
 
 
 def read_workspace(project: Project) -> LabeledImages:
@@ -169,23 +180,34 @@ def _some(train: Positions, n_labels: int | None) -> Positions:
     return train[:n_labels]
 
 
-def _labeled(pairs: Sequence[tuple[str, str]], source: str, progress: Progress) -> LabeledImages:
-    by_content: dict[str, tuple[str, str]] = {}
-    for number, (path, label) in enumerate(pairs, start=1):
-        progress("read images", number, len(pairs))
+def _labeled(
+    rows: Sequence[tuple[str, str, tuple[str, ...]]], people: tuple[str, ...], source: str, progress: Progress
+) -> LabeledImages:
+    """Rows of a path, its label and what people answered."""
+    by_content: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+    for number, (path, label, said) in enumerate(rows, start=1):
+        progress("read images", number, len(rows))
         sha256 = sha256_of(Path(path))
-        known_path, known = by_content.setdefault(sha256, (path, label))
+        known_path, known, _ = by_content.setdefault(sha256, (path, label, said))
         if known != label:
             raise LabelError(
                 f"{source}: {path} is '{label}', but {known_path}, which holds the same bytes, is '{known}'.",
                 "Keep one of the two.",
             )
-    _check_counts([label for _, label in by_content.values()], source)
-    classes = tuple(sorted({label for _, label in by_content.values()}))
+    paths, labels, answers = zip(*by_content.values(), strict=True) if by_content else ((), (), ())
+    _check_counts(labels, source)
+    classes = tuple(sorted(set(labels)))
+    for path, said in zip(paths, answers, strict=True):
+        if strange := [answer for answer in said if answer not in classes]:
+            raise LabelError(
+                f"{source}: somebody's answer about {path} is {strange[0]!r}, and no image is labeled so.",
+                "Correct the answer, or take the image out.",
+            )
     return LabeledImages(
         classes=classes,
-        images=tuple(ImageRef(n, sha256, path) for n, (sha256, (path, _)) in enumerate(by_content.items(), start=1)),
-        targets=np.array([classes.index(label) for _, label in by_content.values()], dtype=np.int64),
+        images=tuple(ImageRef(n, *pair) for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)),
+        targets=np.array([classes.index(label) for label in labels], dtype=np.int64),
+        people=RealPeople(people, answers) if people else None,
     )
 
 

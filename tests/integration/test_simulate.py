@@ -273,6 +273,65 @@ def test_odd_features_are_refused(pool: Path, changes: dict[str, Any], message: 
     assert message in done.err
 
 
+def test_real_people_are_asked_and_the_truth_measures_what_nobody_was_asked_about(pool: Path):
+    y = np.arange(ROWS) % 3
+    write_features(pool, ROWS, 0, annotators=np.stack([(y + 1) % 3] * 2, axis=1))  # both are always wrong, and alike
+
+    done = _simulate(pool, strategies="random")
+
+    assert done.code == 0, done.err
+    for run in _runs(pool).values():
+        assert run["accuracy"][-1] > 0.5  # on the holdout: agreement with them
+        assert run["rest"] < 0.3
+    assert "Answers are those of 2 people, 1 to an image" in (pool.parent / "out" / "index.html").read_text()
+
+
+def test_a_majority_that_is_right_gives_what_the_truth_gives(pool: Path, test_set: Path):
+    y = np.arange(ROWS) % 3
+    assert _simulate(pool, "--test", test_set, strategies="entropy").code == 0
+    of_truth = _runs(pool)
+    write_features(pool, ROWS, 0, annotators=np.stack([y, y, (y + 1) % 3], axis=1))
+
+    assert _simulate(pool, "--test", test_set, "--annotators-per-image", "3", strategies="entropy").code == 0
+    of_three = _runs(pool)
+    assert _simulate(pool, "--test", test_set, strategies="entropy").code == 0
+    of_one = _runs(pool)
+
+    for key, run in of_truth.items():
+        assert (of_three[key]["picks"], of_three[key]["accuracy"]) == (run["picks"], run["accuracy"])
+        assert of_one[key]["accuracy"] != run["accuracy"]  # a third of the answers is wrong
+
+
+def test_people_who_are_made_up_are_as_many_as_must_answer(pool: Path, test_set: Path):
+    noise = ("--set", "labeling.oracle.noise=0.4")
+
+    assert _simulate(pool, "--test", test_set, *noise, "--annotators-per-image", "3", strategies="random").code == 0
+
+    assert all(run["n_labels"] == [BATCH, 2 * BATCH, 3 * BATCH] for run in _runs(pool).values())
+
+
+@pytest.mark.parametrize(
+    ("annotators", "more", "code", "message"),
+    [
+        (np.zeros((5, 3), int), [], 1, "annotators is [5, 3], and F has 90 rows"),
+        (np.zeros(ROWS, int), [], 1, "annotators is [90], and F has 90 rows"),
+        (np.full((ROWS, 2), 7), [], 1, "annotators has the answer 7, and y has no such class"),
+        (np.full((ROWS, 2), "0"), [], 1, "annotators is <U1, but y is int64"),
+        (np.zeros((ROWS, 2), int), ["--annotators-per-image", "3"], 2, "oracle.columns names 2 people"),
+        (np.zeros((ROWS, 2), int), ["--set", "labeling.oracle.noise=0.1"], 2, "noise is for people who are made up"),
+    ],
+)
+def test_answers_that_cannot_be_used_are_refused(
+    pool: Path, annotators: np.ndarray, more: list[str], code: int, message: str
+):
+    write_features(pool, ROWS, 0, annotators=annotators)
+
+    done = _simulate(pool, *more)
+
+    assert done.code == code
+    assert message in done.err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -340,6 +399,22 @@ def test_labeled_images_are_simulated_with_the_settings_of_the_workspace(tmp_pat
     assert len(done.data["rows"]) == 40
     assert runs[0]["picks"][0] == runs[1]["picks"][0]
     assert max(run["accuracy"][-1] for run in runs) > 0.5
+
+
+def test_a_table_may_hold_what_real_people_answered(tmp_path: Path):
+    photos = _write_pictures(tmp_path / "photos", 40)
+    other = {"cat": "dog", "dog": "cat"}
+    rows = [(path, path.parent.name, other[path.parent.name]) for path in sorted(photos.rglob("*.png"))]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label", "ann"), *rows])
+    (tmp_path / "alloop.toml").write_text(render_toml(make_settings(pool={"near_duplicates": False})))
+    asked = ("--csv", tmp_path / "table.csv", "--set", 'labeling.oracle.columns=["ann"]')
+
+    done = alloop("simulate", "-C", tmp_path, *asked, "--json", *PICTURES)
+
+    assert done.code == 0, done.err
+    for run in done.data["runs"]:  # Ann takes cats for dogs
+        assert run["accuracy"][-1] > 0.5 > run["rest"]
 
 
 def test_the_labels_of_a_workspace_can_be_simulated_on(tmp_path: Path):

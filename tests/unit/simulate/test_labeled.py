@@ -1,5 +1,6 @@
 """Labeled images for a comparison: where they come from, how they are split."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,44 @@ def test_a_csv_line_without_its_file_is_named(tmp_path: Path):
 
     with pytest.raises(LabelError, match=r"line 2 names .*gone\.png, which is not there"):
         read_csv(tmp_path / "labels.csv")
+
+
+def _write_table(folder: Path, answer: str) -> Path:
+    """Twelve images; Ann is right, and Bob says cat, but `answer` of the last one."""
+    _write(folder / "photos")
+    files = sorted((folder / "photos").rglob("*.png"))
+    said = ["cat"] * (len(files) - 1) + [answer]
+    lines = [f"{file},{file.parts[-3]},{file.parts[-3]},{bob}" for file, bob in zip(files, said, strict=True)]
+    (folder / "table.csv").write_text("file,label,ann,bob\n" + "\n".join(lines))
+    return folder / "table.csv"
+
+
+def test_what_people_answered_stays_beside_their_image(tmp_path: Path):
+    data = read_csv(_write_table(tmp_path, "dog"), people=("bob", "ann"))
+
+    assert data.people is not None
+    assert data.people.names == ("bob", "ann")
+    assert [ann for _, ann in data.people.answers] == [data.classes[target] for target in data.targets]
+    assert [bob for bob, _ in data.people.answers] == ["cat"] * 11 + ["dog"]
+
+
+@pytest.mark.parametrize(
+    ("people", "answer", "message"),
+    [
+        (("ann", "cyd"), "dog", "It needs 'file', 'label', 'ann' and 'cyd'"),
+        (("bob",), "", "somebody's answer about .* is '', and no image is labeled so"),
+        (("bob",), "cow", "is 'cow', and no image is labeled so"),
+    ],
+)
+def test_answers_that_are_missing_or_no_class_are_refused(
+    tmp_path: Path, people: tuple[str, ...], answer: str, message: str
+):
+    table = _write_table(tmp_path, answer)
+
+    with pytest.raises(LabelError) as caught:
+        read_csv(table, people=people)
+
+    assert re.search(message, f"{caught.value.message} {caught.value.hint}")
 
 
 def test_a_copy_counts_once_and_a_contradicting_copy_is_refused(tmp_path: Path):
