@@ -42,7 +42,7 @@ def fit_heads(
     with _threads_for(features):
         is_fixed = recipe.mixing.kind == "none" and recipe.dropout is None
         is_smooth = is_fixed and objective.loss.name in SMOOTH_LOSSES
-        history = _solve(problem) if is_smooth else _descend(problem, generator)
+        history = _solve_in_span(problem) if is_smooth else _descend(problem, generator)
     heads.eval().requires_grad_(requires_grad=False)
     return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
 
@@ -58,6 +58,10 @@ class _Problem:
         self._objective = objective
         self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes)
 
+    def on(self, heads: MultiHead, features: Tensor) -> "_Problem":
+        """The same problem with other heads, of other features of the same images."""
+        return _Problem(heads, features, self.targets, self._objective, self.recipe)
+
     def value(self, features: Tensor, targets: Tensor) -> Tensor:
         return self.value_of(self.heads(features), targets)
 
@@ -71,6 +75,29 @@ class _Problem:
         weights = self._objective.head_weights
         prior = multi_head_loss(at_center, self._even, weights, loss_scale=recipe.loss_scale)
         return loss + decay + prior * recipe.prior / len(self.features)
+
+
+def _solve_in_span(problem: _Problem) -> dict[str, object]:
+    """Solve in no more dimensions than there are images.
+
+    Whatever part of a weight is orthogonal to all of them changes no logit and decays to nothing, so the solution lies
+    in their span, and a rotation of that changes neither logits nor decay.
+    """
+    heads, features = problem.heads, problem.features
+    n, n_features = features.shape
+    if n >= n_features:
+        return _solve(problem)
+    standardized = (features.double() - heads.center.double()) / heads.scale.double()
+    basis, rows = torch.linalg.qr(standardized.T)  # [D, N] and [N, N]
+    small = MultiHead(n, heads.n_heads, heads.n_classes)
+    with torch.no_grad():
+        small.weight.copy_(heads.weight.double() @ basis)
+        small.bias.copy_(heads.bias)
+    history = _solve(problem.on(small, rows.T.float()))
+    with torch.no_grad():
+        heads.weight.copy_(small.weight.double() @ basis.T)
+        heads.bias.copy_(small.bias)
+    return history
 
 
 def _solve(problem: _Problem) -> dict[str, object]:

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 # trains on them and stops. The twin test below says what to write here when a step commits more or less often.
 COMMITS = {"asking": 17, "closing": 7, "stopping": 6}
 BATCHES, BATCH = 3, 3
-FILES = 17  # flushes and renames of files of the first run
+FILES = 20  # flushes and renames of files of the first run
 
 
 def points(run: str, n: int) -> list:
