@@ -25,7 +25,7 @@ def write_report(table: CurveTable, simulation: Simulation, about: str, out: Pat
     if table.rows:
         picture = Picture("Accuracy against labels for each strategy", out / "curves.png")
         bands = [Band(row.strategy, row.mean, row.std) for row in table.rows]
-        draw_bands(table.budgets, bands, f"Mean of {len(table.seeds)} seeds", picture.path)
+        draw_bands(table.budgets, bands, f"Mean of {_seeds(table)}", picture.path)
         sections.append(Section("Learning curves", "", [picture]))
     page = out / "index.html"
     notes = [about, *_notes(table, simulation)]
@@ -50,7 +50,7 @@ def _accuracy(table: CurveTable) -> Lines:
         for number, row in enumerate(table.rows)
     ]
     tested = " to ".join(str(n) for n in dict.fromkeys((table.n_test[0], table.n_test[-1])))
-    title = f"Accuracy, %, at each number of labels ({len(table.seeds)} seeds, {tested} images each)"
+    title = f"Accuracy, %, at each number of labels ({_seeds(table)}, {tested} images each)"
     return title, ["strategy", *(str(table.budgets[place]) for place in shown)], lines
 
 
@@ -120,3 +120,7 @@ def _notes(table: CurveTable, simulation: Simulation) -> list[str]:
     if not table.rows:
         notes.append("No seed is there that all strategies have; there is no table yet.")
     return notes
+
+
+def _seeds(table: "CurveTable") -> str:
+    return f"{len(table.seeds)} seed{'s' * (len(table.seeds) != 1)}"

@@ -1,9 +1,11 @@
 """Strategies × seeds with an oracle, by the same loop that people answer. One JSON file a cell, so a kill costs one."""
 
+import contextlib
 import dataclasses
+import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +233,23 @@ def run_cell(plan: CellPlan) -> None:
     if plan.config.model.mode == "frozen":
         torch.set_num_threads(1)  # so that the result does not depend on how many cells are computed at once
     try:
-        with tempfile.TemporaryDirectory(dir=plan.base.folder.parent, prefix="cell-") as folder:
+        with tempfile.TemporaryDirectory(dir=plan.base.folder.parent, prefix="cell-") as folder, _quiet():
             cell = _run(plan, Path(folder))
         write_json(plan.path, dataclasses.asdict(cell))
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What hundreds of rounds say is heard with -vv only; what is wrong, always."""
+    logger = logging.getLogger("alloop")
+    before = logger.level
+    logger.setLevel(before if before == logging.DEBUG else max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _run(plan: CellPlan, folder: Path) -> Cell:
