@@ -7,6 +7,8 @@ this batch stands for yet. How much each counts follows from what the model know
   regions that nobody has seen come first.
 * The surer the calibrated model is of the pool, the more an image's own entropy counts, and the less it matters that a
   labeled image is near: where the model is unsure in spite of it, the boundary lies.
+* Uncertain images are not of all classes alike, and labels of a few classes teach a wrong prior. So images of classes
+  that have fewer labels than their share of the pool count more, as far as the model can tell.
 * The nearer the pool comes to labeled images, the narrower the kernel. In the end no image stands for another one, and
   what is left is entropy, the highest first.
 """
@@ -15,6 +17,7 @@ import dataclasses
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,18 +37,19 @@ NARROWEST = 1e-3
 
 @in_key_order(Need.LOG_PROBS, Need.FEATURES)
 def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Greedy for Σ_x u_x max(0, k(x, c) - m_x) times u_c^r, from one image c to the next.
+    """Greedy for Σ_x √u_x max(0, k(x, c) - m_x) times u_c^r f_c^(2r²), from one image c to the next.
 
     u = H(p̄) / ln K is the calibrated predictive entropy in [0, 1], and r = 1 - mean u how sure the model is of the
     pool. k(x, c) = exp(-d² / sigma²) of features that are centered and brought to length 1; sigma is 0.85 of the median
     distance to the nearest labeled image. m_x is how well x is covered: by images of this batch fully, by labeled ones
-    with the factor 1 - r.
+    with the factor 1 - r. f_c = Σ_k p̄_ck need_k, where need_k is the predicted share of class k over its share of the
+    labels.
 
     Returns:
-        Scores are the gain, u_c^r times a mean over the pool, in [0, 1].
+        Scores are the gain with a mean over the pool in place of the sum; at least 0.
 
     Source: herding weighted by uncertainty as in Bae et al. (2025), arXiv 2412.20644, with entropy in place of the
-    margin; the fading of coverage and the width are alloop's own.
+    margin; the fading of coverage, the width and the needs of classes are alloop's own.
     """
     assert candidates.log_probs is not None and candidates.features is not None
     n_classes = candidates.log_probs.shape[1]
@@ -54,14 +58,15 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
     labeled = none_labeled(candidates)
     _center(candidates.features, labeled)
     sigma = _width(unit_(candidates.features), unit_(labeled), k, seed)
-    weights = uncertainty.double().numpy()
+    u = uncertainty.double().numpy()
+    factors = u**sureness * _needed(candidates, n_classes) ** (2 * sureness**2)
     choice = herd(
         candidates,
         k,
         seed,
         gaussian(sigma),
-        weights,
-        factors=weights**sureness,
+        np.sqrt(u),
+        factors=factors,
         labeled_share=1 - sureness,
         n_targets=TARGETS,
         n_sources=SOURCES,
@@ -73,13 +78,28 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
     return dataclasses.replace(choice, notes=(note, *choice.notes))
 
 
+def _needed(candidates: Candidates, n_classes: int) -> npt.NDArray[np.float64]:
+    """Above 1 [N] for images of classes that have fewer labels than the pool promises; all 1 without labels."""
+    assert candidates.log_probs is not None
+    probs = candidates.log_probs.double().exp().numpy()
+    labels = np.empty(0, dtype=np.int64) if candidates.labels is None else candidates.labels.numpy()
+    labels = labels[labels >= 0]
+    if len(labels) == 0:
+        return np.ones(len(probs))
+    counts = np.bincount(labels, minlength=n_classes)
+    expected = (probs.sum(axis=0) + counts) / (len(probs) + len(labels))
+    # One label more of each class than there are: a class without any must not count without bound.
+    there = (counts + 1) / (len(labels) + n_classes)
+    return np.asarray(probs @ (expected / there))
+
+
 def cost(size: Size) -> Cost:
     """As herding, with the distances to the labeled images."""
     herding = cost_of_herding(size, TARGETS, SOURCES)
     probes = min(size.candidates, PROBES)
     return Cost(
         herding.operations + 0.6 * probes * size.labeled * size.features,
-        herding.n_bytes + 4.0 * (size.candidates * size.classes + probes * size.features),
+        herding.n_bytes + 12.0 * size.candidates * size.classes + 4.0 * probes * size.features,
     )
 
 

@@ -21,7 +21,7 @@ def _candidates(log_probs: torch.Tensor, seed: int = 0, n_labeled: int = 3) -> C
         log_probs=log_probs,
         features=torch.randn(n, 4, generator=generator) + 1,
         labeled=torch.randn(n_labeled, 4, generator=generator) + 1,
-        labels=torch.zeros(n_labeled, dtype=torch.int64),
+        labels=torch.arange(n_labeled) % 2,
     )
 
 
@@ -43,11 +43,14 @@ def _plain(candidates: Candidates, k: int) -> tuple[list[int], list[float]]:
     probs = candidates.log_probs.double().exp().numpy()
     u = -(probs * np.log(probs)).sum(axis=1) / math.log(probs.shape[1])
     sureness = 1 - u.mean()
+    counts = np.bincount(candidates.labels.numpy(), minlength=probs.shape[1])
+    share = (probs.sum(axis=0) + counts) / (len(probs) + counts.sum())
+    needed = (probs * share / ((counts + 1) / (counts + 1).sum())).sum(axis=1)
     covered = (1 - sureness) * kernel(known, z).max(axis=0)
     similar = kernel(z, z)
     picked, scores = [], []
     for _ in range(k):
-        gain = u**sureness * (u * np.maximum(similar - covered, 0)).mean(axis=1)
+        gain = u**sureness * needed ** (2 * sureness**2) * (u**0.5 * np.maximum(similar - covered, 0)).mean(axis=1)
         gain[picked] = -1
         picked.append(int(gain.argmax()))
         scores.append(gain[picked[-1]])
@@ -67,19 +70,39 @@ def test_it_chooses_what_the_formula_says(seed):
     assert choice.positions.tolist() == picked
 
 
-def test_labels_beside_every_image_leave_entropy_the_highest_first():
-    candidates = _candidates(_random(50, 1))
+def test_labels_of_all_classes_beside_every_image_leave_entropy_the_highest_first():
+    # Every prediction comes in three turns, so that the pool promises all classes alike, and the labels are alike.
+    turns = torch.cat([_random(17, 1).roll(turn, dims=1) for turn in range(3)])
+    candidates = _candidates(turns)
     beside = Candidates(
         candidates.keys,
         candidates.log_probs,
         features=candidates.features,
         labeled=candidates.features * 1.0001,
-        labels=torch.zeros(50, dtype=torch.int64),
+        labels=torch.arange(51) % 3,
     )
 
-    assert (
-        choose("entropy-spread", beside, 20, 0).positions.tolist()
-        == choose("entropy", beside, 20, 0).positions.tolist()
+    chosen, highest = (choose(name, beside, 20, 0) for name in ("entropy-spread", "entropy"))
+
+    entropies = -(turns.exp() * turns).sum(dim=1)
+    torch.testing.assert_close(entropies[chosen.positions], entropies[highest.positions])
+
+
+def test_of_equally_unsure_images_those_of_the_class_without_labels_come_first():
+    # Two classes; half of the images lean to either, and all labels so far are of the first.
+    probs = torch.tensor([[0.7, 0.3], [0.3, 0.7]]).repeat(10, 1)
+    labeled = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    candidates = Candidates(
+        np.arange(20, dtype=np.uint64),
+        probs.log(),
+        features=torch.eye(20)[:, :6] + torch.randn(20, 6, generator=torch.Generator().manual_seed(1)),
+        labeled=labeled,
+        labels=torch.zeros(8, dtype=torch.int64),
+    )
+
+    assert spread._needed(candidates, 2) == pytest.approx(
+        # Predicted shares (10 + 8)/28 and 10/28 over label shares 9/10 and 1/10: 5/7 and 25/7.
+        [0.7 * 5 / 7 + 0.3 * 25 / 7, 0.3 * 5 / 7 + 0.7 * 25 / 7] * 10
     )
 
 
