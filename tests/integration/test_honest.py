@@ -85,7 +85,7 @@ def test_status_says_what_the_rounds_show(grown: Project):
     data = alloop("status", "-C", grown.folder, "--json").data["findings"]
 
     assert "Better than round 3: " in shown
-    assert "Did active learning help here? Not compared: 3 random labels and 27 acquired ones so far" in shown
+    assert "Did active learning help here? Not compared: 4 random labels and 27 acquired ones so far" in shown
     assert "([acquisition]" in shown
     assert "One more round of 10: about " in shown
     assert "Images drawn later, from what was unlabeled then: accuracy " in shown
