@@ -3,6 +3,7 @@
 Knows nothing of the database; the caller decides what is new. Imports no torch, so that adding to the pool starts fast.
 """
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -260,7 +261,8 @@ def _inspect_chunks(
     pending: deque[Future[list[ImageFile | UnreadableFile]]] = deque()
     try:
         for chunk in chunks:
-            pending.append(executor.submit(_inspect_chunk, chunk, max_pixels))
+            with _interrupts_held():  # the first one starts the processes
+                pending.append(executor.submit(_inspect_chunk, chunk, max_pixels))
             if len(pending) >= workers * _AHEAD:
                 yield from pending.popleft().result()
         while pending:
@@ -276,6 +278,16 @@ def _inspect_chunks(
 
 def _inspect_chunk(paths: list[Path], max_pixels: int) -> list[ImageFile | UnreadableFile]:
     return [inspect_file(path, max_pixels) for path in paths]
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started meanwhile do not hear of Ctrl-C before they ignore it; this one hears of it at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore_interrupts() -> None:

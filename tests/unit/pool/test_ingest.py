@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -325,7 +326,8 @@ def test_paths_are_taken_only_a_little_ahead_and_closing_ends_the_processes(tmp_
     assert not [thread for thread in threading.enumerate() if "QueueManager" in thread.name]
 
 
-def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path):
+@pytest.mark.parametrize("moment", ["while the workers start", "while they wait for more"])
+def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path, moment):
     picture(tmp_path / "a.png")
     script = tmp_path / "endless.py"
     script.write_text(
@@ -334,6 +336,7 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path):
         "from alloop.pool.ingest import inspect_files\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
+        f"        {'print(0, flush=True)' if moment == 'while the workers start' else 'pass'}\n"
         "        for result in inspect_files(itertools.repeat(Path(sys.argv[1])), 10**6, workers=2):\n"
         "            time.sleep(0.3)  # until the workers wait for more\n"
         "            print('one', flush=True)\n"
@@ -346,6 +349,7 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         process.stdout.readline()
+        time.sleep(0.3)  # starting takes them longer
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
         _, errors = process.communicate(timeout=30)
 
