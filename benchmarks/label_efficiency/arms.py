@@ -11,7 +11,7 @@ from sets import BATCHES, ROUNDS, files_of
 
 from alloop.composition import DEFAULT_STRATEGY, PERTURBATIONS, STRATEGIES, Need
 
-PERTURBED = tuple(f"entropy:perturbation={kind}" for kind in PERTURBATIONS if kind != "none")
+PERTURBED = tuple(f"entropy:perturb={kind}" for kind in PERTURBATIONS if kind != "none")
 # In this order, so that what matters most is there first.
 FIRST = ("random", DEFAULT_STRATEGY, "entropy", "margin", "badge", "uherding", "max-herding", "typiclust", "k-center")
 ARMS = (*FIRST, *(name for name in STRATEGIES if name not in FIRST), *PERTURBED)
