@@ -30,12 +30,17 @@ METHODS = (
 
 
 def small_network() -> Backbone:
-    """Six convolutions, 72,000 weights, images of 32 pixels, 64 features: what two busy cores can train 60 times."""
+    """Six convolutions, 72,000 weights, images of 32 pixels, 64 features: what two busy cores can train 60 times.
+
+    The first convolution takes every other pixel, which makes the network four times as fast.
+    """
 
     def block(n_in: int, n_out: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for n_from in (n_in, n_out):
-            layers += [nn.Conv2d(n_from, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+            stride = 2 if n_from == 3 else 1
+            convolution = nn.Conv2d(n_from, n_out, 3, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(n_out), nn.ReLU()]
         return [*layers, nn.MaxPool2d(2)]
 
     trunk = nn.Sequential(*block(3, 16), *block(16, 32), *block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten())
