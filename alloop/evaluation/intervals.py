@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from alloop.evaluation.metrics import N_BINS, bin_positions, top_confidence
+from alloop.evaluation.metrics import N_BINS, bin_positions, brier_per_image, nll_per_image, top_confidence
 from alloop.records import Interval
 
 DRAWS = 1000
@@ -182,3 +182,16 @@ def classwise_ece_of(
         return np.asarray(total / (len(labels) * len(columns)))
 
     return statistic
+
+
+def statistics_of(log_probs: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> dict[str, Statistic]:
+    """What `bootstrap_all` takes, for predictions [N, K]: nll, brier, ece, mce, adaptive_ece, classwise_ece."""
+    probs = np.exp(log_probs.astype(np.float64))
+    return {
+        "nll": mean_of(nll_per_image(log_probs, labels)),
+        "brier": mean_of(brier_per_image(probs, labels)),
+        "ece": ece_of(probs, labels),
+        "mce": mce_of(probs, labels),
+        "adaptive_ece": adaptive_ece_of(probs, labels),
+        "classwise_ece": classwise_ece_of(probs, labels),
+    }

@@ -35,7 +35,7 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
         find = FileFinder(list_locations(session), path.absolute().parent)
         given: dict[str, dict[str, str]] = {}
         for line, row in rows:
-            sha256 = _find(row, line, path, find)
+            sha256 = find.of_row(row, f"{path}, line {line}", PoolError, "Nothing was recorded.")
             values = {name: row.get(name, "").strip() for name in names}
             if given.setdefault(sha256, values) != values:
                 raise PoolError(
@@ -74,19 +74,3 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:
     if twice:
         raise PoolError(f"{path} has the column {twice[0]!r} twice; capitals do not count.")
     return names, [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
-
-
-def _find(row: Mapping[str, str], line: int, path: Path, find: FileFinder) -> str:
-    name = row.get("file", "")
-    found = row.get("sha256", "").strip().lower() or find(name)
-    if found is None and (n := find.count(name)) > 1:
-        raise PoolError(
-            f"{path}, line {line}: {n} images are called {name}.",
-            "Write its path (from the file's own folder, or in full), or its sha256. Nothing was recorded.",
-        )
-    if found is None or not find.knows(found):
-        raise PoolError(
-            f"{path}, line {line}: {name or row.get('sha256')} is not in the pool.",
-            "Add the images with `alloop pool add` first. Nothing was recorded.",
-        )
-    return found

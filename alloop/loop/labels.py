@@ -6,14 +6,14 @@ import datetime as dt
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from sqlalchemy.orm import Session
 
 from alloop.consensus import majority
-from alloop.errors import LabelError, did_you_mean
+from alloop.errors import AlloopError, LabelError, did_you_mean
 from alloop.files import atomic_path
 from alloop.project import Project
 from alloop.records import Answer, Outcome
@@ -236,18 +236,7 @@ def _imported(row: dict[str, str], line: int, path: Path, find: "FileFinder", cl
             f"{path}, line {line}: '{class_name}' is not a class{did_you_mean(class_name, classes)}",
             "Add it to [project] classes, or correct the file. Nothing was imported.",
         )
-    sha256 = row.get("sha256", "").strip().lower()
-    found = sha256 if sha256 else find(row.get("file", ""))
-    if found is None and (n := find.count(row.get("file", ""))) > 1:
-        raise LabelError(
-            f"{path}, line {line}: {n} images are called {row.get('file')}.",
-            "Write its path (from the file's own folder, or in full), or its sha256. Nothing was imported.",
-        )
-    if found is None or not find.knows(found):
-        raise LabelError(
-            f"{path}, line {line}: {row.get('file') or sha256} is not in the pool.",
-            "Add the images with `alloop pool add` first. Nothing was imported.",
-        )
+    found = find.of_row(row, f"{path}, line {line}", LabelError, "Nothing was imported.")
     return ImportedLabel(found, class_name)
 
 
@@ -272,8 +261,21 @@ class FileFinder:
         """How many images have this file name."""
         return len(self._by_name.get(name, ()))
 
-    def knows(self, sha256: str) -> bool:
-        return sha256 in self._hashes
+    def of_row(self, row: Mapping[str, str], where: str, refusal: type[AlloopError], undone: str) -> str:
+        """The image that a table's row names in `sha256` or `file`; refused, with the reason, where it names none."""
+        name = row.get("file", "")
+        found = row.get("sha256", "").strip().lower() or self(name)
+        if found is None and (n := self.count(name)) > 1:
+            raise refusal(
+                f"{where}: {n} images are called {name}.",
+                f"Write its path (from the file's own folder, or in full), or its sha256. {undone}",
+            )
+        if found is None or found not in self._hashes:
+            raise refusal(
+                f"{where}: {name or row.get('sha256')} is not in the pool.",
+                f"Add the images with `alloop pool add` first. {undone}",
+            )
+        return found
 
 
 def _now() -> dt.datetime:

@@ -16,16 +16,8 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import LabelError, ModelError
-from alloop.evaluation.intervals import (
-    adaptive_ece_of,
-    bootstrap_all,
-    classwise_ece_of,
-    ece_of,
-    mce_of,
-    mean_of,
-    wilson,
-)
-from alloop.evaluation.metrics import accuracy, brier_per_image, nll_per_image
+from alloop.evaluation.intervals import bootstrap_all, mean_of, statistics_of, wilson
+from alloop.evaluation.metrics import accuracy, nll_per_image
 from alloop.loop.findings import GROWN
 from alloop.loop.holdout import list_grown
 from alloop.loop.holdout_file import write_holdout
@@ -78,14 +70,7 @@ def measure(
     """
     n = len(targets)
     probs = np.exp(log_probs.astype(np.float64))
-    statistics = {
-        "nll": mean_of(nll_per_image(log_probs, targets)),
-        "brier": mean_of(brier_per_image(probs, targets)),
-        "ece": ece_of(probs, targets),
-        "mce": mce_of(probs, targets),
-        "adaptive_ece": adaptive_ece_of(probs, targets),
-        "classwise_ece": classwise_ece_of(probs, targets),
-    }
+    statistics = statistics_of(log_probs, targets)
     if raw is not None:
         statistics["nll_uncalibrated"] = mean_of(nll_per_image(raw, targets))
     generator = np.random.default_rng(derive_seed(seed, "bootstrap"))

@@ -15,11 +15,6 @@ def is_given(path: str) -> bool:
     return path.startswith(_SCHEME)
 
 
-def given_row(path: str) -> int:
-    """Which row."""
-    return int(path.removeprefix(_SCHEME))
-
-
 def given_files(features: npt.NDArray[np.float32], first: int = 0) -> list[ImageFile]:
     """Rows [N, D] as what the pool keeps of an image, numbered from `first`.
 

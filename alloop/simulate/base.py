@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alloop.config.load import set_values
-from alloop.config.schema import AcquisitionConfig, Config
+from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
@@ -158,13 +158,12 @@ def pure_config(config: Config, people: RealPeople | None = None) -> Config:
     }
     if people is None:  # made-up people are as many as must answer
         oracle["annotators"] = max(config.labeling.oracle.annotators, n_answers)
-    acquisition = {"cold_start": "random"} if "cold_start" in AcquisitionConfig.model_fields else {}
     stopping = {"label_budget": None, "target_accuracy": None, "stop_when_flat": False, "stop_when_stable": False}
     return set_values(
         config,
         database={"url": ""},
         loop={**stopping, "min_answered": 1.0},
-        acquisition=acquisition,
+        acquisition={"cold_start": "random"},
         evaluation={"matched_arm": False},
         labeling={"backend": "oracle", "oracle": oracle},
     )

@@ -28,17 +28,8 @@ from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import ConfigError, ModelError, PoolError
-from alloop.evaluation.intervals import (
-    DRAWS,
-    adaptive_ece_of,
-    bootstrap_all,
-    classwise_ece_of,
-    ece_of,
-    mce_of,
-    mean_of,
-    wilson,
-)
-from alloop.evaluation.metrics import Bins, accuracy, brier_per_image, confidence_bins, nll_per_image
+from alloop.evaluation.intervals import DRAWS, bootstrap_all, statistics_of, wilson
+from alloop.evaluation.metrics import Bins, accuracy, confidence_bins
 from alloop.files import write_json
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
@@ -255,9 +246,7 @@ def split(data: LabeledImages, kind: SplitKind, seed: int, n_labels: int | None)
 
 
 def uncalibrated(config: Config) -> Config:
-    """The same settings with no post-hoc calibration, where the settings have a say in it."""
-    if "calibration" not in Config.model_fields:
-        return config
+    """The same settings with no post-hoc calibration."""
     dumped = config.model_dump(mode="json")
     dumped["calibration"]["method"] = "none"
     return validate_config(dumped, "comparison")
@@ -405,14 +394,7 @@ def measure_stage(
     rows: npt.NDArray[np.float64] = log_probs.double().numpy()
     probs = np.exp(rows)
     bins, n = confidence_bins(probs, targets), len(targets)
-    statistics = {
-        "nll": mean_of(nll_per_image(rows, targets)),
-        "brier": mean_of(brier_per_image(probs, targets)),
-        "ece": ece_of(probs, targets),
-        "mce": mce_of(probs, targets),
-        "adaptive_ece": adaptive_ece_of(probs, targets),
-        "classwise_ece": classwise_ece_of(probs, targets),
-    }
+    statistics = statistics_of(rows, targets)
     generator = np.random.default_rng(derive_seed(seed, "compare", "bootstrap"))
     measured = {
         "accuracy": wilson(round(accuracy(probs, targets) * n), n),

@@ -311,11 +311,6 @@ def set_attributes(session: Session, values: Mapping[int, Mapping[str, str]]) ->
         session.execute(insert(ImageAttribute), rows)
 
 
-def list_attribute_names(session: Session) -> list[str]:
-    """Names of the attributes that any image has."""
-    return list(session.scalars(select(ImageAttribute.name).distinct().order_by(ImageAttribute.name)))
-
-
 def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:
     """Change what images may be used for."""
     for chunk in in_chunks(image_ids):
