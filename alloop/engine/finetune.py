@@ -15,6 +15,7 @@ from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import is_out_of_memory
 from alloop.engine.features import Failed, trunk_batches
 from alloop.engine.objective import Objective
+from alloop.engine.statistics import Norm
 from alloop.errors import ModelError
 from alloop.losses.mixing import mix
 from alloop.losses.named import Loss
@@ -55,6 +56,17 @@ class Setup:
     objective: Objective
     recipe: FinetuneRecipe
     hardware: Hardware
+    new_norms: tuple[Norm, ...] = ()  # batch normalization that started without statistics, and learns them
+
+    def learn(self, batch_size: int) -> None:
+        """The trunk in training mode, but for batch normalization that came with statistics.
+
+        Nor does a lone image have any to learn from.
+        """
+        self.backbone.module.train()
+        for module in self.backbone.module.modules():
+            if isinstance(module, Norm) and (batch_size == 1 or module not in self.new_norms):
+                module.eval()
 
     def keep_gradients(self, wanted: bool) -> None:
         for module in (self.backbone.module, self.heads):
@@ -79,29 +91,19 @@ class Setup:
         return logits
 
 
-def finetune(
-    backbone: Backbone,
-    heads: MultiHead,
-    train: Labeled,
-    validation: Labeled,
-    objective: Objective,
-    recipe: FinetuneRecipe,
-    hardware: Hardware,
-    seed: int,
-    progress: Progress,
-) -> dict[str, object]:
+def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progress: Progress) -> dict[str, object]:
     """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features of `train`.
 
     Early stopping watches the NLL of log p̄ on `validation`, which nothing was fitted to; the untrained trunk counts as
-    epoch 0, so that what comes out is never worse there than what went in. Normalization layers keep their statistics:
-    batches of a few dozen images would spoil them.
+    epoch 0, so that what comes out is never worse there than what went in. Batch normalization keeps statistics that
+    came with trained weights: batches of a few dozen images would spoil them.
 
     Returns:
         Losses per epoch and which one was kept, JSON-able.
 
     Source: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054).
     """
-    setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware)
+    recipe = setup.recipe
     setup.keep_gradients(True)
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
     best = _Best(_validate(setup, validation), setup)
@@ -232,10 +234,6 @@ def _train_epoch(
     seed: int,
 ) -> float:
     """One pass over the training part. Returns the mean loss of its batches."""
-    setup.backbone.module.train()
-    for module in setup.backbone.module.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
     losses, pieces = [], 1
     generator = torch.Generator().manual_seed(derive_seed(seed, "mixing and dropout"))
     for batch in _augmented(setup, train, seed):
@@ -286,6 +284,7 @@ def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, gener
     """Add the gradients of a part of a batch; returns its part of the loss."""
     if not len(images):
         return 0.0
+    setup.learn(len(images))
     prepared, labels = setup.prepare(images, targets, generator)
     logits = setup.logits(prepared, generator)
     if not bool(torch.isfinite(logits).all()):

@@ -22,13 +22,14 @@ from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.cross_validate import calibrate_apart, is_one_solution, out_of_fold, rotate
 from alloop.engine.device import deterministic
 from alloop.engine.features import Failed, ensure_features
-from alloop.engine.finetune import Labeled, finetune, split_stratified, trunk_features
+from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified, trunk_features
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
 from alloop.engine.predict import Network, Predictor
+from alloop.engine.statistics import Norm, settle_statistics
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
 from alloop.models.backbones import Backbone
@@ -92,10 +93,11 @@ def _fit(job: TrainJob, number: int, specialties: Specialties, hardware: Hardwar
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
     backbone = build_backbone(job.config, search_paths(job.cache), number)
     with deterministic():
-        fitted = _fit_frozen(job, seed, backbone, hardware, specialties, progress)
-        if job.config.model.mode == "finetune":
-            fitted = _finetune(job, seed, backbone, hardware, specialties, fitted, progress)
-    return fitted
+        if job.config.model.mode == "frozen":
+            return _fit_frozen(job, seed, backbone, hardware, specialties, progress)
+        new_norms = settle_statistics(backbone, _sorted_by_content(job.images, job.targets)[0], hardware)
+        probe = _fit_frozen(job, seed, backbone, hardware, specialties, progress)
+        return _finetune(job, seed, backbone, hardware, specialties, probe, new_norms, progress)
 
 
 def _fit_frozen(
@@ -131,6 +133,7 @@ def _finetune(
     hardware: Hardware,
     specialties: Specialties,
     probe: Fitted,
+    new_norms: tuple[Norm, ...],
     progress: Progress,
 ) -> Fitted:
     """Go on from a fit to the untrained trunk's features."""
@@ -139,7 +142,8 @@ def _finetune(
     train, validation = _parts(job, seed, images, labels)
     recipe, objective = build_finetune_recipe(job.config), _objective(job, specialties, train.targets)
     heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
-    history = finetune(backbone, heads, train, validation, objective, recipe, hardware, tuning, progress)
+    setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware, new_norms)
+    history = finetune(setup, train, validation, tuning, progress)
     features, positions, failed = trunk_features(backbone, job.holdout, hardware)
     return Fitted(
         network=Network(heads.cpu(), dict(backbone.module.cpu().state_dict())),

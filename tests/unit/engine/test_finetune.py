@@ -6,17 +6,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from alloop.config.schema import TrainConfig
 from alloop.engine import finetune as finetuning
 from alloop.engine import train as training
+from alloop.engine.build import build_backbone, build_finetune_recipe, build_hardware, build_loss, search_paths
+from alloop.engine.features import load_batches
 from alloop.engine.finetune import Labeled, split_stratified
 from alloop.engine.model_files import load_model
+from alloop.engine.objective import Objective
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_scores
+from alloop.engine.statistics import settle_statistics
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
+from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
+from alloop.progress import silent
 
 
 def _config(toys, **train: object):
@@ -63,9 +70,9 @@ def test_a_fine_tuned_model_refuses_another_image_size(toys):
 def test_fine_tuning_starts_from_heads_that_have_not_seen_what_early_stopping_watches(toys, monkeypatch):
     parts = []
 
-    def listen(backbone, heads, train, validation, *rest):
+    def listen(setup, train, validation, *rest):
         parts.append((train, validation))
-        return finetuning.finetune(backbone, heads, train, validation, *rest)
+        return finetuning.finetune(setup, train, validation, *rest)
 
     monkeypatch.setattr(training, "finetune", listen)
     job = _job(toys, epochs=1, weight_decay=0.5)
@@ -163,8 +170,42 @@ def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeyp
 def test_normalization_layers_keep_the_statistics_they_came_with(toys):
     version = load_model(run_train(_job(toys)).files)
 
-    assert torch.equal(version.trunk["1.running_mean"], torch.zeros(8))
+    assert torch.equal(version.trunk["1.running_mean"], torch.full((8,), 0.25))
     assert not torch.equal(version.trunk["1.weight"], torch.ones(8))
+
+
+def test_normalization_layers_without_statistics_go_on_learning_them(toys):
+    job = _job(toys)
+    model = job.config.model.model_copy(update={"backbone": "toy_trunk:untrained"})
+    job = dataclasses.replace(job, config=job.config.model_copy(update={"model": model}))
+    settled = build_backbone(job.config, search_paths(job.cache))
+    hardware = build_hardware(job.config, None)
+    images = sorted(job.images, key=lambda image: image.sha256)
+    settle_statistics(settled, images, hardware)
+
+    trunk = load_model(run_train(job).files).trunk
+
+    assert (trunk["1.running_mean"] - settled.module[1].running_mean).abs().max() > 0.01
+    settled.module.load_state_dict(trunk)
+    batches = load_batches(images, settled, hardware)
+    seen = torch.cat([settled.module[0](settled.normalize(batch.images)) for batch in batches])
+    torch.testing.assert_close(trunk["1.running_mean"], seen.mean((0, 2, 3)), atol=0.1, rtol=0.1)
+
+
+def test_a_last_batch_of_one_image_has_no_statistics_and_is_trained_on_all_the_same(toys):
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.BatchNorm1d(4))
+    backbone = Backbone(trunk, n_features=4, image_size=16)
+    train = Labeled(list(toys.images[:9]), torch.tensor(toys.targets[:9]))
+    config = _config(toys, epochs=1, batch_size=4)
+    hardware = build_hardware(config, "cpu")
+    norms = settle_statistics(backbone, train.images, hardware)
+    objective = Objective(build_loss(config), None, None, "mean")
+    setup = finetuning.Setup(backbone, MultiHead(4, 1, 3), objective, build_finetune_recipe(config), hardware, norms)
+
+    history = finetuning.finetune(setup, train, train.take([]), 0, silent)
+
+    assert math.isfinite(history["epochs"][0]["loss"])
+    assert trunk[2].num_batches_tracked == 4
 
 
 def test_each_class_gives_its_share_to_validation_and_never_its_last_image(toys):

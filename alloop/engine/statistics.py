@@ -1,0 +1,53 @@
+"""First statistics for batch normalization in a trunk that starts from scratch."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from alloop.engine.build import Hardware
+from alloop.engine.features import trunk_batches
+from alloop.models.backbones import Backbone
+from alloop.records import ImageRef
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+MOST_IMAGES = 2048  # more than enough for a mean and a variance per channel
+
+
+def settle_statistics(backbone: Backbone, images: Sequence[ImageRef], hardware: Hardware) -> tuple[Norm, ...]:
+    """Give batch normalization that has no statistics yet those of these images, layer upon layer, in one pass.
+
+    Layers of a network from scratch have a mean of 0 and a variance of 1 still: they normalize nothing, and heads
+    fitted to such features are of little use. Weights that were trained before come with statistics, which stay.
+
+    Args:
+        backbone: Changed in place; left in eval mode.
+        images: The same ones in the same order give the same statistics.
+        hardware: Where it runs, and in batches of how many.
+
+    Returns:
+        The layers that had none.
+    """
+    fresh = tuple(module for module in backbone.module.modules() if isinstance(module, Norm) and _is_untouched(module))
+    if not fresh:
+        return ()
+    momenta = [module.momentum for module in fresh]
+    backbone.module.eval()
+    for module in fresh:
+        module.momentum = None  # a plain average over batches
+        module.train()
+    shown = images[:MOST_IMAGES]
+    if len(shown) % hardware.batch_size == 1:  # a lone image has no variance
+        shown = shown[:-1]
+    for _ in trunk_batches(shown, backbone, hardware):
+        pass
+    for module, momentum in zip(fresh, momenta, strict=True):
+        module.momentum = momentum
+        module.eval()
+    return fresh
+
+
+def _is_untouched(module: Norm) -> bool:
+    if module.running_mean is None or module.running_var is None:
+        return False
+    return bool((module.running_mean == 0).all() and (module.running_var == 1).all())
