@@ -143,9 +143,19 @@ STRATEGY_GROUP = "alloop.strategies"  # the entry points by which others add the
 
 
 def strategy_name(name: str) -> str:
-    """The name a strategy is known by: aliases and the underscores of other tools resolved."""
-    folded = name.strip().lower().replace("_", "-")
-    return ALIASES.get(folded, folded)
+    """The name a strategy is known by: aliases and the underscores of other tools resolved.
+
+    One of another package keeps the spelling of its entry point.
+    """
+    known = ALIASES.get(_folded(name), _folded(name))
+    if known in STRATEGIES:
+        return known
+    alike = [own for own in own_strategies() if _folded(own) == known]
+    return name if name in alike else next(iter(alike), known)
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
 
 
 def own_strategies() -> tuple[str, ...]:
@@ -175,7 +185,13 @@ def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> N
         ValueError: With the reason, and what to choose instead.
     """
     known = strategy_name(name)
+    _check_name("perturbation", perturb, PERTURBATIONS)
     if known not in STRATEGIES:
+        if perturb != "none":
+            raise ValueError(
+                f"{perturb} perturbs a score that alloop computes, and {known} of another package chooses by itself; "
+                "take perturb = none"
+            )
         return
     rule = STRATEGIES[known]
     if rule.of_several and n_members < 2:
@@ -183,7 +199,6 @@ def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> N
             f"the strategy {known} is how much members disagree, and the model has one; "
             "take entropy, or a model with several"
         )
-    _check_name("perturbation", perturb, PERTURBATIONS)
     if perturb != "none" and (not rule.is_score or known == "random"):
         raise ValueError(f"{perturb} perturbs a score of each image, and {known} has none; take entropy or margin")
 

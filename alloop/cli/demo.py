@@ -28,7 +28,7 @@ def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) 
     """See a whole project on scikit-learn's digits.
 
     Writes 1,797 images, starts a local Label Studio (the first time it is installed, about 1 GB), lets three scripted
-    people label over its own web interface for five rounds, with a few mistakes, and compares asking by entropy with
+    people label over its own web interface for five rounds, with a few mistakes, and compares alloop's default with
     asking at random at the same number of labels. FOLDER is made, or made again.
     """
     from alloop.report.curves import draw_curves
@@ -38,9 +38,8 @@ def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) 
     settings = DemoSettings(folder=folder, labeler=labeler, rounds=rounds, keep=keep)  # type: ignore[arg-type]
     result = run_demo(settings, session.progress())
     picture = folder / "accuracy.png"
-    draw_curves(
-        {name: arm.curve for name, arm in result.arms.items()}, "scikit-learn digits: entropy against random", picture
-    )
+    title = f"scikit-learn digits: {' against '.join(result.arms)}"
+    draw_curves({name: arm.curve for name, arm in result.arms.items()}, title, picture)
     if session.as_json:
         session.show(_data(result, picture))
     else:
@@ -71,13 +70,14 @@ def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) ->
             "nobody was asked about (known only in a demo)"
         )
     console.print(f"\nPicture: {picture}   Took {seconds:.0f} s.\nLook around:", highlight=False)
-    console.print(f"  alloop status -C {folder / 'entropy'}", highlight=False)
-    console.print(f"  alloop round show 1 -C {folder / 'entropy'}", highlight=False)
+    ours = next(iter(result.arms.values())).workspace
+    console.print(f"  alloop status -C {ours}", highlight=False)
+    console.print(f"  alloop round show 1 -C {ours}", highlight=False)
     if result.url:
-        console.print(f"  {result.url} (user and password: {folder / 'entropy/label-studio/credentials.json'})")
-        console.print(f"  alloop labelstudio down -C {folder / 'entropy'}", highlight=False)
+        console.print(f"  {result.url} (user and password: {ours / 'label-studio/credentials.json'})")
+        console.print(f"  alloop labelstudio down -C {ours}", highlight=False)
     else:
-        console.print(f"  alloop labelstudio up -C {folder / 'entropy'}", highlight=False)
+        console.print(f"  alloop labelstudio up -C {ours}", highlight=False)
 
 
 def _data(result: "DemoResult", picture: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from alloop.loop.choosing import RANDOM, Batch, choose_images
 from alloop.loop.evidence import Evidence, Known
 from alloop.loop.filter import find_matching
 from alloop.loop.holdout import holdout_probabilities
+from alloop.loop.named_test import bought
 from alloop.loop.pool_scores import PoolScores
 from alloop.loop.stopping import batch_size
-from alloop.loop.test_set import bought
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, ModelFiles, Query, Reason, Split

@@ -25,10 +25,10 @@ from alloop.loop.ingest import mark_unusable, mark_vanished
 from alloop.loop.labels import derive_labels
 from alloop.loop.matched import compare_arms, without
 from alloop.loop.measure import HoldoutRows, record_holdout
+from alloop.loop.named_test import ensure_test_set
 from alloop.loop.pool_scores import features_beside, load_scores
 from alloop.loop.selection import Selected, Situation, choose_batch, read_situation
 from alloop.loop.stopping import Agreement
-from alloop.loop.test_set import ensure_test_set
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project

@@ -18,7 +18,7 @@ from alloop.errors import PoolError
 from alloop.files import sha256_of, write_bytes
 from alloop.loop.ingest import add_images
 from alloop.loop.labels import ImportedLabel, listed_files, record_imported
-from alloop.loop.test_set import ensure_test_set
+from alloop.loop.named_test import ensure_test_set
 from alloop.loop.workspace import backup_database, upgrade_database
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files

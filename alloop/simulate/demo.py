@@ -13,6 +13,7 @@ from typing import Literal
 
 from PIL import Image
 
+from alloop.composition import DEFAULT_STRATEGY
 from alloop.errors import WorkspaceError
 from alloop.files import sha256_of, write_bytes
 from alloop.labeling import local_server
@@ -72,9 +73,9 @@ class DemoResult:
 
 
 def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
-    """Ask by entropy and, with the same holdout and seed batch, at random; both at the same number of labels.
+    """Ask as alloop does and, with the same holdout and seed batch, at random; both at the same number of labels.
 
-    With `labeler = "label-studio"` the entropy arm is labeled over a real server by three accounts; the random arm
+    With `labeler = "label-studio"` the first arm is labeled over a real server by three accounts; the random arm
     is answered by the simulated annotator. Both give the same answers, mistakes included: else the luck of a few wrong
     holdout labels would look like a difference between the strategies.
 
@@ -85,17 +86,17 @@ def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
     truth = write_digits(settings.folder / "digits", settings.images)
     answers = {sha256: _answer(settings, sha256, label) for sha256, label in truth.items()}
     _write_labels(settings.folder / "answers.csv", answers)
-    entropy = _workspace(settings, "entropy", settings.labeler)
+    ours = _workspace(settings, DEFAULT_STRATEGY, settings.labeler)
     at_random = _workspace(settings, "random", "oracle")
-    for project in (entropy, at_random):
+    for project in (ours, at_random):
         add_images(project, [str(settings.folder / "digits")], progress=progress)
     url = None
     if settings.labeler == "label-studio":
-        url = _run_with_people(settings, entropy, answers, progress)
+        url = _run_with_people(settings, ours, answers, progress)
     else:
-        run(entropy, RunOptions(rounds=None), progress)
+        run(ours, RunOptions(rounds=None), progress)
     run(at_random, RunOptions(rounds=None), progress)
-    arms = {"entropy": entropy, "random": at_random}
+    arms = {DEFAULT_STRATEGY: ours, "random": at_random}
     measured = {
         name: Arm(project.folder, read_curve(project), accuracy_on_rest(project, truth))
         for name, project in arms.items()
@@ -154,7 +155,7 @@ def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARK).exists():
             raise WorkspaceError(f"{folder} is not empty and was not made by the demo.", "Name another folder.")
-        local_server.down(folder / "entropy")
+        local_server.down(folder / DEFAULT_STRATEGY)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from command_line import alloop
 
+from alloop.composition import DEFAULT_STRATEGY
 from alloop.labeling import local_server
 from alloop.report.curves import draw_curves
 from alloop.simulate.demo import DemoResult, DemoSettings, run_demo
@@ -19,11 +20,11 @@ def test_both_strategies_of_the_demo_start_from_the_same_images_and_spend_the_sa
     result = run_demo(DemoSettings(tmp_path / "demo", labeler="oracle", rounds=2, batch_size=10, images=200))
 
     arms = result.arms
-    assert [point.n_labels for point in arms["entropy"].curve] == [10, 20]
+    assert [point.n_labels for point in arms[DEFAULT_STRATEGY].curve] == [10, 20]
     assert [point.n_labels for point in arms["random"].curve] == [10, 20]
-    assert asked(arms["entropy"].workspace, 0) == asked(arms["random"].workspace, 0)
-    assert asked(arms["entropy"].workspace, 1) != asked(arms["random"].workspace, 1)
-    assert arms["entropy"].rest.n == 200 - 20 - 20
+    assert asked(arms[DEFAULT_STRATEGY].workspace, 0) == asked(arms["random"].workspace, 0)
+    assert asked(arms[DEFAULT_STRATEGY].workspace, 1) != asked(arms["random"].workspace, 1)
+    assert arms[DEFAULT_STRATEGY].rest.n == 200 - 20 - 20
 
 
 def test_a_demo_is_made_again_in_its_own_folder_and_nowhere_else(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_a_demo_is_made_again_in_its_own_folder_and_nowhere_else(tmp_path: Path)
 
     again = run_demo(settings)
 
-    assert again.arms["entropy"].curve == first.arms["entropy"].curve
+    assert again.arms[DEFAULT_STRATEGY].curve == first.arms[DEFAULT_STRATEGY].curve
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("two years of work")
     outcome = alloop("demo", str(tmp_path / "mine"), "--labeler", "oracle")
@@ -48,14 +49,14 @@ def test_status_database_and_label_studio_agree_on_the_demo(tmp_path: Path) -> N
 
     try:
         result = run_demo(settings)
-        credentials = local_server.read_credentials(folder / "entropy")
+        credentials = local_server.read_credentials(folder / DEFAULT_STRATEGY)
         assert credentials is not None
-        status = alloop("status", "-C", str(folder / "entropy"), "--json").data
-        with sqlite3.connect(folder / "entropy" / "alloop.db") as rows:
+        status = alloop("status", "-C", str(folder / DEFAULT_STRATEGY), "--json").data
+        with sqlite3.connect(folder / DEFAULT_STRATEGY / "alloop.db") as rows:
             database = read_database(rows)
         server = read_server(credentials, status["project_ref"])
     finally:
-        local_server.down(folder / "entropy")
+        local_server.down(folder / DEFAULT_STRATEGY)
 
     # 20 holdout images and two batches of 10; a task may have two answers where two people took it at the same moment.
     assert database["queries"] == database["tasks"] == server["tasks"] == 40
@@ -67,7 +68,7 @@ def test_status_database_and_label_studio_agree_on_the_demo(tmp_path: Path) -> N
     assert set(status["annotators"]) <= {"ada@example.com", "ben@example.com", "cleo@example.com"}
     assert server["answers"] == database["answers"]
     measured = [row["metrics"]["accuracy"] for row in status["rounds"] if row["metrics"]]
-    assert [point.accuracy.value for point in result.arms["entropy"].curve] == [one["value"] for one in measured]
+    assert [point.accuracy.value for point in result.arms[DEFAULT_STRATEGY].curve] == [one["value"] for one in measured]
     assert [one["n"] for one in measured] == [20, 20] == [n for (n,) in database["metric_n"]]
     assert_draws(result, tmp_path / "accuracy.png")
 

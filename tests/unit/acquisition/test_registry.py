@@ -9,6 +9,7 @@ import torch
 from alloop.acquisition import registry
 from alloop.acquisition.registry import choose, estimate, find_strategy
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
+from alloop.composition import strategy_name
 from alloop.errors import ConfigError
 
 CANDIDATES = Candidates(np.arange(5, dtype=np.uint64), log_probs=torch.full((5, 2), 0.5).log())
@@ -54,6 +55,20 @@ def test_another_package_adds_a_strategy(monkeypatch):
     assert estimate("backwards", SIZE) == Cost(1000.0, 8000.0)
 
 
+@pytest.mark.parametrize("written", ["From_The_Back", "from-the-back"])
+def test_a_strategy_of_another_package_may_be_spelled_with_underscores(monkeypatch, written):
+    _install(monkeypatch, From_The_Back=f"{__name__}:from_the_back")
+
+    assert strategy_name(written) == "From_The_Back"
+    assert choose(written, CANDIDATES, 2, 0).positions.tolist() == [4, 3]
+
+
+def test_of_two_spellings_the_one_that_is_written_counts(monkeypatch):
+    _install(monkeypatch, **{"by-hand": f"{__name__}:NO_FUNCTION", "by_hand": f"{__name__}:from_the_back"})
+
+    assert choose("by_hand", CANDIDATES, 2, 0).positions.tolist() == [4, 3]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -91,6 +106,13 @@ def test_a_choice_that_breaks_the_contract_is_refused(monkeypatch, choice, messa
 def test_only_scores_can_be_perturbed():
     with pytest.raises(ValueError, match="power perturbs a score of each image, and k-center has none"):
         choose("k-center", CANDIDATES, 2, 0, perturb="power")
+
+
+def test_a_strategy_of_another_package_cannot_be_perturbed(monkeypatch):
+    _install(monkeypatch, backwards=f"{__name__}:from_the_back")
+
+    with pytest.raises(ValueError, match="power perturbs a score that alloop computes, and backwards"):
+        choose("backwards", CANDIDATES, 2, 0, perturb="power")
 
 
 def test_a_power_of_the_margin_is_that_of_what_is_missing_to_a_gap_of_1():
