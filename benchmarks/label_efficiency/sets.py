@@ -15,8 +15,9 @@ from alloop.files import write_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 
-BATCHES = {"trashnet": 40, "cifar10": 100, "digits": 20}
-IMAGE_SIZES = {"trashnet": None, "cifar10": 112}  # None: that of the weights
+BATCHES = {"trashnet": 40, "cifar10": 100, "digits": 20, "bccd": 20, "fashion-mnist": 50}
+IMAGE_SIZES = {"trashnet": None, "cifar10": 112, "bccd": 112, "fashion-mnist": 112}  # None: that of the weights
+OWN_TEST = {"cifar10": (20_000, 10_000), "fashion-mnist": (6_000, 4_000)}  # images of the pool, and measured on
 ROUNDS, SEEDS, TEST_SHARE = 10, 5, 0.3
 C = 0.01  # of the scoring head
 LOOSE = {"digits": 1.0}  # another C that a set is scored with, too; why is in README.md
@@ -60,7 +61,7 @@ class Head:
 
 
 def load_task(name: str, seed: int, work: Path) -> Task:
-    """CIFAR-10's test images are its own; of the others the seed draws 30 %."""
+    """Some sets have test images of their own; of the others the seed draws 30 %."""
     F, y, part = _features(name, work)
     test = np.flatnonzero(part == "test")
     if not len(test):
@@ -72,8 +73,7 @@ def load_task(name: str, seed: int, work: Path) -> Task:
 
 def files_of(name: str, seed: int, work: Path) -> tuple[Path, Path]:
     """The archives that `alloop simulate` takes, written once: of the pool, and of what is measured on."""
-    # One split of CIFAR-10 serves all seeds.
-    kept = 0 if name == "cifar10" else seed
+    kept = 0 if name in OWN_TEST else seed  # one split serves all seeds
     paths = tuple(work / f"{name}-{kept}-{part}.npz" for part in ("pool", "test"))
     if not all(path.exists() for path in paths):
         task = load_task(name, kept, work)
@@ -101,7 +101,8 @@ def _extract(name: str, work: Path, path: Path) -> None:
     from alloop.engine.build import build_backbone, build_hardware
     from alloop.engine.features import ensure_features
 
-    images = data.load(name, work)
+    n_train, n_test = OWN_TEST.get(name, (0, 0))
+    images = data.load(name, work, n_test or None, n_train)
     config = make_config(images.classes, IMAGE_SIZES[name])
     data.warm(images.images, config, work / "cache")
     cache, _ = ensure_features(images.images, build_backbone(config), work / "cache", build_hardware(config, None))
