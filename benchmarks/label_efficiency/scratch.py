@@ -8,10 +8,12 @@ random weights. FOLDER keeps images and finished runs.
 
 import argparse
 import csv
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 CALIBRATION = Path(__file__).parents[1] / "calibration"
 sys.path.insert(0, str(CALIBRATION))
@@ -20,7 +22,7 @@ sys.path.insert(0, str(CALIBRATION))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--strategies", default="random,default,entropy,margin")
+    parser.add_argument("--strategies", default="random,default,entropy,margin,badge")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pool", type=int, default=4_000)
     parser.add_argument("--test", type=int, default=2_000)
@@ -45,6 +47,16 @@ def main() -> None:
     ]  # fmt: skip
     paths = os.pathsep.join([str(CALIBRATION), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": paths}, check=True)
+    write_csv(json.loads((work / "scratch.json").read_bytes())["runs"], options.batch)
+
+
+def write_csv(runs: list[dict[str, Any]], batch: int) -> None:
+    """Accuracies of every run, as scratch.csv beside this script."""
+    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        n_rounds = max(len(run["accuracy"]) for run in runs)
+        writer.writerow(["strategy", "seed", *(f"after_{batch * number}" for number in range(1, n_rounds + 1))])
+        writer.writerows([run["strategy"], run["seed"], *run["accuracy"]] for run in runs)
 
 
 def write_tables(folder: Path, n_pool: int, n_test: int) -> tuple[Path, Path]:
