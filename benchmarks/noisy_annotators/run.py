@@ -1,6 +1,6 @@
 """Does the report tell the truth where people disagree? CIFAR-10N's three annotators through the real loop, 40 times.
 
-    ALLOOP_DATA=... python benchmarks/noisy_annotators/run.py --work FOLDER [--runs 40] [--arms clean one three]
+    ALLOOP_DATA=... python benchmarks/noisy_annotators/run.py --work FOLDER [--runs 40] [--arms clean one three random]
 
 FOLDER keeps images, features and finished runs; a second start goes on where the first one stopped. Every run draws a
 pool of 2,000 of the first 20,000 training images, and the loop a holdout of 200 and four batches of 50 from it. What
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS)[:3], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     here = options.work.absolute() / "noisy-annotators"
