@@ -169,8 +169,9 @@ def check_strategy_name(name: str) -> None:
     Raises:
         ValueError: Names the nearest one.
     """
-    if strategy_name(name) not in STRATEGIES:
-        _check_name("strategy", strategy_name(name), (*STRATEGIES, *ALIASES, *own_strategies()))
+    known = strategy_name(name)
+    if known not in STRATEGIES:
+        _check_name("strategy", known, (*STRATEGIES, *ALIASES, *own_strategies()))
 
 
 def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> None:

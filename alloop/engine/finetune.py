@@ -94,9 +94,9 @@ class Setup:
 def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progress: Progress) -> dict[str, object]:
     """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features of `train`.
 
-    Early stopping watches the NLL of log p̄ on `validation`, which nothing was fitted to; the untrained trunk counts as
-    epoch 0, so that what comes out is never worse there than what went in. Batch normalization keeps statistics that
-    came with trained weights: batches of a few dozen images would spoil them.
+    Early stopping watches the NLL of log p̄ on `validation`, whose labels nothing was fitted to; the untrained trunk
+    counts as epoch 0, so that what comes out is never worse there than what went in. Batch normalization keeps
+    statistics that came with trained weights: batches of a few dozen images would spoil them.
 
     Returns:
         Losses per epoch and which one was kept, JSON-able.
