@@ -170,7 +170,7 @@ def _errno_in(text: str) -> int:
     """The number in Rust's `No space left on device (os error 28)`."""
     _, _, rest = text.partition("os error ")
     digits = rest.split(")")[0]
-    return int(digits) if digits.isdigit() else 5
+    return int(digits) if digits.isdecimal() else 5
 
 
 def _take_name(temporary: Path, out: Path) -> None:

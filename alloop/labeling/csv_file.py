@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -111,10 +112,10 @@ class CsvAnnotator:
         return [read_sheet(path) for path in list_sheets(self._folder)]
 
     def _next_path(self) -> Path:
-        numbers = [
-            int(path.stem.rpartition("-")[2]) for path in list_sheets(self._folder) if path.stem[-4:].isdecimal()
-        ]
-        return self._folder / f"batch-{max(numbers, default=0) + 1:04d}.csv"
+        # People rename sheets as they like; only names of this very form hold a number of ours.
+        ours = (re.fullmatch(r"batch-([0-9]{4,})", path.stem) for path in list_sheets(self._folder))
+        last = max((int(found[1]) for found in ours if found), default=0)
+        return self._folder / f"batch-{last + 1:04d}.csv"
 
     def _header(self) -> list[str]:
         # What a person fills in comes first, and a full column last: Excel leaves empty cells at a line's end away.
@@ -172,7 +173,10 @@ class CsvAnnotator:
     def _memory(self) -> _Seen:
         try:
             found = json.loads((self._folder / _MEMORY).read_text(encoding="utf-8"))
-            return {str(name): (str(label), str(who), str(when)) for name, (label, who, when) in found.items()}
+            seen = {str(name): (str(label), str(who), str(when)) for name, (label, who, when) in found.items()}
+            for _, _, when in seen.values():
+                dt.datetime.fromisoformat(when)
+            return seen
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 

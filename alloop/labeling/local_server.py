@@ -143,7 +143,9 @@ def read_credentials(workspace: Path) -> Credentials | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         folders = tuple((str(here), str(there)) for here, there in found.pop("folders"))
-        return Credentials(**found, folders=folders)
+        credentials = Credentials(**found, folders=folders)
+        _port(credentials)
+        return credentials
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -235,13 +237,17 @@ def _choose_port(asked: int | None, old: Credentials | None) -> int:
             )
         return asked
     # A server that has just been stopped lets go of its port a moment later; people keep their bookmarks.
-    before = int(old.url.rpartition(":")[2]) if old else 0
+    before = _port(old) if old else 0
     for _ in range(20 if before else 0):
         if _is_free(before):
             return before
         time.sleep(0.1)
     # Below the range that systems hand out by themselves, so that it is still free next time.
     return next(port for port in iter(lambda: 20_000 + secrets.randbelow(12_000), None) if _is_free(port))
+
+
+def _port(credentials: Credentials) -> int:
+    return int(credentials.url.rpartition(":")[2])
 
 
 def _is_free(port: int) -> bool:
@@ -276,8 +282,8 @@ def _environment(folder: Path, credentials: Credentials) -> dict[str, str]:
 def _start(venv: Path, folder: Path, credentials: Credentials, env: dict[str, str], progress: Progress) -> None:
     """Start the server so that it outlives this process, and wait until it answers to our token."""
     (folder / "files").mkdir(parents=True, exist_ok=True)
-    port = credentials.url.rpartition(":")[2]
-    command = [str(local_install.program(venv)), "start", "--no-browser", "--internal-host", _HOST, "-p", port]
+    port = _port(credentials)
+    command = [str(local_install.program(venv)), "start", "--no-browser", "--internal-host", _HOST, "-p", str(port)]
     process = local_process.start(command, env, folder / "server.log", folder / "server.json")
     try:
         _wait_until_healthy(process, credentials, folder / "server.log", progress)

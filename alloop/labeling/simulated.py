@@ -4,6 +4,7 @@ import csv
 import datetime as dt
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,8 +239,10 @@ class SimulatedAnnotator:
         for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is not whole
             try:
                 entry = json.loads(line)
-                entries[str(entry["task"])] = entry
-            except (ValueError, KeyError, TypeError):
+                if not re.fullmatch("[0-9]+", entry["task"]) or {"key", "answers"} - entry.keys():
+                    raise ValueError(entry)
+                entries[entry["task"]] = entry
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise LabelingError(
                     f"{self._state}, line {number}: not what the oracle wrote.", "Restore the file from a backup."
                 ) from None

@@ -101,7 +101,7 @@ def _died_here(holder: str) -> bool:
     before, _, after = holder.partition(" pid ")
     pid, _, mark = after.partition(" #")
     machine, _, rest = mark.partition(".")
-    if before.rpartition("@")[2] != socket.gethostname() or machine != _machine() or not pid.isdigit():
+    if before.rpartition("@")[2] != socket.gethostname() or machine != _machine() or not pid.isdecimal():
         return False
     return start_time(int(pid)) != rest.partition(".")[0]
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 import tempfile
@@ -51,7 +52,7 @@ def read_cell_file(path: Path, build: Callable[[Any], Value]) -> Value | None:
         return build(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkspaceError(f"{path} is damaged: {error}.", "Remove it; that cell is then computed again.") from error
 
 
@@ -60,7 +61,8 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     """A folder for what is not kept, beside the results. What a killed run left of its own is removed."""
     with contextlib.suppress(OSError):
         for left in out.glob(f"{_SCRATCH}*"):
-            if not start_time(int(left.name.removeprefix(_SCRATCH).partition("-")[0])):
+            ours = re.fullmatch(re.escape(_SCRATCH) + "([0-9]+)-.*", left.name)
+            if ours and not start_time(int(ours[1])):
                 shutil.rmtree(left, ignore_errors=True)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 Every model is trained without post-hoc calibration; calibrators are fitted here, on images it was not trained on.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -434,8 +435,10 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
     _refuse_failed(failed, everything)
     note = settings.out / "trunk.json"  # a run that goes on uses the same figure
     digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
-    if note.exists() and (known := json.loads(note.read_text()))["backbone"] == digest:
-        return float(known["seconds_per_image"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or of no use: timed again
+        known = json.loads(note.read_text())
+        if known["backbone"] == digest:
+            return float(known["seconds_per_image"])
     alone = dataclasses.replace(hardware, workers=0)
     sample = data.images[:_TIMED]
     started = time.perf_counter()

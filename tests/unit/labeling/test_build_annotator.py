@@ -115,10 +115,13 @@ def test_the_own_servers_key_is_never_sent_elsewhere(tmp_path: Path):
 
 def test_damaged_credentials_are_named(tmp_path: Path):
     give_local_server(tmp_path)
-    local_server.credentials_path(tmp_path).write_text('{"url": 1')
+    path = local_server.credentials_path(tmp_path)
+    whole = json.loads(path.read_text())
 
-    with pytest.raises(LabelingError, match=r"credentials\.json cannot be used"):
-        build(tmp_path)
+    for text in ('{"url": 1', json.dumps({**whole, "url": "http://localhost"}), json.dumps({**whole, "url": 8080})):
+        path.write_text(text)
+        with pytest.raises(LabelingError, match=r"credentials\.json cannot be used"):
+            build(tmp_path)
 
 
 def test_credentials_come_back_whole_and_only_their_owner_can_read_them(tmp_path: Path):

@@ -1,4 +1,5 @@
 import codecs
+import json
 import os
 from pathlib import Path
 
@@ -122,9 +123,24 @@ def test_losing_the_memory_repeats_answers_and_loses_none(tmp_path: Path):
     annotator = pushed(tmp_path, "q1")
     save(tmp_path / "batch-0001.csv", f"label,annotator,key,sha256\ncat,,q1,{SHA}\n")
     before = answers(annotator)
-    (tmp_path / ".seen.json").write_text("{half")
+    for text in ("{half", json.dumps({"q1#1": ["cat", "", "yesterday"]}), json.dumps({"q1#1": "cat"})):
+        (tmp_path / ".seen.json").write_text(text)
 
-    assert answers(annotator) == before
+        assert answers(annotator) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["anna2024", "batch-0001 anna2024", "2024", "x-٢٠٢٤", "x²²²²", "batch-0001-0900", "a-9"]
+)
+def test_a_renamed_sheet_is_pushed_beside(tmp_path: Path, name: str):
+    annotator = pushed(tmp_path, "q1")
+    (tmp_path / "batch-0001.csv").rename(tmp_path / f"{name}.csv")
+
+    list(annotator.push([make_task("q2")]))
+    list(annotator.push([make_task("q3")]))
+
+    assert {path.name for path in list_sheets(tmp_path)} == {f"{name}.csv", "batch-0001.csv", "batch-0002.csv"}
+    assert annotator.list_task_ids() == {"q1", "q2", "q3"}
 
 
 def test_several_people_get_a_row_each(tmp_path: Path):

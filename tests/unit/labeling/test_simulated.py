@@ -183,11 +183,14 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_task_only(tmp_path: Path, n_b
     assert dict(oracle(tmp_path).reconcile(["q0", "q1"])) == {"q0": "1", "q1": "2"}
 
 
-def test_a_damaged_state_file_is_named_with_its_line(tmp_path: Path):
+@pytest.mark.parametrize(
+    "line", ["rubbish", "[]", '{"task": "2"}', '{"task": 2, "key": "q", "answers": []}', '{"task": "b", "key": "q"}']
+)
+def test_a_damaged_state_file_is_named_with_its_line(tmp_path: Path, line: str):
     annotator = oracle(tmp_path)
     ask(annotator, [0])
     with (tmp_path / "state.jsonl").open("a") as file:
-        file.write("rubbish\n")
+        file.write(f"{line}\n")
 
     with pytest.raises(LabelingError, match=r"state\.jsonl, line 2"):
         oracle(tmp_path).list_task_ids()

@@ -59,13 +59,24 @@ def test_scratch_of_a_dead_process_is_removed_and_of_a_living_one_kept(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == [f".scratch-{os.getpid()}-abc"]
 
 
+def test_a_folder_that_only_looks_like_scratch_stays(tmp_path: Path):
+    for name in (".scratch-old", ".scratch-anna2024-x", ".scratch-²-x"):
+        (tmp_path / name).mkdir()
+
+    with scratch_folder(tmp_path):
+        pass
+
+    assert {path.name for path in tmp_path.iterdir()} == {".scratch-old", ".scratch-anna2024-x", ".scratch-²-x"}
+
+
 def test_a_damaged_cell_is_refused_with_what_to_do(tmp_path: Path):
-    (tmp_path / "cell.json").write_text('{"a"')
+    for text in ('{"a"', '"text"'):
+        (tmp_path / "cell.json").write_text(text)
 
-    with pytest.raises(WorkspaceError, match="damaged") as caught:
-        read_cell_file(tmp_path / "cell.json", dict)
+        with pytest.raises(WorkspaceError, match="damaged") as caught:
+            read_cell_file(tmp_path / "cell.json", lambda data: data.items())
 
-    assert "Remove it" in caught.value.hint
+        assert "Remove it" in caught.value.hint
     assert read_cell_file(tmp_path / "none.json", dict) is None
 
 
