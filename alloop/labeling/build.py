@@ -10,6 +10,7 @@ from alloop.errors import ConfigError, LabelingError
 from alloop.labeling import local_server
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.csv_file import CsvAnnotator
+from alloop.labeling.label_config import check_names
 from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
 
@@ -22,6 +23,17 @@ KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
 _DEFAULT_URL = "http://localhost:8080"
 
 
+def check_classes(settings: Settings) -> None:
+    """Refuse class names that the back end of `[labeling]` cannot ask for.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    # An interface that somebody wrote by hand is looked at when its project is opened.
+    if settings.labeling.backend == "label-studio" and settings.labeling.label_studio.project_id is None:
+        check_names(settings.project.classes)
+
+
 def build_annotator(settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str]) -> Annotator:
     """The back end that `[labeling]` names. Nothing is asked of a server yet.
 
@@ -32,9 +44,10 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
         environ: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are read from it.
 
     Raises:
-        ConfigError: A setting is missing.
+        ConfigError: A setting is missing, or the back end cannot ask for a class.
         LabelingError: There is no key, or it cannot be one.
     """
+    check_classes(settings)
     labeling, project = settings.labeling, settings.project
     if labeling.backend == "csv":
         return CsvAnnotator(

@@ -2,12 +2,13 @@
 
 import dataclasses
 import datetime as dt
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
-from alloop.errors import LabelingError
+from alloop.errors import ConfigError, LabelingError
 from alloop.records import Answer, Outcome, OutgoingTask
 
 IMAGE_KEY = "image"
@@ -15,6 +16,10 @@ TASK_KEY = "alloop_key"
 
 # Class names cannot hold a slash (config/schema.py), so several choices at once can never read like a class.
 _JOINT = " / "
+
+# What Label Studio takes for a field of the task, anywhere in a text: it shows the field instead, which is nothing
+# where there is no such field, and records as the answer what it shows.
+_FIELD = re.compile(r"\$[\w\[\].{}]", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +36,26 @@ class Control:
     to_name: str
     data_key: str
     choices: tuple[str, ...]
+
+
+def names_field(name: str) -> bool:
+    """Whether Label Studio would read a class name, or a part of it, as the name of a task's field."""
+    return _FIELD.search(name) is not None
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Refuse class names that an interface written by alloop cannot show.
+
+    Raises:
+        ConfigError: Label Studio would read a name as a field of the task.
+    """
+    fields = [name for name in classes if names_field(name)]
+    if fields:
+        raise ConfigError(
+            f"Label Studio cannot show the class {_listing(fields)}: it reads a word that begins with $ as a field of "
+            "the task, shows nothing in its place, and the answer would be empty.",
+            'Give the class a name without $ (USD 5), or take labeling.backend = "csv".',
+        )
 
 
 def build_label_config(classes: Sequence[str]) -> str:
@@ -83,7 +108,9 @@ def find_controls(xml: str, parsed: Mapping[str, Any] | None = None) -> list[Con
             continue
         labels = ((parsed or {}).get(name) or {}).get("labels")
         spoken = labels or [choice.get("alias") or choice.get("value", "") for choice in node.iter("Choice")]
-        controls.append(Control(name, to_name, data_key[1:], tuple(map(str, spoken))))
+        lost = {choice.get("value", "") for choice in node.iter("Choice") if not choice.get("alias")}
+        heard = [str(choice) for choice in spoken if not (choice in lost and names_field(str(choice)))]
+        controls.append(Control(name, to_name, data_key[1:], tuple(heard)))
     return controls
 
 
@@ -111,7 +138,7 @@ def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[s
         raise LabelingError(
             f"The labeling interface of {where} cannot take the class{'es' if len(missing) > 1 else ''} "
             f"{_listing(missing)}{also}.",
-            f'Add <Choice value="{missing[0]}"/> to <Choices name="{best.name}"> in Settings > Labeling Interface '
+            f'Add {_choice(missing[0])} to <Choices name="{best.name}"> in Settings > Labeling Interface '
             "(spelling and capitals count), or mend project.classes in alloop.toml.",
         )
     return best
@@ -186,6 +213,11 @@ def _parse(xml: str) -> ElementTree.Element:
         return ElementTree.fromstring(xml)  # noqa: S314 - declarations were refused above
     except ElementTree.ParseError as error:
         raise LabelingError(f"The labeling interface is not well-formed XML: {error}.") from error
+
+
+def _choice(name: str) -> str:
+    """A class as a hand-written interface may ask for it: an alias is what answers say, and never read as a field."""
+    return f'<Choice value="..." alias="{name}"/>' if names_field(name) else f'<Choice value="{name}"/>'
 
 
 def _listing(names: Sequence[str], most: int = 8) -> str:

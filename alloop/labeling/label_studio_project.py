@@ -10,6 +10,7 @@ from alloop.labeling.label_config import (
     Control,
     build_label_config,
     check_config,
+    check_names,
     extended_config,
     is_generated,
     read_time,
@@ -174,6 +175,7 @@ def _fit_config(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) 
     xml = row["label_config"]
     if not is_generated(xml):
         return row
+    check_names(plan.classes)
     wanted = extended_config(xml, plan.classes)
     if wanted.split() == xml.split() or _has_all(xml, plan.classes):
         return row

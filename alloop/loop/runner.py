@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from alloop.errors import LeaseHeld, ServerUnavailable
+from alloop.labeling.build import check_classes
 from alloop.loop import people, steps
 from alloop.loop.askable import list_askable, list_holdout_to_ask
 from alloop.loop.filter import find_matching
@@ -76,9 +77,10 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
 
     Raises:
         LeaseHeld: Another alloop is at work.
-        ConfigError: `[acquisition] only` cannot be used.
+        ConfigError: `[acquisition] only` cannot be used, or the labeling back end cannot ask for a class.
     """
     check_filter(project)
+    check_classes(project.config)
     work = _Run(project, options, progress)
     with writer(project.database):
         result = work.run()

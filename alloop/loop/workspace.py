@@ -12,6 +12,7 @@ from alloop.config.load import FILE_NAME, parse_config
 from alloop.config.template import render_config
 from alloop.errors import DatabaseError, WorkspaceError
 from alloop.files import atomic_path, write_bytes
+from alloop.labeling.build import check_classes
 from alloop.loop.writer import actor
 from alloop.project import DATABASE_FILE, Project, open_project
 from alloop.store.migrate import head_revision, upgrade
@@ -40,7 +41,7 @@ def create_workspace(folder: Path, content: str) -> Path:
     path = folder / FILE_NAME
     if path.exists():
         raise WorkspaceError(f"{path} is there already.", "Edit it, or choose another folder.")
-    parse_config(content, str(path))
+    check_classes(parse_config(content, str(path)))
     write_bytes(path, content.encode())
     try:
         project = open_project(folder, check_schema=False)

@@ -238,6 +238,21 @@ def test_init_refuses_what_would_not_work_and_writes_nothing(tmp_path: Path):
         assert not (tmp_path / "pets").exists()
 
 
+def test_a_class_that_label_studio_reads_as_a_field_is_refused_by_init_and_by_run(tmp_path: Path):
+    refused = alloop("init", "--classes", "cat,$5", tmp_path / "a")
+
+    assert (refused.code, "cannot show the class '$5'" in refused.err) == (2, True)
+    assert 'labeling.backend = "csv"' in refused.err
+    assert not (tmp_path / "a").exists()
+
+    project = make_project(tmp_path, n=4, classes=("cat", "$5"))  # answered by an oracle, which can
+    write_settings(project, project={"classes": ["cat", "$5"]}, labeling={"backend": "label-studio"})
+    refused = step(project)
+
+    assert (refused.code, "cannot show the class '$5'" in refused.err) == (2, True)
+    assert value(project, "SELECT count(*) FROM round") == 0
+
+
 def test_init_makes_a_workspace_once_and_says_what_is_next(tmp_path: Path):
     made = alloop("init", tmp_path / "pets", "--classes", "cat, dog", "--images", tmp_path / "photos")
 

@@ -61,6 +61,18 @@ def test_an_oracle_needs_its_file(tmp_path: Path):
         build(tmp_path, backend="oracle")
 
 
+def test_only_label_studio_cannot_ask_for_a_class_that_reads_like_a_field(tmp_path: Path):
+    def classes(**labeling: object) -> Config:
+        return Config.model_validate({"project": {"classes": ["cat", "$5"]}, "labeling": labeling}, strict=False)
+
+    with pytest.raises(ConfigError, match=r"class '\$5'"):
+        build_annotator(classes(images=UPLOAD), tmp_path, "key", {"LABEL_STUDIO_API_KEY": TOKEN})
+
+    assert isinstance(build_annotator(classes(backend="csv"), tmp_path, "key", {}), CsvAnnotator)
+    own = classes(images=UPLOAD, label_studio={"project_id": 5})  # its interface is looked at when it is opened
+    assert build_annotator(own, tmp_path, "key", {"LABEL_STUDIO_API_KEY": TOKEN}).source == "label-studio"
+
+
 def test_no_key_is_explained_with_every_way_out(tmp_path: Path):
     with pytest.raises(LabelingError, match="no key for Label Studio at http://localhost:8080") as caught:
         build(tmp_path)

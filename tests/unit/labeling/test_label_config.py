@@ -3,10 +3,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from alloop.errors import LabelingError
+from alloop.errors import ConfigError, LabelingError
 from alloop.labeling.label_config import (
     build_label_config,
     check_config,
+    check_names,
     extended_config,
     extra_choices,
     find_controls,
@@ -35,6 +36,32 @@ def test_class_names_survive_xml_whatever_signs_they_hold():
 
     assert [node.get("value") for node in nodes] == list(ODD)
     assert [node.get("hotkey") for node in nodes] == [*"123456789", None]
+
+
+@pytest.mark.parametrize("name", ["$5", "US$5", "$image", "from $10 up", "${x}", "$[0]", "$.", "$_"])
+def test_a_class_that_the_server_would_read_as_a_field_of_the_task_is_refused(name: str):
+    with pytest.raises(ConfigError, match=r"Label Studio cannot show the class ") as caught:
+        check_names(("cat", name))
+
+    assert repr(name) in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["5$", "$", "$ 5", "a$-b", "$é", "cheap {{x}}", "@x", "Cat", "a, b", "x" * 300])
+def test_a_class_with_another_odd_sign_is_taken(name: str):
+    check_names(("cat", name))
+
+    assert check_config(build_label_config(("cat", name)), None, ("cat", name), "project 7").choices == ("cat", name)
+
+
+def test_a_hand_written_choice_that_is_read_as_a_field_is_no_answer_unless_it_has_an_alias():
+    parsed = {"label": {"labels": ["cat", "$5"]}}
+    with pytest.raises(LabelingError, match=r"cannot take the class '\$5'") as caught:
+        check_config(config('<Choice value="cat"/><Choice value="$5"/>'), parsed, ("cat", "$5"), "project 7")
+
+    assert '<Choice value="..." alias="$5"/>' in caught.value.hint
+    aliased = config('<Choice value="cat"/><Choice value="five dollars" alias="$5"/>')
+    assert control(aliased, ("cat", "$5")).choices == ("cat", "$5")
+    assert check_config(aliased, parsed, ("cat", "$5"), "project 7").choices == ("cat", "$5")
 
 
 def test_what_alloop_writes_it_recognises_and_accepts():
