@@ -3,14 +3,14 @@
 import csv
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alloop.errors import PoolError
 from alloop.loop.filter import OWN
 from alloop.loop.labels import FileFinder
 from alloop.project import Project
-from alloop.store.images import find_image_ids, list_locations, set_attributes
+from alloop.store.images import find_image_ids, list_attribute_names, list_locations, set_attributes
 from alloop.store.session import transaction
 from alloop.store.workspace import add_event
 
@@ -32,6 +32,7 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
     """
     names, rows = _read(path)
     with transaction(project.database) as session:
+        _check_names(path, names, list_attribute_names(session))
         find = FileFinder(list_locations(session), path.absolute().parent)
         given: dict[str, dict[str, str]] = {}
         for line, row in rows:
@@ -49,6 +50,17 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
             session, "alloop", "attributes", dt.datetime.now(dt.UTC), file=path.name, images=len(ids), names=names
         )
     return len(ids), tuple(names)
+
+
+def _check_names(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that SQL could not tell from those that images have already."""
+    spelled = {name.lower(): name for name in known}
+    for name in names:
+        if (other := spelled.get(name.lower(), name)) != name:
+            raise PoolError(
+                f"{path}: images have an attribute {other!r} already, and capitals do not tell {name!r} from it.",
+                f"Call the column {other}. Nothing was recorded.",
+            )
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:

@@ -3,18 +3,19 @@
 import fnmatch
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
 from alloop.errors import ConfigError
+from alloop.loop.condition import Value, find_text_as_number, is_number
 from alloop.store.images import ImageFacts, list_facts
 
 OWN = ("image_id", "path", "file", "width", "height", "format")  # columns besides the attributes
 _COMPARES = re.compile(
     r"[=<>]|\b(not\s+)?(like|glob)\s+'|\b(not\s+)?in\s*\(|\bis\s+(not\s+)?null\b|\b(not\s+)?between\s", re.IGNORECASE
 )
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_OWN_KINDS = ("INTEGER", "TEXT", "TEXT", "INTEGER", "INTEGER", "TEXT")
 _FUNCTIONS = {
     "abs", "coalesce", "glob", "ifnull", "iif", "instr", "length", "like", "lower", "ltrim", "max", "min", "nullif",
     "replace", "round", "rtrim", "substr", "substring", "trim", "typeof", "upper",
@@ -30,7 +31,7 @@ def find_matching(session: Session, only: str) -> frozenset[int]:
     image lacks is NULL.
 
     Raises:
-        ConfigError: The condition is wrong; names the columns there are.
+        ConfigError: The condition is wrong; names the columns there are. Or it takes a text for a number.
     """
     facts = list_facts(session)
     if is_glob(only):
@@ -40,7 +41,7 @@ def find_matching(session: Session, only: str) -> frozenset[int]:
             for image in facts
             if any(fnmatch.fnmatchcase(path, pattern) for path in image.paths for pattern in patterns)
         )
-    return _by_condition(facts, only)
+    return matching_condition(facts, only)
 
 
 def is_glob(only: str) -> bool:
@@ -48,12 +49,13 @@ def is_glob(only: str) -> bool:
     return any(mark in only for mark in "*?[") and not _COMPARES.search(only)
 
 
-def _by_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset[int]:
+def matching_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset[int]:
+    """Those of the images for which an SQL condition holds."""
     names = sorted({name for image in facts for name in image.attributes})
-    columns = [*OWN, *names]
+    kinds = dict(zip(OWN, _OWN_KINDS, strict=True)) | {name: _kind(name, facts) for name in names}
     connection = sqlite3.connect(":memory:")
     try:
-        _fill(connection, facts, names)
+        _fill(connection, facts, kinds)
         connection.set_authorizer(_allow)
         try:
             # A comment at its end must not swallow the parenthesis.
@@ -61,42 +63,60 @@ def _by_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset[int]
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise ConfigError(
                 f"[acquisition] only = {condition!r} cannot be used: {error}.",
-                f"It is a glob of paths, or an SQL condition on {', '.join(columns)}.",
+                f"It is a glob of paths, or an SQL condition on {', '.join(kinds)}.",
             ) from error
     finally:
         connection.close()
+    text = find_text_as_number(condition, {name.lower(): kind == "TEXT" for name, kind in kinds.items()})
+    if text is not None:
+        raise _refusal(condition, text, facts)
     return frozenset(image_id for (image_id,) in found)
 
 
-def _fill(connection: sqlite3.Connection, facts: Sequence[ImageFacts], names: Sequence[str]) -> None:
+def _kind(name: str, facts: Sequence[ImageFacts]) -> str:
+    values = (image.attributes.get(name) for image in facts)
+    return "NUMERIC" if all(value is None or is_number(value) for value in values) else "TEXT"
+
+
+def _fill(connection: sqlite3.Connection, facts: Sequence[ImageFacts], kinds: Mapping[str, str]) -> None:
     if hasattr(connection, "setconfig"):  # a misspelt "column" would be a text that is equal to nothing
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)  # type: ignore[attr-defined]
-    kinds = {
-        name: "NUMERIC" if all(_is_number(image.attributes.get(name)) for image in facts) else "TEXT" for name in names
-    }
-    own = "image_id INTEGER, path TEXT, file TEXT, width INTEGER, height INTEGER, format TEXT"
-    given = "".join(f', "{name}" {kind}' for name, kind in kinds.items())
-    connection.execute(f"CREATE TABLE image ({own}{given})")
-    connection.executemany(
-        f"INSERT INTO image VALUES ({', '.join('?' * (len(OWN) + len(names)))})",  # noqa: S608 (question marks)
-        (
-            (
-                image.image_id,
-                image.paths[0] if image.paths else None,
-                image.paths[0].rpartition("/")[2] if image.paths else None,
-                image.width,
-                image.height,
-                image.format,
-                *(image.attributes.get(name) for name in names),
-            )
-            for image in facts
-        ),
-    )
+    columns = ", ".join(f'"{name}" {kind}' for name, kind in kinds.items())
+    connection.execute(f"CREATE TABLE image ({columns})")
+    marks = ", ".join("?" * len(kinds))
+    connection.executemany(f"INSERT INTO image VALUES ({marks})", (_cells(image, kinds) for image in facts))  # noqa: S608
     connection.commit()
 
 
-def _is_number(value: str | None) -> bool:
-    return value is None or _NUMBER.fullmatch(value.strip()) is not None
+def _cells(image: ImageFacts, names: Iterable[str]) -> list[str | int | None]:
+    path = image.paths[0] if image.paths else None
+    own = (image.image_id, path, path and path.rpartition("/")[2], image.width, image.height, image.format)
+    known: dict[str, str | int | None] = {**image.attributes, **dict(zip(OWN, own, strict=True))}
+    return [known.get(name) for name in names]
+
+
+def _refusal(condition: str, text: Value, facts: Sequence[ImageFacts]) -> ConfigError:
+    only = f"[acquisition] only = {condition!r}"
+    if text.column is None:
+        return ConfigError(
+            f"{only} takes the text {text.words} for a number.",
+            "Compare texts with texts ('2020' in quotes) and numbers with numbers (2020).",
+        )
+    cells = [(cell, image) for image in facts for cell in _column(image, text.column) if not is_number(str(cell))]
+    cell, image = cells[0]
+    of = image.paths[0] if image.paths else f"image {image.image_id}"
+    others = f", and no number for {len(cells) - 1} others" if len(cells) > 1 else ""
+    return ConfigError(
+        f"{only} takes {text.words} for a number, but it is {cell!r} for {of}{others}.",
+        "Give plain numbers with `alloop pool add --attributes` (3.5, not 3,5 or 03; an empty cell is not known), or "
+        "compare it with texts, in quotes.",
+    )
+
+
+def _column(image: ImageFacts, column: str) -> Iterator[str | int]:
+    """The cell of an image, if it has one; capitals do not count, as in SQL."""
+    names = [name for name in (*OWN, *image.attributes) if name.lower() == column]
+    yield from (cell for cell in _cells(image, names) if cell is not None)
 
 
 def _allow(action: int, first: str | None, second: str | None, *_: str | None) -> int:

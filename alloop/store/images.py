@@ -293,6 +293,11 @@ def list_facts(session: Session) -> list[ImageFacts]:
     ]
 
 
+def list_attribute_names(session: Session) -> list[str]:
+    """The names of all attributes that images have."""
+    return list(session.scalars(select(ImageAttribute.name).distinct().order_by(ImageAttribute.name)))
+
+
 def set_attributes(session: Session, values: Mapping[int, Mapping[str, str]]) -> None:
     """Replace what these images have under these names; an empty text takes the attribute away."""
     names = {name for given in values.values() for name in given}

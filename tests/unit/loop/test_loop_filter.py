@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 
 from alloop.errors import ConfigError, PoolError
 from alloop.loop.attributes import add_attributes
-from alloop.loop.filter import find_matching, is_glob
-from alloop.store.images import list_facts, list_locations, set_attributes, set_location
+from alloop.loop.filter import find_matching, is_glob, matching_condition
+from alloop.store.images import ImageFacts, list_facts, list_locations, set_attributes, set_location
 from alloop.store.session import reading, transaction
 
 
@@ -101,6 +101,126 @@ def test_an_attribute_that_is_not_always_a_number_is_compared_as_text(pool: Engi
     assert matching(pool, "year > '2020'") == [2, 4]
 
 
+CELLS = {
+    "site": ("A", "B", "A", ""),
+    "year": ("2019", "2021", "unknown", ""),
+    "n": ("-1", "2.5", "1e3", ""),
+    "month": ("001", "10", "11", ""),
+    "dose": ("3,5", "4", "5", ""),
+    "good": ("TRUE", "false", "TRUE", ""),
+    "day": ("2024-01-31", "2024-02-01", "2025-01-01", ""),
+    "odd": ("nan", "inf", "1e999", ""),
+    "serial": ("9007199254740993", "9007199254740992", "3", ""),
+    "huge": ("18446744073709551617", "1", "2", ""),
+}
+# Images 1 to 4 with a column of each kind; the last one has no cell.
+TYPED = [
+    ImageFacts(
+        image_id,
+        (f"/pool/site-{'ab'[image_id % 2]}/{image_id}.png",),
+        8 * image_id,
+        8,
+        "PNG",
+        {name: cells[image_id - 1] for name, cells in CELLS.items() if cells[image_id - 1]},
+    )
+    for image_id in (1, 2, 3, 4)
+]
+
+
+@pytest.mark.parametrize(
+    ("only", "cell", "image"),
+    [
+        ("year > 2020", "'unknown'", "site-b/3.png"),
+        ("not year<=2020", "'unknown'", "site-b/3.png"),
+        ("n > 0 or (site = 'A' and YEAR between 2019 and 2021)", "'unknown'", "site-b/3.png"),
+        ("2020 < year", "'unknown'", "site-b/3.png"),
+        ("year in (2019, 2021)", "'unknown'", "site-b/3.png"),
+        ("year not in (2019)", "'unknown'", "site-b/3.png"),
+        ('"year" = -2019', "'unknown'", "site-b/3.png"),
+        ("year + 1 > '5'", "'unknown'", "site-b/3.png"),
+        ("abs(year) = 2019", "'unknown'", "site-b/3.png"),
+        ("coalesce(year, 0) > 2020", "'unknown'", "site-b/3.png"),
+        ("case when year > 2020 then 1 else 0 end = 1", "'unknown'", "site-b/3.png"),
+        ("year is 2019", "'unknown'", "site-b/3.png"),
+        ("year = n", "'unknown'", "site-b/3.png"),
+        ("year", "'unknown'", "site-b/3.png"),
+        ("month > 5", "'001'", "site-b/1.png"),
+        ("dose >= 3.5", "'3,5'", "site-b/1.png"),
+        ("good = true", "'TRUE'", "site-b/1.png"),
+        ("good and n > 0", "'TRUE'", "site-b/1.png"),
+        ("day > 2024", "'2024-01-31'", "site-b/1.png"),
+        ("odd < 5", "'nan'", "site-b/1.png"),
+        ("huge = 18446744073709551616", "'18446744073709551617'", "site-b/1.png"),
+        ("site <> 0", "'A'", "site-b/1.png"),
+        ("path > 5", "'/pool/site-b/1.png'", "site-b/1.png"),
+    ],
+)
+def test_a_text_that_is_taken_for_a_number_is_refused_with_its_cell(only: str, cell: str, image: str):
+    with pytest.raises(ConfigError) as caught:
+        matching_condition(TYPED, only)
+
+    assert f"it is {cell} for /pool/{image}" in caught.value.message
+    assert "in quotes" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ("n > 'many'", "'many'"),
+        ("substr(day, 1, 4) >= 2025", "substr(day , 1 , 4)"),
+        ("length(site) = '1'", "'1'"),
+        ("n || '' > 0", "n || ''"),
+        ("width * 2 > '5'", "'5'"),
+    ],
+)
+def test_a_text_beside_a_number_is_refused_by_its_words(only: str, words: str):
+    with pytest.raises(ConfigError) as caught:
+        matching_condition(TYPED, only)
+
+    assert f"takes the text {words} for a number" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("year > '2020'", [2, 3]),
+        ("year = 'unknown' or year in ('2019')", [1, 3]),
+        ("year <> 'unknown' and cast(year as integer) > 2020", [2]),
+        ("year is not null and n > 0", [2, 3]),
+        ("n between -1 and '2.5'", [1, 2]),
+        ("month = '001'", [1]),
+        ("month = '1'", []),
+        ("good = 'TRUE'", [1, 3]),
+        ("day between '2024-01-01' and '2024-12-31'", [1, 2]),
+        ("substr(day, 1, 4) = '2024' and length(site) = 1", [1, 2]),
+        ("case when n > 0 then 'a' else 'b' end = 'a'", [2, 3]),
+        ("serial = 9007199254740993", [1]),
+        ("coalesce(n, 0) >= 0", [2, 3, 4]),
+        ("year like '20%' and upper(site) in ('A', 'B')", [1, 2]),
+        ("(n) > (0) and (site) = ('A')", [3]),
+        ("n > width", [3]),
+        ("site = 'A' collate nocase /* > 5 */ -- year > 5", [1, 3]),
+    ],
+)
+def test_texts_are_compared_with_texts_and_numbers_with_numbers(only: str, expected: list[int]):
+    assert sorted(matching_condition(TYPED, only)) == expected
+
+
+def test_run_names_the_cell_that_is_no_number_before_it_asks_about_anything(tmp_path: Path):
+    project = make_project(tmp_path, n=8, acquisition={"only": "year > 2020"}, pool={"near_duplicates": False})
+    rows = "".join(f"{n:04d}.png,{2018 + n if n else 'unknown'}\n" for n in range(8))
+    (tmp_path / "a.csv").write_text(f"file,year\n{rows}")
+    add_attributes(project, tmp_path / "a.csv")
+
+    refused = alloop("run", "-C", project.folder)
+
+    assert (refused.code, "'unknown' for" in refused.err, "0000.png" in refused.err) == (2, True, True)
+    assert "alloop pool add --attributes" in refused.err
+    (tmp_path / "a.csv").write_text("file,year\n0000.png,\n")
+    add_attributes(project, tmp_path / "a.csv")
+    assert alloop("run", "-C", project.folder).code == 0
+
+
 @pytest.mark.parametrize(
     ("only", "expected"),
     [("a/*.jpg", True), ("photos in 2020/*", True), ("a = '*'", False), ("path like 'a%?'", False), ("plain", False)],
@@ -133,6 +253,20 @@ def test_attributes_come_from_a_table_and_can_be_changed_and_taken_away(tmp_path
     add_attributes(project, tmp_path / "b.csv")
     assert described(project)["0000.png"] == {"site": "A"}
     assert described(project)["0001.png"] == {"site": "B", "year": "2021"}
+
+
+def test_an_attribute_keeps_its_capitals(tmp_path: Path):
+    project = make_project(tmp_path, n=2)
+    (tmp_path / "a.csv").write_text("file,Site\n0000.png,A\n")
+    add_attributes(project, tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("file,site\n0001.png,B\n")
+
+    with pytest.raises(PoolError, match="an attribute 'Site' already"):
+        add_attributes(project, tmp_path / "b.csv")
+
+    assert described(project) == {"0000.png": {"Site": "A"}}
+    with reading(project.database) as session:
+        assert len(find_matching(session, "SITE = 'A'")) == 1
 
 
 @pytest.mark.parametrize(
