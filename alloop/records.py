@@ -130,7 +130,8 @@ class OutgoingTask:
     """What a labeling back end needs to ask about one image.
 
     Attributes:
-        key: Stable and unique over the workspace's life; a push that may have half-happened is reconciled by it.
+        key: Stable, and unique also among copies of the workspace; a push that may have half-happened is reconciled
+            by it.
         predicted, confidence: The model's guess and its certainty in [0, 1] (1 - entropy / ln K); None without one.
         model_version: Name of the model that guessed.
     """
@@ -162,11 +163,29 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ListedTask:
+    """A task as the labeling back end has it.
+
+    Attributes:
+        key: What `OutgoingTask.key` was.
+        sha256: Content hash of the image it asks about. The key alone proves nothing: a restored database may give the
+            same key to another image. None only where the back end has never noted it.
+    """
+
+    id: str
+    key: str
+    sha256: str | None
+
+    def asks_about(self, sha256: str) -> bool:
+        """Whether this is the task about an image."""
+        return self.sha256 in (None, sha256)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TaskAnswers:
     """Every annotation a task has now. One that was known and is not listed any more has been deleted."""
 
-    task_id: str
-    key: str
+    task: ListedTask
     answers: tuple[Answer, ...]
 
 

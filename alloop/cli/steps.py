@@ -142,7 +142,7 @@ def pull(session: Session) -> None:
     if found.lost:
         lines.append(f"{found.lost} open tasks were deleted on the server; their images are back in the pool.")
     if found.foreign:
-        lines.append(f"{found.foreign} tasks in the project are not alloop's and were left alone.")
+        lines.append(f"{found.foreign} tasks in the project are another workspace's and were left alone.")
     session.show({**dataclasses.asdict(found), "unknown": dict(found.unknown)}, "\n".join(lines))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from alloop.records import OutgoingTask, PullPage
+from alloop.records import ListedTask, OutgoingTask, PullPage
 
 
 class Annotator(Protocol):
@@ -43,8 +43,12 @@ class Annotator(Protocol):
         """Tells the open project from all others of the same reference, on any server; empty where there are none."""
         ...
 
-    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Those of `keys` that already have a task there, as key → task id. Should there be copies, the lowest id."""
+    def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
+        """Those keys that already have a task there, as key → task id. Should there be copies, the lowest id.
+
+        Args:
+            images: Key → content hash of its image. A task of the same key about another image does not count.
+        """
         ...
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
@@ -62,8 +66,8 @@ class Annotator(Protocol):
         """
         ...
 
-    def list_task_ids(self) -> frozenset[str]:
-        """Ids of all tasks that exist there now; tells which were deleted."""
+    def list_tasks(self) -> Sequence[ListedTask]:
+        """All tasks with a key that exist there now; tells which were deleted, and which are not ours."""
         ...
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from alloop.errors import LabelingError
 from alloop.files import write_json
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
-from alloop.records import Answer, Outcome, OutgoingTask, PullPage, TaskAnswers
+from alloop.records import Answer, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 _PROJECT = "sheets"
 _MEMORY = ".seen.json"
@@ -66,9 +66,8 @@ class CsvAnnotator:
     def identity(self) -> str:
         return ""
 
-    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
-        there = self.list_task_ids()
-        return {key: key for key in keys if key in there}
+    def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
+        return {task.key: task.id for task in self.list_tasks() if images.get(task.key) == task.sha256}
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
         for start in range(0, len(tasks), self._push_batch):
@@ -89,11 +88,12 @@ class CsvAnnotator:
                 moments[row["key"]] = max(moments.get(row["key"], ""), seen[external_id][2])
         changed = sorted((moment, key) for key, moment in moments.items() if mark is None or moment >= mark)
         if changed:
-            tasks = tuple(self._task_answers(key, rows[key], seen) for _, key in changed)
+            tasks = tuple(self._task_answers(rows[key], seen) for _, key in changed)
             yield PullPage(tasks, changed[-1][0])
 
-    def list_task_ids(self) -> frozenset[str]:
-        return frozenset(row["key"] for sheet in self._sheets() for row in sheet.rows)
+    def list_tasks(self) -> Sequence[ListedTask]:
+        rows = {row["key"]: row for sheet in self._sheets() for row in sheet.rows}
+        return [_task(row) for row in rows.values()]
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         asked = frozenset(task_ids)
@@ -106,7 +106,7 @@ class CsvAnnotator:
                 sheet.path.unlink()
             elif len(kept) < len(sheet.rows):
                 write_sheet(sheet.path, sheet.header, kept)
-        return asked - self.list_task_ids()
+        return asked - {task.id for task in self.list_tasks()}
 
     def _sheets(self) -> list[Sheet]:
         return [read_sheet(path) for path in list_sheets(self._folder)]
@@ -131,7 +131,7 @@ class CsvAnnotator:
             "sha256": task.image.sha256,
         }
 
-    def _task_answers(self, key: str, rows: Sequence[tuple[str, Mapping[str, str]]], seen: _Seen) -> TaskAnswers:
+    def _task_answers(self, rows: Sequence[tuple[str, Mapping[str, str]]], seen: _Seen) -> TaskAnswers:
         answers = []
         for external_id, row in sorted(rows, key=lambda item: item[0]):
             if row["label"]:
@@ -145,7 +145,7 @@ class CsvAnnotator:
                         updated_at=dt.datetime.fromisoformat(seen[external_id][2]),
                     )
                 )
-        return TaskAnswers(key, key, tuple(answers))
+        return TaskAnswers(_task(rows[0][1]), tuple(answers))
 
     def _remember(self, sheets: Sequence[Sheet]) -> _Seen:
         """Note which cells differ from what they were, with the time of their sheet."""
@@ -179,6 +179,10 @@ class CsvAnnotator:
             return seen
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
+
+
+def _task(row: Mapping[str, str]) -> ListedTask:
+    return ListedTask(row["key"], row["key"], row["sha256"].lower())
 
 
 def _external_id(row: Mapping[str, str]) -> str:

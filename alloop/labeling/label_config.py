@@ -13,6 +13,7 @@ from alloop.records import Answer, Outcome, OutgoingTask
 
 IMAGE_KEY = "image"
 TASK_KEY = "alloop_key"
+HASH_KEY = "alloop_sha256"
 
 # Class names cannot hold a slash (config/schema.py), so several choices at once can never read like a class.
 _JOINT = " / "

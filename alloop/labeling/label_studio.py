@@ -10,9 +10,9 @@ from alloop.errors import ServerUnavailable
 from alloop.labeling import label_studio_tasks as task_list
 from alloop.labeling.connection import Connection, Fate, Unanswered
 from alloop.labeling.images import ImageUrls
-from alloop.labeling.label_config import TASK_KEY, extra_choices, prediction, read_annotation, read_time
+from alloop.labeling.label_config import HASH_KEY, TASK_KEY, extra_choices, prediction, read_annotation, read_time
 from alloop.labeling.label_studio_project import OpenProject, ProjectPlan, find_project, open_project
-from alloop.records import OutgoingTask, PullPage, TaskAnswers
+from alloop.records import ListedTask, OutgoingTask, PullPage, TaskAnswers
 
 _ATTEMPTS = 3
 _PULL_PAGE = 500
@@ -84,14 +84,14 @@ class LabelStudioAnnotator:
         }
         return {ours: int(row.get(theirs) or 0) for ours, theirs in names.items()}
 
-    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
+    def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
         """As the protocol says. Copies that a request delivered twice has left are taken back while untouched.
 
         Of copies that people have begun, all stay; of those that nobody has, only as many as one task needs.
         """
-        if not keys:
+        if not images:
             return {}
-        found = task_list.refs_by_key(self._connection, self._opened.id, keys, self._n_tasks())
+        found = task_list.refs_by_key(self._connection, self._opened.id, images, self._n_tasks())
         copied = [ref for refs in found.values() if len(refs) > 1 for ref in refs]
         if not copied:
             return {key: refs[0] for key, refs in found.items()}
@@ -118,16 +118,16 @@ class LabelStudioAnnotator:
         self._users = {}
         latest = mark or ""
         for rows in task_list.changed_since(self._connection, project_id, mark, _PULL_PAGE):
-            tasks = tuple(self._answers(row, ref) for row in rows if (ref := task_list.task_ref(row)) is not None)
+            tasks = tuple(self._answers(row, task) for row in rows if (task := task_list.listed_task(row)) is not None)
             safe = task_list.write_time(read_time(rows[-1]["updated_at"]) - _OVERLAP)
             # Times in this spelling sort as text. A mark never goes back.
             latest = max(latest, safe)
             yield PullPage(tasks, latest)
 
-    def list_task_ids(self) -> frozenset[str]:
+    def list_tasks(self) -> Sequence[ListedTask]:
         # Asked first: of a project that is gone the server lists no tasks, which must not read as "all deleted".
         project_id = find_project(self._connection, self._opened.id)["id"]
-        return task_list.all_refs(self._connection, project_id)
+        return task_list.all_tasks(self._connection, project_id)
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         project_id = find_project(self._connection, self._opened.id)["id"]
@@ -197,7 +197,7 @@ class LabelStudioAnnotator:
         data = {
             project.control.data_key: url,
             TASK_KEY: task.key,
-            "alloop_sha256": task.image.sha256,
+            HASH_KEY: task.image.sha256,
             "alloop_file": Path(task.image.path).name,
         }
         guess = prediction(task, project.control, self._plan.preannotate)
@@ -208,13 +208,13 @@ class LabelStudioAnnotator:
         if fate is Fate.LOST:
             self._pause(attempt)
             return {}
-        keys = [task.key for task in batch]
+        images = {task.key: task.image.sha256 for task in batch}
         deadline = time.monotonic() + (self._settle if fate is Fate.OPEN else 0.0)
         look = attempt
         while True:
             self._pause(look)
-            found = dict(self.reconcile(keys))
-            if len(found) == len(set(keys)) or time.monotonic() >= deadline:
+            found = dict(self.reconcile(images))
+            if len(found) == len(images) or time.monotonic() >= deadline:
                 return found
             look = min(look + 1, 5)
 
@@ -230,13 +230,13 @@ class LabelStudioAnnotator:
             self._connection.change(f"api/projects/{self._opened.id}/", {"model_version": model_version})
             self._model_version = model_version
 
-    def _answers(self, row: Mapping[str, Any], ref: str) -> TaskAnswers:
+    def _answers(self, row: Mapping[str, Any], task: ListedTask) -> TaskAnswers:
         control = self._opened.control.name
         answers = tuple(
             read_annotation(annotation, control, self._user(annotation.get("completed_by")))
             for annotation in sorted(row.get("annotations") or [], key=lambda annotation: int(annotation["id"]))
         )
-        return TaskAnswers(ref, row["data"][TASK_KEY], answers)
+        return TaskAnswers(task, answers)
 
     def _user(self, completed_by: Any) -> str:
         user_id = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by

@@ -3,12 +3,13 @@
 import datetime as dt
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from alloop.labeling.connection import Connection
-from alloop.labeling.label_config import TASK_KEY, read_time
+from alloop.labeling.label_config import HASH_KEY, TASK_KEY, read_time
+from alloop.records import ListedTask
 
 Row = dict[str, Any]
 
@@ -34,21 +35,31 @@ def task_ref(row: Row) -> str | None:
     return f"{row['id']}:{key}" if key else None
 
 
+def listed_task(row: Row) -> ListedTask | None:
+    """A task as the loop sees it; None for one that alloop did not push.
+
+    Every task was pushed with the hash of its image. One without was edited by hand: it may show anything.
+    """
+    ref = task_ref(row)
+    return None if ref is None else ListedTask(ref, row["data"][TASK_KEY], str(row["data"].get(HASH_KEY) or ""))
+
+
 def task_number(ref: str) -> int:
     """The number by which the server knows a task."""
     return int(ref.partition(":")[0])
 
 
-def refs_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_tasks: int) -> dict[str, list[str]]:
-    """The tasks that carry each of `keys`, lowest number first. Keys without a task are absent.
+def refs_by_key(
+    connection: Connection, project_id: int, wanted: Mapping[str, str], n_tasks: int
+) -> dict[str, list[str]]:
+    """The tasks that carry each key and are about its image, lowest number first. Keys without a task are absent.
 
     Args:
         connection: The server.
         project_id: The project.
-        keys: Values of `data.alloop_key`.
+        wanted: Values of `data.alloop_key` → content hashes.
         n_tasks: About how many tasks the project has; decides how to look, not what is found.
     """
-    wanted = set(keys)
     found: dict[str, list[str]] = {}
     if len(wanted) > _LONG_PAGE and len(wanted) > _KEYS_PER_TASK * n_tasks:
         rows = _by_id(connection, project_id, "id,data")
@@ -59,14 +70,15 @@ def refs_by_key(connection: Connection, project_id: int, keys: Sequence[str], n_
         )
     for row in rows:
         # Checked here as well: a proxy that drops the filter would otherwise hand us every task.
-        if (ref := task_ref(row)) is not None and row["data"][TASK_KEY] in wanted:
-            found.setdefault(row["data"][TASK_KEY], []).append(ref)
+        if (task := listed_task(row)) is not None and task.sha256 == wanted.get(task.key):
+            found.setdefault(task.key, []).append(task.id)
     return {key: sorted(refs, key=task_number) for key, refs in found.items()}
 
 
-def all_refs(connection: Connection, project_id: int) -> frozenset[str]:
-    """All tasks there are that alloop pushed."""
-    return _refs(_by_id(connection, project_id, "id,data"))
+def all_tasks(connection: Connection, project_id: int) -> list[ListedTask]:
+    """All tasks there are that alloop pushed, this workspace's or another's."""
+    rows = _by_id(connection, project_id, "id,data")
+    return [task for row in rows if (task := listed_task(row)) is not None]
 
 
 def existing_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from alloop.errors import LabelError, LabelingError
 from alloop.files import explain_os_error
-from alloop.records import Answer, ImageRef, Outcome, OutgoingTask, PullPage, TaskAnswers
+from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 from alloop.seeds import derive_seed
 
 _PROJECT = "oracle"
@@ -163,9 +163,9 @@ class SimulatedAnnotator:
     def identity(self) -> str:
         return ""
 
-    def reconcile(self, keys: Sequence[str]) -> Mapping[str, str]:
-        known = {entry["key"]: entry["task"] for entry in self._load().values()}
-        return {key: known[key] for key in keys if key in known}
+    def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
+        known = {task.key: task for task in self.list_tasks()}
+        return {key: known[key].id for key, sha256 in images.items() if key in known and known[key].asks_about(sha256)}
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
         answers = [self.answers(task.image) for task in tasks]  # all of them, before anything is written
@@ -174,7 +174,8 @@ class SimulatedAnnotator:
             entries: list[dict[str, Any]] = []
             for task, given in zip(tasks[start : start + self._push_batch], answers[start:], strict=False):
                 number += 1
-                entry: dict[str, Any] = {"task": str(number), "key": task.key, "answers": [said for _, said in given]}
+                entry: dict[str, Any] = {"task": str(number), "key": task.key, "sha256": task.image.sha256}
+                entry["answers"] = [said for _, said in given]
                 if self._truth.people:
                     entry["people"] = [person for person, _ in given]
                 entries.append(entry)
@@ -187,8 +188,8 @@ class SimulatedAnnotator:
         if fresh:
             yield PullPage(tuple(map(self._task_answers, fresh)), fresh[-1]["task"])
 
-    def list_task_ids(self) -> frozenset[str]:
-        return frozenset(self._load())
+    def list_tasks(self) -> Sequence[ListedTask]:
+        return [_task(entry) for entry in self._load().values()]
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         """Nothing that is there: it has been answered the moment it was asked."""
@@ -222,7 +223,7 @@ class SimulatedAnnotator:
             Answer(f"{entry['task']}-{place}", person, Outcome.LABEL, value, moment + dt.timedelta(milliseconds=place))
             for place, (person, value) in enumerate(zip(people, entry["answers"], strict=True))
         )
-        return TaskAnswers(entry["task"], entry["key"], answers)
+        return TaskAnswers(_task(entry), answers)
 
     def _last_number(self) -> int:
         return max((int(task_id) for task_id in self._load()), default=0)
@@ -259,6 +260,10 @@ class SimulatedAnnotator:
                 os.fsync(file.fileno())
         except OSError as error:
             raise explain_os_error(error, self._state) from error
+
+
+def _task(entry: Mapping[str, Any]) -> ListedTask:
+    return ListedTask(entry["task"], entry["key"], entry.get("sha256"))
 
 
 def _name(person: int) -> str:

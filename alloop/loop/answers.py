@@ -3,14 +3,14 @@
 import dataclasses
 import datetime as dt
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
 from alloop.loop.labels import derive_labels
 from alloop.loop.state import settle
 from alloop.project import Project
-from alloop.records import Answer, Outcome, QueryStatus, RoundState, TaskAnswers
+from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
 from alloop.store.queries import QueryRecord, find_by_keys, has_open_query, list_queries, set_status, set_tasks_gone
 from alloop.store.rounds import find_round
@@ -22,7 +22,9 @@ class Recorded:
 
     Attributes:
         new, edited, deleted: Annotation versions written.
-        foreign: Tasks in the project that alloop did not push; left alone.
+        orphaned: Tasks there that this workspace made but its database does not know, or knows as tasks about other
+            images: it was restored from a backup since, or another copy of the workspace made them. Left alone.
+        foreign: Tasks there that another workspace made; left alone.
         unknown: New or edited answers whose value is not a class, as value → how many.
         lost: Open queries whose task was deleted on the server; their images return to the pool.
     """
@@ -30,9 +32,15 @@ class Recorded:
     new: int = 0
     edited: int = 0
     deleted: int = 0
+    orphaned: int = 0
     foreign: int = 0
     lost: int = 0
     unknown: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything was written."""
+        return any((self.new, self.edited, self.deleted, self.lost))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,27 +73,36 @@ def judged_by(project: Project, source: str = "", project_ref: str = "") -> Plac
 
 
 def record_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> None:
-    """Record what these tasks hold now. Recording the same again writes nothing."""
+    """Record what these tasks hold now. Recording the same again writes nothing.
+
+    A task counts for a query only if it has the query's key and asks about the query's image; others are left alone.
+    """
     listed = list(tasks)
-    queries = find_by_keys(session, [task.key for task in listed])
-    ours = [task for task in listed if task.key in queries]
-    recorded.foreign += len(listed) - len(ours)
+    queries = find_by_keys(session, [task.task.key for task in listed])
+    ours = [found for found in listed if is_ours(found.task, queries)]
+    queries = {found.task.key: queries[found.task.key] for found in ours}
     known: dict[int, list[AnnotationRecord]] = {query.id: [] for query in queries.values()}
     for record in list_current(session, query_ids=list(known), source=place.source):
         if record.query_id is not None:
             known[record.query_id].append(record)
     fresh: list[AnnotationRecord] = []
-    for task in ours:
-        query = queries[task.key]
+    for found in ours:
+        query = queries[found.task.key]
         # What was answered to another task about the same image, perhaps in a project since given up, is not this
         # task's to delete.
-        scope = place.scope(task.task_id)
+        scope = place.scope(found.task.id)
         mine = {record.external_id: record for record in known[query.id] if record.external_id.startswith(scope)}
-        fresh += _changes(place, query, scope, task.answers, mine, recorded)
+        fresh += _changes(place, query, scope, found.answers, mine, recorded)
     add_annotations(session, fresh, _now())
     touched = {query.id: query for query in queries.values()}
     settle_queries(session, place, touched.values())
     derive_labels(session, place.classes, {query.image_id for query in touched.values()})
+
+
+def is_ours(task: ListedTask, queries: Mapping[str, QueryRecord]) -> bool:
+    """Whether a task is that of one of these queries (by key), about the same image."""
+    query = queries.get(task.key)
+    return query is not None and task.asks_about(query.sha256)
 
 
 def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Recorded) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
@@ -9,17 +10,18 @@ from sqlalchemy.orm import Session
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
-from alloop.loop.answers import Place, Recorded, judged_by, named, record_answers, record_lost
+from alloop.loop.answers import Place, Recorded, is_ours, judged_by, named, record_answers, record_lost
 from alloop.loop.ingest import mark_vanished
 from alloop.loop.writer import actor, check_writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageRef, OutgoingTask, QueryStatus, RoundState
+from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState
 from alloop.store.images import find_refs
 from alloop.store.queries import (
     QueryRecord,
     add_tasks,
     drop_open_tasks,
+    find_by_keys,
     list_pushed,
     list_unsent,
     set_status,
@@ -33,11 +35,13 @@ from alloop.store.workspace import (
     drop_sync,
     find_sync,
     find_workspace_uuid,
+    key_prefix,
     set_mark,
     set_project,
 )
 
 GIVEN_UP = "project given up"
+logger = logging.getLogger("alloop")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def push(
         unsent, refs = _sendable(session, list_unsent(session))
         model = find_model(session, find_round(session, number).id)
     by_key = {query.key: query for query in unsent}
-    done = _record_tasks(project, people, people.annotator.reconcile(list(by_key)), by_key)
+    done = _record_tasks(project, people, _reconcile(people, by_key), by_key)
     version = None if model is None else model.name
     tasks = [_task(query, refs[query.image_id], version) for query in unsent if query.key not in done]
     for made in _while_writer(project, people.annotator.push(tasks)):
@@ -111,7 +115,10 @@ def push(
 
 
 def pull(project: Project, people: Connection | None = None, progress: Progress = silent) -> Recorded:
-    """Record every answer that came since the last pull, page by page; then look for tasks that were deleted."""
+    """Record every answer that came since the last pull, page by page; then look for tasks that were deleted.
+
+    Answers to tasks that the database does not know, or knows as tasks about other images, are never taken.
+    """
     people = people or connect_people(project)
     place, recorded = people.place, Recorded()
     with reading(project.database) as session:
@@ -124,16 +131,16 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
             set_mark(session, place.source, page.mark, _now())
         seen += len(page.tasks)
         progress("pulling answers", seen, 0)
-    there = people.annotator.list_task_ids() if pushed else frozenset()
-    if there - pushed.keys():
+    ours = _own_tasks(project, people.annotator.list_tasks(), recorded)
+    if ours - pushed.keys():
         _settle_copies(project, people, {query.key: query for query in pushed.values()})
     with transaction(project.database) as session:
         # Read again: pages just recorded may have settled queries.
         now = list_pushed(session, place.source, place.project_ref)
-        lost = [query for task_id, query in now.items() if task_id in pushed and task_id not in there]
+        lost = [query for task_id, query in now.items() if task_id in pushed and task_id not in ours]
         record_lost(session, lost, recorded)
         set_mark(session, place.source, None, _now())
-        if recorded != Recorded():
+        if recorded.has_changes:
             last = find_last_round(session)
             data = {**dataclasses.asdict(recorded), "unknown": dict(recorded.unknown)}
             add_event(session, actor(), "pulled", _now(), last.number if last else None, **data)
@@ -168,7 +175,7 @@ def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
     """Take back a round's queries that have no task, after recording the tasks that an interrupted push made."""
     with reading(project.database) as session:
         by_key = {query.key: query for query in list_unsent(session) if query.round_number == number}
-    there = _record_tasks(project, people, people.annotator.reconcile(list(by_key)), by_key)
+    there = _record_tasks(project, people, _reconcile(people, by_key), by_key)
     unsent = [query for key, query in by_key.items() if key not in there]
     if unsent:
         with transaction(project.database) as session:
@@ -177,12 +184,32 @@ def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
     return len(unsent)
 
 
+def _own_tasks(project: Project, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
+    """Ids of the tasks of our queries. The others are counted: made by this workspace all the same, or by others."""
+    with reading(project.database) as session:
+        queries, prefix = find_by_keys(session, [task.key for task in there]), key_prefix(session)
+    others = [task for task in there if not is_ours(task, queries)]
+    recorded.orphaned = sum(task.key.startswith(prefix) for task in others)
+    recorded.foreign = len(others) - recorded.orphaned
+    if recorded.orphaned:
+        logger.warning(
+            "%d tasks were made by this workspace, but its database does not know them: it was restored from a backup "
+            "since, or a copy of the workspace made them. Their answers are left alone.",
+            recorded.orphaned,
+        )
+    return frozenset(task.id for task in there) - {task.id for task in others}
+
+
+def _reconcile(people: Connection, by_key: Mapping[str, QueryRecord]) -> Mapping[str, str]:
+    return people.annotator.reconcile({key: query.sha256 for key, query in by_key.items()})
+
+
 def _settle_copies(project: Project, people: Connection, by_key: Mapping[str, QueryRecord]) -> None:
     """See to it that each query has one task, even if a request of an interrupted push was carried out after we looked.
 
     The back end takes back copies that nobody has begun; the task that stays is the one we record.
     """
-    found = people.annotator.reconcile(list(by_key))
+    found = _reconcile(people, by_key)
     with reading(project.database) as session:
         recorded = {
             query.key: task_id

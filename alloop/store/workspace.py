@@ -52,6 +52,11 @@ def find_workspace_uuid(session: Session) -> str:
     return found
 
 
+def key_prefix(session: Session) -> str:
+    """The beginning of the keys of all tasks of this workspace; the number of a round follows."""
+    return f"{find_workspace_uuid(session)[:12]}-r"
+
+
 def add_event(
     session: Session, actor: str, kind: str, now: dt.datetime, round_number: int | None = None, **data: Any
 ) -> None:

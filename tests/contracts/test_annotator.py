@@ -17,7 +17,7 @@ from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
-from alloop.records import Answer, ImageRef, Outcome, OutgoingTask, PullPage, TaskAnswers
+from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 TRUE_LABELS = ["cat", "dog", "cat", "zebra", "dog"]  # zebra is no class of ours
 
@@ -144,8 +144,16 @@ def push_all(annotator: Annotator, tasks: Sequence[OutgoingTask]) -> dict[str, s
     return {key: task_id for batch in annotator.push(tasks) for key, task_id in batch.items()}
 
 
+def hashes(tasks: Sequence[OutgoingTask]) -> dict[str, str]:
+    return {task.key: task.image.sha256 for task in tasks}
+
+
+def ids_of(annotator: Annotator) -> set[str]:
+    return {task.id for task in annotator.list_tasks()}
+
+
 def by_key(pages: Iterator[PullPage]) -> dict[str, TaskAnswers]:
-    return {task.key: task for page in pages for task in page.tasks}
+    return {task.task.key: task for page in pages for task in page.tasks}
 
 
 def only_answer(annotator: Annotator, key: str) -> Answer:
@@ -172,7 +180,7 @@ def test_every_task_is_made_once_in_batches_and_listed(world: World):
 
     assert [sorted(batch) for batch in batches] == [["q0", "q1"], ["q2", "q3"], ["q4"]]
     ids = [task_id for batch in batches for task_id in batch.values()]
-    assert annotator.list_task_ids() == set(ids)
+    assert ids_of(annotator) == set(ids)
     assert len(set(ids)) == 5
 
 
@@ -182,8 +190,30 @@ def test_tasks_that_exist_are_found_by_key_and_others_are_not(world: World):
 
     assert world.new().open_project(None)
     again = opened(world)
-    assert dict(again.reconcile(["q1", "nobody", "q3"])) == {"q1": ids["q1"], "q3": ids["q3"]}
-    assert dict(again.reconcile([])) == {}
+    wanted = [make_tasks(world)[number] for number in (1, 3)]
+    assert dict(again.reconcile({**hashes(wanted), "nobody": wanted[0].image.sha256})) == {
+        "q1": ids["q1"],
+        "q3": ids["q3"],
+    }
+    assert dict(again.reconcile({})) == {}
+
+
+def test_a_task_of_the_same_key_about_another_image_is_not_found(world: World):
+    """A restored database may give a key to another image than the one it was pushed for."""
+    annotator = opened(world)
+    push_all(annotator, make_tasks(world)[:1])
+
+    assert dict(annotator.reconcile({"q0": world.images[1].sha256})) == {}
+
+
+def test_tasks_are_listed_and_answered_with_the_hash_of_their_image(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world)[:2])
+    world.answer(ids["q1"], "dog")
+
+    wanted = [ListedTask(ids[f"q{number}"], f"q{number}", world.images[number].sha256) for number in (0, 1)]
+    assert sorted(annotator.list_tasks(), key=lambda task: task.key) == wanted
+    assert by_key(annotator.pull(None))["q1"].task == wanted[1]
 
 
 def test_a_push_killed_between_batches_continues_without_copies(world: World):
@@ -191,12 +221,12 @@ def test_a_push_killed_between_batches_continues_without_copies(world: World):
     first = next(iter(opened(world).push(tasks)))  # and here the process ends
 
     again = opened(world)
-    known = again.reconcile([task.key for task in tasks])
+    known = again.reconcile(hashes(tasks))
     rest = push_all(again, [task for task in tasks if task.key not in known])
 
     assert dict(first) == dict(known)
     assert set(known) | set(rest) == {task.key for task in tasks}
-    assert again.list_task_ids() == set(known.values()) | set(rest.values())
+    assert ids_of(again) == set(known.values()) | set(rest.values())
 
 
 def test_an_answer_comes_back_with_who_and_when(world: World):
@@ -283,7 +313,7 @@ def test_a_later_pull_brings_what_changed_and_repeats_harmlessly(world: World):
 
     changed = by_key(iter(pages))
     assert changed["r1"].answers[0].value == "dog"
-    assert changed["r1"].task_id == later["r1"]
+    assert changed["r1"].task.id == later["r1"]
     assert pages[-1].mark >= mark or world.can == frozenset()
     assert by_key(world_pull(world, mark)) == changed
 
@@ -300,9 +330,11 @@ def test_only_unanswered_tasks_are_taken_back(world: World):
     gone = annotator.withdraw(list(ids.values()))
 
     assert ids["q0"] not in gone
-    assert annotator.list_task_ids() == set(ids.values()) - gone
+    assert ids_of(annotator) == set(ids.values()) - gone
     assert len(gone) == (0 if world.can == frozenset() else 4)
-    assert dict(annotator.reconcile(list(ids))) == {key: ids[key] for key in ids if ids[key] not in gone}
+    assert dict(annotator.reconcile(hashes(make_tasks(world)))) == {
+        key: ids[key] for key in ids if ids[key] not in gone
+    }
 
 
 def test_ids_of_tasks_that_were_taken_back_never_come_again(world: World):

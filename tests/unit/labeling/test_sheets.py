@@ -30,7 +30,7 @@ def save(path: Path, text: str, encoding: str = "utf-8", at: int = 1_700_000_000
 
 
 def answers(annotator: CsvAnnotator, mark: str | None = None) -> dict[str, tuple]:
-    return {task.key: task.answers for page in annotator.pull(mark) for task in page.tasks}
+    return {task.task.key: task.answers for page in annotator.pull(mark) for task in page.tasks}
 
 
 def test_a_sheet_opens_in_excel_and_says_what_to_write(tmp_path: Path):
@@ -140,7 +140,7 @@ def test_a_renamed_sheet_is_pushed_beside(tmp_path: Path, name: str):
     list(annotator.push([make_task("q3")]))
 
     assert {path.name for path in list_sheets(tmp_path)} == {f"{name}.csv", "batch-0001.csv", "batch-0002.csv"}
-    assert annotator.list_task_ids() == {"q1", "q2", "q3"}
+    assert {task.key for task in annotator.list_tasks()} == {"q1", "q2", "q3"}
 
 
 def test_several_people_get_a_row_each(tmp_path: Path):

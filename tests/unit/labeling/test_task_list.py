@@ -15,13 +15,20 @@ def at(seconds: float) -> str:
     return (START + dt.timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
+def data(number: int) -> dict[str, str]:
+    return {"alloop_key": f"q{number}", "alloop_sha256": f"{number:064x}"}
+
+
+def wanted(*numbers: int) -> dict[str, str]:
+    return {f"q{number}": f"{number:064x}" for number in numbers}
+
+
 class FakeTasks:
     """A project's task list with the server's filters, order and pages; `between` runs after every page."""
 
     def __init__(self, n: int, times: Callable[[int], float] = float) -> None:
         self.rows = {
-            number: {"id": number, "updated_at": at(times(number)), "data": {"alloop_key": f"q{number}"}}
-            for number in range(1, n + 1)
+            number: {"id": number, "updated_at": at(times(number)), "data": data(number)} for number in range(1, n + 1)
         }
         self.between: Callable[[int], None] = lambda page: None
         self.queries: list[dict[str, Any]] = []
@@ -90,14 +97,15 @@ def test_all_tasks_are_listed_although_some_are_deleted_meanwhile(monkeypatch: p
 
     tasks.between = somebody_deletes
 
-    assert {f"{number}:q{number}" for number in range(3, 10)} <= task_list.all_refs(tasks, 1)  # type: ignore[arg-type]
+    listed = {task.id for task in task_list.all_tasks(tasks, 1)}  # type: ignore[arg-type]
+    assert {f"{number}:q{number}" for number in range(3, 10)} <= listed
 
 
 def test_keys_are_asked_for_in_addresses_of_bounded_length():
     tasks = FakeTasks(0)
     keys = [f"{number:04d}-ключ-{'x' * 40}" for number in range(500)]
 
-    task_list.refs_by_key(tasks, 1, keys, n_tasks=10_000)  # type: ignore[arg-type]
+    task_list.refs_by_key(tasks, 1, dict.fromkeys(keys, "0" * 64), n_tasks=10_000)  # type: ignore[arg-type]
 
     asked = [key for params in tasks.queries for key in json.loads(params["query"])["filters"]["items"][0]["value"]]
     assert sorted(asked) == sorted(keys)
@@ -108,16 +116,24 @@ def test_a_proxy_that_drops_the_filter_cannot_make_strangers_ours():
     tasks = FakeTasks(5)
     tasks.obeys_filters = False
 
-    assert task_list.refs_by_key(tasks, 1, ["q2"], 5) == {"q2": ["2:q2"]}  # type: ignore[arg-type]
+    assert task_list.refs_by_key(tasks, 1, wanted(2), 5) == {"q2": ["2:q2"]}  # type: ignore[arg-type]
 
 
 def test_many_keys_are_found_by_reading_all_once():
     tasks = FakeTasks(1500)
 
-    found = task_list.refs_by_key(tasks, 1, [f"q{number}" for number in range(400, 1600)], 1500)  # type: ignore[arg-type]
+    found = task_list.refs_by_key(tasks, 1, wanted(*range(400, 1600)), 1500)  # type: ignore[arg-type]
 
     assert len(found) == 1101
     assert len(tasks.queries) == 2
+
+
+def test_a_task_whose_hash_is_another_or_was_removed_is_not_the_one_asked_for():
+    tasks = FakeTasks(3)
+    tasks.rows[1]["data"]["alloop_sha256"] = "f" * 64
+    del tasks.rows[2]["data"]["alloop_sha256"]
+
+    assert task_list.refs_by_key(tasks, 1, wanted(1, 2, 3), 3) == {"q3": ["3:q3"]}  # type: ignore[arg-type]
 
 
 def test_tasks_that_alloop_did_not_push_have_no_name_here():

@@ -4,13 +4,13 @@ import datetime as dt
 from collections.abc import Iterator
 
 import pytest
-from factories import NOW, add_pool_image, make_query
+from factories import NOW, add_pool_image, fake_sha256, make_query
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from alloop.loop.answers import Place, Recorded, record_answers, record_lost, resettle_unknown
 from alloop.loop.labels import derive_labels
-from alloop.records import Answer, Outcome, QueryStatus, RoundState, TaskAnswers
+from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import list_labels
 from alloop.store.queries import add_queries, add_tasks, list_queries
 from alloop.store.rounds import add_round, set_state
@@ -38,9 +38,16 @@ def nothing(outcome: Outcome, *, name: str = "a1") -> Answer:
     return Answer(name, "ada", outcome, None, NOW)
 
 
-def pulled(session: Session, *answers: Answer, key: str = "q-1", task: str = "11", place: Place = PLACE) -> Recorded:
+def pulled(
+    session: Session,
+    *answers: Answer,
+    key: str = "q-1",
+    task: str = "11",
+    place: Place = PLACE,
+    sha256: str | None = None,
+) -> Recorded:
     recorded = Recorded()
-    record_answers(session, place, [TaskAnswers(task, key, answers)], recorded)
+    record_answers(session, place, [TaskAnswers(ListedTask(task, key, sha256), answers)], recorded)
     return recorded
 
 
@@ -163,11 +170,20 @@ def test_an_unknown_class_is_kept_and_becomes_a_label_once_the_class_is_added(se
     assert annotations(session) == [(1, "label", "bird")]
 
 
-def test_tasks_that_are_not_ours_are_counted_and_left_alone(session: Session):
+def test_answers_to_tasks_that_are_not_ours_are_left_alone(session: Session):
     recorded = pulled(session, label("cat"), key="somebody else's")
 
-    assert recorded == Recorded(foreign=1)
+    assert recorded == Recorded()
     assert annotations(session) == []
+
+
+def test_an_answer_to_a_task_about_another_image_is_left_alone_although_the_key_is_ours(session: Session):
+    assert pulled(session, label("cat"), sha256=fake_sha256(2)) == Recorded()
+    assert statuses(session) == [QueryStatus.OPEN, QueryStatus.OPEN]
+    assert annotations(session) == []
+
+    assert pulled(session, label("cat"), sha256=fake_sha256(1)) == Recorded(new=1)
+    assert labels(session) == {1: "cat"}
 
 
 def test_two_people_are_needed_where_two_are_asked_for(session: Session):

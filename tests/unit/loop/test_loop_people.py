@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from factories import make_project
 from alloop.loop import people, steps
 from alloop.loop.people import Connection
 from alloop.project import Project
-from alloop.records import QueryStatus
+from alloop.records import ListedTask, QueryStatus
 from alloop.store.annotations import list_labels
 from alloop.store.queries import list_pushed, list_queries
 from alloop.store.session import reading
@@ -51,7 +51,7 @@ def statuses(project: Project) -> Counter:
 def test_a_task_deleted_between_its_answer_and_the_listing_stays_answered(project: Project):
     n = people.push(project, 0)
 
-    recorded = people.pull(project, odd(project, list_task_ids=lambda: frozenset()))
+    recorded = people.pull(project, odd(project, list_tasks=list))
 
     assert recorded.lost == 0
     assert statuses(project) == {QueryStatus.ANSWERED: n}
@@ -67,14 +67,15 @@ def test_a_task_that_took_the_place_of_its_copy_is_the_one_remembered(project: P
         recorded = list_pushed(session, "oracle", connection.place.project_ref)
     old, query = next(iter(recorded.items()))
 
-    def there() -> frozenset[str]:
-        return frozenset(recorded) - {old} | {"4711"}
+    ids = {each.key: task_id for task_id, each in recorded.items()} | {query.key: "4711"}
 
-    def reconcile(keys: Sequence[str]) -> dict[str, str]:
-        found = {each.key: task_id for task_id, each in recorded.items()} | {query.key: "4711"}
-        return {key: found[key] for key in keys}
+    def there() -> list[ListedTask]:
+        return [ListedTask(ids[each.key], each.key, each.sha256) for each in recorded.values()]
 
-    lost = people.pull(project, odd(project, list_task_ids=there, reconcile=reconcile, pull=lambda mark: iter(()))).lost
+    def reconcile(images: Mapping[str, str]) -> dict[str, str]:
+        return {key: ids[key] for key in images}
+
+    lost = people.pull(project, odd(project, list_tasks=there, reconcile=reconcile, pull=lambda mark: iter(()))).lost
 
     assert lost == 0
     with reading(project.database) as session:
