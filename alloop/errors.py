@@ -67,6 +67,10 @@ class ModelError(AlloopError):
     pass
 
 
+class DeviceError(AlloopError):
+    pass
+
+
 class LabelingError(AlloopError):
     pass
 

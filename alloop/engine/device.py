@@ -1,16 +1,34 @@
-"""Which device runs a job, and what to do when it has too little memory."""
+"""Which device runs a job, how exactly it computes, and what to do when it has too little memory."""
 
 import contextlib
+import functools
 import logging
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from alloop.errors import ConfigError
+from alloop.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|_alloc_failed|allocation_failed|nvjpeg_status_allocator_failure"
+    r"|nvjpeg\w* failed: 5\b",  # the same as a number
+    re.IGNORECASE,
+)
+# A full card makes these fail in ways that name no memory: there is no room for a handle or a workspace. They have
+# other causes too, so that a smaller batch is tried, and the error stays what it is if that fails.
+_MAYBE_OUT_OF_MEMORY = re.compile(
+    r"cublas_status_not_initialized|cudnn_status_not_initialized|cudnn_status_internal_error"
+    r"|unable to find an engine to execute this computation|no valid execution plans",
+    re.IGNORECASE,
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -21,10 +39,14 @@ def choose_device(name: str) -> torch.device:
     """
     there = list_devices()
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in there))
+        chosen = next(kind for kind in ("cuda", "mps", "cpu") if kind in there)
+        if chosen == "cpu":
+            _say_why_not_cuda()
+        return torch.device(chosen)
     if name not in there:
+        reason = _why_not_cuda() if name.startswith("cuda") and "cuda" not in there else ""
         raise ConfigError(
-            f"There is no device {name!r} here; there is: {', '.join(there)}.",
+            f"There is no device {name!r} here; there is: {', '.join(there)}. {reason}".rstrip(),
             'Set [model] device (or --device) to one of them, or to "auto".',
         )
     return torch.device(name)
@@ -32,29 +54,124 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """The same operations give the same bits, as far as the device can; what cannot is said by a warning of torch's."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    """The same operations give the same bits, as far as the device can; what cannot is said by a warning of torch's.
+
+    cuBLAS needs a setting besides, which `alloop/__init__.py` makes before torch is loaded.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with full_float32():
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 means float32 on CUDA, too, whatever the process has set.
+
+    By default PyTorch rounds the inputs of convolutions to TF32, 10 bits instead of 23. Features then differ from the
+    CPU's by about 1e-3 instead of 1e-6, yet share its cache. Mixed precision (bfloat16) is not touched.
+    """
+    settings = _tf32_settings()
+    before = []
+    for place, name, _ in settings:
+        with contextlib.suppress(RuntimeError):  # an old name cannot be read where a new name says something else
+            before.append((place, name, getattr(place, name)))
+    for place, name, value in settings:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def _tf32_settings() -> list[tuple[Any, str, object]]:
+    """(Place, name, value) of what keeps TF32 off: old names first, since they set the new ones of torch 2.9, too.
+
+    The old name alone is not enough: convolutions then follow `torch.backends.fp32_precision`.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings: list[tuple[Any, str, object]] = [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    if hasattr(cudnn, "conv"):
+        settings += [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv, cudnn.rnn)]
+    return settings
+
+
 def list_devices() -> list[str]:
     """Names of what this machine can compute on."""
-    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a driver that does not fit: `_why_not_cuda` says so, and to whom it matters
+        has_cuda = torch.cuda.is_available()
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if has_cuda else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*(["cuda"] if cuda else []), *cuda, *mps, "cpu"]
 
 
+@functools.cache
+def _say_why_not_cuda() -> None:
+    """Warn once that the CPU is used although there is a card."""
+    if reason := _why_not_cuda():
+        log.warning("computing on the CPU: %s", reason)
+
+
+def _why_not_cuda() -> str:
+    """Why an NVIDIA card of this machine cannot be used; "" if there is no card, or if it was hidden on purpose."""
+    if not _has_nvidia_driver() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        return f"This machine has an NVIDIA card, but torch {torch.__version__} cannot use it: {reason}"
+    return ""
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may get through. MPS and the CPU allocator raise plain RuntimeErrors."""
-    text = str(error).lower()
+    """Whether memory did not suffice. Only PyTorch's CUDA allocator has an error of its own for that."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
+
+
+def may_fit_smaller(error: BaseException) -> bool:
+    """Whether a smaller batch may get through."""
+    return is_out_of_memory(error) or (
+        isinstance(error, RuntimeError) and _MAYBE_OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
+@contextlib.contextmanager
+def explained_shortage() -> Iterator[None]:
+    """Turn a lack of memory that smaller batches did not mend into an error that says what to do.
+
+    Raises:
+        DeviceError: There is too little memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # The rest of torch's text is about its allocator.
+        reason = str(error).splitlines()[0].partition(" Including ")[0].rstrip(".")
+        raise DeviceError(
+            f"The device has too little memory, even with the smallest batch: {reason}.",
+            "End what else uses it, set a smaller [model] backbone or image_size, or use --device cpu. "
+            "Features computed so far are kept.",
+        ) from error
+
+
+def release_memory() -> None:
+    """Give back what PyTorch keeps for later. Call it where no exception holds tensors any more."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def in_halves(work: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
@@ -65,10 +182,10 @@ def in_halves(work: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
     try:
         return work(items)
     except RuntimeError as error:
-        if not is_out_of_memory(error) or len(items) < 2:
+        if not may_fit_smaller(error) or len(items) < 2:
             raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    # Not inside the block: the exception holds the tensors of the failed call.
+    release_memory()
     half = len(items) // 2
     log.warning("out of memory with a batch of %d images: going on with %d", len(items), half)
     return torch.cat([in_halves(work, items[:half]), in_halves(work, items[half:])])

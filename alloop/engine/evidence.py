@@ -10,6 +10,7 @@ from torch import Tensor
 from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
+from alloop.engine.device import explained_shortage
 from alloop.engine.features import ensure_features
 from alloop.engine.jobs import FeatureJob, FeatureResult
 from alloop.engine.model_files import load_model
@@ -21,6 +22,7 @@ from alloop.records import ModelFiles
 Head = Callable[[Float[Tensor, "B D"]], Float[Tensor, "B K"]]
 
 
+@explained_shortage()
 def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
     """Features of images, computed where the cache lacks them; memory is that of the result."""
     hardware = build_hardware(job.config, job.device)

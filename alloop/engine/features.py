@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alloop.engine.build import Hardware
-from alloop.engine.device import in_halves
+from alloop.engine.device import full_float32, in_halves
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.given import Given
@@ -86,14 +86,14 @@ def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardw
 
 
 def run_trunk(trunk: nn.Module, backbone: Backbone, images: Tensor, hardware: Hardware) -> Tensor:
-    """Images uint8 [B, 3, S, S] through a trunk in eval mode: features [B, D], float32, on the CPU.
+    """Images uint8 [B, 3, S, S] through a trunk in eval mode: features [B, D], in full float32, on the CPU.
 
     Raises:
         ModelError: The trunk gives something else, or numbers that are not finite.
     """
 
     def run(part: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             output: Tensor = trunk(backbone.normalize(part.to(hardware.device)))
             return output.float().cpu()
 

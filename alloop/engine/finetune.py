@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from alloop.engine.build import FinetuneRecipe, Hardware
-from alloop.engine.device import is_out_of_memory
+from alloop.engine.device import may_fit_smaller, release_memory
 from alloop.engine.features import Failed, trunk_batches
 from alloop.engine.objective import Objective
 from alloop.engine.statistics import Norm
@@ -108,7 +108,8 @@ def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progr
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
     best = _Best(_validate(setup, validation), setup)
     epochs: list[dict[str, float]] = []
-    with torch.random.fork_rng():
+    device = setup.hardware.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "augmentation"))
         for epoch in range(1, recipe.epochs + 1):
             loss = _train_epoch(setup, train, optimizer, schedule, derive_seed(seed, "order", epoch))
@@ -171,8 +172,8 @@ class _Best:
     def offer(self, nll: float, epoch: int, setup: Setup) -> int:
         """Keep these weights if they are better. Returns for how many epochs none was."""
         if math.isnan(nll) or nll < self._nll:
-            self.epoch, self._nll, self._waited = epoch, nll, 0
             self._states = _copy_states(setup)
+            self.epoch, self._nll, self._waited = epoch, nll, 0
         else:
             self._waited += 1
         return self._waited
@@ -185,7 +186,14 @@ class _Best:
 
 
 def _copy_states(setup: Setup) -> list[dict[str, Tensor]]:
+    """Weights of trunk and heads, on the CPU.
+
+    Raises:
+        ModelError: One is not finite. Losses do not show what the last step before has done.
+    """
     modules = (setup.backbone.module, setup.heads)
+    if not all(bool(torch.isfinite(weight).all()) for module in modules for weight in module.parameters()):
+        raise _diverged()
     return [{name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()} for module in modules]
 
 
@@ -266,9 +274,12 @@ def _step(
             )
             break
         except RuntimeError as error:
-            if not is_out_of_memory(error) or 2 * pieces > len(images):
+            if not may_fit_smaller(error) or pieces >= len(images):
                 raise
-        pieces *= 2
+        # Not inside the block: the exception holds the tensors of the failed try.
+        optimizer.zero_grad()
+        release_memory()
+        pieces = min(2 * pieces, len(images))
         log.warning("out of memory: a batch of %d images is now taken in %d pieces", len(images), pieces)
     if not math.isfinite(loss):
         raise _diverged()
@@ -277,7 +288,9 @@ def _step(
 
 
 def _diverged() -> ModelError:
-    return ModelError("Fine-tuning diverged: the loss is not finite.", "Set a smaller [train] learning_rate.")
+    return ModelError(
+        "Fine-tuning diverged: the loss or a weight is not finite.", "Set a smaller [train] learning_rate."
+    )
 
 
 def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> float:

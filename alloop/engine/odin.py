@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alloop.engine.build import build_backbone, build_hardware, search_paths
-from alloop.engine.device import in_halves
+from alloop.engine.device import full_float32, in_halves
 from alloop.engine.features import Failed, load_batches
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.model_files import ModelVersion
@@ -63,7 +63,8 @@ class Odin:
 
         def run(part: Tensor) -> Tensor:
             normalized = backbone.normalize(part.to(self._hardware.device))
-            return ood.odin(network, normalized, std=std).float().cpu()
+            with full_float32():
+                return ood.odin(network, normalized, std=std).float().cpu()
 
         found: dict[int, Tensor] = {}
         for batch in load_batches(images, backbone, self._hardware):

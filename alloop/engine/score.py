@@ -9,6 +9,7 @@ from torch import Tensor
 from alloop.config.schema import ModelConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
+from alloop.engine.device import explained_shortage
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob, ScoreResult
@@ -29,6 +30,7 @@ BLOCK = 8192  # images that one network of an ensemble goes through before the n
 LOGITS = 50_000_000  # of all members, in memory at once
 
 
+@explained_shortage()
 def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     """Write calibrated predictions and entropies of images; memory is O(batch).
 

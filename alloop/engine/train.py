@@ -20,7 +20,7 @@ from alloop.engine.build import (
 )
 from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.cross_validate import calibrate_apart, is_one_solution, out_of_fold, rotate
-from alloop.engine.device import deterministic
+from alloop.engine.device import deterministic, explained_shortage
 from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified, trunk_features
 from alloop.engine.fit_heads import fit_heads
@@ -40,6 +40,7 @@ from alloop.records import ImageRef
 from alloop.seeds import derive_seed
 
 
+@explained_shortage()
 def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     """Fit the heads (and in finetune mode the trunk), calibrate on the holdout (or apart from a test set), save.
 

@@ -20,7 +20,7 @@ from alloop.engine.score import run_score
 from alloop.engine.score_file import read_scores
 from alloop.engine.statistics import settle_statistics
 from alloop.engine.train import run_train
-from alloop.errors import ModelError
+from alloop.errors import DeviceError, ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
 from alloop.progress import silent
@@ -165,6 +165,68 @@ def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeyp
     ours, theirs = (load_model(result.files).trunk for result in (whole, pieces))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("n", [3, 5, 6])
+def test_too_little_memory_takes_a_batch_down_to_single_images(toys, monkeypatch, caplog, n):
+    logits, sizes = finetuning.Setup.logits, []
+
+    def short_of_memory(setup, images, generator):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(images))
+        return logits(setup, images, generator)
+
+    monkeypatch.setattr(finetuning.Setup, "logits", short_of_memory)
+    job = dataclasses.replace(
+        _job(toys, epochs=1, validation_share=0.01), images=toys.images[:n], targets=toys.targets[:n]
+    )
+
+    run_train(job)
+
+    assert sizes == [1] * n
+    assert f"a batch of {n} images is now taken in {n} pieces" in caplog.text
+
+
+def test_a_single_image_that_does_not_fit_ends_training_and_keeps_the_last_model(toys, monkeypatch):
+    before = run_train(_job(toys, epochs=1)).files
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(finetuning.Setup, "logits", full)
+
+    with pytest.raises(DeviceError, match="even with the smallest batch: CUDA out of memory") as caught:
+        run_train(_job(toys, epochs=2))
+
+    assert "--device cpu" in caught.value.hint
+    assert load_model(before).trunk
+
+
+@pytest.mark.parametrize("validation_share", [0.01, 0.3])
+def test_a_step_that_spoils_the_weights_never_replaces_the_last_good_model(toys, monkeypatch, validation_share):
+    job = dataclasses.replace(_job(toys, epochs=1, validation_share=validation_share), holdout=(), holdout_targets=())
+    good = run_train(job)
+    assert (good.history["n_validation"] == 0) == (validation_share == 0.01)
+    step = torch.optim.AdamW.step
+
+    def spoiling(optimizer, *rest):
+        step(optimizer, *rest)
+        with torch.no_grad():
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.fill_(math.nan)
+
+    last = math.ceil(good.history["n_train"] / 16)
+    calls = []
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda *of: calls.append(1) or (spoiling if len(calls) == last else step)(*of)
+    )
+
+    with pytest.raises(ModelError):
+        run_train(job)
+
+    assert len(calls) == last
+    assert load_model(good.files).metadata["seed"] == 1
 
 
 def test_normalization_layers_keep_the_statistics_they_came_with(toys):

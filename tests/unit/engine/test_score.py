@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from alloop.engine import device, features, score_file
+from alloop.engine import features, score_file
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_scores
 from alloop.engine.train import run_train
-from alloop.errors import ConfigError, ModelError
+from alloop.errors import ModelError
 from alloop.records import ModelFiles
 
 
@@ -149,22 +149,6 @@ def test_too_little_memory_halves_the_batch_and_says_so(toys, model, monkeypatch
     torch.testing.assert_close(_log_probs(result.path)[1], expected)
 
 
-def test_a_single_image_that_does_not_fit_is_an_error():
-    def never(_: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        device.in_halves(never, torch.zeros(1, 3))
-
-
-def test_other_errors_of_the_trunk_are_not_mistaken_for_a_lack_of_memory():
-    def wrong(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    with pytest.raises(RuntimeError, match="mat1"):
-        device.in_halves(wrong, torch.zeros(8, 3))
-
-
 def test_an_interrupted_extraction_goes_on_where_it_stopped(toys, model, monkeypatch, heard):
     config = toys.config(train=toys.config().train.model_copy(update={"batch_size": 4}))
     run_trunk = features.run_trunk
@@ -194,14 +178,3 @@ def test_the_local_executor_trains_and_scores_here_and_now(toys):
     trained = executor.train(toys.train_job())
 
     assert executor.score(toys.score_job(trained.files)).n_images == 15
-
-
-@pytest.mark.parametrize("name", ["tpu", "cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_answered_with_those_that_are(name):
-    with pytest.raises(ConfigError, match=f"no device '{name}' here; there is:.*cpu"):
-        device.choose_device(name)
-
-
-def test_auto_takes_what_is_there():
-    assert device.choose_device("auto").type in {"cuda", "mps", "cpu"}
-    assert device.choose_device("cpu") == torch.device("cpu")
