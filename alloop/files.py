@@ -57,6 +57,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def from_folder(folder: Path, path: Path | str) -> Path:
+    """An absolute path; a relative one counts from `folder`, and `~` is the home folder."""
+    return Path(os.path.abspath(folder / Path(path).expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file or leave the old one."""
     with atomic_path(path) as temporary:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from alloop.config.load import load_config
 from alloop.config.schema import Config
 from alloop.store.migrate import require_current
-from alloop.store.session import connect
+from alloop.store.session import connect, read_url, sqlite_url
 
 DATABASE_FILE = "alloop.db"
 
@@ -96,6 +96,12 @@ def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check
     return project
 
 
-def database_url(folder: Path, config: Config) -> str:
-    """The configured database, or the SQLite file of the workspace."""
-    return config.database.url or f"sqlite:///{folder / DATABASE_FILE}"
+def database_url(folder: Path, config: Config) -> URL:
+    """The configured database, or the SQLite file of the workspace.
+
+    Raises:
+        ConfigError: `[database] url` is not a database URL, or names no file.
+    """
+    if not config.database.url:
+        return sqlite_url(folder / DATABASE_FILE)
+    return read_url(config.database.url, folder)

@@ -1,5 +1,6 @@
 """The program: its table of commands, and what becomes of an error."""
 
+import io
 import json
 import re
 import sys
@@ -52,6 +53,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the program and turn errors into messages and exit codes (README, "Exit codes")."""
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a path may hold bytes that are not UTF-8; stderr escapes them already
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli.main(prog_name="alloop", standalone_mode=False)
     except click.exceptions.Exit as exit_:

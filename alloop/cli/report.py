@@ -28,4 +28,4 @@ def report(session: Session, out: Path | None, is_shown: bool) -> None:
     path = write_report(project, out or project.folder / "report.html")
     session.show({"report": str(path)}, f"Report in {path}.")
     if is_shown:
-        click.launch(str(path))
+        click.launch(path.absolute().as_uri())  # a path is not a URL: browsers read ?, # and % in it

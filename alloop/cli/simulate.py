@@ -92,7 +92,7 @@ def simulate(
     Finished runs are kept: after a kill, the same command goes on.
     """
     from alloop.cli._simulation import show, write_report
-    from alloop.files import write_json
+    from alloop.files import from_folder, write_json
     from alloop.simulate.base import given_source, image_source
     from alloop.simulate.cells import scratch_folder
     from alloop.simulate.curve_table import table_json, tabulate, write_tables
@@ -117,7 +117,7 @@ def simulate(
             # The workspace's cache, where there is one: it holds features already.
             cache = (session.workspace if out is None or _has_workspace(session) else out).absolute() / "cache"
             named = config.evaluation.test
-            tested = test or (None if named is None else session.workspace / named.expanduser())
+            tested = test or (None if named is None else from_folder(session.workspace, named))
             source = image_source(config, _images(session, config, folder, table), tested, cache, scratch, device)
         settings = SimulateSettings(
             arms=parse_arms(source.config, strategies.split(",")),

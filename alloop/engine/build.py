@@ -8,6 +8,7 @@ import torch
 
 from alloop.config.schema import Config
 from alloop.engine.device import choose_device
+from alloop.files import from_folder
 from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import LossScale
 from alloop.losses.named import Loss, find_loss
@@ -84,7 +85,7 @@ def build_hardware(config: Config, device: str | None) -> Hardware:
 
 
 def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
-    """The trunk that [model] names, on the CPU, in eval mode.
+    """The trunk that [model] names, on the CPU, in eval mode. A weights file counts from the first search path.
 
     Untrained trunks that are fine-tuned start from other weights in each network of an ensemble.
     """
@@ -92,7 +93,10 @@ def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: in
     seed = derive_seed(config.project.seed, "backbone")
     if member and model.mode == "finetune":
         seed = derive_seed(config.project.seed, "backbone", member)
-    return load_backbone(model.backbone, model.weights, model.image_size, search_paths, seed)
+    weights = model.weights
+    if weights not in {"DEFAULT", "none"}:
+        weights = str(from_folder(search_paths[0] if search_paths else Path(), weights))
+    return load_backbone(model.backbone, weights, model.image_size, search_paths, seed)
 
 
 def build_dropout(config: Config) -> HeadDropout | None:
@@ -151,5 +155,8 @@ def build_mixing(config: Config) -> Mixing:
 
 
 def search_paths(cache: Path) -> tuple[Path, ...]:
-    """Where a factory of one's own is looked for: the folder that holds the cache (the workspace), and here."""
-    return (cache.resolve().parent, Path.cwd())
+    """Where a factory of one's own is looked for: the folder that holds the cache (the workspace), and here.
+
+    The cache itself may be a link to another disk.
+    """
+    return (cache.absolute().parent, Path.cwd())

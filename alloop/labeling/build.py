@@ -1,12 +1,12 @@
 """From settings to the back end that is asked: which one, where it is, and with which key."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alloop.errors import ConfigError, LabelingError
+from alloop.files import from_folder
 from alloop.labeling import local_server
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.csv_file import CsvAnnotator
@@ -51,7 +51,7 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
     labeling, project = settings.labeling, settings.project
     if labeling.backend == "csv":
         return CsvAnnotator(
-            folder / labeling.csv.folder,
+            from_folder(folder, labeling.csv.folder),
             project.classes,
             preannotate=labeling.preannotate,
             annotations_per_image=labeling.annotations_per_image,
@@ -62,7 +62,7 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
                 'labeling.backend is "oracle", but labeling.oracle.file is not set.', "Name a CSV with file,label."
             )
         return SimulatedAnnotator(
-            read_truth(folder / labeling.oracle.file, labeling.oracle.columns),
+            read_truth(from_folder(folder, labeling.oracle.file), labeling.oracle.columns),
             project.classes,
             folder / "oracle.jsonl",
             noise=labeling.oracle.noise,
@@ -107,7 +107,7 @@ def _address(
     key = environ.get(KEY_VARIABLE, "").strip()
     local = local_server.read_credentials(folder)
     if not key and own.api_key_file is not None:
-        key = _read_key(folder / own.api_key_file.expanduser())
+        key = _read_key(from_folder(folder, own.api_key_file))
     is_local = local is not None and named_url.rstrip("/") in {_DEFAULT_URL, local.url}
     if key:
         # Somebody may give the own server's address, or its token, by hand; it stays the own server.
@@ -145,7 +145,7 @@ def _image_urls(
     if images.via == "url":
         if images.root is None or images.url_prefix is None:
             raise ConfigError('labeling.images.via = "url" needs both root and url_prefix.')
-        return Mixed(UrlPrefix(_absolute(folder, images.root), images.url_prefix), uploads)
+        return Mixed(UrlPrefix(from_folder(folder, images.root), images.url_prefix), uploads)
     if local is not None:
         shared: Sequence[SharedFolder] = [SharedFolder(Path(here), there) for here, there in local.folders]
         return Mixed(LocalFiles(connection, local.document_root, shared, _pause), uploads)
@@ -155,13 +155,9 @@ def _image_urls(
             "Set it to the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), "
             "or set labeling.images.via to 'upload'.",
         )
-    root = _absolute(folder, images.root)
+    root = from_folder(folder, images.root)
     there = images.server_root or str(root)
     return Mixed(LocalFiles(connection, there, [SharedFolder(root, there)], _pause), uploads)
-
-
-def _absolute(folder: Path, path: Path) -> Path:
-    return Path(os.path.abspath(folder / path.expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`
 
 
 def _pause(attempt: int) -> None:

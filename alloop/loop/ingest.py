@@ -14,7 +14,7 @@ from alloop.errors import LabelError, PoolError
 from alloop.loop.labels import ImportedLabel, record_imported
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex
-from alloop.pool.ingest import Skipped, expand, inspect_files
+from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printable
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageFile, LocationStatus, UnreadableFile
@@ -125,8 +125,7 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
 
 def configured_images(project: Project) -> list[str]:
     """What `[pool] images` names; relative to the workspace, wherever the command is given."""
-    names = (Path(name).expanduser() for name in project.config.pool.images)
-    return [os.path.abspath(project.folder / name) for name in names]  # noqa: PTH100 (a glob is not a path)
+    return [full_path(name, str(project.folder)) for name in project.config.pool.images]
 
 
 def image_folders(project: Project) -> list[Path]:
@@ -165,9 +164,9 @@ def _fresh(project: Project, files: Sequence[Path], said: dict[str, str] | None,
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         with reading(project.database) as session:
-            known = find_locations(session, [_in_database(path) for path in batch])
+            known = find_locations(session, [printable(str(path)) for path in batch])
         unchanged = {
-            path: known[_in_database(path)] for path in batch if _unchanged(path, known.get(_in_database(path)))
+            path: known[printable(str(path))] for path in batch if _unchanged(path, known.get(printable(str(path))))
         }
         added.unchanged += len(unchanged)
         if said is not None:
@@ -267,13 +266,8 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _in_database(path: Path) -> str:
-    """A path as its row has it: names that are not UTF-8, which cannot be read, are recorded with escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _on_disk(recorded: str) -> Path:
-    """The path that a row means: the reverse of `_in_database`."""
+    """The path that a row means: the reverse of `printable`."""
     if os.path.lexists(recorded):
         return Path(recorded)
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), recorded.encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alloop.config.schema import Config
 from alloop.errors import ConfigError, PoolError
+from alloop.files import from_folder
 from alloop.loop.ingest import add_images
 from alloop.loop.labels import import_labels, listed_files
 from alloop.loop.writer import actor
@@ -33,7 +34,7 @@ def ensure_test_set(project: Project, progress: Progress = silent) -> None:
     with reading(project.database) as session:
         if project.config.evaluation.test is None or has_holdout(session):
             return
-    place = project.folder / project.config.evaluation.test.expanduser()
+    place = from_folder(project.folder, project.config.evaluation.test)
     if place.is_dir():
         files = list(expand([str(place)]))
         add_images(project, [str(place)], labels_from_folders=True, progress=progress)

@@ -14,6 +14,7 @@ from alloop.errors import DatabaseError, WorkspaceError
 from alloop.files import atomic_path, write_bytes
 from alloop.labeling.build import check_classes
 from alloop.loop.writer import actor
+from alloop.pool.ingest import full_path, printable
 from alloop.project import DATABASE_FILE, Project, open_project
 from alloop.store.migrate import head_revision, upgrade
 from alloop.store.session import reading, transaction
@@ -23,9 +24,16 @@ from alloop.store.workspace import add_event, add_workspace, find_workspace_uuid
 def new_config(
     folder: Path, name: str | None, classes: Sequence[str], images: Sequence[str], label_studio_url: str
 ) -> str:
-    """The alloop.toml of a new workspace. Images are named from where the command was given."""
-    places = [os.path.abspath(image) for image in images]  # noqa: PTH100 (a glob is not a path)
-    return render_config((name or folder.absolute().name)[:40], classes, places, label_studio_url)
+    """The alloop.toml of a new workspace. Images are named from where the command was given.
+
+    Raises:
+        WorkspaceError: A folder of images has a name that TOML cannot hold.
+    """
+    places = [full_path(image, os.getcwd()) for image in images]  # noqa: PTH109
+    odd = [printable(place) for place in places if printable(place) != place]
+    if odd:
+        raise WorkspaceError(f"{odd[0]} is not valid UTF-8.", "Rename that folder; its images could not be used.")
+    return render_config(printable(name or folder.absolute().name)[:40], classes, places, label_studio_url)
 
 
 def create_workspace(folder: Path, content: str) -> Path:

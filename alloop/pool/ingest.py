@@ -72,15 +72,29 @@ def expand(paths: Sequence[str], skipped: Skipped | None = None) -> Iterator[Pat
     return _expand(found, skipped if skipped is not None else Skipped())
 
 
+def full_path(name: str, folder: str) -> str:
+    """A file, folder or glob as an absolute one: counted from `folder`, whose own name is never read as a glob."""
+    named = os.path.expanduser(name)  # noqa: PTH111 - a glob is not a path
+    plain = os.path.abspath(os.path.join(folder, named))  # noqa: PTH100, PTH118
+    if os.path.lexists(plain) or not glob.has_magic(named):
+        return plain
+    return os.path.abspath(os.path.join(glob.escape(folder), named))  # noqa: PTH100, PTH118
+
+
+def printable(path: str) -> str:
+    """The path with bytes that are not UTF-8 written as hex escapes: fit for a terminal, JSON and a database."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _match(path: str) -> tuple[list[Path], bool]:
     """What a path names, and whether it was a glob."""
-    absolute = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - pathlib keeps "..", or resolves links
+    absolute = full_path(path, os.getcwd())  # noqa: PTH109
     if path and os.path.lexists(absolute):
         return [Path(absolute)], False
     matches = glob.glob(absolute, recursive=True) if path else []  # noqa: PTH207 - pathlib's does not skip hidden files
     if not matches:
         raise PoolError(
-            f"No file, folder or glob matches {_printable(path)!r}.",
+            f"No file, folder or glob matches {printable(path)!r}.",
             "Check the path; put globs in quotes so that the shell leaves them alone.",
         )
     return [Path(match) for match in sorted(matches, key=os.fsencode)], True
@@ -180,11 +194,11 @@ def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
         image, file_format, mode = pixels.decode(data, max_pixels)
         phash = fingerprint(image)
     except pixels.UnreadableImage as error:
-        return UnreadableFile(_printable(str(path)), size, mtime_ns, str(error), sha256)
+        return UnreadableFile(printable(str(path)), size, mtime_ns, str(error), sha256)
     except (OSError, ValueError) as error:
-        return UnreadableFile(_printable(str(path)), size, mtime_ns, _explain(error), sha256)
+        return UnreadableFile(printable(str(path)), size, mtime_ns, _explain(error), sha256)
     except MemoryError:
-        return UnreadableFile(_printable(str(path)), size, mtime_ns, "too large for this machine's memory", sha256)
+        return UnreadableFile(printable(str(path)), size, mtime_ns, "too large for this machine's memory", sha256)
     return ImageFile(str(path), sha256, size, mtime_ns, image.width, image.height, file_format, mode, phash)
 
 
@@ -223,11 +237,6 @@ def _explain(error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     return f"not a usable path: {error}"
-
-
-def _printable(path: str) -> str:
-    """The path with bytes that are not UTF-8 written as hex escapes: fit for a terminal, JSON and a database."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def inspect_files(paths: Iterable[Path], max_pixels: int, workers: int) -> Iterator[ImageFile | UnreadableFile]:

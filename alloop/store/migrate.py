@@ -10,7 +10,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Engine
 
 from alloop.errors import DatabaseError
-from alloop.store.session import reading, transaction
+from alloop.store.session import describe, reading, transaction
 
 
 def migrations_folder() -> Path:
@@ -38,7 +38,8 @@ def upgrade(database: Engine) -> None:
     """
     refuse_newer(database)
     config = AlembicConfig()
-    config.set_main_option("script_location", str(migrations_folder()))
+    # Alembic's settings are those of configparser, where % begins a reference to another setting.
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     with transaction(database) as session:
         config.attributes["connection"] = session.connection()
         command.upgrade(config, "head")
@@ -53,10 +54,13 @@ def require_current(database: Engine) -> None:
     refuse_newer(database)
     current = current_revision(database)
     if current is None:
-        raise DatabaseError("The database is empty.", "Run `alloop db upgrade` to create its tables.")
+        raise DatabaseError(
+            f"The database {describe(database.url)} is empty.",
+            "If this project had another one, put it back; `alloop db upgrade` creates the tables of a new one.",
+        )
     if current != head_revision():
         raise DatabaseError(
-            f"The database has schema {current}, this alloop works with {head_revision()}.",
+            f"The database {describe(database.url)} has schema {current}, this alloop works with {head_revision()}.",
             "Run `alloop db backup`, then `alloop db upgrade`.",
         )
 
@@ -73,7 +77,8 @@ def refuse_newer(database: Engine) -> None:
             _scripts().get_revision(current)
     except CommandError as error:
         raise DatabaseError(
-            f"The database has schema {current}, which this alloop does not know: a newer alloop made it.",
+            f"The database {describe(database.url)} has schema {current}, which this alloop does not know: a newer "
+            "alloop made it.",
             "Upgrade with `pip install --upgrade alloop`.",
         ) from error
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
@@ -11,14 +12,50 @@ from sqlalchemy.exc import DatabaseError as BrokenDatabase
 from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError, ConfigError, DatabaseError
+from alloop.files import from_folder
 
 BUSY_SECONDS = 30
+_SQLITE_OPTIONS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"}
 CHUNK = 500  # values in one statement; SQLite's limit was 999 for long
 
 Value = TypeVar("Value")
 
 
-def connect(url: str) -> Engine:
+def sqlite_url(path: Path) -> URL:
+    """The database in a file. A path written into the text of a URL would be cut at its first `?`."""
+    return URL.create("sqlite", database=str(path))
+
+
+def read_url(text: str, folder: Path) -> URL:
+    """What `[database] url` says. The file of a SQLite database counts from `folder`, wherever the command is given.
+
+    Raises:
+        ConfigError: It is not a URL, or it is SQLite's and names no file.
+    """
+    try:
+        url = make_url(text)
+        backend = url.get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError("[database] url is not a database URL.", "See SQLAlchemy's URL format.") from error
+    if backend != "sqlite":
+        return url
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ConfigError("[database] url names no file.", "Write it like sqlite:///labels.db.")
+    if "?" in text and not set(url.query) & _SQLITE_OPTIONS:
+        raise ConfigError(
+            f"[database] url: what follows the '?' is cut off, which leaves {url.database}.",
+            "Rename the folder or file that has a '?' in its name.",
+        )
+    return url.set(database=str(from_folder(folder, url.database)))
+
+
+def describe(url: URL) -> str:
+    """How messages name a database: the file, or the URL without its password."""
+    is_file = url.get_backend_name() == "sqlite"
+    return str(url.database) if is_file else url.render_as_string(hide_password=True)
+
+
+def connect(url: str | URL) -> Engine:
     """A database for one process. Nothing is opened until it is used.
 
     Raises:
@@ -113,7 +150,7 @@ def _in_words(database: Engine) -> Iterator[None]:
 
 def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
     what = str(error.orig).strip().splitlines()[0]
-    where = database.url.render_as_string(hide_password=True)
+    where = describe(database.url)
     if "readonly" in what or "read-only" in what:
         return DatabaseError(f"{where} is read-only.", "Make the workspace writable, or copy it elsewhere.")
     if "unable to open" in what:
