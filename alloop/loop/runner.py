@@ -134,20 +134,23 @@ class _Run:
 
     def _step(self, current: RoundRecord) -> Stage | None:
         """One step; None to go on."""
-        number, device = current.number, self._options.device
+        number, device, accept = current.number, self._options.device, self._options.accept_change
         match current.state:
             case RoundState.CREATED:
-                steps.train(self._project, number, device, self._progress)
+                steps.train(self._project, number, device, self._progress, accept_change=accept)
             case RoundState.TRAINED:
                 if (reason := self._stop_reason(number)) is not None:
                     return self._stop(number, reason)
-                steps.score(self._project, number, device, self._progress)
+                steps.score(self._project, number, device, self._progress, accept_change=accept)
             case RoundState.SCORED:
                 # Agreement with the round before is known only now.
                 is_asked = self._project.config.loop.stop_when_stable
                 if is_asked and (reason := self._stop_reason(number)) is not None:
                     return self._stop(number, reason)
-                if steps.select(self._project, number, device=device, progress=self._progress) == 0:
+                asked = steps.select(
+                    self._project, number, device=device, progress=self._progress, accept_change=accept
+                )
+                if asked == 0:
                     return self._stop(number, "no image could be asked about")
             case RoundState.SELECTED:
                 people.push(self._project, number, self._people(), self._progress)

@@ -10,24 +10,25 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from alloop.composition import Need
-from alloop.config.load import freeze_config, set_values, validate_config
+from alloop.config.load import freeze_config, set_values
 from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.model_files import library_versions
-from alloop.errors import AlloopError, ConfigError
+from alloop.errors import AlloopError
 from alloop.loop.agreement import agreement, find_before
 from alloop.loop.answers import judged_by, resettle_unknown
 from alloop.loop.evidence import Unreadable, wide_needs
 from alloop.loop.findings import MATCHED, SCORED
 from alloop.loop.history import check_history
-from alloop.loop.holdout import GROWN, draw_holdout, grow_holdout, growth_size, list_grown
+from alloop.loop.holdout import GROWN, grow_holdout, growth_size, list_grown
 from alloop.loop.ingest import mark_unusable, mark_vanished
 from alloop.loop.labels import derive_labels
 from alloop.loop.matched import compare_arms, without
 from alloop.loop.measure import HoldoutRows, record_holdout
 from alloop.loop.named_test import ensure_test_set
 from alloop.loop.pool_scores import features_beside, load_scores
+from alloop.loop.round_settings import begin_holdout, compared_with, renew_settings, settings_of
 from alloop.loop.selection import Selected, Situation, choose_batch, read_situation
 from alloop.loop.stopping import Agreement
 from alloop.loop.writer import actor
@@ -75,27 +76,34 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
         number = 0 if last is None else last.number + 1
         notes: list[str] = []
         if last is not None:
-            notes = check_history(last.config, project.config, list_values(session), accept=accept_change)
+            old = compared_with(session, last, project.config)
+            notes = check_history(old, project.config, list_values(session), accept=accept_change)
         seed = derive_seed(project.config.project.seed, number)
         started = add_round(session, number, freeze_config(project.config), seed, _now())
         add_event(session, actor(), "round started", _now(), number, notes=notes)
         if not has_holdout(session):
-            drawn, of = draw_holdout(session, project.config.evaluation, seed)
-            _check_budget(project.config, drawn)
-            add_event(session, actor(), "holdout drawn", _now(), number, images=drawn, groups=of)
+            begin_holdout(session, project.config, number, seed)
         elif number > 0:
             _grow_holdout(session, project.config, number, seed)
     return started
 
 
-def train(project: Project, number: int, device: str | None = None, progress: Progress = silent) -> None:
-    """Train on all labels, calibrate and measure on the holdout: CREATED → TRAINED.
+def train(
+    project: Project,
+    number: int,
+    device: str | None = None,
+    progress: Progress = silent,
+    *,
+    accept_change: bool = False,
+) -> None:
+    """Train on all labels, calibrate and measure on the holdout: CREATED → TRAINED. Takes today's settings.
 
     With labels of fewer than two classes there is nothing to train; the round goes on without a model.
     """
+    renew_settings(project, number, anew=True, accept_change=accept_change)
     with transaction(project.database) as session:
         current = _expect(session, number, *BEFORE_SELECTION)
-        config = _frozen(current)
+        config = settings_of(project, current)
         derive_labels(session, config.project.classes)
         resettle_unknown(session, judged_by(project))
         labeled, missing = _labeled(session, Split.TRAIN, config)
@@ -148,18 +156,20 @@ def score(
     progress: Progress = silent,
     *,
     strategy: str | None = None,
+    accept_change: bool = False,
 ) -> None:
     """Score the unlabeled images with the round's model: TRAINED → SCORED. Without a model there are no scores.
 
     What is kept beside the scores is what the strategy needs: the configured one, or `strategy`.
     """
+    renew_settings(project, number, accept_change=accept_change)
     with reading(project.database) as session:
         current = _expect(session, number, RoundState.TRAINED, RoundState.SCORED)
         model = find_model(session, current.id)
         refs = list_refs(session, Split.TRAIN, labeled=False)
         labeled = list_refs(session, Split.TRAIN, labeled=True)
         before = find_before(session, number)
-    config = with_strategy(_frozen(current), strategy)
+    config = with_strategy(settings_of(project, current), strategy)
     needs = wide_needs(config.acquisition.strategy)
     result = same = None
     if model is not None and refs:
@@ -203,6 +213,7 @@ def select(
     max_ram: float | None = None,
     device: str | None = None,
     progress: Progress = silent,
+    accept_change: bool = False,
 ) -> int:
     """Choose the batch and record its queries: SCORED → SELECTED.
 
@@ -216,14 +227,16 @@ def select(
         max_ram: Overrides `[acquisition] max_ram`, GiB.
         device: Overrides `[model] device`, where features must be computed.
         progress: Told how far that is.
+        accept_change: Accept a model that differs from that of earlier rounds.
 
     Returns:
         How many images will be asked about; 0 when the pool is exhausted.
     """
+    renew_settings(project, number, accept_change=accept_change)
     while True:
         with reading(project.database) as session:
             current = _expect(session, number, RoundState.SCORED)
-            config = with_strategy(_frozen(current), strategy, max_ram)
+            config = with_strategy(settings_of(project, current), strategy, max_ram)
             situation = read_situation(session, project, config, current, n)
         scores = load_scores(project, current, config.acquisition)
         try:
@@ -308,16 +321,6 @@ def _record_selection(session: Session, situation: Situation, selected: Selected
         logger.info("%s", note)
 
 
-def _check_budget(config: Config, n_holdout: int) -> None:
-    budget = config.loop.label_budget
-    if budget is not None and budget <= n_holdout:
-        raise ConfigError(
-            f"alloop.toml: [loop] label_budget = {budget} leaves no label to train on: the holdout alone takes "
-            f"{n_holdout}.",
-            "Raise the budget, or lower [evaluation] holdout_size.",
-        )
-
-
 def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
     current = find_round(session, number)
     if current.state not in states:
@@ -327,10 +330,6 @@ def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
             "`alloop run` takes whatever step comes next.",
         )
     return current
-
-
-def _frozen(current: RoundRecord) -> Config:
-    return validate_config(current.config, f"the config of round {current.number}")
 
 
 def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple[LabelRecord, ImageRef]], int]:

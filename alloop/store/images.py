@@ -327,6 +327,11 @@ def find_split(session: Session, image_id: int) -> Split:
     return Split(session.scalars(select(Image.split).where(Image.id == image_id)).one())
 
 
+def list_split(session: Session, split: Split) -> list[int]:
+    """All images of a split, whether their files are there or not."""
+    return list(session.scalars(select(Image.id).where(Image.split == split.value)))
+
+
 def has_holdout(session: Session) -> bool:
     """Whether the holdout has been drawn."""
     return session.scalar(select(Image.id).where(Image.split == Split.HOLDOUT.value).limit(1)) is not None

@@ -105,6 +105,11 @@ def set_state(session: Session, round_id: int, old: RoundState, new: RoundState)
         )
 
 
+def set_config(session: Session, round_id: int, config: Mapping[str, Any], seed: int) -> None:
+    """Give a round other settings, and the seed that follows from them."""
+    session.execute(update(Round).where(Round.id == round_id).values(config=dict(config), seed=seed))
+
+
 def set_scores(session: Session, round_id: int, path: str | None, sha256: str | None) -> None:
     """Name the score file of a round, or say that it has none."""
     session.execute(update(Round).where(Round.id == round_id).values(scores_path=path, scores_sha256=sha256))
@@ -144,9 +149,12 @@ def find_model(session: Session, round_id: int) -> ModelRecord | None:
     return None if row is None else _model(row)
 
 
-def find_last_model(session: Session) -> ModelRecord | None:
-    """The newest model version."""
-    row = session.scalar(select(ModelVersion).order_by(ModelVersion.id.desc()).limit(1))
+def find_last_model(session: Session, up_to: int | None = None) -> ModelRecord | None:
+    """The newest model version, or the newest of the rounds up to a number."""
+    query = select(ModelVersion).order_by(ModelVersion.id.desc()).limit(1)
+    if up_to is not None:
+        query = query.join(Round, Round.id == ModelVersion.round_id).where(Round.number <= up_to)
+    row = session.scalar(query)
     return None if row is None else _model(row)
 
 
