@@ -26,7 +26,7 @@ def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config
     """
     path = folder / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder} is not an alloop workspace: it has no {FILE_NAME}.",

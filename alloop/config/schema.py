@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alloop.composition import DEFAULT_STRATEGY, check_composition, check_strategy, check_strategy_name
+from alloop.names import hidden_signs, look
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -33,13 +34,26 @@ class ProjectConfig(Section):
         if blank:
             raise ValueError(f"class names must not be empty or padded with spaces: {blank[0]!r}")
         # Folder-per-class export, CSV cells and Label Studio's XML all carry class names.
-        odd = [name for name in self.classes if re.search(r"[\x00-\x1f/\\]", name) or name in {".", ".."}]
+        odd = [n for n in self.classes if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029/\\]", n) or n in {".", ".."}]
         if odd:
             raise ValueError(f"class names must not contain slashes or control characters, or be dots: {odd[0]!r}")
-        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-        if twice:
-            raise ValueError(f"class {twice[0]!r} is named twice")
+        _check_look(self.classes)
         return self
+
+
+def _check_look(classes: tuple[str, ...]) -> None:
+    """Names that people cannot tell apart are refused: their answers would be those of either class."""
+    for name in classes:
+        if hidden := hidden_signs(name):
+            raise ValueError(f"class {name!r} holds a sign that nobody sees ({', '.join(hidden)}); write it without")
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(look(name), name)
+        if other is name:
+            continue
+        if other == name:
+            raise ValueError(f"class {name!r} is named twice")
+        raise ValueError(f"classes {other!a} and {name!a} look the same, {name!r}; keep one of the two")
 
 
 class DatabaseConfig(Section):

@@ -62,7 +62,7 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
                 'labeling.backend is "oracle", but labeling.oracle.file is not set.', "Name a CSV with file,label."
             )
         return SimulatedAnnotator(
-            read_truth(from_folder(folder, labeling.oracle.file), labeling.oracle.columns),
+            read_truth(from_folder(folder, labeling.oracle.file), labeling.oracle.columns, project.classes),
             project.classes,
             folder / "oracle.jsonl",
             noise=labeling.oracle.noise,

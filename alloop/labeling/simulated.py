@@ -1,11 +1,10 @@
 """People who are not there: answers from a CSV, the truth with mistakes or what real people said. For simulation."""
 
-import csv
 import datetime as dt
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,16 @@ import numpy as np
 
 from alloop.errors import LabelError, LabelingError
 from alloop.files import explain_os_error
+from alloop.names import as_answer, as_class, composed, file_spellings
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 from alloop.seeds import derive_seed
+from alloop.spreadsheet import read_table
 
 _PROJECT = "oracle"
 _EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 
 
-Said = tuple[str, ...]  # about one image: the truth, or what each person answered
+Said = tuple[str | None, ...]  # about one image: the truth, or what each person answered; None: was not asked
 
 
 class Truth:
@@ -30,13 +31,24 @@ class Truth:
         people: Columns with what real people answered; none where the CSV tells the truth.
     """
 
-    def __init__(
-        self, file: Path, by_sha256: Mapping[str, Said], by_name: Mapping[str, Said | None], people: Said = ()
-    ) -> None:
+    def __init__(self, file: Path, people: tuple[str, ...] = ()) -> None:
         self.file = file
         self.people = people
-        self._by_sha256 = by_sha256
-        self._by_name = by_name
+        self._folder = Path(os.path.abspath(file.parent))  # noqa: PTH100 - Path.absolute keeps `..`
+        self._by_sha256: dict[str, Said] = {}
+        self._by_name: dict[str, Said | None] = {}  # None: two rows say different things
+        self._by_letters: dict[str, Said | None] = {}  # the same with `/` for Windows' `\`, and letters composed
+
+    def add(self, sha256: str, name: str, said: Said) -> None:
+        """Record what a row says."""
+        if sha256:
+            self._by_sha256[sha256] = said
+        if name:
+            self._by_name[os.path.abspath(self._folder / name)] = said  # noqa: PTH100
+            _note(self._by_name, Path(name).name, said)
+            plain = composed(file_spellings(name)[-1])
+            self._by_letters[composed(os.path.abspath(self._folder / plain))] = said  # noqa: PTH100
+            _note(self._by_letters, Path(plain).name, said)
 
     def label(self, image: ImageRef) -> str:
         """The true label.
@@ -44,7 +56,7 @@ class Truth:
         Raises:
             LabelError: As `said`.
         """
-        return self.said(image)[0]
+        return str(self.said(image)[0])
 
     def said(self, image: ImageRef) -> Said:
         """What each of `people` answered, in their order; without people, the true label alone.
@@ -55,62 +67,47 @@ class Truth:
         if image.sha256 in self._by_sha256:
             return self._by_sha256[image.sha256]
         path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
-        for name in (str(path), str(path.resolve()), path.name):
-            if name in self._by_name:
-                said = self._by_name[name]
-                if said is None:
-                    raise LabelError(
-                        f"{self.file} names {path.name} more than once, with different labels.",
-                        "Write paths relative to its own folder, or sha256, instead of bare names.",
-                    )
-                return said
+        names = (str(path), str(path.resolve()), path.name)
+        for known, spelled in ((self._by_name, names), (self._by_letters, tuple(map(composed, names)))):
+            name = next((name for name in spelled if name in known), None)
+            if name is not None:
+                return self._only(known[name], path.name)
         raise LabelError(f"{self.file} has no label for {image.path}.", "Add a row for it.")
 
+    def _only(self, said: Said | None, name: str) -> Said:
+        if said is None:
+            raise LabelError(
+                f"{self.file} names {name} more than once, with different labels.",
+                "Write paths relative to its own folder, or sha256, instead of bare names.",
+            )
+        return said
 
-def read_truth(file: Path, people: Sequence[str] = ()) -> Truth:
+
+def read_truth(file: Path, people: Sequence[str] = (), classes: Collection[str] = ()) -> Truth:
     """Read `file,label` or `sha256,label`; paths are absolute, relative to the CSV's folder, or unique file names.
 
     Args:
         file: The CSV.
-        people: Columns to read in place of `label`: one for each person.
+        people: Columns to read in place of `label`: one for each person. An empty cell, -1 or NaN means that the person
+            was not asked.
+        classes: What answers are spelled like, where they look alike.
 
     Raises:
-        LabelError: A column is missing, or a row lacks a label or somebody's answer.
+        LabelError: A column is missing, a row lacks a label, or nobody answered.
     """
-    wanted = tuple(people) or ("label",)
-    by_sha256: dict[str, Said] = {}
-    by_name: dict[str, Said | None] = {}
-    folder = Path(os.path.abspath(file.parent))  # noqa: PTH100 - Path.absolute keeps `..`
-    for number, row in _rows(file, wanted):
-        said = tuple((row.get(column) or "").strip() for column in wanted)
-        if "" in said:
-            empty = wanted[said.index("")]
-            raise LabelError(f"{file}, line {number}: the {empty} is empty.", "Fill it in or remove the row.")
-        if sha256 := (row.get("sha256") or "").strip().lower():
-            by_sha256[sha256] = said
-        if name := (row.get("file") or "").strip():
-            full = os.path.abspath(folder / name)  # noqa: PTH100 - Path.absolute keeps `..`
-            by_name[full] = said
-            bare = Path(name).name
-            by_name[bare] = said if by_name.get(bare, said) == said else None
-    return Truth(file, by_sha256, by_name, tuple(people))
+    truth = Truth(file, tuple(people))
+    columns = tuple(people) or ("label",)
+    for row in read_table(file, LabelError, columns, one_of=("file", "sha256")).rows:
+        said = tuple(as_answer(row.get(column), classes) if people else row.get(column) for column in columns)
+        if not any(said):
+            what = "nobody answered" if people else "the label is empty"
+            raise LabelError(f"{file}, line {row.line}: {what}.", "Fill it in or remove the row.")
+        truth.add(row.get("sha256").lower(), row.file, said if people else (as_class(str(said[0]), classes),))
+    return truth
 
 
-def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            columns = set(reader.fieldnames or ())
-            if not columns.issuperset(wanted) or not columns & {"file", "sha256"}:
-                raise LabelError(
-                    f"{file}, line 1: the columns are {', '.join(sorted(columns)) or 'missing'}; "
-                    f"needed are {', '.join(wanted)} and one of file and sha256.",
-                    f"Give the first line as `file,{','.join(wanted)}`.",
-                )
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"The oracle's file {file} cannot be read: {error}.", "Mend labeling.oracle.file.") from error
+def _note(known: dict[str, Said | None], name: str, said: Said) -> None:
+    known[name] = said if known.get(name, said) == said else None
 
 
 class SimulatedAnnotator:
@@ -199,15 +196,21 @@ class SimulatedAnnotator:
         """Who answers and what, in order, whenever the image is asked about.
 
         Raises:
-            LabelError: The CSV does not know the image.
+            LabelError: The CSV does not know the image, or has too few answers about it.
         """
         said, people = self._truth.said(image), self._truth.people
         if not people:
-            return [(_name(n), self._answer(image.sha256, said[0], n)) for n in range(self._annotators)]
+            return [(_name(n), self._answer(image.sha256, str(said[0]), n)) for n in range(self._annotators)]
         # In an order of its own for every image, or ties would always be settled by the same person.
         draw = np.random.default_rng(derive_seed(self._seed, "oracle", image.sha256))
-        asked = draw.permutation(len(people))[: self._annotators]
-        return [(people[person], said[person]) for person in asked.tolist()]
+        order: list[int] = draw.permutation(len(people)).tolist()
+        given = [(people[person], answer) for person in order if (answer := said[person]) is not None]
+        if len(given) < self._annotators:
+            raise LabelError(
+                f"{self._truth.file} has {len(given)} answers about {image.path}; {self._annotators} are asked for.",
+                "Lower labeling.annotations_per_image, or take the image out.",
+            )
+        return given[: self._annotators]
 
     def _answer(self, sha256: str, label: str, person: int) -> str:
         # The draw depends on image and person only: order, batches and restarts cannot change an answer.

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from alloop.loop.labels import derive_labels
 from alloop.loop.state import settle
+from alloop.names import as_class, clean
 from alloop.project import Project
 from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
@@ -153,7 +154,8 @@ def _changes(
 ) -> list[AnnotationRecord]:
     changes: list[AnnotationRecord] = []
     listed: set[str] = set()
-    for answer in answers:
+    for given in answers:
+        answer = _spelled(given, place.classes)
         external_id = scope + answer.external_id
         listed.add(external_id)
         before = known.get(external_id)
@@ -171,6 +173,12 @@ def _changes(
             recorded.deleted += 1
             changes.append(_tombstone(before))
     return changes
+
+
+def _spelled(answer: Answer, classes: Collection[str]) -> Answer:
+    """The answer with its class spelled as in the settings, and its annotator as one spells one name."""
+    value = None if answer.value is None else as_class(answer.value, classes)
+    return dataclasses.replace(answer, value=value, annotator=clean(answer.annotator))
 
 
 def _record(

@@ -1,15 +1,15 @@
 """Attributes of images, such as where or when they were taken, from a CSV; `[acquisition] only` chooses by them."""
 
-import csv
 import datetime as dt
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from alloop.errors import PoolError
 from alloop.loop.filter import OWN
 from alloop.loop.labels import FileFinder
 from alloop.project import Project
+from alloop.spreadsheet import Row, read_table
 from alloop.store.images import find_image_ids, list_attribute_names, list_locations, set_attributes
 from alloop.store.session import transaction
 from alloop.store.workspace import add_event
@@ -35,12 +35,12 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
         _check_names(path, names, list_attribute_names(session))
         find = FileFinder(list_locations(session), path.absolute().parent)
         given: dict[str, dict[str, str]] = {}
-        for line, row in rows:
-            sha256 = find.of_row(row, f"{path}, line {line}", PoolError, "Nothing was recorded.")
-            values = {name: row.get(name, "").strip() for name in names}
+        for row in rows:
+            sha256 = find.of_row(row, path, PoolError, "Nothing was recorded.")
+            values = {name: row.get(name) for name in names}
             if given.setdefault(sha256, values) != values:
                 raise PoolError(
-                    f"{path}, line {line}: an earlier line says something else of the same image "
+                    f"{path}, line {row.line}: an earlier line says something else of the same image "
                     f"(sha256 {sha256[:12]}).",
                     "Keep one of the two lines. Nothing was recorded.",
                 )
@@ -63,26 +63,21 @@ def _check_names(path: Path, names: Sequence[str], known: Sequence[str]) -> None
             )
 
 
-def _read(path: Path) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PoolError(f"{path} cannot be read: {error}.") from error
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    columns = list(reader.fieldnames or ())
-    names = [name for name in columns if name not in ("file", "sha256")]
-    if len(names) == len(columns) or not names:
+def _read(path: Path) -> tuple[list[str], tuple[Row, ...]]:
+    table = read_table(path, PoolError, [], one_of=["file", "sha256"])
+    names = [name for name in table.columns if name not in ("file", "sha256")]
+    if not names:
         raise PoolError(
-            f"{path} has the columns {', '.join(columns) or 'none'}.",
+            f"{path} has the columns {', '.join(table.columns)}.",
             "It needs one of 'file' and 'sha256', and a column for each attribute.",
         )
     for name in names:
         if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
             raise PoolError(
-                f"{path}: an attribute cannot be called {name!r}.",
+                f"{path}, line {table.line}: an attribute cannot be called {name!r}.",
                 f"A name has letters, digits and underscores, and is none of {', '.join(sorted(_TAKEN))}.",
             )
     twice = sorted({name for name in names if sum(other.lower() == name.lower() for other in names) > 1})
     if twice:
-        raise PoolError(f"{path} has the column {twice[0]!r} twice; capitals do not count.")
-    return names, [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
+        raise PoolError(f"{path}, line {table.line}: the column {twice[0]!r} is there twice; capitals do not count.")
+    return names, table.rows

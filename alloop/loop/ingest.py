@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError, PoolError
 from alloop.loop.labels import ImportedLabel, record_imported
+from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex
 from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printable
@@ -229,17 +230,18 @@ def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str
     """Record folder names as labels; `said` remembers where each image lies, over the whole call of `add_images`."""
     for path, sha256 in sha256s.items():
         other = said.setdefault(sha256, path)
-        if Path(other).parent.name != Path(path).parent.name:
+        if look(Path(other).parent.name) != look(Path(path).parent.name):
             raise LabelError(
                 f"The same image lies in the folders of two classes: {other} and {path}.",
                 "Remove the wrong one, then add them again.",
             )
-    labels = [ImportedLabel(sha256, Path(path).parent.name) for path, sha256 in sha256s.items()]
-    return record_imported(session, labels, project.config.project.classes, "folders")
+    classes = project.config.project.classes
+    labels = [ImportedLabel(sha256, as_class(Path(path).parent.name, classes)) for path, sha256 in sha256s.items()]
+    return record_imported(session, labels, classes, "folders")
 
 
 def _check_folders(files: Sequence[Path], classes: Sequence[str]) -> None:
-    odd = sorted({path.parent.name for path in files} - set(classes))
+    odd = sorted({as_class(name, classes) for name in {path.parent.name for path in files}} - set(classes))
     if odd:
         raise LabelError(
             f"The folder '{odd[0]}' is not one of the classes: {', '.join(classes)}.",

@@ -3,10 +3,11 @@
 import csv
 import dataclasses
 import datetime as dt
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,10 @@ from sqlalchemy.orm import Session
 from alloop.consensus import majority
 from alloop.errors import AlloopError, LabelError, did_you_mean
 from alloop.files import atomic_path
+from alloop.names import as_class, composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Outcome
+from alloop.spreadsheet import Row, read_table
 from alloop.store.annotations import (
     AnnotationRecord,
     LabelRecord,
@@ -131,14 +134,24 @@ def listed_files(path: Path) -> list[Path]:
         LabelError: The column is missing, or a file is not there.
     """
     files = []
-    for line, row in _read_rows(path):
-        if not row.get("file"):
-            raise LabelError(f"{path}, line {line} names no file.", "It needs the columns 'file' and 'label'.")
-        file = path.absolute().parent / row["file"]
-        if not file.is_file():
-            raise LabelError(f"{path}, line {line} names {file}, which is not there.", "Correct the file.")
-        files.append(file)
+    for row in _read_rows(path):
+        if not row.file:
+            raise LabelError(f"{path}, line {row.line} names no file.", "It needs the columns 'file' and 'label'.")
+        files.append(find_named(path, row))
     return files
+
+
+def find_named(path: Path, row: Row) -> Path:
+    """The file that a row of a table names, from the table's own folder.
+
+    Raises:
+        LabelError: It is not there.
+    """
+    folder = path.absolute().parent
+    file = find_file(folder, row.file)
+    if file is None:
+        raise LabelError(f"{path}, line {row.line} names {folder / row.file}, which is not there.", "Correct the file.")
+    return file
 
 
 def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
@@ -196,23 +209,12 @@ def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) 
             place.symlink_to(source)
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path} cannot be read: {error}.") from error
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    columns = set(reader.fieldnames or ())
-    if "label" not in columns or not columns & {"file", "sha256"}:
-        raise LabelError(
-            f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}.",
-            "It needs 'label' and one of 'file' and 'sha256'.",
-        )
-    return [(reader.line_num, {key: value or "" for key, value in row.items() if key}) for row in reader]
+def _read_rows(path: Path) -> tuple[Row, ...]:
+    return read_table(path, LabelError, ["label"], one_of=["file", "sha256"]).rows
 
 
 def _imported_rows(path: Path, find: "FileFinder", classes: Sequence[str]) -> Iterator[tuple[int, ImportedLabel]]:
-    return ((line, _imported(row, line, path, find, classes)) for line, row in _read_rows(path))
+    return ((row.line, _imported(row, path, find, classes)) for row in _read_rows(path))
 
 
 def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[ImportedLabel]:
@@ -229,14 +231,14 @@ def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[I
     return [label for _, label in first.values()]
 
 
-def _imported(row: dict[str, str], line: int, path: Path, find: "FileFinder", classes: Sequence[str]) -> ImportedLabel:
-    class_name = row["label"].strip()
+def _imported(row: Row, path: Path, find: "FileFinder", classes: Sequence[str]) -> ImportedLabel:
+    class_name = as_class(row.get("label"), classes)
     if class_name not in classes:
         raise LabelError(
-            f"{path}, line {line}: '{class_name}' is not a class{did_you_mean(class_name, classes)}",
+            f"{path}, line {row.line}: '{class_name}' is not a class{did_you_mean(class_name, classes)}",
             "Add it to [project] classes, or correct the file. Nothing was imported.",
         )
-    found = find.of_row(row, f"{path}, line {line}", LabelError, "Nothing was imported.")
+    found = find.of_row(row, path, LabelError, "Nothing was imported.")
     return ImportedLabel(found, class_name)
 
 
@@ -246,25 +248,32 @@ class FileFinder:
     def __init__(self, locations: Sequence[Location], base: Path) -> None:
         self._base = base
         self._by_path = {location.path: location.sha256 for location in locations if location.sha256}
-        names: dict[str, set[str]] = {}
-        for path, sha256 in self._by_path.items():
-            names.setdefault(os.path.basename(path), set()).add(sha256)  # noqa: PTH119 (strings, a million of them)
-        self._by_name = names
         self._hashes = set(self._by_path.values())
+        self._by_name: dict[str, set[str]] = {}
+        # What is not ASCII is found under both ways to compose its letters, where that is one image.
+        self._by_letters: dict[str, set[str]] = {}
+        for path, sha256 in self._by_path.items():
+            name = os.path.basename(path)  # noqa: PTH119 (strings, a million of them)
+            self._by_name.setdefault(name, set()).add(sha256)
+            if not path.isascii():
+                self._by_letters.setdefault(composed(path), set()).add(sha256)
+            if not name.isascii():
+                self._by_letters.setdefault(composed(name), set()).add(sha256)
 
     def __call__(self, name: str) -> str | None:
-        absolute = os.path.normpath(self._base / name)
-        alone = next(iter(self._by_name[name])) if self.count(name) == 1 else None
-        return self._by_path.get(absolute) or self._by_path.get(name) or alone
+        spellings = file_spellings(name)
+        exact = (self._find(self._by_path.get, self._by_name, spelled) for spelled in spellings)
+        alike = (self._find(self._alone, self._by_letters, composed(spelled)) for spelled in spellings)
+        return next(filter(None, itertools.chain(exact, alike)), None)
 
     def count(self, name: str) -> int:
         """How many images have this file name."""
-        return len(self._by_name.get(name, ()))
+        return max(len(self._by_name.get(spelled, ())) for spelled in file_spellings(name))
 
-    def of_row(self, row: Mapping[str, str], where: str, refusal: type[AlloopError], undone: str) -> str:
+    def of_row(self, row: Row, path: Path, refusal: type[AlloopError], undone: str) -> str:
         """The image that a table's row names in `sha256` or `file`; refused, with the reason, where it names none."""
-        name = row.get("file", "")
-        found = row.get("sha256", "").strip().lower() or self(name)
+        where, name = f"{path}, line {row.line}", row.file
+        found = row.get("sha256").lower() or self(name)
         if found is None and (n := self.count(name)) > 1:
             raise refusal(
                 f"{where}: {n} images are called {name}.",
@@ -276,6 +285,15 @@ class FileFinder:
                 f"Add the images with `alloop pool add` first. {undone}",
             )
         return found
+
+    def _find(self, by_path: Callable[[str], str | None], by_name: Mapping[str, set[str]], name: str) -> str | None:
+        named = by_name.get(name, set())
+        alone = next(iter(named)) if len(named) == 1 else None
+        return by_path(os.path.normpath(self._base / name)) or by_path(name) or alone
+
+    def _alone(self, path: str) -> str | None:
+        found = self._by_letters.get(composed(path), set())
+        return next(iter(found)) if len(found) == 1 else None
 
 
 def _now() -> dt.datetime:

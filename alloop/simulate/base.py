@@ -150,6 +150,9 @@ def pure_config(config: Config, people: RealPeople | None = None) -> Config:
     Args:
         config: Settings.
         people: Whose answers the truth's file holds, if anybody's.
+
+    Raises:
+        LabelError: An image has fewer answers than are asked for.
     """
     n_answers = config.labeling.annotations_per_image
     oracle = config.labeling.oracle.model_dump() | {
@@ -159,7 +162,7 @@ def pure_config(config: Config, people: RealPeople | None = None) -> Config:
     if people is None:  # made-up people are as many as must answer
         oracle["annotators"] = max(config.labeling.oracle.annotators, n_answers)
     stopping = {"label_budget": None, "target_accuracy": None, "stop_when_flat": False, "stop_when_stable": False}
-    return set_values(
+    fitted = set_values(
         config,
         database={"url": ""},
         loop={**stopping, "min_answered": 1.0},
@@ -167,6 +170,9 @@ def pure_config(config: Config, people: RealPeople | None = None) -> Config:
         evaluation={"matched_arm": False},
         labeling={"backend": "oracle", "oracle": oracle},
     )
+    if people is not None:
+        people.check_enough(n_answers)
+    return fitted
 
 
 def _asked(config: Config, people: RealPeople | None) -> str:
@@ -267,6 +273,6 @@ def _write_truth(path: Path, labels: Mapping[str, str], people: RealPeople | Non
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("sha256", "label", *(() if people is None else people.names)))
-    answers = [()] * len(labels) if people is None else people.answers
+    answers: Sequence[tuple[str | None, ...]] = [()] * len(labels) if people is None else people.answers
     writer.writerows((*pair, *said) for pair, said in zip(labels.items(), answers, strict=True))
     write_bytes(path, text.getvalue().encode())

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from alloop.errors import LabelError, PoolError
+from alloop.names import as_answer, clean
 from alloop.simulate.real_people import RealPeople
 
 FEATURES, LABELS, PEOPLE = "F", "y", "annotators"
@@ -42,15 +44,18 @@ class GivenData:
 def read_features(path: Path, test: Path | None = None) -> GivenData:
     """Read archives with the arrays F [N, D], numbers, and y [N], whole numbers or text. Nothing is unpickled.
 
-    That of the pool may have a third, `annotators` [N, P], with what P people answered, like y. Simulated rounds put
-    their questions to these people then; y is what a test set and the rows never asked about are measured by.
+    That of the pool may have a third, `annotators` [N, P], with what P people answered, like y; -1, NaN or empty text
+    where a person was not asked. Simulated rounds put their questions to these people then; y is what a test set and
+    the rows never asked about are measured by.
 
     Raises:
         PoolError: A file or array cannot be read, has another shape, or has features that are not finite.
-        LabelError: Fewer than two classes, or the test set or somebody's answer has one that the pool does not have.
+        LabelError: Fewer than two classes, the test set or somebody's answer has one that the pool does not have, or
+            nobody answered about a row.
     """
     features, labels, answers = _read(path)
     names = np.unique(labels)
+    classes = tuple(str(name) for name in names.tolist())
     if len(names) < 2:
         raise LabelError(f"{path}: y has only the class {names[0]}.", "A simulation needs two classes at least.")
     pool = LabeledRows(features, np.searchsorted(names, labels).astype(np.int64))
@@ -62,22 +67,38 @@ def read_features(path: Path, test: Path | None = None) -> GivenData:
     people = None
     if answers is not None:
         people = _people(path, answers, names)
-        arrays.append(np.searchsorted(names, answers))
+        arrays.append(_positions(people, classes))
     digest = hashlib.sha256(repr(names.tolist()).encode())
     for array in arrays:
         digest.update(f"{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    return GivenData(tuple(str(name) for name in names.tolist()), pool, tested, digest.hexdigest(), people)
+    return GivenData(classes, pool, tested, digest.hexdigest(), people)
 
 
 def _people(path: Path, answers: npt.NDArray[np.generic], names: npt.NDArray[np.generic]) -> RealPeople:
-    strange = np.setdiff1d(answers, names)
-    if len(strange):
-        raise LabelError(
-            f"{path}: annotators has the answer {strange[0]}, and y has no such class.", "Take those rows out."
-        )
-    columns = tuple(f"annotator{number + 1}" for number in range(answers.shape[1]))
-    return RealPeople(columns, tuple(tuple(str(said) for said in row) for row in answers.tolist()))
+    known = tuple(str(name) for name in names.tolist())
+    said = tuple(tuple(as_answer(_word(answer), known) for answer in row) for row in answers.tolist())
+    for number, row in enumerate(said):
+        strange = [answer for answer in row if answer is not None and answer not in known]
+        if strange:
+            raise LabelError(
+                f"{path}: annotators has the answer {strange[0]}, and y has no such class (row {number}).",
+                "Take those rows out. -1, nan and empty text mean that somebody was not asked.",
+            )
+        if not any(row):
+            raise LabelError(f"{path}: nobody answered about row {number}.", "Take such rows out.")
+    return RealPeople(tuple(f"annotator{number + 1}" for number in range(answers.shape[1])), said)
+
+
+def _word(answer: object) -> str:
+    """An answer as a class is written: numbers that had to be fractions because of a NaN are whole again."""
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+
+
+def _positions(people: RealPeople, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Answers as positions of classes [N, P]; −1: not asked."""
+    place = {name: position for position, name in enumerate(names)}
+    return np.array([[-1 if said is None else place[said] for said in row] for row in people.answers], dtype=np.int64)
 
 
 def _read_test(path: Path, pool: Path, names: npt.NDArray[np.generic], n_features: int) -> LabeledRows:
@@ -125,9 +146,14 @@ def _read(
         )
     if answers is not None and (answers.dtype.kind == "U") != (labels.dtype.kind == "U"):
         raise PoolError(f"{path}: annotators is {answers.dtype}, but y is {labels.dtype}.", "Write both alike.")
-    # Signed, so that the numbers of two files can be compared.
-    signed = labels.astype(np.int64) if labels.dtype.kind == "u" else labels
-    return features, signed, answers.astype(np.int64) if answers is not None and answers.dtype.kind == "u" else answers
+    return features, _comparable(labels), answers
+
+
+def _comparable(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Labels of two files alike: numbers signed, text cleaned as in any table."""
+    if labels.dtype.kind == "U":
+        return np.array([clean(text) for text in labels.tolist()])
+    return labels.astype(np.int64) if labels.dtype.kind == "u" else labels
 
 
 def _arrays(

@@ -1,6 +1,5 @@
 """Labeled images for a comparison, from a folder per class, a CSV or a workspace; and how they are split."""
 
-import csv
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +10,15 @@ import numpy.typing as npt
 
 from alloop.errors import LabelError
 from alloop.files import sha256_of
+from alloop.loop.labels import find_named
+from alloop.names import as_answer, clean
 from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, Split
 from alloop.seeds import derive_seed
 from alloop.simulate.real_people import RealPeople
+from alloop.spreadsheet import read_table
 from alloop.store.annotations import LabelRecord, list_labels
 from alloop.store.session import reading
 
@@ -69,7 +71,7 @@ def read_folder(folder: Path, progress: Progress = silent) -> LabeledImages:
             f"{folder} holds {len(kinds)} folders; a comparison needs one folder per class, and two classes at least.",
             "Move the images into folders named like their classes, or give a CSV with --csv.",
         )
-    rows = [(str(file), kind.name, ()) for kind in kinds for file in expand([str(kind)])]
+    rows = [(str(file), clean(kind.name), ()) for kind in kinds for file in expand([str(kind)])]
     return _labeled(rows, (), str(folder), progress)
 
 
@@ -82,27 +84,15 @@ def read_csv(path: Path, progress: Progress = silent, people: Sequence[str] = ()
         people: Columns with what real people answered, one each. Of copies of an image the first one's answers count.
 
     Raises:
-        LabelError: A column or a file is missing; too few images; the same image with two labels; an answer is missing
-            or no class.
+        LabelError: A column or a file is missing; too few images; the same image with two labels; an answer is no
+            class, or nobody answered about an image.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path} cannot be read: {error}.") from error
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    needed = ["file", "label", *people]
-    if not set(needed) <= set(reader.fieldnames or ()):
-        raise LabelError(
-            f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}.",
-            f"It needs {', '.join(map(repr, needed[:-1]))} and {needed[-1]!r}.",
-        )
     rows = []
-    for row in reader:
-        file, label = path.absolute().parent / (row["file"] or ""), (row["label"] or "").strip()
-        if not label or not file.is_file():
-            what = "has no label" if not label else f"names {file}, which is not there"
-            raise LabelError(f"{path}, line {reader.line_num} {what}.", "Correct the file.")
-        rows.append((str(file), label, tuple((row[person] or "").strip() for person in people)))
+    for row in read_table(path, LabelError, ["file", "label", *people]).rows:
+        if not row.get("label"):
+            raise LabelError(f"{path}, line {row.line} has no label.", "Correct the file.")
+        said = tuple(row.get(person) for person in people)
+        rows.append((str(find_named(path, row)), row.get("label"), said))
     return _labeled(rows, tuple(people), str(path), progress)
 
 
@@ -197,18 +187,32 @@ def _labeled(
     paths, labels, answers = zip(*by_content.values(), strict=True) if by_content else ((), (), ())
     _check_counts(labels, source)
     classes = tuple(sorted(set(labels)))
-    for path, said in zip(paths, answers, strict=True):
-        if strange := [answer for answer in said if answer not in classes]:
-            raise LabelError(
-                f"{source}: somebody's answer about {path} is {strange[0]!r}, and no image is labeled so.",
-                "Correct the answer, or take the image out.",
-            )
     return LabeledImages(
         classes=classes,
         images=tuple(ImageRef(n, *pair) for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)),
         targets=np.array([classes.index(label) for label in labels], dtype=np.int64),
-        people=RealPeople(people, answers) if people else None,
+        people=_real_people(people, answers, paths, classes, source) if people else None,
     )
+
+
+def _real_people(
+    names: tuple[str, ...],
+    answers: Sequence[tuple[str, ...]],
+    paths: Sequence[str],
+    classes: tuple[str, ...],
+    source: str,
+) -> RealPeople:
+    """What people answered about each image, where they were asked."""
+    said = tuple(tuple(as_answer(text, classes) for text in row) for row in answers)
+    for path, row in zip(paths, said, strict=True):
+        if strange := [answer for answer in row if answer is not None and answer not in classes]:
+            raise LabelError(
+                f"{source}: somebody's answer about {path} is {strange[0]!r}, and no image is labeled so.",
+                "Correct the answer, or take the image out. An empty cell, -1 and nan mean that nobody was asked.",
+            )
+        if not any(row):
+            raise LabelError(f"{source}: nobody answered about {path}.", "Take the image out, or name other columns.")
+    return RealPeople(names, said)
 
 
 def _check_counts(labels: Iterable[str], source: str) -> None:

@@ -14,6 +14,7 @@ from factories import make_project, make_settings, render_toml, write_picture
 
 from alloop.engine.executor_local import LocalExecutor
 from alloop.simulate import run as simulation
+from alloop.simulate.features_file import read_features
 
 ROWS, BATCH, ROUNDS = 90, 8, 3
 STRATEGIES = ("random", "entropy", "least_confidence")
@@ -310,9 +311,26 @@ def test_people_who_are_made_up_are_as_many_as_must_answer(pool: Path, test_set:
     assert all(run["n_labels"] == [BATCH, 2 * BATCH, 3 * BATCH] for run in _runs(pool).values())
 
 
+@pytest.mark.parametrize("kind", ["-1", "nan", "text"])
+def test_answers_of_people_who_were_not_asked_are_left_out(pool: Path, kind: str):
+    y = np.arange(ROWS) % 3
+    said = np.stack([y, np.where(y == 0, y, -1)], axis=1)  # the second person was asked about every third row
+    answers = {"-1": said, "nan": np.where(said < 0, np.nan, said), "text": np.where(said < 0, "", said.astype(str))}
+    write_features(pool, ROWS, 0, y=y.astype(str) if kind == "text" else y, annotators=answers[kind])
+
+    data = read_features(pool)
+
+    assert data.people is not None
+    assert data.people.answers[:2] == (("0", "0"), ("1", None))
+    done = _simulate(pool, "--annotators-per-image", "2")
+    assert done.code == 1
+    assert "60 of 90 images have fewer than 2 answers; the first of them is number 2" in done.err
+
+
 @pytest.mark.parametrize(
     ("annotators", "more", "code", "message"),
     [
+        (np.full((ROWS, 2), -1), [], 1, "nobody answered about row 0"),
         (np.zeros((5, 3), int), [], 1, "annotators is [5, 3], and F has 90 rows"),
         (np.zeros(ROWS, int), [], 1, "annotators is [90], and F has 90 rows"),
         (np.full((ROWS, 2), 7), [], 1, "annotators has the answer 7, and y has no such class"),

@@ -139,7 +139,7 @@ def test_files_match_by_full_path_relative_path_or_unique_name(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name,label\nx,cat\n", "line 1: the columns are label, name"),
+        ("name,label\nx,cat\n", "line 1: the column 'file' or 'sha256' is missing; it has the columns name, label"),
         ("file,label\nx,\n", "line 2: the label is empty"),
     ],
 )
@@ -153,8 +153,8 @@ def test_a_csv_that_cannot_be_used_is_explained(tmp_path: Path, text: str, words
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,label,ann\nx,cat,cat\n", "line 1: the columns are ann, file, label; needed are ann, bob and one of"),
-        ("file,ann,bob\nx,cat,\n", "line 2: the bob is empty"),
+        ("file,label,ann\nx,cat,cat\n", "line 1: the column 'bob' is missing; it has the columns file, label, ann"),
+        ("file,ann,bob\nx,cat,dog\ny,, nan\n", "line 3: nobody answered"),
     ],
 )
 def test_answers_of_people_that_are_missing_are_named(tmp_path: Path, text: str, words: str):
@@ -162,6 +162,32 @@ def test_answers_of_people_that_are_missing_are_named(tmp_path: Path, text: str,
 
     with pytest.raises(LabelError, match=words):
         read_truth(tmp_path / "people.csv", ("ann", "bob"))
+
+
+@pytest.mark.parametrize("nothing", ["", "-1", "NaN", " "])
+def test_people_who_were_not_asked_do_not_answer(tmp_path: Path, nothing: str):
+    (tmp_path / "people.csv").write_text(f"sha256,ann,bob,cyd\n{image(1).sha256},{nothing},dog,{nothing}\n")
+    truth = read_truth(tmp_path / "people.csv", PEOPLE, CLASSES)
+
+    assert SimulatedAnnotator(truth, CLASSES, tmp_path / "s.jsonl").answers(image(1)) == [("bob", "dog")]
+    with pytest.raises(LabelError, match=r"has 1 answers about .*; 2 are asked for"):
+        SimulatedAnnotator(truth, CLASSES, tmp_path / "s.jsonl", annotators=2).answers(image(1))
+
+
+def test_minus_one_is_an_answer_where_a_class_is_called_so(tmp_path: Path):
+    (tmp_path / "people.csv").write_text(f"sha256,ann\n{image(1).sha256},-1\n")
+    truth = read_truth(tmp_path / "people.csv", ("ann",), ("-1", "1"))
+
+    assert truth.said(image(1)) == ("-1",)
+
+
+def test_a_truth_with_windows_paths_and_other_letters_is_found(tmp_path: Path):
+    text = "sep=;\r\nFile;Label\r\nphotos\\1.png;cat\r\ncafe\u0301.png;dog\r\n"
+    (tmp_path / "truth.csv").write_bytes(text.encode("utf-16"))
+    truth = read_truth(tmp_path / "truth.csv")
+
+    assert truth.label(image(1, str(tmp_path / "photos" / "1.png"))) == "cat"
+    assert truth.label(image(2, str(tmp_path / "caf\u00e9.png"))) == "dog"
 
 
 def test_a_missing_csv_is_named(tmp_path: Path):

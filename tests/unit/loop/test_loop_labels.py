@@ -77,7 +77,7 @@ def test_a_sheet_of_excel_is_read_with_its_mark_and_line_ends(project: Project):
     [
         (["file,class", "0000.png,cat"], "has the columns file, class"),
         (["label", "cat"], "has the columns label"),
-        ([""], "has the columns none"),
+        ([""], "is empty"),
         (["file,label", "0000.png,cat", "0001.png,cta"], "line 3: 'cta' is not a class; did you mean 'cat'?"),
         (["file,label", "0000.png,"], "line 2: '' is not a class"),
         (["file,label", "0000.png"], "line 2: '' is not a class"),

@@ -71,7 +71,7 @@ def test_what_people_answered_stays_beside_their_image(tmp_path: Path):
     ("people", "answer", "message"),
     [
         (("ann", "cyd"), "dog", "It needs 'file', 'label', 'ann' and 'cyd'"),
-        (("bob",), "", "somebody's answer about .* is '', and no image is labeled so"),
+        (("bob",), "", r"nobody answered about .*5\.png"),
         (("bob",), "cow", "is 'cow', and no image is labeled so"),
     ],
 )
@@ -84,6 +84,37 @@ def test_answers_that_are_missing_or_no_class_are_refused(
         read_csv(table, people=people)
 
     assert re.search(message, f"{caught.value.message} {caught.value.hint}")
+
+
+def test_a_table_of_excel_with_windows_paths_is_read(tmp_path: Path):
+    _write(tmp_path / "photos")
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    (tmp_path / "photos" / "dog" / "more" / "5.png").rename(tmp_path / "photos" / "cafe\u0301.png")
+    names = [str(file.relative_to(tmp_path)).replace("/", "\\") for file in files[:-1]] + ["photos\\caf\u00e9.png"]
+    labels = ["cafe\u0301", "caf\u00e9"] * 3 + ["dog"] * 6
+    rows = [f" {name} ;{label};;\r\n" for name, label in zip(names, labels, strict=True)]
+    (tmp_path / "labels.csv").write_bytes(("sep=;\r\n FILE ;Label;;\r\n\r\n" + "".join(rows)).encode("utf-16"))
+
+    data = read_csv(tmp_path / "labels.csv")
+
+    assert data.classes == ("caf\u00e9", "dog")
+    assert data.targets.tolist() == [0] * 6 + [1] * 6
+    assert data.images[-1].path == str(tmp_path / "photos" / "cafe\u0301.png")
+
+
+def test_folders_whose_names_only_differ_in_how_letters_are_composed_are_one_class(tmp_path: Path):
+    for number, label in enumerate(["cafe\u0301", "caf\u00e9", "dog"] * 4):
+        write_picture(tmp_path / label / f"{number}.png", label="cat", number=number)
+
+    assert read_folder(tmp_path).classes == ("caf\u00e9", "dog")
+
+
+@pytest.mark.parametrize("nothing", ["", "-1", "NaN"])
+def test_people_who_were_not_asked_have_no_answer(tmp_path: Path, nothing: str):
+    data = read_csv(_write_table(tmp_path, nothing), people=("ann", "bob"))
+
+    assert data.people is not None
+    assert data.people.answers[-1] == ("dog", None)
 
 
 def test_a_copy_counts_once_and_a_contradicting_copy_is_refused(tmp_path: Path):
