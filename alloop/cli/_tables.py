@@ -1,11 +1,21 @@
-"""Tables for a terminal and for a page, with the best and second best of a column marked."""
+"""Tables and sentences for a terminal and for a page: no figure is ever cut, however narrow the terminal is."""
 
-from collections.abc import Sequence
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alloop.report.overview import Cell, Table
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+WIDE = 120  # where nobody's terminal sets a width, lines are for files and mails
+ENDLESS = 100_000
 MARKS = {0: "", 1: " ¹", 2: " ²"}  # so that a table without colors still says which is best
+STYLES = {0: "", 1: "bold", 2: "underline"}
 Lines = tuple[str, list[str], list[list[tuple[str, int]]]]  # title, columns, (text, place) of every line
 
 
@@ -13,24 +23,85 @@ def print_lines(
     tables: Sequence[Lines], notes: Sequence[str], page: Path, *, left: frozenset[str] = frozenset({"method", "score"})
 ) -> None:
     """Tables and what is to be known about them, on stdout; the columns named in `left` are words."""
+    for table in tables:
+        print_table(table, left=left)
+    for note in notes:
+        print_text(note)
+    print_text(f"Tables and pictures: {page}")
+
+
+def print_table(table: Lines, *, left: frozenset[str], is_plain: bool = False) -> None:
+    """A table on stdout; one that is wider than the terminal is split into several with the same first columns.
+
+    Args:
+        table: Its title may be empty.
+        left: Columns of words.
+        is_plain: Lines between columns are left out.
+    """
     from rich.console import Console
+
+    console = _console()
+    width = console.width if console.is_terminal or "COLUMNS" in os.environ else ENDLESS
+    for part in _parts(table, left, is_plain, width):
+        grid = _grid(part, left, is_plain)
+        # rich never prints wider than its console; what does not fit one is left to the terminal to fold.
+        Console(width=max(console.width, _width(grid))).print(grid)
+
+
+def print_text(text: str, style: str | None = None) -> None:
+    """A paragraph on stdout, folded between words only: a path or a figure that is longer than a line stays whole."""
+    console = _console()
+    for line in text.split("\n"):
+        folded = textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
+        console.print(folded, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
+
+
+def _parts(table: Lines, left: frozenset[str], is_plain: bool, width: int) -> Iterator[Lines]:
+    """As many columns at a time as the width takes, after those that say what a line is about."""
+    _, columns, _ = table
+    n_keys = max(1, next((place for place, name in enumerate(columns) if name not in left), len(columns)))
+    keys, taken, title = list(range(n_keys)), list[int](), table[0]
+    for place in range(n_keys, len(columns)):
+        wider = _only(table, [*keys, *taken, place], title)
+        if taken and _width(_grid(wider, left, is_plain)) > width:
+            yield _only(table, [*keys, *taken], title)
+            title, taken = "", []
+        taken.append(place)
+    yield _only(table, [*keys, *taken], title)
+
+
+def _only(table: Lines, places: Sequence[int], title: str) -> Lines:
+    _, columns, lines = table
+    return title, [columns[place] for place in places], [[cells[place] for place in places] for cells in lines]
+
+
+def _grid(table: Lines, left: frozenset[str], is_plain: bool) -> "Grid":
+    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as Grid
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a file has no width, and cut figures are worth nothing
-    styles = {0: "", 1: "bold", 2: "underline"}
-    for title, columns, lines in tables:
-        table = Grid(title=title)
-        for name in columns:
-            table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
-        for cells in lines:
-            table.add_row(*(f"[{styles[p]}]{escape(text)}[/]{MARKS[p]}" if p else escape(text) for text, p in cells))
-        console.print(table)
-    for note in notes:
-        console.print(note, highlight=False, markup=False)
-    console.print(f"Tables and pictures: {page}", highlight=False, markup=False, soft_wrap=True)
+    title, columns, lines = table
+    grid = Grid(title=escape(title) or None, box=SIMPLE_HEAD if is_plain else HEAVY_HEAD, pad_edge=not is_plain)
+    for name in columns:
+        grid.add_column(escape(name), justify="left" if name in left else "right", no_wrap=True)
+    for cells in lines:
+        grid.add_row(*(f"[{STYLES[p]}]{escape(text)}[/]{MARKS[p]}" if p else escape(text) for text, p in cells))
+    return grid
+
+
+def _width(grid: "Grid") -> int:
+    """Signs that a table needs so that nothing in it is cut."""
+    from rich.console import Console
+
+    console = Console(width=ENDLESS)
+    return console.measure(grid).maximum
 
 
 def for_page(tables: Sequence[Lines]) -> list[Table]:

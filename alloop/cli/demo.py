@@ -47,37 +47,32 @@ def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) 
 
 
 def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from alloop.cli._tables import print_table, print_text
 
-    table = Table(title="Holdout accuracy [95 % Wilson interval] by number of training labels")
-    table.add_column("labels", justify="right")
-    for name in result.arms:
-        table.add_column(name, justify="right")
     curves = [arm.curve for arm in result.arms.values()]
-    for points in zip(*curves, strict=False):
-        cells = [f"{p.accuracy.value:.1%} [{p.accuracy.low:.1%}, {p.accuracy.high:.1%}]" for p in points]
-        table.add_row("/".join(dict.fromkeys(str(p.n_labels) for p in points)), *cells)
-    console = Console()
-    console.print(table)
+    lines = [
+        [("/".join(dict.fromkeys(str(p.n_labels) for p in points)), 0)]
+        + [(f"{p.accuracy.value:.1%} [{p.accuracy.low:.1%}, {p.accuracy.high:.1%}]", 0) for p in points]
+        for points in zip(*curves, strict=False)
+    ]
+    title = "Holdout accuracy [95 % Wilson interval] by number of training labels"
+    print_table((title, ["labels", *result.arms], lines), left=frozenset())
     n = curves[0][-1].accuracy.n if curves[0] else 0
-    console.print(
-        f"The holdout: {n} images that no strategy chose and no model trained on; people's mistakes included."
-    )
+    print_text(f"The holdout: {n} images that no strategy chose and no model trained on; people's mistakes included.")
     for name, arm in result.arms.items():
-        console.print(
+        print_text(
             f"{name}: {arm.rest.value:.1%} [{arm.rest.low:.1%}, {arm.rest.high:.1%}] right on the {arm.rest.n} images "
             "nobody was asked about (known only in a demo)"
         )
-    console.print(f"\nPicture: {picture}   Took {seconds:.0f} s.\nLook around:", highlight=False)
+    print_text(f"\nPicture: {picture}   Took {seconds:.0f} s.\nLook around:")
     ours = next(iter(result.arms.values())).workspace
-    console.print(f"  alloop status -C {ours}", highlight=False)
-    console.print(f"  alloop round show 1 -C {ours}", highlight=False)
+    print_text(f"  alloop status -C {ours}")
+    print_text(f"  alloop round show 1 -C {ours}")
     if result.url:
-        console.print(f"  {result.url} (user and password: {ours / 'label-studio/credentials.json'})")
-        console.print(f"  alloop labelstudio down -C {ours}", highlight=False)
+        print_text(f"  {result.url} (user and password: {ours / 'label-studio/credentials.json'})")
+        print_text(f"  alloop labelstudio down -C {ours}")
     else:
-        console.print(f"  alloop labelstudio up -C {ours}", highlight=False)
+        print_text(f"  alloop labelstudio up -C {ours}")
 
 
 def _data(result: "DemoResult", picture: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`alloop status`: where the project stands, in one screen."""
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from alloop.report.gather import RoundReport, StatusReport
 
 
-WIDE = 120
+COLUMNS = ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "H", "answered")
 EXPLAINED = (
     "Accuracy, NLL (nats) and ECE are {measured}, "
     "with 95 % intervals (Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie "
@@ -24,23 +23,19 @@ EXPLAINED = (
 @common_options
 def status(session: Session) -> None:
     """Show rounds, accuracy, pending tasks and who labeled how many."""
+    from alloop.cli._tables import print_table, print_text
     from alloop.report.gather import describe_measured, gather_status, to_json
 
     report = gather_status(session.project())
     if session.as_json:
         session.show(to_json(report))
         return
-    from rich.console import Console
-
-    # Where nobody's terminal sets a width, lines are for files and mails: do not fold them at 80.
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    console.print(_headline(report), highlight=False, markup=False)
+    print_text(_headline(report))
     if report.rounds:
-        console.print(_rounds(report.rounds))
-        explained = EXPLAINED.format(measured=describe_measured(report.findings))
-        console.print(explained, style="dim", highlight=False, markup=False)
+        print_table(("", list(COLUMNS), _rounds(report.rounds)), left=frozenset({"state"}), is_plain=True)
+        print_text(EXPLAINED.format(measured=describe_measured(report.findings)), style="dim")
     for line in _findings(report) + _people(report) + _attention(report):
-        console.print(line, highlight=False, markup=False)  # [acquisition] is a table of settings
+        print_text(line)
 
 
 def _headline(report: "StatusReport") -> str:
@@ -52,16 +47,11 @@ def _headline(report: "StatusReport") -> str:
     )
 
 
-def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "H", "answered"):
-        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+def _rounds(rounds: "tuple[RoundReport, ...]") -> list[list[tuple[str, int]]]:
+    lines = []
     for row in rounds:
         asked, still_open = sum(row.queries.values()), row.queries.get("open", 0)
-        table.add_row(
+        cells = (
             str(row.number),
             row.state,
             "-" if row.n_labels is None else str(row.n_labels),
@@ -72,7 +62,8 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> Any:
             f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}",
             f"{asked - still_open}/{asked}",
         )
-    return table
+        lines.append([(cell, 0) for cell in cells])
+    return lines
 
 
 def _findings(report: "StatusReport") -> list[str]:
