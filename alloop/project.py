@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy import URL, Engine
 
@@ -51,7 +52,7 @@ class Paths:
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """An open workspace. Settings may be replaced for one command; the folder and the database stay.
+    """An open workspace, to be closed by whoever opened it: `with open_project(folder) as project`.
 
     Attributes:
         shared_cache: Where features lie, when several workspaces share them; None: in the folder.
@@ -67,6 +68,12 @@ class Project:
         """The database, opened at first use."""
         return connect(database_url(self.folder, self.config))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the database; using it again opens it again."""
         if "database" in self.__dict__:
@@ -79,7 +86,7 @@ class Project:
 
 
 def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check_schema: bool = True) -> Project:
-    """Open a workspace.
+    """Open a workspace. Whoever opens it closes it.
 
     Raises:
         ConfigError: There is none here, or its settings are wrong.

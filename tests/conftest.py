@@ -9,6 +9,7 @@ import pytest
 from alloop_process import forks as forks
 from alloop_process import real_alloop as real_alloop
 from databases import database as database
+from databases import every_sqlite_file_closed
 from databases import migrated_postgres as migrated_postgres
 from databases import migrated_sqlite as migrated_sqlite
 from databases import new_database as new_database
@@ -29,7 +30,10 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _close_projects() -> Iterator[None]:
-    """What a test opened it need not close."""
-    yield
-    while factories.OPENED:
-        factories.OPENED.pop().close()
+    """Projects that a test made it need not close; whatever else opens a database closes it."""
+    outlive = len(factories.OPENED)
+    with every_sqlite_file_closed():
+        yield
+        for project in factories.OPENED:
+            project.close()
+        del factories.OPENED[outlive:]

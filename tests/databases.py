@@ -1,9 +1,14 @@
 """Databases for tests: migrated once per kind, then copied, so that each test has its own at little cost."""
 
+import contextlib
+import os
 import shutil
+import sqlite3
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -13,6 +18,33 @@ from alloop.store.session import connect
 
 KINDS = ("sqlite", "postgresql")
 NewUrl = Callable[[], str]  # every call: the URL of another database, without tables
+_handles: list[sqlite3.Connection] = []  # held, so that none is closed by being collected
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "sqlite3.connect/handle":
+        _handles.append(arguments[0])
+
+
+sys.addaudithook(_note)
+
+
+@contextlib.contextmanager
+def every_sqlite_file_closed() -> Iterator[None]:
+    """Whoever opens a SQLite file in the block closes it there.
+
+    Since Python 3.13 the interpreter warns of others too, but only when memory is collected, in whichever test that is.
+    """
+    _handles.clear()
+    yield
+    left_open = []
+    while _handles:
+        handle = _handles.pop()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed
+            handle.text_factory = os.fsdecode
+            left_open.append(handle.execute("PRAGMA database_list").fetchone()[2])
+            handle.close()
+    assert left_open == []
 
 
 @pytest.fixture(params=KINDS)

@@ -122,7 +122,7 @@ def make_settings(**changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-OPENED: list[Project] = []  # conftest closes them after each test
+OPENED: list[Project] = []  # conftest closes them after each test, also those of fixtures that outlive it
 
 
 def _opened(folder: Path) -> Project:

@@ -1,5 +1,6 @@
 """A workspace with a real Label Studio, looked at from three sides: its database, its commands, the server."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -55,11 +56,9 @@ class Workspace:
     # --- the database
 
     def sql(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
-        connection = sqlite3.connect(f"file:{self.folder / 'alloop.db'}?mode=ro", uri=True)
-        try:
+        place = f"file:{self.folder / 'alloop.db'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(place, uri=True)) as connection:
             return connection.execute(query, args).fetchall()
-        finally:
-            connection.close()
 
     @property
     def uuid(self) -> str:
@@ -235,8 +234,6 @@ def copied(workspace: Workspace, folder: Path, *, new_identity: bool) -> Workspa
     """The same workspace in another place; with a new identity it makes a project of its own."""
     shutil.copytree(workspace.folder, folder)
     if new_identity:
-        connection = sqlite3.connect(folder / "alloop.db")
-        with connection:
+        with contextlib.closing(sqlite3.connect(folder / "alloop.db")) as connection, connection:
             connection.execute("UPDATE workspace SET uuid = ?", (uuid.uuid4().hex,))
-        connection.close()
     return dataclasses.replace(workspace, folder=folder)

@@ -32,9 +32,7 @@ class Session:
         """The workspace, opened until the command ends."""
         from alloop.project import open_project
 
-        project = open_project(self.workspace, check_schema=check_schema)
-        click.get_current_context().call_on_close(project.close)
-        return project
+        return click.get_current_context().with_resource(open_project(self.workspace, check_schema=check_schema))
 
     def show(self, data: object, text: str = "") -> None:
         """Print a result: as JSON, or in words."""

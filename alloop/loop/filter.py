@@ -1,5 +1,6 @@
 """Which images may be asked about: `[acquisition] only`, a glob of paths or a condition on what is known of images."""
 
+import contextlib
 import fnmatch
 import re
 import sqlite3
@@ -53,8 +54,7 @@ def matching_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset
     """Those of the images for which an SQL condition holds."""
     names = sorted({name for image in facts for name in image.attributes})
     kinds = dict(zip(OWN, _OWN_KINDS, strict=True)) | {name: _kind(name, facts) for name in names}
-    connection = sqlite3.connect(":memory:")
-    try:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         _fill(connection, facts, kinds)
         connection.set_authorizer(_allow)
         try:
@@ -65,8 +65,6 @@ def matching_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset
                 f"[acquisition] only = {condition!r} cannot be used: {error}.",
                 f"It is a glob of paths, or an SQL condition on {', '.join(kinds)}.",
             ) from error
-    finally:
-        connection.close()
     text = find_text_as_number(condition, {name.lower(): kind == "TEXT" for name, kind in kinds.items()})
     if text is not None:
         raise _refusal(condition, text, facts)

@@ -1,5 +1,6 @@
 """Making a workspace, and looking after its database."""
 
+import contextlib
 import datetime as dt
 import os
 import sqlite3
@@ -52,11 +53,8 @@ def create_workspace(folder: Path, content: str) -> Path:
     check_classes(parse_config(content, str(path)))
     write_bytes(path, content.encode())
     try:
-        project = open_project(folder, check_schema=False)
-        try:
+        with open_project(folder, check_schema=False) as project:
             upgrade_database(project)
-        finally:
-            project.close()
     except BaseException:
         path.unlink()
         raise
@@ -93,7 +91,11 @@ def backup_database(project: Project, target: Path) -> Path:
 
 def _copy_sqlite(source: Path, target: Path) -> None:
     try:
-        with sqlite3.connect(source) as reader, sqlite3.connect(target) as copy:
+        # A connection's own `with` ends a transaction and closes nothing.
+        with (
+            contextlib.closing(sqlite3.connect(source)) as reader,
+            contextlib.closing(sqlite3.connect(target)) as copy,
+        ):
             reader.backup(copy)
             sound = copy.execute("PRAGMA integrity_check").fetchone()[0]
     except sqlite3.Error as error:

@@ -235,13 +235,10 @@ def prepare_images(
 def _making(base: Base, config: Config) -> Iterator[Project]:
     """A new workspace, of which the base keeps the database as it is in the end."""
     base.folder.mkdir(parents=True, exist_ok=True)
-    project = Project(base.folder, config, {}, base.cache)
-    try:
+    with Project(base.folder, config, {}, base.cache) as project:
         upgrade_database(project)
         yield project
         backup_database(project, base.database)
-    finally:
-        project.close()
 
 
 def _digest_files(place: Path) -> str:

@@ -86,21 +86,23 @@ def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
     truth = write_digits(settings.folder / "digits", settings.images)
     answers = {sha256: _answer(settings, sha256, label) for sha256, label in truth.items()}
     _write_labels(settings.folder / "answers.csv", answers)
-    ours = _workspace(settings, DEFAULT_STRATEGY, settings.labeler)
-    at_random = _workspace(settings, "random", "oracle")
-    for project in (ours, at_random):
-        add_images(project, [str(settings.folder / "digits")], progress=progress)
-    url = None
-    if settings.labeler == "label-studio":
-        url = _run_with_people(settings, ours, answers, progress)
-    else:
-        run(ours, RunOptions(rounds=None), progress)
-    run(at_random, RunOptions(rounds=None), progress)
-    arms = {DEFAULT_STRATEGY: ours, "random": at_random}
-    measured = {
-        name: Arm(project.folder, read_curve(project), accuracy_on_rest(project, truth))
-        for name, project in arms.items()
-    }
+    with (
+        _workspace(settings, DEFAULT_STRATEGY, settings.labeler) as ours,
+        _workspace(settings, "random", "oracle") as at_random,
+    ):
+        for project in (ours, at_random):
+            add_images(project, [str(settings.folder / "digits")], progress=progress)
+        url = None
+        if settings.labeler == "label-studio":
+            url = _run_with_people(settings, ours, answers, progress)
+        else:
+            run(ours, RunOptions(rounds=None), progress)
+        run(at_random, RunOptions(rounds=None), progress)
+        arms = {DEFAULT_STRATEGY: ours, "random": at_random}
+        measured = {
+            name: Arm(project.folder, read_curve(project), accuracy_on_rest(project, truth))
+            for name, project in arms.items()
+        }
     return DemoResult(measured, url)
 
 

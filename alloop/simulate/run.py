@@ -254,17 +254,14 @@ def _quiet() -> Iterator[None]:
 
 def _run(plan: CellPlan, folder: Path) -> Cell:
     shutil.copyfile(plan.base.database, folder / "alloop.db")
-    project = Project(folder, plan.config, {}, plan.base.cache)
     seconds: dict[tuple[int, RoundState], float] = {}
 
     def note(number: int, state: RoundState, took: float) -> None:
         seconds[number, state] = seconds.get((number, state), 0.0) + took
 
-    try:
+    with Project(folder, plan.config, {}, plan.base.cache) as project:
         ended = run(project, RunOptions(rounds=None, device=plan.device, on_step=note)).because
         return _measure(plan, project, seconds, ended)
-    finally:
-        project.close()
 
 
 def _measure(plan: CellPlan, project: Project, seconds: Mapping[tuple[int, RoundState], float], ended: str) -> Cell:

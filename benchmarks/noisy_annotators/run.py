@@ -147,15 +147,14 @@ def measure(here: Path, arm: str, seed: int) -> dict[str, object]:
     with (here / "answers.csv").open(newline="") as lines:
         truth = {row["sha256"]: row["label"] for row in csv.DictReader(lines)}
     with tempfile.TemporaryDirectory(dir=here) as folder:
-        project = begin(here, Path(folder) / "workspace", truth, arm, seed)
         in_pool = set(np.random.default_rng([seed, 1]).permutation(len(files))[:N_POOL].tolist())
-        with transaction(project.database) as session:
-            add_apart(session, [files[n] for n in sorted(in_pool)], dt.datetime.now(dt.UTC))
-        run(project, RunOptions(rounds=None))
-        loop_seconds = time.perf_counter() - started
         outside = [ImageRef(N_IMAGES + n, file.sha256, file.path) for n, file in enumerate(files) if n not in in_pool]
-        row = compare(project, outside, truth)
-        project.close()
+        with begin(here, Path(folder) / "workspace", truth, arm, seed) as project:
+            with transaction(project.database) as session:
+                add_apart(session, [files[n] for n in sorted(in_pool)], dt.datetime.now(dt.UTC))
+            run(project, RunOptions(rounds=None))
+            loop_seconds = time.perf_counter() - started
+            row = compare(project, outside, truth)
     return {"arm": arm, "run": seed, **row, "loop_seconds": loop_seconds, "seconds": time.perf_counter() - started}
 
 

@@ -88,13 +88,13 @@ labeling = {{ backend = "oracle", oracle = {{ file = "{truth_file}" }} }}
     )
     (scratch / "cache").mkdir(exist_ok=True)
     (folder / "cache").symlink_to(scratch / "cache")
-    project = open_project(folder)
-    add_images(project, [str(images)])
-    started = time.perf_counter()
-    run(project, RunOptions(rounds=None))
-    seconds = time.perf_counter() - started
-    ours = accuracy_on_rest(project, truth)
-    theirs = logistic_regression(project, truth)
+    with open_project(folder) as project:
+        add_images(project, [str(images)])
+        started = time.perf_counter()
+        run(project, RunOptions(rounds=None))
+        seconds = time.perf_counter() - started
+        ours = accuracy_on_rest(project, truth)
+        theirs = logistic_regression(project, truth)
     row = {
         "strategy": strategy,
         "seed": seed,

@@ -1,5 +1,6 @@
 """Several alloops at once: on one workspace, and on one server."""
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -118,13 +119,11 @@ def test_a_run_that_slept_through_its_lease_sends_nothing_more(workspace: Worksp
 
 
 def overtake(workspace: Workspace, holder: str | None = "ann@elsewhere pid 1 #x.1.y") -> None:
-    connection = sqlite3.connect(workspace.folder / "alloop.db")
-    with connection:
+    with contextlib.closing(sqlite3.connect(workspace.folder / "alloop.db")) as connection, connection:
         if holder is None:
             connection.execute("DELETE FROM lease")
         else:
             connection.execute("UPDATE lease SET holder = ?", (holder,))
-    connection.close()
 
 
 def test_two_workspaces_of_one_name_on_one_server_do_not_mix(

@@ -1,5 +1,6 @@
 """The demo: every number it ends with agrees with the database and, where people labeled, with the server itself."""
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_status_database_and_label_studio_agree_on_the_demo(tmp_path: Path) -> N
         credentials = local_server.read_credentials(folder / DEFAULT_STRATEGY)
         assert credentials is not None
         status = alloop("status", "-C", str(folder / DEFAULT_STRATEGY), "--json").data
-        with sqlite3.connect(folder / DEFAULT_STRATEGY / "alloop.db") as rows:
+        with contextlib.closing(sqlite3.connect(folder / DEFAULT_STRATEGY / "alloop.db")) as rows:
             database = read_database(rows)
         server = read_server(credentials, status["project_ref"])
     finally:

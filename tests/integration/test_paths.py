@@ -1,5 +1,6 @@
 """No name of a folder is read as a URL or a glob, and relative paths count from the workspace."""
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -25,7 +26,7 @@ ODD_NAMES = ["cat?1", "my%20pets", "a#b", "a+b c", "pets[1]", "it's", "file:x", 
 
 
 def count_images(path: Path) -> int:
-    with sqlite3.connect(os.fsencode(path)) as rows:
+    with contextlib.closing(sqlite3.connect(os.fsencode(path))) as rows:
         return int(rows.execute("SELECT count(*) FROM image").fetchone()[0])
 
 
@@ -158,7 +159,8 @@ def test_a_weights_file_counts_from_the_workspace(tmp_path: Path, monkeypatch: p
     create_workspace(
         tmp_path, render_toml(make_settings(model={"backbone": "trunk:make", "weights": "w.pth", "image_size": 8}))
     )
-    config = open_project(tmp_path, {}).config
+    with open_project(tmp_path, {}) as project:
+        config = project.config
 
     loaded = build_backbone(config, search_paths(tmp_path / "cache"))
 

@@ -1,5 +1,6 @@
 """Whole projects from the command line, answered by the oracle: what is recorded agrees, and nothing is done twice."""
 
+import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from alloop.engine.score_file import read_scores
 from alloop.files import sha256_of
 from alloop.loop.ingest import add_images
 from alloop.loop.runner import RunOptions, Stage, run
+from alloop.loop.workspace import backup_database
+from alloop.loop.writer import writer
 from alloop.project import Project, open_project
 from alloop.store.session import connect
 
@@ -450,7 +453,32 @@ def test_a_workspace_can_be_moved(tmp_path: Path):
     assert alloop("pool", "add", moved / "photos", "-C", moved, "--json").data["known"] == 20
     # The oracle names files by their old places; their names are unique.
     assert alloop("run", "-C", moved, "--json").code == 0
-    project = open_project(moved, {})
-    run_all(project)
-    assert value(project, "SELECT count(*) FROM label") == 20
+    with open_project(moved, {}) as project:
+        run_all(project)
+        assert value(project, "SELECT count(*) FROM label") == 20
+
+
+def test_fifty_workspaces_opened_and_closed_leave_no_file_open(tmp_path: Path):
+    project = make_project(tmp_path, n=4)
     project.close()
+
+    def once(number: int) -> None:
+        with open_project(project.folder, {}) as opened, writer(opened.database):
+            backup_database(opened, tmp_path / f"{number}.db")
+        assert alloop("status", "-C", project.folder).code == 0
+        assert alloop("pool", "add", tmp_path / "nowhere", "-C", project.folder).code != 0  # errors close it, too
+
+    once(0)
+    gc.collect()
+    gc.disable()  # what is closed only when memory is collected is open for as long as nobody collects it
+    try:
+        before = open_files()
+        for number in range(1, 51):
+            once(number)
+        assert open_files() == before
+    finally:
+        gc.enable()
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))

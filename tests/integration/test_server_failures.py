@@ -1,5 +1,6 @@
 """What becomes of a project when its Label Studio fails, changes, or is another one: words, exit codes, no loss."""
 
+import contextlib
 import json
 import socket
 import sqlite3
@@ -196,8 +197,7 @@ def test_two_of_two_answers_may_come_from_two_projects(workspace: Workspace):
 def test_a_project_of_the_same_number_on_another_server_is_not_taken_for_ours(workspace: Workspace):
     answered_in_part(workspace)
     # As if this project had been another server's: there it was made at another time.
-    connection = sqlite3.connect(workspace.folder / "alloop.db")
-    with connection:
+    with contextlib.closing(sqlite3.connect(workspace.folder / "alloop.db")) as connection, connection:
         connection.execute("UPDATE sync_state SET identity = '2020-01-01T00:00:00.000000Z'")
         connection.execute(
             "UPDATE task SET project_ref = substr(project_ref, 1, instr(project_ref, '@'))"
@@ -207,7 +207,6 @@ def test_a_project_of_the_same_number_on_another_server_is_not_taken_for_ours(wo
             "UPDATE annotation SET external_id = replace(external_id, substr(external_id, instr(external_id, '@') + 1,"
             " 27), '2020-01-01T00:00:00.000000Z') WHERE query_id IS NOT NULL"
         )
-    connection.close()
     stranger = workspace.project
     before = workspace.server.api("PATCH", f"/api/projects/{stranger}/", json={"sampling": "Sequential sampling"})
 
@@ -231,14 +230,12 @@ def test_annotations_of_two_servers_may_have_the_same_numbers(workspace: Workspa
     assert workspace.alloop("push", "--new-project").rc == 0
     task = next(task for task in workspace.tasks() if not task["annotations"])
     number = workspace.annotate(task, workspace.truth[task["data"]["alloop_sha256"]])
-    connection = sqlite3.connect(workspace.folder / "alloop.db")
-    with connection:
+    with contextlib.closing(sqlite3.connect(workspace.folder / "alloop.db")) as connection, connection:
         connection.execute(
             "UPDATE annotation SET external_id = rtrim(external_id, '0123456789') || ? WHERE id ="
             " (SELECT max(id) FROM annotation)",
             (str(number),),
         )
-    connection.close()
 
     workspace.run()
 

@@ -1,5 +1,6 @@
 """Makes the database of today's schema for the upgrade test: `python tests/assets/schemas/make.py`, once per schema."""
 
+import contextlib
 import sqlite3
 import sys
 import tempfile
@@ -19,10 +20,9 @@ def main() -> None:
     target = HERE / f"{head_revision()}.db"
     target.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        project = make_project(Path(folder), n=8, name="pets")
-        run(project, RunOptions(rounds=None))
-        project.database.dispose()
-        with sqlite3.connect(project.folder / "alloop.db") as connection:
+        with make_project(Path(folder), n=8, name="pets") as project:
+            run(project, RunOptions(rounds=None))
+        with contextlib.closing(sqlite3.connect(project.folder / "alloop.db")) as connection:
             root = str(project.folder)
             connection.execute("UPDATE image_location SET path = replace(path, ?, '/pets')", [root])
             connection.execute("UPDATE event SET actor = 'ada@example pid 1', data = replace(data, ?, '/pets')", [root])

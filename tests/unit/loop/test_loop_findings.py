@@ -27,9 +27,8 @@ MODEL = "5" * 64
 def project(tmp_path: Path, migrated_sqlite: Path) -> Project:
     """A workspace with an empty database."""
     shutil.copyfile(migrated_sqlite, tmp_path / "alloop.db")
-    found = Project(tmp_path, make_config(loop={"batch_size": 40}), {})
-    yield found
-    found.close()
+    with Project(tmp_path, make_config(loop={"batch_size": 40}), {}) as found:
+        yield found
 
 
 def rows(right: int, n: int) -> tuple[np.ndarray, list[int]]:

@@ -25,9 +25,8 @@ from alloop.store.workspace import add_event
 def project(tmp_path: Path, migrated_sqlite: Path) -> Project:
     """A workspace with an empty database."""
     shutil.copyfile(migrated_sqlite, tmp_path / "alloop.db")
-    found = Project(tmp_path, make_config(project={"classes": ("cat", "dog", "bird"), "name": "pets"}), {})
-    yield found
-    found.close()
+    with Project(tmp_path, make_config(project={"classes": ("cat", "dog", "bird"), "name": "pets"}), {}) as found:
+        yield found
 
 
 def answer(session: Session, image_id: int, who: str, outcome: Outcome, value: str | None) -> None:
