@@ -150,12 +150,12 @@ def test_a_lease_taken_over_is_not_taken_back(
 ):
     monkeypatch.setattr(writer_module, "BEAT_SECONDS", 0.01)
     with writer(database):
+        heart = next(thread for thread in threading.enumerate() if thread.name == "alloop-lease")
         with transaction(database) as session:
             later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
             session.execute(
                 text("UPDATE lease SET holder = 'ben@lab pid 2', expires_at = :later"), {"later": f"{later:%F %T}"}
             )
-        heart = next(thread for thread in threading.enumerate() if thread.name == "alloop-lease")
         heart.join(timeout=20)
 
     assert not heart.is_alive()
