@@ -331,10 +331,12 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path, moment
     picture(tmp_path / "a.png")
     script = tmp_path / "endless.py"
     script.write_text(
-        "import itertools, sys, time\n"
+        "import itertools, signal, sys, time\n"
         "from pathlib import Path\n"
         "from alloop.pool.ingest import inspect_files\n"
         "if __name__ == '__main__':\n"
+        # A shell's background job ignores Ctrl-C, and so does whatever it starts, such as these tests.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    try:\n"
         f"        {'print(0, flush=True)' if moment == 'while the workers start' else 'pass'}\n"
         "        for result in inspect_files(itertools.repeat(Path(sys.argv[1])), 10**6, workers=2):\n"
