@@ -1,12 +1,13 @@
 # Two commands, each of which does all the set-up: `make demo` and `make test`.
-# uv is used where it is installed, Python's own venv and pip elsewhere.
+# uv is used where it runs, Python's own venv and pip elsewhere.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
-UV := $(shell command -v uv 2>/dev/null)
+# A uv that is found need not run: pyenv has one for each Python that is not in use.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.cache/label-studio/venv
 # Headless chart drawing, and no surprise from a user's own settings.
 export MPLBACKEND := Agg
