@@ -2,7 +2,8 @@
 # uv is used where it runs, Python's own venv and pip elsewhere.
 
 PYTHON ?= python3
-VENV := .venv
+# A Python that was named gets an environment of its own: .venv-3.13.
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
@@ -31,7 +32,7 @@ endif
 	@touch $@
 
 .PHONY: setup
-setup: $(STAMP) ## Make .venv with everything that tests and demo need.
+setup: $(STAMP) ## Make .venv with what tests and demo need; PYTHON=python3.13, also of the others, makes .venv-3.13.
 
 .PHONY: demo
 demo: $(STAMP) ## A whole project on real digits with a real Label Studio; KEEP=1 leaves the server running.
@@ -49,5 +50,5 @@ test: lint ## Everything that CI checks; JOBS=4 uses four processes, each with a
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: clean
-clean: ## Remove both environments and everything built.
-	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean: ## Remove all environments and everything built.
+	rm -rf .venv .venv-* .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,18 @@ def test_a_uv_that_does_not_run_is_left_alone(tmp_path: Path):
 
     assert ".venv/bin/python -m pip install" in commands
     assert "uv pip install" not in commands
+
+
+def test_a_python_that_is_named_gets_an_environment_of_its_own(tmp_path: Path):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    commands = planned(write_uv(tmp_path, exit_code=1), f"PYTHON={sys.executable}")
+
+    assert f"{sys.executable} -m venv .venv-{version}" in commands
+    assert f".venv-{version}/bin/python -m pip install" in commands
+
+
+def test_the_plain_command_keeps_its_environment(tmp_path: Path):
+    commands = planned(write_uv(tmp_path, exit_code=1))
+
+    assert "python3 -m venv .venv\n" in commands
