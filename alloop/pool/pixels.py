@@ -11,8 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from alloop.pool import formats
+
+_METADATA = 2**26  # bytes of texts and color profile in a PNG: editing programs keep a picture's history in them
 _ORIENTATION = 0x0112  # EXIF tag; value 1 is upright
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -22,16 +25,6 @@ _TRANSPOSES = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-# First bytes of the formats whose damaged files we can name.
-_SIGNATURES = {
-    b"\xff\xd8": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"RIFF": "WebP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
 }
 
 
@@ -63,6 +56,7 @@ def decode(data: bytes, max_pixels: int | None = None) -> tuple[Image.Image, str
 
 
 def _load(data: bytes, max_pixels: int | None) -> Image.Image:
+    formats.prepare(data)
     try:
         image = Image.open(io.BytesIO(data))
         _check_size(image, max_pixels)
@@ -73,9 +67,15 @@ def _load(data: bytes, max_pixels: int | None) -> Image.Image:
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(_name_the_damage(data)) from error
+        raise UnreadableImage(formats.why_unreadable(data)) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large inside (decompression bomb?): {error}") from error
+    except ValueError as error:
+        if "PngImagePlugin.MAX_TEXT" not in str(error):
+            raise UnreadableImage(f"truncated or damaged: {error}") from error
+        raise UnreadableImage(
+            f"its texts or its color profile take more than {_METADATA >> 20} MiB; save it without metadata"
+        ) from error
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
         raise UnreadableImage(f"truncated or damaged: {str(error) or type(error).__name__}") from error
 
@@ -144,24 +144,18 @@ def _gray(values: npt.NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(np.floor(values + 0.5).astype(np.uint8)).convert("RGB")
 
 
-def _name_the_damage(data: bytes) -> str:
-    for signature, name in _SIGNATURES.items():
-        if data.startswith(signature):
-            return f"truncated or damaged: begins like a {name} file, but its header cannot be read"
-    return "not an image, or of a format that cannot be read"
-
-
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow has a limit of its own and warns where we report.
+    """Pillow has limits of its own and warns where we report.
 
-    Both settings are global to a process, so decoding belongs in processes, not in threads.
+    All these settings are global to a process, so decoding belongs in processes, not in threads.
     """
-    before = Image.MAX_IMAGE_PIXELS
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.MAX_IMAGE_PIXELS = None
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _METADATA
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
