@@ -54,6 +54,7 @@ class Outcome(enum.StrEnum):
     LABEL = "label"
     SKIP = "skip"  # looked and declined
     EMPTY = "empty"  # submitted without choosing a class
+    OUTDATED = "outdated"  # said while the file held other bytes than the image that was asked about
     DELETED = "deleted"  # tombstone: the annotation was removed where it was made
 
 

@@ -31,6 +31,27 @@ def import_(session: Session, file: Path) -> None:
 
 
 @labels.command()
+@common_options
+def adopt(session: Session) -> None:
+    """Take answers that people gave to tasks that the database does not know.
+
+    There are such tasks after the database was restored from a backup, and where another copy of the workspace pushed
+    to the same project; `alloop status` counts them. Their answers go to the images that the tasks show, told by
+    SHA-256. Answers that come later are taken by calling this again.
+    """
+    from alloop.loop.people import adopt as adopt_answers
+    from alloop.loop.writer import writer
+
+    project = session.project()
+    with writer(project.database):
+        recorded, left_out = adopt_answers(project, session.progress())
+    words = f"{recorded} answers recorded."
+    if left_out:
+        words += f" {left_out} tasks were left out: their images are not in the pool (`alloop pool add`)."
+    session.show({"recorded": recorded, "left_out": left_out}, words)
+
+
+@labels.command()
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--format",

@@ -127,10 +127,21 @@ def _attention(report: "StatusReport") -> list[str]:
         lines.append(f"{n} answers say '{value}', which is no class: add it to alloop.toml, or correct them.")
     if report.missing:
         lines.append(f"{len(report.missing)} files are missing, for example {report.missing[0]}")
+    lines += _strangers(report)
     if report.pool.unreadable:
         lines.append(f"{report.pool.unreadable} files could not be read: `alloop pool check` says why.")
     if report.rounds and report.rounds[-1].closed_because:
         lines.append(f"Round {report.rounds[-1].number} closed: {report.rounds[-1].closed_because}.")
+    return lines
+
+
+def _strangers(report: "StatusReport") -> list[str]:
+    """Tasks of the project that the database does not know."""
+    from alloop.loop.answers import describe_orphaned
+
+    lines = [describe_orphaned(report.orphaned)] if report.orphaned else []
+    if report.foreign:
+        lines.append(f"{report.foreign} tasks in the project are another workspace's and are left alone.")
     return lines
 
 

@@ -112,16 +112,21 @@ def select(
 
 @click.command()
 @click.option("--new-project", is_flag=True, help="Give up the project there was and push open queries to a new one.")
+@click.option("--take-over", is_flag=True, help="Go on here although another copy of the workspace has pushed.")
 @common_options
-def push(session: Session, new_project: bool) -> None:
+def push(session: Session, new_project: bool, take_over: bool) -> None:
     """Send the chosen images to the annotators."""
     from alloop.loop import people
     from alloop.loop.writer import writer
 
     project = session.project()
     with writer(project.database):
-        number = _round_number(project)
-        n = people.push(project, number, progress=session.progress(), fresh=new_project)
+        number = _open_round(project) if new_project or take_over else _round_number(project)
+        connection = people.connect_people(project, new_project=new_project, take_over=take_over)
+        if number is None:
+            session.show({"round": None, "tasks": 0}, "No round is under way; the next one pushes.")
+            return
+        n = people.push(project, number, connection, session.progress())
     session.show({"round": number, "tasks": n}, f"Round {number}: {n} new tasks.")
 
 
@@ -168,14 +173,21 @@ def evaluate(session: Session, device: str | None) -> None:
 
 
 def _round_number(project: "Project") -> int:
-    """The round that is under way."""
+    """The round that is under way; an error where there is none."""
     from alloop.errors import AlloopError
+
+    number = _open_round(project)
+    if number is None:
+        raise AlloopError("No round is under way.", "`alloop train` starts the next one; `alloop run` does it all.")
+    return number
+
+
+def _open_round(project: "Project") -> int | None:
+    """The round that is under way."""
     from alloop.records import RoundState
     from alloop.store.rounds import find_last_round
     from alloop.store.session import reading
 
     with reading(project.database) as rows:
         last = find_last_round(rows)
-    if last is None or last.state is RoundState.CLOSED:
-        raise AlloopError("No round is under way.", "`alloop train` starts the next one; `alloop run` does it all.")
-    return last.number
+    return None if last is None or last.state is RoundState.CLOSED else last.number

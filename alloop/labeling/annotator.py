@@ -43,6 +43,17 @@ class Annotator(Protocol):
         """Tells the open project from all others of the same reference, on any server; empty where there are none."""
         ...
 
+    def last_push(self) -> str | None:
+        """Id of the workspace's last push, as the project has it now; None where it has none.
+
+        Every push changes it, so that a database which is older, or a second copy of the workspace, can be noticed.
+        """
+        ...
+
+    def set_last_push(self, push_id: str) -> None:
+        """Have the project remember the id of the push that follows. Safe to repeat."""
+        ...
+
     def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
         """Those keys that already have a task there, as key → task id. Should there be copies, the lowest id.
 

@@ -55,6 +55,7 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
             project.classes,
             preannotate=labeling.preannotate,
             annotations_per_image=labeling.annotations_per_image,
+            workspace_key=workspace_key,
         )
     if labeling.backend == "oracle":
         if labeling.oracle.file is None:

@@ -13,6 +13,7 @@ from alloop.records import Answer, ListedTask, Outcome, OutgoingTask, PullPage, 
 
 _PROJECT = "sheets"
 _MEMORY = ".seen.json"
+_PUSHES = ".pushes.json"
 
 # A cell as it was last seen: label, annotator, and the time of the sheet in which it first looked like that.
 _Seen = dict[str, tuple[str, str, str]]
@@ -31,6 +32,7 @@ class CsvAnnotator:
         preannotate: Show the model's guess in a column of its own.
         annotations_per_image: Rows for each image, to be filled by different people.
         push_batch: Rows for each sheet.
+        workspace_key: Whose last push is remembered; several workspaces may share a folder.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class CsvAnnotator:
         preannotate: bool = False,
         annotations_per_image: int = 1,
         push_batch: int = 10_000,
+        workspace_key: str = "",
     ) -> None:
         self._folder = folder
         # Somebody who calls a class "skip" writes (skip) for not knowing.
@@ -48,6 +51,7 @@ class CsvAnnotator:
         self._preannotate = preannotate
         self._copies = annotations_per_image
         self._push_batch = push_batch
+        self._workspace_key = workspace_key
 
     @property
     def source(self) -> str:
@@ -65,6 +69,12 @@ class CsvAnnotator:
     @property
     def identity(self) -> str:
         return ""
+
+    def last_push(self) -> str | None:
+        return self._pushes().get(self._workspace_key)
+
+    def set_last_push(self, push_id: str) -> None:
+        write_json(self._folder / _PUSHES, {**self._pushes(), self._workspace_key: push_id})
 
     def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
         return {task.key: task.id for task in self.list_tasks() if images.get(task.key) == task.sha256}
@@ -169,6 +179,13 @@ class CsvAnnotator:
         if seen != old:
             write_json(self._folder / _MEMORY, {name: list(cell) for name, cell in seen.items()})
         return seen
+
+    def _pushes(self) -> dict[str, str]:
+        try:
+            found = json.loads((self._folder / _PUSHES).read_text(encoding="utf-8"))
+            return {str(workspace): str(push_id) for workspace, push_id in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
 
     def _memory(self) -> _Seen:
         try:

@@ -11,7 +11,14 @@ from alloop.labeling import label_studio_tasks as task_list
 from alloop.labeling.connection import Connection, Fate, Unanswered
 from alloop.labeling.images import ImageUrls
 from alloop.labeling.label_config import HASH_KEY, TASK_KEY, extra_choices, prediction, read_annotation, read_time
-from alloop.labeling.label_studio_project import OpenProject, ProjectPlan, find_project, open_project
+from alloop.labeling.label_studio_project import (
+    OpenProject,
+    ProjectPlan,
+    find_last_push,
+    find_project,
+    open_project,
+    with_last_push,
+)
 from alloop.records import ListedTask, OutgoingTask, PullPage, TaskAnswers
 
 _ATTEMPTS = 3
@@ -83,6 +90,14 @@ class LabelStudioAnnotator:
             "predictions": "total_predictions_number",
         }
         return {ours: int(row.get(theirs) or 0) for ours, theirs in names.items()}
+
+    def last_push(self) -> str | None:
+        return find_last_push(find_project(self._connection, self._opened.id), self._plan.workspace_key)
+
+    def set_last_push(self, push_id: str) -> None:
+        row = find_project(self._connection, self._opened.id)
+        changed = {"description": with_last_push(row, self._plan.workspace_key, push_id)}
+        self._connection.change(f"api/projects/{self._opened.id}/", changed)
 
     def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
         """As the protocol says. Copies that a request delivered twice has left are taken back while untouched.

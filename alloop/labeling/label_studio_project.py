@@ -1,6 +1,7 @@
 """The Label Studio project of a workspace: found, made once, checked, and set up so that the order of tasks counts."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from alloop.labeling.label_studio_tasks import newest_tasks, write_time
 _ATTEMPTS = 3
 _LOOK_BACK = 50  # tasks among which a model's guess is looked for: those drawn at random have none
 _MARKER = "alloop-workspace:"
+_PUSH = "alloop-push:"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,6 +111,26 @@ def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
             "in a new project, run `alloop push --new-project`.",
         ) from error
     return row
+
+
+def find_last_push(row: dict[str, Any], workspace_key: str) -> str | None:
+    """Id of a workspace's last push, from the project's description."""
+    words = (row.get("description") or "").split()
+    return next((word.rpartition(":")[2] for word in words if word.startswith(_push_word(workspace_key))), None)
+
+
+def with_last_push(row: dict[str, Any], workspace_key: str, push_id: str) -> str:
+    """The project's description with another push id; whatever people wrote there stays."""
+    description = str(row.get("description") or "").rstrip()
+    word = _push_word(workspace_key) + push_id
+    pattern = rf"(?<!\S){re.escape(_push_word(workspace_key))}\S*"
+    if re.search(pattern, description):
+        return re.sub(pattern, word, description)
+    return f"{description} {word}".lstrip()
+
+
+def _push_word(workspace_key: str) -> str:
+    return f"{_PUSH}{workspace_key}:"
 
 
 def _check_same(project_ref: str, project_id: int | None) -> None:

@@ -160,6 +160,13 @@ class SimulatedAnnotator:
     def identity(self) -> str:
         return ""
 
+    def last_push(self) -> str | None:
+        """Nothing: the oracle lies in the workspace folder, where nobody else pushes."""
+        return None
+
+    def set_last_push(self, push_id: str) -> None:
+        pass
+
     def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
         known = {task.key: task for task in self.list_tasks()}
         return {key: known[key].id for key, sha256 in images.items() if key in known and known[key].asks_about(sha256)}

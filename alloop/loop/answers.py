@@ -13,8 +13,10 @@ from alloop.names import as_class, clean
 from alloop.project import Project
 from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
+from alloop.store.images import find_image_ids
 from alloop.store.queries import QueryRecord, find_by_keys, has_open_query, list_queries, set_status, set_tasks_gone
 from alloop.store.rounds import find_round
+from alloop.store.workspace import key_prefix
 
 
 @dataclasses.dataclass
@@ -93,11 +95,56 @@ def record_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers],
         # task's to delete.
         scope = place.scope(found.task.id)
         mine = {record.external_id: record for record in known[query.id] if record.external_id.startswith(scope)}
-        fresh += _changes(place, query, scope, found.answers, mine, recorded)
+        fresh += _changes(place, _Target(query.image_id, query.id, scope), found.answers, mine, recorded)
     add_annotations(session, fresh, _now())
     touched = {query.id: query for query in queries.values()}
     settle_queries(session, place, touched.values())
     derive_labels(session, place.classes, {query.image_id for query in touched.values()})
+
+
+def adopt_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> int:
+    """Record the answers to tasks that this workspace made and its database does not know, for the images they show.
+
+    They become labels without a query: why and with which probability the image was chosen is not known any more.
+
+    Returns:
+        How many tasks were left out because their image is not in the pool.
+    """
+    prefix, listed = key_prefix(session), list(tasks)
+    queries = find_by_keys(session, [found.task.key for found in listed])
+    orphaned = [
+        found
+        for found in listed
+        if found.answers and found.task.key.startswith(prefix) and not is_ours(found.task, queries)
+    ]
+    images = find_image_ids(session, [found.task.sha256 or "" for found in orphaned])
+    known: dict[int, list[AnnotationRecord]] = {image_id: [] for image_id in images.values()}
+    for record in list_current(session, image_ids=list(known), source=place.source):
+        known[record.image_id].append(record)
+    fresh: list[AnnotationRecord] = []
+    for found in orphaned:
+        if (image_id := images.get(found.task.sha256 or "")) is not None:
+            target = _Target(image_id, None, place.scope(found.task.id))
+            mine = {each.external_id: each for each in known[image_id] if each.external_id.startswith(target.scope)}
+            fresh += _changes(place, target, found.answers, mine, recorded)
+    add_annotations(session, fresh, _now())
+    derive_labels(session, place.classes, set(images.values()))
+    return sum(found.task.sha256 not in images for found in orphaned)
+
+
+def list_adopted(session: Session, place: Place) -> set[str]:
+    """Scopes of the tasks whose answers were adopted."""
+    records = list_current(session, source=place.source, adopted=True)
+    return {record.external_id.rpartition("/")[0] + "/" for record in records}
+
+
+def describe_orphaned(n: int) -> str:
+    """Tasks that the database does not know, in words."""
+    return (
+        f"{n} tasks were made by this workspace, but its database does not know them: it was restored from a backup "
+        "since, or another copy of the workspace made them. Their answers are left alone; `alloop labels adopt` takes "
+        "them for the images that the tasks show."
+    )
 
 
 def is_ours(task: ListedTask, queries: Mapping[str, QueryRecord]) -> bool:
@@ -144,10 +191,18 @@ def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
     return QueryStatus.OPEN
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Target:
+    """What the answers of a task are recorded for. `scope` is what their stored ids begin with."""
+
+    image_id: int
+    query_id: int | None
+    scope: str
+
+
 def _changes(
     place: Place,
-    query: QueryRecord,
-    scope: str,
+    target: _Target,
     answers: Sequence[Answer],
     known: dict[str, AnnotationRecord],
     recorded: Recorded,
@@ -156,7 +211,7 @@ def _changes(
     listed: set[str] = set()
     for given in answers:
         answer = _spelled(given, place.classes)
-        external_id = scope + answer.external_id
+        external_id = target.scope + answer.external_id
         listed.add(external_id)
         before = known.get(external_id)
         if before is None:
@@ -167,7 +222,7 @@ def _changes(
             recorded.edited += 1
         if answer.outcome is Outcome.LABEL and answer.value not in place.classes:
             recorded.unknown[str(answer.value)] += 1
-        changes.append(_record(place, query, external_id, answer, before))
+        changes.append(_record(place, target, external_id, answer, before))
     for external_id, before in known.items():
         if external_id not in listed and before.outcome is not Outcome.DELETED:
             recorded.deleted += 1
@@ -182,11 +237,11 @@ def _spelled(answer: Answer, classes: Collection[str]) -> Answer:
 
 
 def _record(
-    place: Place, query: QueryRecord, external_id: str, answer: Answer, before: AnnotationRecord | None
+    place: Place, target: _Target, external_id: str, answer: Answer, before: AnnotationRecord | None
 ) -> AnnotationRecord:
     return AnnotationRecord(
-        image_id=query.image_id,
-        query_id=query.id,
+        image_id=target.image_id,
+        query_id=target.query_id,
         source=place.source,
         external_id=external_id,
         version=1 if before is None else before.version + 1,

@@ -10,8 +10,20 @@ from sqlalchemy.orm import Session
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
-from alloop.loop.answers import Place, Recorded, is_ours, judged_by, named, record_answers, record_lost
+from alloop.loop.answers import (
+    Place,
+    Recorded,
+    adopt_answers,
+    describe_orphaned,
+    is_ours,
+    judged_by,
+    list_adopted,
+    named,
+    record_answers,
+    record_lost,
+)
 from alloop.loop.ingest import mark_vanished
+from alloop.loop.last_push import begin_push, check_last_push, is_overtaken
 from alloop.loop.writer import actor, check_writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -24,6 +36,7 @@ from alloop.store.queries import (
     find_by_keys,
     list_pushed,
     list_unsent,
+    set_keys,
     set_status,
     set_task_ids,
 )
@@ -31,13 +44,15 @@ from alloop.store.rounds import find_last_round, find_model, find_round, set_sta
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import (
     add_event,
-    count_events,
     drop_sync,
     find_sync,
     find_workspace_uuid,
     key_prefix,
+    new_key_prefix,
+    renew_workspace_uuid,
     set_mark,
     set_project,
+    set_strangers,
 )
 
 GIVEN_UP = "project given up"
@@ -52,21 +67,34 @@ class Connection:
     place: Place
 
 
-def connect_people(project: Project, *, new_project: bool = False) -> Connection:
+def connect_people(project: Project, *, new_project: bool = False, take_over: bool = False) -> Connection:
     """Open our project in the labeling back end; the first time, or with `new_project`, make one.
 
+    Args:
+        project: The workspace.
+        new_project: Give up the project there was.
+        take_over: Go on although another copy of the workspace has pushed to the project.
+
     Raises:
-        LabelingError: The project is gone or cannot hold our classes; the token is refused.
+        LabelingError: The project is gone or cannot hold our classes; the token is refused; another copy of the
+            workspace has pushed.
         ServerUnavailable: The server is.
     """
     if new_project:
         _forget_project(project, project.config.labeling.backend)
+    connection = _open_project(project)
+    if new_project and is_overtaken(project, connection.annotator):
+        # What was found is the project of the workspace that this one was copied from, before its first push.
+        _forget_project(project, connection.annotator.source)
+        connection = _open_project(project)
+    check_last_push(project, connection.annotator, take_over=take_over)
+    return connection
+
+
+def _open_project(project: Project) -> Connection:
     with reading(project.database) as session:
         key = find_workspace_uuid(session)
         known = find_sync(session, project.config.labeling.backend)
-        # Each project given up changes the key, or a new one could never be told from the one that was left.
-        if generation := count_events(session, GIVEN_UP):
-            key = f"{key}-{generation}"
     annotator = build_annotator(project.config, project.folder, key, project.environ)
     ref = annotator.open_project(known.project_ref if known else None, known.identity if known else None)
     if known is None or (known.project_ref, known.identity) != (ref, annotator.identity):
@@ -75,9 +103,7 @@ def connect_people(project: Project, *, new_project: bool = False) -> Connection
     return Connection(annotator, judged_by(project, annotator.source, named(ref, annotator.identity)))
 
 
-def push(
-    project: Project, number: int, people: Connection | None = None, progress: Progress = silent, *, fresh: bool = False
-) -> int:
+def push(project: Project, number: int, people: Connection | None = None, progress: Progress = silent) -> int:
     """Make a task of every open query that has none: SELECTED → PUSHED.
 
     Queries were recorded when they were chosen. Keys that the server knows already, from a push that was interrupted,
@@ -87,7 +113,7 @@ def push(
     Returns:
         How many tasks were made or found.
     """
-    people = people or connect_people(project, new_project=fresh)
+    people = people or connect_people(project)
     with transaction(project.database) as session:
         unsent, refs = _sendable(session, list_unsent(session))
         model = find_model(session, find_round(session, number).id)
@@ -95,6 +121,8 @@ def push(
     done = _record_tasks(project, people, _reconcile(people, by_key), by_key)
     version = None if model is None else model.name
     tasks = [_task(query, refs[query.image_id], version) for query in unsent if query.key not in done]
+    if tasks:
+        begin_push(project, people.annotator)
     for made in _while_writer(project, people.annotator.push(tasks)):
         done |= _record_tasks(project, people, made, by_key)
         progress("pushing tasks", len(done), len(unsent))
@@ -131,7 +159,7 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
             set_mark(session, place.source, page.mark, _now())
         seen += len(page.tasks)
         progress("pulling answers", seen, 0)
-    ours = _own_tasks(project, people.annotator.list_tasks(), recorded)
+    ours = _own_tasks(project, place, people.annotator.list_tasks(), recorded)
     if ours - pushed.keys():
         _settle_copies(project, people, {query.key: query for query in pushed.values()})
     with transaction(project.database) as session:
@@ -145,6 +173,27 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
             data = {**dataclasses.asdict(recorded), "unknown": dict(recorded.unknown)}
             add_event(session, actor(), "pulled", _now(), last.number if last else None, **data)
     return recorded
+
+
+def adopt(project: Project, progress: Progress = silent) -> tuple[int, int]:
+    """Take the answers of tasks that this workspace made and its database does not know, for the images they show.
+
+    Taking them again takes only what is new or was changed since.
+
+    Returns:
+        (answers recorded, tasks left out because their image is not in the pool).
+    """
+    people, recorded, n_left_out = connect_people(project), Recorded(), 0
+    seen = 0
+    for page in people.annotator.pull(None):
+        with transaction(project.database) as session:
+            n_left_out += adopt_answers(session, people.place, page.tasks, recorded)
+        seen += len(page.tasks)
+        progress("reading answers", seen, 0)
+    n = recorded.new + recorded.edited + recorded.deleted
+    with transaction(project.database) as session:
+        add_event(session, actor(), "answers adopted", _now(), answers=n, left_out=n_left_out)
+    return n, n_left_out
 
 
 def withdraw(project: Project, number: int, people: Connection | None = None) -> int:
@@ -184,19 +233,19 @@ def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
     return len(unsent)
 
 
-def _own_tasks(project: Project, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
+def _own_tasks(project: Project, place: Place, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
     """Ids of the tasks of our queries. The others are counted: made by this workspace all the same, or by others."""
     with reading(project.database) as session:
         queries, prefix = find_by_keys(session, [task.key for task in there]), key_prefix(session)
+        adopted = list_adopted(session, place)
     others = [task for task in there if not is_ours(task, queries)]
-    recorded.orphaned = sum(task.key.startswith(prefix) for task in others)
-    recorded.foreign = len(others) - recorded.orphaned
+    orphaned = [task for task in others if task.key.startswith(prefix)]
+    recorded.orphaned = sum(place.scope(task.id) not in adopted for task in orphaned)
+    recorded.foreign = len(others) - len(orphaned)
+    with transaction(project.database) as session:
+        set_strangers(session, place.source, recorded.orphaned, recorded.foreign)
     if recorded.orphaned:
-        logger.warning(
-            "%d tasks were made by this workspace, but its database does not know them: it was restored from a backup "
-            "since, or a copy of the workspace made them. Their answers are left alone.",
-            recorded.orphaned,
-        )
+        logger.warning("%s", describe_orphaned(recorded.orphaned))
     return frozenset(task.id for task in there) - {task.id for task in others}
 
 
@@ -229,13 +278,19 @@ def _settle_copies(project: Project, people: Connection, by_key: Mapping[str, Qu
 def _forget_project(project: Project, source: str) -> None:
     """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay.
 
-    Given up already (by this very command, killed before it had a new one): nothing more to forget.
+    The workspace gets another identity and its open queries other keys, so that neither the project that was left nor a
+    copy of the workspace has anything in common with what comes. Given up already (by this very command, killed before
+    it had a new one): nothing more to forget.
     """
     with transaction(project.database) as session:
         if find_sync(session, source) is None:
             return
         dropped = drop_open_tasks(session, source)
         drop_sync(session, source)
+        renew_workspace_uuid(session)
+        unsent = list_unsent(session)
+        prefixes = {number: new_key_prefix(session, number) for number in {query.round_number for query in unsent}}
+        set_keys(session, {query.id: f"{prefixes[query.round_number]}-{query.image_id}" for query in unsent})
         add_event(session, actor(), GIVEN_UP, _now(), open_tasks=dropped)
 
 

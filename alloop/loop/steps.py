@@ -3,7 +3,6 @@
 import datetime as dt
 import hashlib
 import logging
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -54,7 +53,7 @@ from alloop.store.rounds import (
     set_state,
 )
 from alloop.store.session import reading, transaction
-from alloop.store.workspace import add_event, key_prefix
+from alloop.store.workspace import add_event, new_key_prefix
 
 logger = logging.getLogger("alloop")
 # Until queries exist nothing depends on a round's model or scores, so they may be made again.
@@ -298,9 +297,7 @@ def label_digest(
 def _record_selection(session: Session, situation: Situation, selected: Selected, suspects: int) -> None:
     number, config = situation.current.number, situation.config
     _expect(session, number, RoundState.SCORED)
-    # Seeds repeat after a restore and in a copy of the workspace. Keys must not: they go to a server that has others.
-    prefix = f"{key_prefix(session)}{number}-{secrets.token_hex(4)}"
-    add_queries(session, situation.current.id, selected.queries, prefix, _now())
+    add_queries(session, situation.current.id, selected.queries, new_key_prefix(session, number), _now())
     set_state(session, situation.current.id, RoundState.SCORED, RoundState.SELECTED)
     add_event(
         session,

@@ -55,7 +55,12 @@ class RoundReport:
 
 @dataclasses.dataclass(frozen=True)
 class StatusReport:
-    """Everything `alloop status` says. Images are named by their hashes; `suspects` are those being asked about."""
+    """Everything `alloop status` says. Images are named by their hashes; `suspects` are those being asked about.
+
+    Attributes:
+        orphaned: Tasks that this workspace made and its database does not know, at the last pull.
+        foreign: Tasks of other workspaces in the same project.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -72,6 +77,8 @@ class StatusReport:
     findings: Findings
     project_ref: str | None
     pulled_at: str | None
+    orphaned: int
+    foreign: int
 
 
 def gather_status(project: Project) -> StatusReport:
@@ -98,6 +105,8 @@ def gather_status(project: Project) -> StatusReport:
             findings=gather_findings(session, project),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
+            orphaned=0 if sync is None else sync.n_orphaned,
+            foreign=0 if sync is None else sync.n_foreign,
         )
 
 

@@ -54,10 +54,16 @@ def list_current(
     image_ids: Iterable[int] | None = None,
     query_ids: Iterable[int] | None = None,
     source: str | None = None,
+    adopted: bool = False,
     then: dt.datetime | None = None,
 ) -> list[AnnotationRecord]:
-    """The newest version of every annotation (or what it was then), tombstones included, by image and time."""
+    """The newest version of every annotation (or what it was then), tombstones included, by image and time.
+
+    With `adopted`, only those that belong to no query.
+    """
     query = _current(then)
+    if adopted:
+        query = query.where(Annotation.query_id.is_(None))
     if source is not None:
         query = query.where(Annotation.source == source)
     if image_ids is None and query_ids is None:

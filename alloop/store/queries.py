@@ -116,6 +116,12 @@ def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime)
         session.execute(update(Task).where(Task.query_id.in_(chunk)).values(gone_at=now))
 
 
+def set_keys(session: Session, keys: Mapping[int, str]) -> None:
+    """Rename queries: query id → key."""
+    for query_id, key in keys.items():
+        session.execute(update(Query).where(Query.id == query_id).values(key=key))
+
+
 def drop_open_tasks(session: Session, source: str) -> int:
     """Forget the tasks of open queries, so that they are pushed again; returns how many there were."""
     is_open = select(Query.id).where(Query.status == QueryStatus.OPEN.value)

@@ -293,6 +293,12 @@ class SyncState(Base):
     identity: Mapped[str] = mapped_column(String(64))
     mark: Mapped[str | None] = mapped_column(Text)
     pulled_at: Mapped[dt.datetime | None]
+    # Random ids of our last push there, and of one that may have been interrupted.
+    last_push: Mapped[str | None] = mapped_column(String(16))
+    next_push: Mapped[str | None] = mapped_column(String(16))
+    # Tasks there that this database does not know, when last counted: this workspace's own, and those of others.
+    n_orphaned: Mapped[int | None]
+    n_foreign: Mapped[int | None]
 
 
 class Event(Base):

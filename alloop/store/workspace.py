@@ -2,10 +2,11 @@
 
 import dataclasses
 import datetime as dt
+import secrets
 import uuid
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,12 +23,20 @@ class Sync:
     Attributes:
         project_ref: How the back end calls it, as people see it there.
         identity: Tells it from projects of other servers that are called the same; empty where there are no others.
+        last_push: Random id of our last push there; None before the first.
+        next_push: Id of a push that was begun after it and may have been interrupted.
+        n_orphaned: Tasks there that this workspace made and its database does not know, when last counted.
+        n_foreign: Tasks there of other workspaces, when last counted.
     """
 
     project_ref: str
     identity: str
     mark: str | None
     pulled_at: dt.datetime | None
+    last_push: str | None
+    next_push: str | None
+    n_orphaned: int
+    n_foreign: int
 
 
 def add_workspace(session: Session, now: dt.datetime) -> str:
@@ -38,6 +47,11 @@ def add_workspace(session: Session, now: dt.datetime) -> str:
     session.add(Workspace(id=1, uuid=uuid.uuid4().hex, created_at=now))
     session.flush()
     return find_workspace_uuid(session)
+
+
+def renew_workspace_uuid(session: Session) -> None:
+    """Give the database another identity than its copies have."""
+    session.execute(update(Workspace).values(uuid=uuid.uuid4().hex))
 
 
 def find_workspace_uuid(session: Session) -> str:
@@ -57,17 +71,17 @@ def key_prefix(session: Session) -> str:
     return f"{find_workspace_uuid(session)[:12]}-r"
 
 
+def new_key_prefix(session: Session, round_number: int) -> str:
+    """The beginning of keys that no task has had. Seeds repeat after a restore and in a copy; keys must not."""
+    return f"{key_prefix(session)}{round_number}-{secrets.token_hex(4)}"
+
+
 def add_event(
     session: Session, actor: str, kind: str, now: dt.datetime, round_number: int | None = None, **data: Any
 ) -> None:
     """Append to the log. `data` is JSON-able and holds no secret."""
     session.add(Event(at=now, actor=actor, kind=kind, round_number=round_number, data=data))
     session.flush()
-
-
-def count_events(session: Session, kind: str) -> int:
-    """How often this was logged."""
-    return session.scalar(select(func.count()).select_from(Event).where(Event.kind == kind)) or 0
 
 
 def list_events(session: Session, kind: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
@@ -131,7 +145,18 @@ def drop_lease(session: Session, holder: str) -> None:
 def find_sync(session: Session, source: str) -> Sync | None:
     """Our project in this back end, if there is one yet."""
     row = session.get(SyncState, source)
-    return None if row is None else Sync(row.project_ref, row.identity, row.mark, row.pulled_at)
+    if row is None:
+        return None
+    return Sync(
+        project_ref=row.project_ref,
+        identity=row.identity,
+        mark=row.mark,
+        pulled_at=row.pulled_at,
+        last_push=row.last_push,
+        next_push=row.next_push,
+        n_orphaned=row.n_orphaned or 0,
+        n_foreign=row.n_foreign or 0,
+    )
 
 
 def set_project(session: Session, source: str, project_ref: str, identity: str = "") -> None:
@@ -141,7 +166,24 @@ def set_project(session: Session, source: str, project_ref: str, identity: str =
         session.add(SyncState(source=source, project_ref=project_ref, identity=identity, mark=None, pulled_at=None))
     elif (row.project_ref, row.identity) != (project_ref, identity):
         row.project_ref, row.identity, row.mark = project_ref, identity, None
+        row.last_push = row.next_push = row.n_orphaned = row.n_foreign = None
     session.flush()
+
+
+def set_next_push(session: Session, source: str, push_id: str) -> None:
+    """Remember the id of a push that is about to begin."""
+    session.execute(update(SyncState).where(SyncState.source == source).values(next_push=push_id))
+
+
+def set_last_push(session: Session, source: str, push_id: str) -> None:
+    """Remember the id that our project has now."""
+    session.execute(update(SyncState).where(SyncState.source == source).values(last_push=push_id, next_push=None))
+
+
+def set_strangers(session: Session, source: str, orphaned: int, foreign: int) -> None:
+    """Remember how many tasks of our project this database does not know."""
+    counted = {"n_orphaned": orphaned, "n_foreign": foreign}
+    session.execute(update(SyncState).where(SyncState.source == source).values(**counted))
 
 
 def drop_sync(session: Session, source: str) -> None:

@@ -216,6 +216,16 @@ def test_tasks_are_listed_and_answered_with_the_hash_of_their_image(world: World
     assert by_key(annotator.pull(None))["q1"].task == wanted[1]
 
 
+def test_the_last_push_is_remembered_for_the_next_alloop(world: World):
+    annotator = opened(world)
+    assert annotator.last_push() is None
+    annotator.set_last_push("0011223344556677")
+    annotator.set_last_push("8899aabbccddeeff")
+
+    # An oracle has nobody beside it who could push.
+    assert opened(world).last_push() == ("8899aabbccddeeff" if world.can else None)
+
+
 def test_a_push_killed_between_batches_continues_without_copies(world: World):
     tasks = make_tasks(world)
     first = next(iter(opened(world).push(tasks)))  # and here the process ends

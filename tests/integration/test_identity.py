@@ -1,7 +1,9 @@
 """A restored database, a copied workspace, images that moved or changed: every answer stays with its own image."""
 
+import contextlib
 import csv
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,20 +16,17 @@ from alloop.project import Project
 
 
 def make_sheets(tmp_path: Path, n: int = 6) -> Project:
-    """A workspace with sheets and one round at a time; the first run has asked about all images."""
-    project = make_project(tmp_path, n, labeling={"backend": "csv"}, loop={"batch_size": 8})
+    """A workspace whose sheets lie beside it; the first run has asked about all images."""
+    options = {"labeling": {"backend": "csv"}, "labeling__csv": {"folder": str(tmp_path / "sheets")}}
+    project = make_project(tmp_path, n, loop={"batch_size": 8}, **options)
     assert alloop("run", "-C", project.folder).code == 0
     return project
-
-
-def sheets(folder: Path) -> list[Path]:
-    return sorted((folder / "sheets").glob("*.csv"))
 
 
 def fill(folder: Path, answer: str) -> int:
     """Answer every question that has no answer yet; returns how many."""
     n = 0
-    for path in sheets(folder):
+    for path in sorted((folder.parent / "sheets").glob("*.csv")):
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = csv.reader(file)
         for row in rows:
@@ -71,7 +70,7 @@ def restored(tmp_path: Path) -> tuple[Project, Path]:
     assert alloop("run", "-C", folder).code == 0
     assert fill(folder, "cat") == 1
     restore(project, tmp_path / "saved.db")
-    lost.unlink()
+    lost.rename(tmp_path / "lost.png")
     return project, add_picture(project, 202)
 
 
@@ -89,12 +88,90 @@ def test_answers_given_since_a_backup_go_to_no_other_image(restored: tuple[Proje
     assert set(labels(project).values()) == {"dog"}
 
 
-def test_tasks_that_a_restored_database_does_not_know_are_reported(restored: tuple[Project, Path]):
+def test_a_restored_database_says_so_once_and_reports_the_tasks_it_does_not_know(restored: tuple[Project, Path]):
     project, _ = restored
-    assert alloop("run", "-C", project.folder).code == 0
 
+    ran = alloop("run", "-C", project.folder)
     pulled = alloop("pull", "-C", project.folder, "--json")
 
-    assert pulled.data["orphaned"] == 1
-    assert pulled.data["foreign"] == 0
-    assert "its database does not know" in pulled.err
+    assert "The database is older than its tasks" in ran.err
+    assert "The database is older than its tasks" not in pulled.err
+    assert (pulled.data["orphaned"], pulled.data["foreign"]) == (1, 0)
+    assert "1 tasks were made by this workspace, but its database does not know them" in pulled.err
+    assert alloop("status", "-C", project.folder, "--json").data["orphaned"] == 1
+    assert "1 tasks were made by this workspace" in alloop("status", "-C", project.folder).out
+
+
+def test_answers_that_a_restored_database_does_not_know_are_adopted_by_content(
+    restored: tuple[Project, Path], tmp_path: Path
+):
+    project, new = restored
+    lost = tmp_path / "lost.png"
+
+    left_out = alloop("labels", "adopt", "-C", project.folder, "--json").data
+    assert alloop("pool", "add", lost, "-C", project.folder).code == 0
+    adopted = alloop("labels", "adopt", "-C", project.folder, "--json").data
+    again = alloop("labels", "adopt", "-C", project.folder, "--json").data
+
+    assert left_out == {"recorded": 0, "left_out": 1}
+    assert adopted == {"recorded": 1, "left_out": 0}
+    assert again == {"recorded": 0, "left_out": 0}
+    assert labels(project)[sha256_of(lost)] == "cat"
+    assert sha256_of(new) not in labels(project)
+    assert alloop("pull", "-C", project.folder, "--json").data["orphaned"] == 0
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> tuple[Path, Path]:
+    """A workspace and its copy, which write to the same folder of sheets; the first has pushed since."""
+    project = make_sheets(tmp_path)
+    assert fill(project.folder, "dog") == 6
+    assert alloop("run", "-C", project.folder).code == 0
+    project.close()
+    copy = tmp_path / "copy"
+    shutil.copytree(project.folder, copy)
+    add_picture(project, 100)
+    assert alloop("run", "-C", project.folder).code == 0
+    return project.folder, copy
+
+
+def test_a_second_copy_of_a_workspace_takes_nothing_and_names_both_ways_out(copied: tuple[Path, Path]):
+    first, copy = copied
+    refused = [alloop(*argv, "-C", copy) for argv in (["pull"], ["labels", "adopt"])]
+
+    for ended in refused:
+        assert ended.code == 1
+        assert "another copy of the workspace" in ended.err
+        assert "alloop push --take-over" in ended.err
+        assert "alloop push --new-project" in ended.err
+    assert alloop("pull", "-C", first).code == 0
+    with contextlib.closing(sqlite3.connect(copy / "alloop.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM annotation").fetchone() == (6,)
+
+
+def test_a_copy_may_take_over_and_then_the_first_one_stops(copied: tuple[Path, Path]):
+    first, copy = copied
+
+    assert alloop("push", "--take-over", "-C", copy).code == 0
+    assert alloop("pull", "-C", copy).code == 0
+    assert alloop("pull", "-C", first).code == 0  # nothing was pushed by the copy yet
+    new = write_picture(copy / "photos" / "0200.png", label="cat", number=200)
+    assert alloop("pool", "add", new, "-C", copy).code == 0
+    assert alloop("run", "-C", copy).code == 0
+
+    assert alloop("pull", "-C", first).code == 1
+
+
+def test_a_copy_may_have_a_project_of_its_own_beside_the_first(copied: tuple[Path, Path]):
+    first, copy = copied
+
+    assert alloop("push", "--new-project", "-C", copy).code == 0
+    new = write_picture(copy / "photos" / "0200.png", label="cat", number=200)
+    assert alloop("pool", "add", new, "-C", copy).code == 0
+    assert alloop("run", "-C", copy).code == 0
+
+    found = {folder: alloop("pull", "-C", folder, "--json") for folder in copied}
+    assert [ended.code for ended in found.values()] == [0, 0]
+    # Each sees the tasks of the other as somebody else's: neither answers nor orphans.
+    assert [(ended.data["new"], ended.data["orphaned"]) for ended in found.values()] == [(0, 0), (0, 0)]
+    assert found[first].data["foreign"] == 1

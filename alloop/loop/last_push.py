@@ -1,0 +1,114 @@
+"""Noticing that somebody else has pushed: a restored database, or a second copy of the workspace.
+
+Every push has a random id. It is kept in the database, in the workspace folder, and with the tasks (the description of
+a Label Studio project, a file beside the sheets). Where the tasks have another id than the database, there was a push
+that the database does not know. If the folder remembers that push, the database is older than its folder: it was
+restored from a backup. If not, the push came from another copy of the workspace, or the whole folder was restored.
+"""
+
+import datetime as dt
+import json
+import logging
+import secrets
+from pathlib import Path
+
+from alloop.errors import LabelingError
+from alloop.files import write_json
+from alloop.labeling.annotator import Annotator
+from alloop.loop.writer import actor
+from alloop.project import Project
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import Sync, add_event, find_sync, set_last_push, set_next_push
+
+FILE_NAME = ".last-push.json"
+logger = logging.getLogger("alloop")
+
+
+def is_overtaken(project: Project, annotator: Annotator) -> bool:
+    """Whether a push came from elsewhere that neither our database nor our folder knows."""
+    there = annotator.last_push()
+    return there is not None and there not in _known(project, annotator) and there != _in_folder(project, annotator)
+
+
+def check_last_push(project: Project, annotator: Annotator, *, take_over: bool = False) -> None:
+    """Compare the three ids; called whenever the project was opened, and before every push.
+
+    A restored database goes on, with a warning: which tasks are its own is told by key and hash. A copy does not, as it
+    would take answers to questions of the other one, and ask people the same things twice.
+
+    Args:
+        project: The workspace.
+        annotator: Its project is open, and recorded in the database.
+        take_over: Go on here although another copy has pushed.
+
+    Raises:
+        LabelingError: Another copy has pushed.
+    """
+    there, known = annotator.last_push(), _known(project, annotator)
+    if there is None:  # no push yet, or somebody cleared the description
+        return
+    if there not in known and there != _in_folder(project, annotator) and not take_over:
+        raise LabelingError(
+            f"The last push of this workspace to its {annotator.source} project did not come from {project.folder}: "
+            "another copy of the workspace made it, or this folder was restored from a backup made before it.",
+            "To go on here, run `alloop push --take-over`; the other copy will stop at its next command. To give this "
+            "copy a project of its own, run `alloop push --new-project`. Labels pulled so far are safe.",
+        )
+    if there not in known:
+        _say_so(project, annotator, take_over=take_over)
+    _settle(project, annotator, there)
+
+
+def begin_push(project: Project, annotator: Annotator) -> None:
+    """Give the push that follows its id. Killed anywhere in here, the next command still finds an id that it knows."""
+    check_last_push(project, annotator)
+    push_id = secrets.token_hex(8)
+    with transaction(project.database) as session:
+        set_next_push(session, annotator.source, push_id)
+    annotator.set_last_push(push_id)
+    _settle(project, annotator, push_id)
+
+
+def _say_so(project: Project, annotator: Annotator, *, take_over: bool) -> None:
+    if take_over:
+        words = "This workspace goes on in the place of its other copy."
+    else:
+        words = (
+            "The database is older than its tasks: it was restored from a backup, and pushes that came after the "
+            "backup are not in it. alloop goes on with what the database knows."
+        )
+    logger.warning("%s Tasks that it does not know are left alone; `alloop labels adopt` takes their answers.", words)
+    with transaction(project.database) as session:
+        add_event(session, actor(), "taken over" if take_over else "database restored", dt.datetime.now(dt.UTC))
+
+
+def _settle(project: Project, annotator: Annotator, push_id: str) -> None:
+    """Have database and folder agree with the tasks; writes nothing where they do."""
+    if _in_folder(project, annotator) != push_id:
+        write_json(_path(project), {**_read(_path(project)), annotator.source: push_id})
+    with reading(project.database) as session:
+        sync = find_sync(session, annotator.source)
+    if sync is not None and (sync.last_push, sync.next_push) != (push_id, None):
+        with transaction(project.database) as session:
+            set_last_push(session, annotator.source, push_id)
+
+
+def _known(project: Project, annotator: Annotator) -> set[str | None]:
+    with reading(project.database) as session:
+        sync: Sync | None = find_sync(session, annotator.source)
+    return set() if sync is None else {sync.last_push, sync.next_push}
+
+
+def _in_folder(project: Project, annotator: Annotator) -> str | None:
+    return _read(_path(project)).get(annotator.source)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        return {str(source): str(push_id) for source, push_id in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _path(project: Project) -> Path:
+    return project.folder / FILE_NAME
