@@ -1,6 +1,7 @@
 """What a network's heads say of features, member by member: each head, under each dropout pass."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,10 @@ from alloop.seeds import derive_seed
 
 
 class Predictor:
-    """Predicts with the networks of one model version; always the same way for the same images in the same order."""
+    """Predicts with the networks of one model version; always the same way for the same images.
+
+    Dropout masks belong to a pass and an image, told by its content hash: not to its batch, its place or the device.
+    """
 
     def __init__(self, config: Config, seed: int) -> None:
         """`seed` is the model version's."""
@@ -31,18 +35,31 @@ class Predictor:
         """Whether features have the same logits whenever they are asked for: no masks are drawn on the way."""
         return self._dropout is None or self._masks is None
 
-    def logits(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
-        """Raw logits of the heads, pass by pass."""
-        with torch.inference_mode():
-            return self.logits_with_gradient(heads, features)
+    def logits(
+        self, heads: MultiHead, features: Float[Tensor, "B D"], sha256s: Sequence[str] | None = None
+    ) -> Float[Tensor, "M B K"]:
+        """Raw logits of the heads, pass by pass.
 
-    def logits_with_gradient(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
+        Args:
+            heads: Of one network.
+            features: [B, D].
+            sha256s: Of the images [B]; None where features are no image's: masks are drawn one after the other.
+        """
+        with torch.inference_mode():
+            return self.logits_with_gradient(heads, features, sha256s)
+
+    def logits_with_gradient(
+        self, heads: MultiHead, features: Float[Tensor, "B D"], sha256s: Sequence[str] | None = None
+    ) -> Float[Tensor, "M B K"]:
         """The same, with a gradient with respect to the features where they have one."""
         if self._dropout is None:
             rows: Tensor = heads(features)
             return rows
         if self._masks is None:
             return self._dropout.logits(heads, features, seed=self._seed)
+        if sha256s is not None:
+            seeds = [derive_seed(self._seed, sha256) for sha256 in sha256s]
+            return self._dropout.logits(heads, features, image_seeds=seeds)
         return self._dropout.logits(heads, features, generator=self._masks)
 
     def lengths(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B"]:

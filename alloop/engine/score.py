@@ -101,15 +101,18 @@ def _logits(
         backbone.module.load_state_dict(dict(version.trunk))
         for _, refs, batch, rows in trunk_batches(job.images, backbone, hardware):
             failed += batch.failed
-            logits, lengths = predictor.logits(version.heads, rows), predictor.lengths(version.heads, rows)
             read = [refs[position] for position in batch.positions.tolist()]
+            logits, lengths = (
+                predictor.logits(version.heads, rows, _hashes(read)),
+                predictor.lengths(version.heads, rows),
+            )
             trunk_rows.add(read, rows)
             yield read, logits, lengths
         _keep_labeled(job, version, backbone, hardware, trunk_rows)
     else:
         heads = [version.load_network(number).heads for number in range(len(version.files))]
         for images, rows in _cached(job, version, backbone, hardware, failed, progress):
-            logits = torch.cat([predictor.logits(part, rows) for part in heads])
+            logits = torch.cat([predictor.logits(part, rows, _hashes(images)) for part in heads])
             yield images, logits, torch.cat([predictor.lengths(part, rows) for part in heads])
 
 
@@ -153,7 +156,9 @@ def _of_networks(
             features, positions, unreadable = trunk_features(backbone, block, hardware)
             if number == 0:
                 trunk_rows.add([block[position] for position in positions], features)
-            logits, lengths = predictor.logits(network.heads, features), predictor.lengths(network.heads, features)
+            read = _hashes([block[position] for position in positions])
+            logits = predictor.logits(network.heads, features, read)
+            lengths = predictor.lengths(network.heads, features)
             rows.append({position: (logits[:, n], lengths[:, n]) for n, position in enumerate(positions)})
             reasons |= dict(unreadable)
         failed += reasons.items()
@@ -164,6 +169,10 @@ def _of_networks(
                 for part in (0, 1)
             )
             yield [block[position] for position in kept], logits, lengths
+
+
+def _hashes(images: Sequence[ImageRef]) -> list[str]:
+    return [image.sha256 for image in images]
 
 
 def _keep_labeled(

@@ -120,7 +120,7 @@ def _fit_frozen(
     rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
     return Fitted(
         network=Network(heads, {}),
-        holdout_log_probs=_member_log_probs(job, heads, rows),
+        holdout_log_probs=_member_log_probs(job, heads, rows, holdout),
         holdout_ids=tuple(image.image_id for image in holdout),
         history={"mode": "frozen", "n_labels": len(images), **history},
         failed=failed,
@@ -146,10 +146,11 @@ def _finetune(
     setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware, new_norms)
     history = finetune(setup, train, validation, tuning, progress)
     features, positions, failed = trunk_features(backbone, job.holdout, hardware)
+    read = [job.holdout[position] for position in positions]
     return Fitted(
         network=Network(heads.cpu(), dict(backbone.module.cpu().state_dict())),
-        holdout_log_probs=_member_log_probs(job, heads, features),
-        holdout_ids=tuple(job.holdout[position].image_id for position in positions),
+        holdout_log_probs=_member_log_probs(job, heads, features, read),
+        holdout_ids=tuple(image.image_id for image in read),
         history={**probe.history, "mode": "finetune", **history},
         failed=tuple(dict.fromkeys((*probe.failed, *failed))),
     )
@@ -187,16 +188,16 @@ def _cross_validate(
             heads, _ = fit_heads(
                 features[rest], labels[rest], n_classes, len(specialties), objective, recipe, generator
             )
-            rows.append(_member_log_probs(job, heads, features[fold]))
+            rows.append(_member_log_probs(job, heads, features[fold], [images[row] for row in fold.tolist()]))
         return pool_members(member for part in rows for member in part)
 
     with deterministic():
         return out_of_fold(labels, seed, predict, n_classes), labels
 
 
-def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor) -> Tensor:
+def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:
     predictor = Predictor(job.config, job.seed)
-    return predictor.log_probs(predictor.logits(heads, features))
+    return predictor.log_probs(predictor.logits(heads, features, [image.sha256 for image in images]))
 
 
 def _without_weights(fitted: Fitted) -> Fitted:

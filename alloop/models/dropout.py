@@ -9,7 +9,7 @@ Source: Gal & Ghahramani, ICML 2016; methods.md section 3.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,7 @@ class HeadDropout:
         features: Float[Tensor, "B D"],
         *,
         seed: int | None = None,
+        image_seeds: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Float[Tensor, "H B K"]]:
         """Raw logits of all H heads, one pass after the other; memory is that of one.
@@ -70,18 +71,39 @@ class HeadDropout:
             features: From the trunk, once.
             seed: Consistent masks: pass m uses one mask for every image, and the same one in every call with this
                 seed, so that a pool scored in chunks shares its M networks (joint acquisition needs that).
-            generator: Instead of a seed: a mask for every image and pass.
+            image_seeds: Instead, one for each image [B]: a mask for every image and pass, the same one whatever else is
+                in the batch.
+            generator: Instead: a mask for every image and pass, drawn in the order of the batch.
 
         Raises:
-            ValueError: Not exactly one of seed and generator.
+            ValueError: Not exactly one of the three.
         """
-        if (seed is None) == (generator is None):
-            raise ValueError("MC dropout needs either a seed (consistent masks) or a generator (a mask for each image)")
-        if generator is None:
-            return self._consistent(heads, features, seed or 0)
+        if sum(given is not None for given in (seed, image_seeds, generator)) != 1:
+            raise ValueError(
+                "MC dropout needs either a seed (consistent masks), or a generator or seeds of images (a mask for each)"
+            )
+        if seed is not None:
+            return self._consistent(heads, features, seed)
         return (
-            heads(self._dropped(features, heads.center, self.masks(features, generator))) for _ in range(self.passes)
+            heads(self._dropped(features, heads.center, self._masks_of_pass(features, number, image_seeds, generator)))
+            for number in range(self.passes)
         )
+
+    def _masks_of_pass(
+        self,
+        features: Float[Tensor, "B D"],
+        number: int,
+        image_seeds: Sequence[int] | None,
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "B D"]:
+        if image_seeds is None:
+            assert generator is not None
+            return self.masks(features, generator)
+        masks = torch.empty(features.shape, dtype=torch.float32, device=features.device)
+        for row, seed in enumerate(image_seeds):
+            own = torch.Generator().manual_seed(derive_seed(seed, "mc-dropout", number))
+            masks[row : row + 1] = self.masks(features[row : row + 1], own)
+        return masks
 
     def _consistent(self, heads: MultiHead, features: Tensor, seed: int) -> Iterator[Tensor]:
         # One mask for all images can be put on the weights instead: K rows rather than B.
@@ -98,10 +120,12 @@ class HeadDropout:
         features: Float[Tensor, "B D"],
         *,
         seed: int | None = None,
+        image_seeds: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "M B K"]:
         """All passes at once, M = passes * heads, pass by pass. See `passes_of`."""
-        return torch.cat(list(self.passes_of(heads, features, seed=seed, generator=generator)))
+        passes = self.passes_of(heads, features, seed=seed, image_seeds=image_seeds, generator=generator)
+        return torch.cat(list(passes))
 
     def masks(self, features: Float[Tensor, "B D"], generator: torch.Generator) -> Float[Tensor, "B D"]:
         """0 for what is dropped, else 1 / (1 - rate), drawn on the CPU so that devices agree."""

@@ -143,7 +143,7 @@ def _outputs(
     for number in range(len(version.files)):
         network = version.load_network(number)
         rows = _features(job, images, network.trunk)
-        logits.append(predictor.logits(network.heads, rows))
+        logits.append(predictor.logits(network.heads, rows, [image.sha256 for image in images]))
         lengths.append(predictor.lengths(network.heads, rows))
     raw = torch.cat(logits)
     # Not the predictions: those of LogitNorm are of normalized logits, and the norm is what tells (methods.md 5.8).

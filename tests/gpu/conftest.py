@@ -18,11 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_toys import Sizes, Toys, make_toys
+from gpu_toys import REHEARSES, Sizes, Toys, make_toys
 
 HERE = Path(__file__).parent
 COLUMNS = ("test", "quantity", "measured", "bound")
-REHEARSES = os.environ.get("ALLOOP_GPU_TESTS") == "cpu"
 _warned: set[tuple[str, str]] = set()
 
 
@@ -117,7 +116,7 @@ class Measured:
         assert value >= bound, f"{quantity}: {value:.3g} is less than {bound:.3g}"
 
     def same(self, quantity: str, one: object, other: object) -> None:
-        write_row(self.test, quantity, "same" if one == other else f"{one} and {other}", "same")
+        write_row(self.test, quantity, one, other)
         assert one == other, f"{quantity}: {one} and {other}"
 
     def say(self, quantity: str, text: object) -> None:

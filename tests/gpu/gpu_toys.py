@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from alloop.records import ImageRef, ModelFiles
 
 CLASSES = ("vertical", "horizontal", "checkered", "plain")
 CPU = torch.device("cpu")
+REHEARSES = os.environ.get("ALLOOP_GPU_TESTS") == "cpu"  # the CPU stands in for a card: see conftest.py
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trashnet"
 
 
@@ -46,7 +48,7 @@ class Sizes:
     @classmethod
     def tiny(cls) -> "Sizes":
         trunks = {"resnet18": 32, "efficientnet_b0": 32, "vit_small": None, "convnext_tiny": 32}
-        return cls(trunks, (1, 2, 3), 3, 2000, 30)
+        return cls(trunks, (1, 2, 3), 3, 200, 20)
 
 
 def own_trunk() -> Backbone:
@@ -216,17 +218,31 @@ class Toys:
 
 def make_toys(root: Path) -> Toys:
     generator = np.random.default_rng(0)
-    images = []
     (root / "images").mkdir(parents=True)
     for number in range(120):
-        path = root / "images" / f"{number:03}.png"
-        Image.fromarray(_draw(number % 4, generator)).save(path)
-        images.append(ImageRef(number + 1000, hashlib.sha256(path.read_bytes()).hexdigest(), str(path)))
-    return Toys(root, tuple(images), tuple(number % 4 for number in range(120)))
+        Image.fromarray(_draw(number % 4, generator)).save(root / "images" / f"{number:03}.png")
+    return find_toys(root)
 
 
-def _draw(kind: int, generator: np.random.Generator) -> np.ndarray:
+def find_toys(root: Path) -> Toys:
+    """Those that `make_toys` has written."""
+    paths = sorted((root / "images").glob("*.png"))
+    images = [
+        ImageRef(number + 1000, hashlib.sha256(path.read_bytes()).hexdigest(), str(path))
+        for number, path in enumerate(paths)
+    ]
+    return Toys(root, tuple(images), tuple(number % 4 for number in range(len(paths))))
+
+
+def drawn(n: int, noise: float) -> tuple[Tensor, Tensor]:
+    """Pictures uint8 [n, 3, 32, 32] of the classes in turn, and which ones these are."""
+    generator = np.random.default_rng(1)
+    images = np.stack([_draw(number % 4, generator, noise) for number in range(n)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.arange(n) % 4
+
+
+def _draw(kind: int, generator: np.random.Generator, noise: float = 40) -> np.ndarray:
     rows, columns = np.indices((32, 32)) // 4 % 2
     pattern = (columns, rows, rows ^ columns, np.full((32, 32), 0.5))[kind]
-    gray = 60 + 100 * pattern[..., None] + generator.normal(0, 40, (32, 32, 3))
+    gray = 60 + 100 * pattern[..., None] + generator.normal(0, noise, (32, 32, 3))
     return gray.clip(0, 255).astype(np.uint8)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -185,6 +186,26 @@ def test_one_mask_for_the_whole_pool_does_not_depend_on_who_is_in_it(toys):
     part = Predictor(config, 3).logits(heads, features[4:7])
 
     torch.testing.assert_close(whole[:, 4:7], part)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_an_images_masks_do_not_depend_on_its_batch_or_place(toys, mode):
+    train = TrainConfig(workers=0, epochs=2, batch_size=16)
+    config = toys.config(toys.trunk, train, weights="none", mode=mode, uncertainty="mc-dropout", members=4)
+    files = run_train(toys.train_job(config)).files
+    found = []
+    for number, (size, images) in enumerate([(16, toys.images[75:]), (4, toys.images[:74:-1]), (3, toys.images[80:])]):
+        other = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size})})
+        job = toys.score_job(files, other, images=images, out=toys.root / f"{number}.parquet", keep_members=True)
+        run_score(job)
+        table = pq.read_table(job.out)
+        found.append(dict(zip(table["image_id"].to_pylist(), table["members"].to_pylist(), strict=True)))
+
+    for rows in found[1:]:
+        for image_id, row in rows.items():
+            np.testing.assert_allclose(row, found[0][image_id], atol=1e-5)
+    passes = np.array(found[0][toys.images[80].image_id]).reshape(4, 3)
+    assert (passes.std(axis=0) > 1e-4).all()
 
 
 def test_a_trunk_is_fine_tuned_under_dropout(toys):

@@ -1,0 +1,200 @@
+"""Fine-tuning on a GPU: it learns, keeps the best, repeats itself, and leaves nothing behind."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_toys import CPU, REHEARSES, Toys, hardware, load_trunk, on
+from torch import nn
+
+from alloop.engine import finetune as finetuning
+from alloop.engine.build import build_backbone, build_finetune_recipe, build_loss, search_paths
+from alloop.engine.finetune import Labeled, Setup, finetune
+from alloop.engine.model_files import load_model
+from alloop.engine.objective import Objective
+from alloop.engine.train import run_train
+from alloop.errors import ModelError
+from alloop.losses.mixing import Mixing
+from alloop.models.backbones import Backbone
+from alloop.models.dropout import HeadDropout
+from alloop.models.heads import MultiHead
+from alloop.progress import silent
+
+TRAIN = {"epochs": 2 if REHEARSES else 8, "learning_rate": 0.03, "batch_size": 16, "validation_share": 0.25}
+
+
+def _job(toys: Toys, device: torch.device, root: Path, name: str = "model", **settings: object):
+    train = {**TRAIN, **settings.pop("train", {})}
+    config = toys.config(settings.pop("backbone", "dropping_trunk"), train, mode="finetune", **settings)
+    return toys.train_job(config, device, root / f"cache {name}", root / name)
+
+
+def _setup(toys: Toys, device: torch.device, backbone: Backbone, n_heads: int = 2, **recipe: object) -> Setup:
+    config = toys.config("plain_trunk", TRAIN, mode="finetune")
+    heads = MultiHead(backbone.n_features, n_heads, 4, torch.Generator().manual_seed(0))
+    made = dataclasses.replace(build_finetune_recipe(config), **recipe)
+    setup = Setup(backbone, heads, Objective(build_loss(config), None, None, "mean"), made, hardware(device, 16))
+    setup.keep_gradients(True)
+    return setup
+
+
+def _labeled(toys: Toys, rows: slice) -> Labeled:
+    return Labeled(list(toys.images[rows]), torch.tensor(toys.targets[rows]))
+
+
+def test_the_loss_falls_and_the_best_epoch_is_what_is_kept(toys: Toys, device: torch.device, measured):
+    backbone = build_backbone(toys.config("plain_trunk", mode="finetune"), search_paths(toys.root))
+    setup, validation = _setup(toys, device, backbone, epochs=6), _labeled(toys, slice(60, 100))
+
+    history = finetune(setup, _labeled(toys, slice(0, 60)), validation, 1, silent)
+
+    losses = [epoch["loss"] for epoch in history["epochs"]]
+    measured("last loss in the first one", losses[-1] / losses[0], 0.98)
+    kept = finetuning._validate(setup, validation)
+    best = min(epoch["validation_nll"] for epoch in history["epochs"])
+    measured("NLL of what was kept, minus the best epoch's", kept - best, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "either", "mc-dropout", "ensemble", "multi-head"])
+def test_mixing_dropout_and_several_networks_learn_under_autocast(
+    toys: Toys, device: torch.device, tmp_path: Path, measured, kind: str
+):
+    is_mixing = kind in ("mixup", "cutmix", "either")
+    model = {"uncertainty": "single" if is_mixing else kind, "members": None if is_mixing else 2}
+    job = _job(toys, device, tmp_path, train={"mixing": kind} if is_mixing else {}, **model)
+
+    result = run_train(job)
+
+    for history in result.history.get("networks", [result.history]):
+        losses = [epoch["loss"] for epoch in history["epochs"]]
+        assert all(math.isfinite(loss) for loss in losses)
+        measured("lowest loss in the first one", min(losses) / losses[0], 1.0)
+    log_probs = torch.from_numpy(result.holdout_raw_log_probs)
+    right = log_probs.argmax(1) == torch.tensor(toys.targets[60:100])
+    measured.at_least("share of the holdout that is right (chance: 0.25)", float(right.double().mean()), 0.3)
+
+
+def test_autocasts_cache_cuts_no_gradient(toys: Toys, device: torch.device, measured):
+    """A look at the validation part runs without gradients just before a step that needs them."""
+    backbone = build_backbone(toys.config("plain_trunk", mode="finetune"), search_paths(toys.root))
+    setup = _setup(toys, device, backbone, mixing=Mixing("mixup"), dropout=HeadDropout(0.2))
+    train = _labeled(toys, slice(0, 16))
+    (batch,) = finetuning._augmented(setup, train, 0)
+
+    finetuning._validate(setup, train)
+    finetuning._backward(setup, batch.images, train.targets[batch.positions], 1.0, torch.Generator().manual_seed(0))
+
+    without = [
+        name
+        for module in (setup.backbone.module, setup.heads)
+        for name, parameter in module.named_parameters()
+        if parameter.grad is None or not bool(torch.isfinite(parameter.grad).all()) or not bool(parameter.grad.any())
+    ]
+    measured.same("parameters without a gradient", without, [])
+
+
+def test_normalization_that_came_with_statistics_keeps_them(toys: Toys, device: torch.device, tmp_path: Path, measured):
+    job = _job(toys, device, tmp_path, backbone="own_trunk", train={"epochs": 2})
+    before = build_backbone(job.config, search_paths(job.cache)).module.state_dict()
+
+    trunk = load_model(run_train(job).files).trunk
+
+    moved = [name for name in trunk if "running" in name and not torch.equal(trunk[name], before[name])]
+    measured.same("statistics that moved", moved, [])
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+@pytest.mark.parametrize("trunk", ["own_trunk", "dropping_trunk", "resnet18"])
+def test_the_same_job_twice_gives_the_same_bytes(
+    toys: Toys, device: torch.device, tmp_path: Path, measured, trunk: str, mode: str
+):
+    """What the README promises: the same seed, labels and machine."""
+    config = toys.config(trunk, {**TRAIN, "epochs": 1 if REHEARSES else 3}, mode=mode)
+    if trunk == "resnet18":
+        model = config.model.model_copy(update={"backbone": "resnet18", "image_size": 32})
+        config = config.model_copy(update={"model": model})
+    files = []
+    for number in range(2):
+        job = toys.train_job(config, device, tmp_path / f"cache {number}", tmp_path / f"model {number}")
+        files.append(run_train(job).files)
+
+    one, other = (load_model(each) for each in files)
+    states = [{**version.trunk, **version.heads.state_dict()} for version in (one, other)]
+    largest = max(float((states[0][name].double() - states[1][name].double()).abs().max()) for name in states[0])
+    measured("largest difference of a weight", largest)
+    measured.same("model digest", files[0].sha256[:12], files[1].sha256[:12])
+
+
+def test_a_step_that_spoils_the_weights_replaces_no_good_model(
+    toys: Toys, device: torch.device, tmp_path: Path, monkeypatch, measured
+):
+    job = _job(toys, device, tmp_path, train={"epochs": 1})
+    good = run_train(job).files
+    step = torch.optim.AdamW.step
+
+    def spoiling(optimizer, *rest):
+        step(optimizer, *rest)
+        with torch.no_grad():
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+
+    with pytest.raises(ModelError) as caught:
+        run_train(job)
+
+    measured.say("what it says", caught.value.message)
+    assert load_model(good).trunk
+
+
+def test_nothing_stays_on_the_card_after_training(
+    toys: Toys, card: torch.device, fresh: Callable[[str], Path], measured
+):
+    run_train(_job(toys, card, fresh("warm"), train={"epochs": 1}))  # loads libraries, which keep a workspace
+    before = torch.cuda.memory_allocated(card)
+
+    run_train(_job(toys, card, fresh("cold"), train={"epochs": 2}))
+
+    measured("bytes more than before", torch.cuda.memory_allocated(card) - before, 1e6)
+
+
+def test_a_step_on_the_device_has_the_cpus_gradient(toys: Toys, device: torch.device, measured):
+    """In mixed precision: as far as bfloat16 allows."""
+    gradients = []
+    for where in (device, CPU):
+        setup = _setup(toys, where, load_plain(toys))
+        train = _labeled(toys, slice(0, 16))
+        (batch,) = finetuning._augmented(setup, train, 0) if not gradients else (batch,)
+        finetuning._backward(setup, batch.images, train.targets[batch.positions], 1.0, torch.Generator())
+        gradients.append(flat_gradient(setup))
+
+    measured("relative difference", float((gradients[0] - gradients[1]).norm() / gradients[1].norm()), 3e-2)
+
+
+def load_plain(toys: Toys) -> Backbone:
+    return build_backbone(toys.config("plain_trunk", mode="finetune"), search_paths(toys.root))
+
+
+def flat_gradient(setup: Setup) -> torch.Tensor:
+    modules = (setup.backbone.module, setup.heads)
+    return torch.cat([weight.grad.double().cpu().flatten() for module in modules for weight in module.parameters()])
+
+
+def test_a_trunk_with_dropout_within_starts_from_the_same_numbers_each_time(toys: Toys, device: torch.device, measured):
+    """Dropout within a trunk draws from the device's own stream, which fine-tuning seeds and gives back."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    backbone = load_trunk("resnet18", 32)
+    module = nn.Sequential(on(backbone.module, CPU), nn.Dropout(0.5))
+    losses = []
+    for _ in range(2):
+        copied = dataclasses.replace(backbone, module=on(module, CPU))
+        setup = _setup(toys, device, copied, epochs=1)
+        history = finetune(setup, _labeled(toys, slice(0, 32)), _labeled(toys, slice(60, 60)), 1, silent)
+        losses.append(history["epochs"][0]["loss"])
+
+    after = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    measured.same("loss", losses[0], losses[1])
+    measured.same("the process's random stream afterwards", bool(torch.equal(state, after)), True)
