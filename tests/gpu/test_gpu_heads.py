@@ -12,6 +12,8 @@ from alloop.engine.build import HEAD_DECAY, HEAD_PRIOR, HeadRecipe
 from alloop.engine.evidence import run_features
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective, balanced_weights
+from alloop.engine.score import run_score
+from alloop.engine.score_file import read_log_probs
 from alloop.engine.train import run_train
 from alloop.losses.mixing import Mixing, mix
 from alloop.losses.multi_head import assign_specialties, class_weights
@@ -140,14 +142,18 @@ def test_dropout_masks_are_drawn_on_the_cpu_and_the_same_on_both_devices(device:
     measured("difference of logits under dropout", float(difference), 1e-5)
 
 
-def test_a_models_own_dropout_passes_do_not_depend_on_the_device_or_the_batch(
+def test_an_images_dropout_passes_do_not_depend_on_the_device_or_the_batch(
     toys: Toys, device: torch.device, tmp_path: Path, measured
 ):
     """Masks of a pass belong to an image: its hash and the model's seed."""
-    config = toys.config("own_trunk", {"epochs": 30}, uncertainty="mc-dropout", members=4)
-    rows = {}
-    for where in dict.fromkeys((device, CPU)):
-        job = toys.train_job(config, where, tmp_path / f"cache {where}", tmp_path / f"model {where}")
-        rows[where] = torch.from_numpy(run_train(job).holdout_raw_log_probs)
+    config = toys.config("own_trunk", {"epochs": 2}, mode="finetune", uncertainty="mc-dropout", members=4)
+    files = run_train(toys.train_job(config, CPU, tmp_path / "cache", tmp_path / "model")).files
+    rows = []
+    for number, (where, size) in enumerate([(device, 7), (device, 32), (CPU, 32)]):
+        train = config.train.model_copy(update={"batch_size": size})
+        other = config.model_copy(update={"train": train})
+        job = toys.score_job(other, files, where, tmp_path / f"cache {number}", tmp_path / f"{number}.parquet")
+        rows.append(torch.cat([part for _, part in read_log_probs(run_score(job).path)]))
 
-    measured("difference of log p", float((rows[device] - rows[CPU]).abs().max()), NLL)
+    measured("difference of log p, batches of 7 and 32", float((rows[0] - rows[1]).abs().max()), NLL)
+    measured("difference of log p from the CPU's", float((rows[1] - rows[2]).abs().max()), NLL)
