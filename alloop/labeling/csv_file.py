@@ -1,12 +1,15 @@
 """People with a spreadsheet: each push writes a sheet to fill in, each pull reads all of them."""
 
+import dataclasses
 import datetime as dt
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from alloop.errors import LabelingError
+from alloop.errors import LabelingError, ServerUnavailable
 from alloop.files import write_json
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
 from alloop.records import Answer, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
@@ -14,17 +17,33 @@ from alloop.records import Answer, ListedTask, Outcome, OutgoingTask, PullPage, 
 _PROJECT = "sheets"
 _MEMORY = ".seen.json"
 _PUSHES = ".pushes.json"
+_NEVER = "1970-01-01T00:00:00.000000+00:00"
 
-# A cell as it was last seen: label, annotator, and the time of the sheet in which it first looked like that.
-_Seen = dict[str, tuple[str, str, str]]
+logger = logging.getLogger("alloop")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cell:
+    """A row as it was last seen; `moment` is the time of the sheet in which it first looked like that."""
+
+    label: str
+    annotator: str
+    moment: str
+    sheet: str = ""
+    sha256: str = ""
+
+
+_Seen = dict[str, _Cell]  # by the row's external id
 
 
 class CsvAnnotator:
     """The `Annotator` over batch sheets.
 
     A task's id is its key, so rows may be sorted and moved between sheets. An empty label cell is no answer, a cleared
-    one takes the answer back, a deleted row deletes the task. When a cell got its value is known from the time of its
-    sheet, remembered in a small file beside the sheets; should that be lost, everything reads as just changed.
+    one takes the answer back, a deleted row deletes the task. A whole sheet that is away deletes nothing: somebody took
+    it along to fill it in, and its rows stay as they were last seen. When a cell got its value is known from the time
+    of its sheet. Both are remembered in a small file beside the sheets; should that be lost, everything reads as just
+    changed.
 
     Args:
         folder: Where the sheets are.
@@ -63,6 +82,15 @@ class CsvAnnotator:
                 f"This workspace's tasks are in {project_ref!r}, not in sheets.",
                 "Set labeling.backend back to what the workspace began with, or start a new workspace.",
             )
+        if project_ref is None:
+            # A new project waits for no sheet of an earlier one.
+            self._write_memory(self._present(self._sheets(), self._memory()))
+        elif not (self._folder / _MEMORY).exists() and not list_sheets(self._folder):
+            raise ServerUnavailable(
+                f"The sheets are not in {self._folder}: the folder is not there, or is empty.",
+                "Put it back, or correct [labeling.csv] folder; if it is lost, `alloop push --new-project` writes what "
+                "is still asked into new sheets.",
+            )
         self._sheets()
         return _PROJECT
 
@@ -84,32 +112,31 @@ class CsvAnnotator:
             batch = tasks[start : start + self._push_batch]
             rows = [self._question(task, copy) for task in batch for copy in range(1, self._copies + 1)]
             write_sheet(self._next_path(), self._header(), rows)
+            self._read()
             yield {task.key: task.key for task in batch}
 
     def pull(self, mark: str | None) -> Iterator[PullPage]:
-        sheets = self._sheets()
-        seen = self._remember(sheets)
-        moments: dict[str, str] = {}
-        rows: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
-        for sheet in sheets:
-            for row in sheet.rows:
-                external_id = _external_id(row)
-                rows.setdefault(row["key"], []).append((external_id, row))
-                moments[row["key"]] = max(moments.get(row["key"], ""), seen[external_id][2])
+        seen = self._read()
+        self._warn_of_absent(seen)
+        rows: dict[str, _Seen] = {}
+        for external_id, cell in seen.items():
+            rows.setdefault(_key(external_id), {})[external_id] = cell
+        moments = {key: max(cell.moment for cell in cells.values()) for key, cells in rows.items()}
         changed = sorted((moment, key) for key, moment in moments.items() if mark is None or moment >= mark)
         if changed:
-            tasks = tuple(self._task_answers(rows[key], seen) for _, key in changed)
-            yield PullPage(tasks, changed[-1][0])
+            yield PullPage(tuple(self._task_answers(key, rows[key]) for _, key in changed), changed[-1][0])
 
     def list_tasks(self) -> Sequence[ListedTask]:
-        rows = {row["key"]: row for sheet in self._sheets() for row in sheet.rows}
-        return [_task(row) for row in rows.values()]
+        found = {_key(external_id): cell for external_id, cell in self._read().items()}
+        return [_task(key, cell) for key, cell in found.items()]
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         asked = frozenset(task_ids)
         sheets = self._sheets()
         answered = {row["key"] for sheet in sheets for row in sheet.rows if row["label"]}
-        free = asked - answered
+        free = asked - answered - {_key(name) for name in self._absent(sheets, self._read())}
+        # First of all, or a sheet that is removed here would be taken for one that somebody took along.
+        self._write_memory({name: cell for name, cell in self._memory().items() if _key(name) not in free})
         for sheet in sheets:
             kept = [row for row in sheet.rows if row["key"] not in free]
             if not kept:
@@ -123,7 +150,10 @@ class CsvAnnotator:
 
     def _next_path(self) -> Path:
         # People rename sheets as they like; only names of this very form hold a number of ours.
-        ours = (re.fullmatch(r"batch-([0-9]{4,})", path.stem) for path in list_sheets(self._folder))
+        sheets = self._sheets()
+        away = {cell.sheet for cell in self._absent(sheets, self._memory()).values()}
+        names = away | {sheet.path.name for sheet in sheets}
+        ours = (re.fullmatch(r"batch-([0-9]{4,})\.csv", name) for name in names)
         last = max((int(found[1]) for found in ours if found), default=0)
         return self._folder / f"batch-{last + 1:04d}.csv"
 
@@ -141,26 +171,33 @@ class CsvAnnotator:
             "sha256": task.image.sha256,
         }
 
-    def _task_answers(self, rows: Sequence[tuple[str, Mapping[str, str]]], seen: _Seen) -> TaskAnswers:
+    def _task_answers(self, key: str, cells: _Seen) -> TaskAnswers:
         answers = []
-        for external_id, row in sorted(rows, key=lambda item: item[0]):
-            if row["label"]:
-                skipped = row["label"].lower() == self.skip_word
+        for external_id, cell in sorted(cells.items()):
+            if cell.label:
+                skipped = cell.label.lower() == self.skip_word
                 answers.append(
                     Answer(
                         external_id=external_id,
-                        annotator=row["annotator"] or "sheet",
+                        annotator=cell.annotator or "sheet",
                         outcome=Outcome.SKIP if skipped else Outcome.LABEL,
-                        value=None if skipped else row["label"],
-                        updated_at=dt.datetime.fromisoformat(seen[external_id][2]),
+                        value=None if skipped else cell.label,
+                        updated_at=dt.datetime.fromisoformat(cell.moment),
                     )
                 )
-        return TaskAnswers(_task(rows[0][1]), tuple(answers))
+        return TaskAnswers(_task(key, next(iter(cells.values()))), tuple(answers))
 
-    def _remember(self, sheets: Sequence[Sheet]) -> _Seen:
-        """Note which cells differ from what they were, with the time of their sheet."""
-        old = self._memory()
-        latest = max((moment for _, _, moment in old.values()), default="")
+    def _read(self) -> _Seen:
+        """Every row, as it is in a sheet or as it was last seen in one that is away; remembers what changed."""
+        sheets, old = self._sheets(), self._memory()
+        seen = {**self._absent(sheets, old), **self._present(sheets, old)}
+        if seen != old:
+            self._write_memory(seen)
+        return seen
+
+    def _present(self, sheets: Sequence[Sheet], old: _Seen) -> _Seen:
+        """The rows there are. Those that differ from what they were have the time of their sheet."""
+        latest = max((cell.moment for cell in old.values()), default="")
         seen: _Seen = {}
         for sheet in sheets:
             stamp = dt.datetime.fromtimestamp(sheet.mtime_ns // 1000 / 1e6, dt.UTC).isoformat(timespec="microseconds")
@@ -174,10 +211,12 @@ class CsvAnnotator:
                         "Remove one of the two rows.",
                     )
                 before = old.get(external_id)
-                same = before is not None and before[:2] == (row["label"], row["annotator"])
-                seen[external_id] = before if before and same else (row["label"], row["annotator"], moment)
-        if seen != old:
-            write_json(self._folder / _MEMORY, {name: list(cell) for name, cell in seen.items()})
+                same = before is not None and (before.label, before.annotator) == (row["label"], row["annotator"])
+                since = before.moment if before is not None and same else moment
+                if before is None and not row["label"]:
+                    since = _NEVER  # nobody has answered it yet
+                cell = _Cell(row["label"], row["annotator"], since, sheet.path.name, row["sha256"].lower())
+                seen[external_id] = cell
         return seen
 
     def _pushes(self) -> dict[str, str]:
@@ -187,19 +226,43 @@ class CsvAnnotator:
         except (OSError, ValueError, AttributeError):
             return {}
 
+    def _absent(self, sheets: Sequence[Sheet], old: _Seen) -> _Seen:
+        """The rows of sheets that are away: neither the file is there nor, under another name, any of its rows."""
+        here = {_external_id(row) for sheet in sheets for row in sheet.rows}
+        there = {sheet.path.name for sheet in sheets} | {cell.sheet for name, cell in old.items() if name in here}
+        return {name: cell for name, cell in old.items() if cell.sheet not in there}
+
+    def _warn_of_absent(self, seen: _Seen) -> None:
+        away = Counter(cell.sheet for cell in self._absent(self._sheets(), seen).values() if not cell.label)
+        for name, n in away.items():
+            logger.warning(
+                "%s is not in %s: its %d open questions wait for it. If it is lost, `alloop push --new-project` asks "
+                "every open question anew.",
+                name or "A sheet",
+                self._folder,
+                n,
+            )
+
+    def _write_memory(self, seen: _Seen) -> None:
+        write_json(self._folder / _MEMORY, {name: dataclasses.astuple(cell) for name, cell in seen.items()})
+
     def _memory(self) -> _Seen:
         try:
             found = json.loads((self._folder / _MEMORY).read_text(encoding="utf-8"))
-            seen = {str(name): (str(label), str(who), str(when)) for name, (label, who, when) in found.items()}
-            for _, _, when in seen.values():
-                dt.datetime.fromisoformat(when)
+            seen = {str(name): _Cell(*map(str, values)) for name, values in found.items()}
+            for cell in seen.values():
+                dt.datetime.fromisoformat(cell.moment)
             return seen
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
 
-def _task(row: Mapping[str, str]) -> ListedTask:
-    return ListedTask(row["key"], row["key"], row["sha256"].lower())
+def _task(key: str, cell: _Cell) -> ListedTask:
+    return ListedTask(key, key, cell.sha256 or None)
+
+
+def _key(external_id: str) -> str:
+    return external_id.rpartition("#")[0]
 
 
 def _external_id(row: Mapping[str, str]) -> str:
