@@ -87,10 +87,28 @@ class LeaseHeld(TemporaryError):
     pass
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant, if any is near: cat for Cat, 001 for the 1 that Excel makes of it."""
+    names = list(known)
+    for plain in (str.casefold, _as_number):
+        same = [other for other in names if plain(other) == plain(name)]
+        if same:
+            return same[0]
+    folded = {other.casefold(): other for other in reversed(names)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return folded[close[0]] if close else None
+
+
+def _as_number(text: str) -> str:
+    """A number as spreadsheet programs write it back: without zeros around it."""
+    whole, _, rest = text.strip().partition(".")
+    is_number = whole.isdecimal() and (not rest or rest.isdecimal())
+    return f"{whole.lstrip('0')}.{rest.rstrip('0')}" if is_number else text
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them when none is near."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean '{close[0]}'?"
+    if (close := nearest(name, names)) is not None:
+        return f"; did you mean '{close}'?"
     return f"; there are: {', '.join(names)}." if names else "; there are none."

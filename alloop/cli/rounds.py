@@ -20,7 +20,7 @@ def list_(session: Session) -> None:
 
     rounds = gather_status(session.project()).rounds
     lines = [
-        f"{row.number}\t{row.state}\t{sum(row.queries.values()) - row.queries.get('open', 0)} of "
+        f"{row.number}\t{row.state}\t{row.queries.get('answered', 0)} of "
         f"{sum(row.queries.values())} answered\t{row.closed_because or ''}"
         for row in rounds
     ]

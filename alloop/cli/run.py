@@ -39,11 +39,14 @@ def run(
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
     result = advance(session.project(), options, session.progress())
     because = result.because.removeprefix(STOPPED)
+    waiting = f"{result.open} of {result.asked} images wait for annotators."
+    if not result.open:
+        waiting = f"{result.because}. Correct the answers, or ask anew after `alloop round close`."
     words = {
-        Stage.WAITING: f"Round {result.round_number}: {result.open} of {result.asked} images wait for annotators.",
+        Stage.WAITING: f"Round {result.round_number}: {waiting}",
         Stage.ADVANCED: f"Round {result.round_number} is closed: {result.because}. Run again for the next round.",
         Stage.DONE: f"Done: {because} (round {result.round_number}, {result.labels} labels).",
     }
-    session.show(dataclasses.asdict(result), words[result.stage])
+    session.show(dataclasses.asdict(result), "\n".join((words[result.stage], *result.attention)))
     if fail_if_waiting and result.stage is Stage.WAITING:
         sys.exit(EXIT_WAITING)

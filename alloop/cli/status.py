@@ -50,7 +50,6 @@ def _headline(report: "StatusReport") -> str:
 def _rounds(rounds: "tuple[RoundReport, ...]") -> list[list[tuple[str, int]]]:
     lines = []
     for row in rounds:
-        asked, still_open = sum(row.queries.values()), row.queries.get("open", 0)
         cells = (
             str(row.number),
             row.state,
@@ -60,7 +59,7 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> list[list[tuple[str, int]]]:
             _interval(row.metrics.get("nll"), 1, 2),
             _interval(row.metrics.get("ece"), 100, 1),
             f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}",
-            f"{asked - still_open}/{asked}",
+            f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
         )
         lines.append([(cell, 0) for cell in cells])
     return lines
@@ -93,11 +92,8 @@ def _people(report: "StatusReport") -> list[str]:
     for name, counts in report.annotators.items():
         other = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "label")
         lines.append(f"{name}: {counts.get('label', 0)} labels" + (f", {other}" if other else ""))
-    unlabeled = [name for name in report.classes if name not in report.class_counts]
     if report.class_counts:
         lines.append("Labels per class: " + ", ".join(f"{name} {n}" for name, n in report.class_counts.items()))
-    if report.class_counts and unlabeled:
-        lines.append(f"No training label yet: {', '.join(unlabeled)}")
     return lines
 
 
@@ -114,34 +110,9 @@ def _attention(report: "StatusReport") -> list[str]:
     measured = [row for row in report.rounds if row.model is not None]
     if measured:
         lines.append(_calibration(measured[-1]))
-    if report.suspects:
-        lines.append(
-            f"{len(report.suspects)} images being asked about look unlike the rest of the pool: "
-            f"{_some(report.suspects)} ([acquisition] skip_suspects = true leaves such images out)"
-        )
-    if report.skipped:
-        lines.append(f"{len(report.skipped)} images were skipped and are not asked again: {_some(report.skipped)}")
-    if report.empty:
-        lines.append(f"{len(report.empty)} images were submitted without a class: {_some(report.empty)}")
-    for value, n in report.unknown_values.items():
-        lines.append(f"{n} answers say '{value}', which is no class: add it to alloop.toml, or correct them.")
-    if report.missing:
-        lines.append(f"{len(report.missing)} files are missing, for example {report.missing[0]}")
-    lines += _strangers(report)
-    if report.pool.unreadable:
-        lines.append(f"{report.pool.unreadable} files could not be read: `alloop pool check` says why.")
+    lines += report.attention
     if report.rounds and report.rounds[-1].closed_because:
         lines.append(f"Round {report.rounds[-1].number} closed: {report.rounds[-1].closed_because}.")
-    return lines
-
-
-def _strangers(report: "StatusReport") -> list[str]:
-    """Tasks of the project that the database does not know."""
-    from alloop.loop.answers import describe_orphaned
-
-    lines = [describe_orphaned(report.orphaned)] if report.orphaned else []
-    if report.foreign:
-        lines.append(f"{report.foreign} tasks in the project are another workspace's and are left alone.")
     return lines
 
 
@@ -163,7 +134,3 @@ def _interval(interval: "Interval | None", factor: float, digits: int) -> str:
 
 def _entropy(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _some(hashes: tuple[str, ...]) -> str:
-    return ", ".join(sha256[:12] for sha256 in hashes[:3]) + (" …" if len(hashes) > 3 else "")

@@ -137,17 +137,15 @@ def pull(session: Session) -> None:
     import dataclasses
 
     from alloop.loop import people
+    from alloop.loop.attention import describe_lost, describe_strangers, describe_unknown
     from alloop.loop.writer import writer
 
     project = session.project()
     with writer(project.database):
         found = people.pull(project, progress=session.progress())
     lines = [f"{found.new} new answers, {found.edited} edited, {found.deleted} deleted."]
-    lines += [f"{n} answers say '{value}', which is no class." for value, n in found.unknown.items()]
-    if found.lost:
-        lines.append(f"{found.lost} open tasks were deleted on the server; their images are back in the pool.")
-    if found.foreign:
-        lines.append(f"{found.foreign} tasks in the project are another workspace's and were left alone.")
+    lines += describe_unknown(found.unknown.items(), project.config.project.classes) + describe_lost(found.lost)
+    lines += describe_strangers(0, found.foreign)  # orphaned ones were warned of
     session.show({**dataclasses.asdict(found), "unknown": dict(found.unknown)}, "\n".join(lines))
 
 

@@ -4,22 +4,24 @@ import contextlib
 import dataclasses
 import enum
 import logging
-import math
 import time
 from collections.abc import Callable
 
 from alloop.errors import LeaseHeld, ServerUnavailable
 from alloop.labeling.build import check_classes
 from alloop.loop import people, steps
+from alloop.loop.answers import Recorded
 from alloop.loop.askable import list_askable, list_holdout_to_ask
+from alloop.loop.attention import describe_lost, list_warnings
 from alloop.loop.filter import find_matching
 from alloop.loop.findings import gather_evidence
 from alloop.loop.people import Connection
 from alloop.loop.stopping import stop_reason
+from alloop.loop.tally import Tally, tally
 from alloop.loop.writer import writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import QueryStatus, RoundState
+from alloop.records import RoundState
 from alloop.store.images import count_pool
 from alloop.store.queries import count_by_status, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
@@ -39,7 +41,13 @@ class Stage(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunResult:
-    """Where a run ended. `asked` and `open` count the queries of that round."""
+    """Where a run ended.
+
+    Attributes:
+        asked, open, answered: Queries of that round; answered ones have a label.
+        because: Why the round ended, or how its queries stand.
+        attention: What somebody should look at, a sentence each.
+    """
 
     stage: Stage
     round_number: int
@@ -47,6 +55,8 @@ class RunResult:
     open: int
     labels: int
     because: str
+    answered: int = 0
+    attention: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +121,7 @@ class _Run:
         self._options = options
         self._progress = progress
         self._connection: Connection | None = None
+        self._pulled = Recorded()
         self._closed = 0
 
     def run(self) -> RunResult:
@@ -167,16 +178,16 @@ class _Run:
             # Who waits for days outlives a restart of the server.
             logger.warning("%s Trying again in %g s.", error.message, self._project.config.labeling.poll_seconds)
             return Stage.WAITING
-        asked, still_open = self._count(number)
-        if asked - still_open < math.ceil(self._project.config.loop.min_answered * asked):
+        found = self._tally(number)
+        if not found.is_enough(self._project.config.loop.min_answered):
             return Stage.WAITING
-        steps.close(self._project, number, f"{asked - still_open} of {asked} images answered")
+        steps.close(self._project, number, found.describe())
         self._closed += 1
         is_enough = self._options.rounds is not None and self._closed >= self._options.rounds
         return Stage.ADVANCED if is_enough else None
 
     def _fetch(self, number: int) -> None:
-        people.pull(self._project, self._people(), self._progress)
+        self._pulled = people.pull(self._project, self._people(), self._progress)
         if self._has_unsent():
             # A push to a new project was interrupted; nobody could answer these.
             people.push(self._project, number, self._people(), self._progress)
@@ -196,7 +207,7 @@ class _Run:
         with reading(self._project.database) as session:
             last, model, is_open = find_last_round(session), find_last_model(session), count_pool(session).open > 0
         if is_open:
-            people.pull(self._project, self._people(), self._progress)
+            self._pulled = people.pull(self._project, self._people(), self._progress)
         trained_on = None if model is None else model.label_digest
         number = 0 if last is None else last.number + 1
         return self._stop_reason(number) is not None and steps.current_digest(self._project) in (trained_on, None)
@@ -211,16 +222,18 @@ class _Run:
         with reading(self._project.database) as session:
             return bool(list_unsent(session))
 
-    def _count(self, number: int) -> tuple[int, int]:
+    def _tally(self, number: int) -> Tally:
         with reading(self._project.database) as session:
-            counts = count_by_status(session, find_round(session, number).id)
-        return sum(counts.values()), counts.get(QueryStatus.OPEN, 0)
+            return tally(count_by_status(session, find_round(session, number).id))
 
     def _result(self, stage: Stage, number: int | None) -> RunResult:
         with reading(self._project.database) as session:
             last = find_last_round(session) if number is None else find_round(session, number)
             labels = count_pool(session).labeled
+            attention = list_warnings(session, self._project.config)
+        attention = [*describe_lost(self._pulled.lost), *attention]
         if last is None:
-            return RunResult(stage, 0, 0, 0, labels, "")
-        asked, still_open = self._count(last.number)
-        return RunResult(stage, last.number, asked, still_open, labels, last.closed_because or "")
+            return RunResult(stage, 0, 0, 0, labels, "", attention=tuple(attention))
+        found = self._tally(last.number)
+        because = last.closed_because or found.describe()
+        return RunResult(stage, last.number, found.asked, found.open, labels, because, found.labeled, tuple(attention))

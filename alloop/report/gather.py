@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from alloop.loop.attention import list_warnings
 from alloop.loop.findings import GROWN, Findings, gather_findings
 from alloop.project import Project
 from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
@@ -60,6 +61,7 @@ class StatusReport:
     Attributes:
         orphaned: Tasks that this workspace made and its database does not know, at the last pull.
         foreign: Tasks of other workspaces in the same project.
+        attention: What somebody should look at, a sentence each.
     """
 
     name: str
@@ -73,6 +75,7 @@ class StatusReport:
     empty: tuple[str, ...]
     missing: tuple[str, ...]
     suspects: tuple[str, ...]
+    attention: tuple[str, ...]
     rounds: tuple[RoundReport, ...]
     findings: Findings
     project_ref: str | None
@@ -101,6 +104,7 @@ def gather_status(project: Project) -> StatusReport:
             empty=_hashes(queries, QueryStatus.EMPTY),
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
             suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
+            attention=tuple(list_warnings(session, project.config)),
             rounds=tuple(_round(session, row, queries, choices.get(row.number, {})) for row in list_rounds(session)),
             findings=gather_findings(session, project),
             project_ref=_project_ref(sync),

@@ -102,7 +102,6 @@ def _rounds(rounds: Sequence[RoundReport]) -> Table:
     columns = ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "answered", "closed because")
     rows = []
     for row in rounds:
-        asked, still_open = sum(row.queries.values()), row.queries.get("open", 0)
         accuracy = row.metrics.get("accuracy")
         texts = (
             str(row.number),
@@ -112,7 +111,7 @@ def _rounds(rounds: Sequence[RoundReport]) -> Table:
             _number(accuracy, 100, 1),
             _number(row.metrics.get("nll"), 1, 2),
             _number(row.metrics.get("ece"), 100, 1),
-            f"{asked - still_open}/{asked}",
+            f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
             row.closed_because or "",
         )
         rows.append([Cell(text) for text in texts])

@@ -1,0 +1,81 @@
+"""What somebody should look at, one sentence each: `run` and `status` say the same."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from sqlalchemy.orm import Session
+
+from alloop.config.schema import Config
+from alloop.errors import nearest
+from alloop.loop.answers import describe_orphaned
+from alloop.records import LocationStatus, QueryStatus, Split
+from alloop.store.annotations import list_class_counts, list_values
+from alloop.store.images import count_pool, list_locations
+from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.workspace import find_sync
+
+
+def list_warnings(session: Session, config: Config) -> list[str]:
+    """Read everything that a person should know of: images without an answer, and why; tasks, files, classes."""
+    classes, queries = config.project.classes, list_queries(session)
+    sync = find_sync(session, config.labeling.backend)
+    missing = list_locations(session, LocationStatus.MISSING)
+    lines = [
+        _images(
+            (query for query in queries if query.suspect and query.status is QueryStatus.OPEN),
+            "being asked about look unlike the rest of the pool",
+            " ([acquisition] skip_suspects = true leaves such images out)",
+        ),
+        _images(_with(queries, QueryStatus.SKIPPED), "were skipped and are not asked again"),
+        _images(_with(queries, QueryStatus.EMPTY), "were submitted without a class"),
+        *describe_unknown(list_values(session).items(), classes),
+        f"{len(missing)} files are missing, for example {missing[0].path}" if missing else "",
+        *([] if sync is None else describe_strangers(sync.n_orphaned, sync.n_foreign)),
+        _unreadable(count_pool(session).unreadable),
+        _unlabeled(list_class_counts(session, Split.TRAIN), classes),
+    ]
+    return [line for line in lines if line]
+
+
+def describe_unknown(values: Iterable[tuple[str, int]], classes: Collection[str]) -> list[str]:
+    """Answers that name no class, each with the class that was probably meant."""
+    lines = []
+    for value, n in values:
+        if value not in classes:
+            near = nearest(value, classes)
+            hint = "" if near is None else f" The nearest class is '{near}'."
+            lines.append(f"{n} answers say '{value}', which is no class: add it to alloop.toml, or correct them.{hint}")
+    return lines
+
+
+def describe_lost(n: int) -> list[str]:
+    """Open tasks that a pull did not find any more."""
+    return [f"{n} open tasks were deleted where they were; their images are back in the pool."] if n else []
+
+
+def describe_strangers(orphaned: int, foreign: int) -> list[str]:
+    """Tasks of the project that the database does not know."""
+    lines = [describe_orphaned(orphaned)] if orphaned else []
+    if foreign:
+        lines.append(f"{foreign} tasks in the project are another workspace's and are left alone.")
+    return lines
+
+
+def _with(queries: Iterable[QueryRecord], status: QueryStatus) -> Iterable[QueryRecord]:
+    return (query for query in queries if query.status is status)
+
+
+def _images(queries: Iterable[QueryRecord], what: str, hint: str = "") -> str:
+    """A few of the images by their hashes."""
+    hashes = [query.sha256[:12] for query in queries]
+    some = ", ".join(hashes[:3]) + (" …" if len(hashes) > 3 else "")
+    return f"{len(hashes)} images {what}: {some}{hint}" if hashes else ""
+
+
+def _unreadable(n: int) -> str:
+    return f"{n} files could not be read: `alloop pool check` says why." if n else ""
+
+
+def _unlabeled(counts: Collection[str], classes: Sequence[str]) -> str:
+    """Classes that nobody has answered yet, once others were."""
+    lacking = [name for name in classes if name not in counts]
+    return f"No training label yet: {', '.join(lacking)}" if counts and lacking else ""
