@@ -12,12 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alloop.files import STDOUT, is_stdout
 from alloop.progress import Progress
 
 if TYPE_CHECKING:
     from alloop.project import Project
 
 PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
+
+
+class OutFile(click.Path):
+    """A file to be written; `-` is standard output."""
+
+    def __init__(self, *, dir_okay: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay, allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """As any path."""
+        path = Path(str(super().convert(value, param, ctx)))
+        return STDOUT if str(path) == "-" else path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +47,19 @@ class Session:
 
         return click.get_current_context().with_resource(open_project(self.workspace, check_schema=check_schema))
 
-    def show(self, data: object, text: str = "") -> None:
-        """Print a result: as JSON, or in words."""
+    def show(self, data: object, text: str = "", *, written: Path | None = None) -> None:
+        """Print a result: as JSON, or in words.
+
+        Args:
+            data: The result.
+            text: The same in words.
+            written: A file that the command wrote; if that was standard output, the result does not go there, too.
+        """
+        err = written is not None and is_stdout(written)
         if self.as_json:
-            click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+            click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str), err=err)
         elif text and self.verbosity >= 0:
-            click.echo(text)
+            click.echo(text, err=err)
 
     def progress(self) -> Progress:
         """A bar on a terminal, a plain line now and then elsewhere, nothing with -q."""

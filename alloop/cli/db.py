@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from alloop.cli._options import Session, common_options
+from alloop.cli._options import OutFile, Session, common_options
 
 
 @click.group()
@@ -40,15 +40,15 @@ def check(session: Session) -> None:
 
 
 @db.command()
-@click.argument("target", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.argument("target", type=OutFile(), required=False)
 @common_options
 def backup(session: Session, target: Path | None) -> None:
     """Copy the database, also while others write to it.
 
-    Without TARGET into the workspace's folder backups/, named by date and time.
+    Without TARGET into the workspace's folder backups/, named by date and time. TARGET `-` is standard output.
     """
     from alloop.loop.workspace import backup_database, default_backup
 
     project = session.project(check_schema=False)
     path = backup_database(project, target or default_backup(project))
-    session.show({"backup": str(path)}, f"Copied to {path}.")
+    session.show({"backup": str(path)}, f"Copied to {path}.", written=path)

@@ -1,7 +1,5 @@
 """`alloop explain` and `alloop replay`: why an image was asked about, and whether a choice can be made again."""
 
-import sys
-
 import click
 
 from alloop.cli._options import Session, common_options
@@ -57,4 +55,4 @@ def replay(session: Session, number: int, device: str | None) -> None:
     )
     session.show(dataclasses.asdict(found), "\n".join([words, *found.changes]))
     if not found.is_equal:
-        sys.exit(1)
+        click.get_current_context().exit(1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from alloop.cli._options import Session, common_options
+from alloop.cli._options import OutFile, Session, common_options
 
 
 @click.group()
@@ -52,25 +52,27 @@ def adopt(session: Session) -> None:
 
 
 @labels.command()
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=OutFile(dir_okay=True))
 @click.option(
     "--format",
     "form",
     type=click.Choice(["csv", "jsonl", "folders"]),
-    help="What to write.  [default: by TARGET's ending; a folder per class where it has none]",
+    help="What to write.  [default: by TARGET's ending; without one a folder per class, or CSV into a pipe]",
 )
 @click.option("--copy", is_flag=True, help="With folders: copy images instead of linking to them.")
 @common_options
 def export(session: Session, target: Path, form: str | None, copy: bool) -> None:
     """Write all labels as CSV, JSON lines or a folder per class.
 
-    TARGET is the file, or a new folder.
+    TARGET is the file, or a new folder; - is standard output.
     """
+    from alloop.files import is_stream
     from alloop.loop.labels import export_labels
 
-    endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": "folders"}
+    bare = "csv" if is_stream(target) else "folders"
+    endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": bare}
     chosen = form or endings.get(target.suffix.lower())
     if chosen is None:
         raise click.UsageError(f"{target.suffix} says nothing about the format; add --format.")
     n = export_labels(session.project(), target, chosen, copy=copy)  # type: ignore[arg-type]
-    session.show({"labels": n, "target": str(target)}, f"{n} labels written to {target}.")
+    session.show({"labels": n, "target": str(target)}, f"{n} labels written to {target}.", written=target)

@@ -1,9 +1,13 @@
 """The program: its table of commands, and what becomes of an error."""
 
+import contextlib
+import errno
 import io
 import json
+import os
 import re
 import sys
+from pathlib import Path
 
 import click
 
@@ -35,6 +39,9 @@ ENTRIES = {
     "demo": Entry("alloop.cli.demo:demo", "See a whole project on scikit-learn's digits."),
 }
 
+NOBODY_READS = 141  # what a shell reports of a program that a closed pipe ended: 128 + SIGPIPE
+_SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
 
 @click.group(cls=LazyGroup, entries=ENTRIES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="alloop")
@@ -53,23 +60,95 @@ def cli() -> None:
 
 def main() -> None:
     """Run the program and turn errors into messages and exit codes (README, "Exit codes")."""
+    _occupy_standard_descriptors()
     if isinstance(
         sys.stdout, io.TextIOWrapper
     ):  # a path may hold bytes that are not UTF-8; stderr escapes them already
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        code = _flushed(_run())
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone. click and rich end the program by themselves then, and nothing else does:
+        # a command that wants another exit code leaves by its context.
+        _drop_output()
+        code = NOBODY_READS
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
         cli.main(prog_name="alloop", standalone_mode=False)
     except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        return exit_.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted. What was done is recorded; the same command continues.", err=True)
-        sys.exit(130)
+        return 130
     except AlloopError as error:
         _show(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except (OSError, MemoryError) as error:
+        known = _explain(error)
+        if known is None:
+            raise
+        _show(known)
+        return known.exit_code
+    return 0
+
+
+def _explain(error: OSError | MemoryError) -> AlloopError | None:
+    """What the machine refused, in words; None where that is not what happened."""
+    if isinstance(error, MemoryError):
+        return AlloopError(
+            f"There is not enough memory{f': {error}' if str(error) else ''}.", "Free some, or use less."
+        )
+    if isinstance(error, BrokenPipeError):
+        return None
+    if error.filename is not None:
+        return AlloopError(f"{os.fsdecode(error.filename)}: {error.strerror}.", "Check the path and its permissions.")
+    return AlloopError(f"{error.strerror}.", "Free some and run it again.") if error.errno in _SCARCE else None
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all output is written."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        if code == 0:
+            click.echo(f"Error: The output could not be written: {error.strerror}.", err=True)
+        return code or 1
+    return code
+
+
+def _occupy_standard_descriptors() -> None:
+    """Let no file of ours get the number of a stream that was closed: what is printed would go into it.
+
+    What is printed then goes nowhere; a file that somebody wants on standard output is still refused.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Forget what could not be written, so that Python does not try again at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
+            stream.flush()
+            continue
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
 
 
 def _show(error: AlloopError) -> None:
@@ -79,7 +158,8 @@ def _show(error: AlloopError) -> None:
 
         traceback.print_exc()
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}))
+        with contextlib.suppress(OSError):  # standard output may be what the error is about
+            click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}))
     click.echo(f"Error: {error}", err=True)
 
 

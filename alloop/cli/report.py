@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from alloop.cli._options import Session, common_options
+from alloop.cli._options import OutFile, Session, common_options
 
 
 @click.command()
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the page goes.  [default: report.html in the workspace]",
+    type=OutFile(),
+    help="Where the page goes; - is standard output.  [default: report.html in the workspace]",
 )
 @click.option("--open", "is_shown", is_flag=True, help="Open it in the browser.")
 @common_options
@@ -26,6 +26,6 @@ def report(session: Session, out: Path | None, is_shown: bool) -> None:
 
     project = session.project()
     path = write_report(project, out or project.folder / "report.html")
-    session.show({"report": str(path)}, f"Report in {path}.")
+    session.show({"report": str(path)}, f"Report in {path}.", written=path)
     if is_shown:
         click.launch(path.absolute().as_uri())  # a path is not a URL: browsers read ?, # and % in it

@@ -1,7 +1,5 @@
 """`alloop run`: the one command a project needs after it is set up."""
 
-import sys
-
 import click
 
 from alloop.cli._options import Session, common_options
@@ -49,4 +47,4 @@ def run(
     }
     session.show(dataclasses.asdict(result), "\n".join((words[result.stage], *result.attention)))
     if fail_if_waiting and result.stage is Stage.WAITING:
-        sys.exit(EXIT_WAITING)
+        click.get_current_context().exit(EXIT_WAITING)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alloop.cli._options import Session, common_options
+from alloop.cli._options import OutFile, Session, common_options
 
 if TYPE_CHECKING:
     from alloop.config.schema import Config
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at once, in processes.  [default: half of the cores]")
 @click.option("--budget-minutes", type=click.FloatRange(min=0), help="Begin nothing new after this time.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: simulate/ here]")
-@click.option("--json-out", type=click.Path(path_type=Path, dir_okay=False), help="Write every run as JSON here, too.")
+@click.option("--json-out", type=OutFile(), help="Write every run as JSON here, too; - is standard output.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
 def simulate(
@@ -92,7 +92,7 @@ def simulate(
     Finished runs are kept: after a kill, the same command goes on.
     """
     from alloop.cli._simulation import show, write_report
-    from alloop.files import from_folder, write_json
+    from alloop.files import from_folder, is_stdout, write_json
     from alloop.simulate.base import given_source, image_source
     from alloop.simulate.cells import scratch_folder
     from alloop.simulate.curve_table import table_json, tabulate, write_tables
@@ -141,8 +141,8 @@ def simulate(
     if json_out is not None:
         write_json(json_out.absolute(), result)
     if session.as_json:
-        session.show({**result, "page": str(page)})
-    elif session.verbosity >= 0:
+        session.show({**result, "page": str(page)}, written=json_out)
+    elif session.verbosity >= 0 and not (json_out is not None and is_stdout(json_out)):
         show(curves, simulation, page)
 
 

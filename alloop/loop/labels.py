@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from alloop.consensus import majority
 from alloop.errors import AlloopError, LabelError, did_you_mean
-from alloop.files import atomic_path
+from alloop.files import atomic_folder, atomic_path
 from alloop.names import as_class, composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Outcome
@@ -189,24 +189,41 @@ def _exported(label: LabelRecord) -> dict[str, str | float | int | None]:
 
 def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) -> None:
     if target.exists() and not target.is_dir():
-        raise LabelError(f"{target} is not a folder.", "Name a new folder.")
-    if target.exists() and any(target.iterdir()):
-        raise LabelError(f"{target} is not empty.", "Name a new folder: an export never mixes with what is there.")
+        raise LabelError(f"{target} is not a folder.", "Name a new folder, or --format csv or jsonl.")
+    if target.is_dir() and (found := next(target.iterdir(), None)):
+        raise LabelError(
+            f"{target} is not empty: it holds {found.name}.",
+            "Name a new folder: an export never mixes with what is there.",
+        )
     gone = [label for label in labels if label.path is None or not Path(label.path).exists()]
     if gone:
         raise LabelError(
             f"{len(gone)} labeled images are missing, for example {gone[0].path or gone[0].sha256}.",
             "`alloop pool check` lists them; export as CSV keeps their labels without the files.",
         )
-    for label in labels:
-        source = Path(str(label.path))
-        # The same file name in two folders is common; the hash keeps them apart.
-        place = target / label.class_name / f"{source.stem}-{label.sha256[:8]}{source.suffix}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if copy:
-            shutil.copy2(source, place)
-        else:
-            place.symlink_to(source)
+    with atomic_folder(target) as folder:
+        for label in labels:
+            source = Path(str(label.path))
+            place = folder / label.class_name / _exported_name(source, label.sha256)
+            place.parent.mkdir(exist_ok=True)
+            if copy:
+                _copy(source, place)
+            else:
+                place.symlink_to(source)
+
+
+def _exported_name(source: Path, sha256: str) -> str:
+    """The same file name in two folders is common; the hash keeps them apart. File systems take up to 255 bytes."""
+    end = f"-{sha256[:8]}{source.suffix}"
+    return source.stem.encode()[: 255 - len(end.encode())].decode(errors="ignore") + end
+
+
+def _copy(source: Path, place: Path) -> None:
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise LabelError(f"{source} cannot be read: {error.strerror}.", "Nothing was exported.") from error
+    shutil.copy2(source, place)
 
 
 def _read_rows(path: Path) -> tuple[Row, ...]:

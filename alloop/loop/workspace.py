@@ -12,7 +12,7 @@ from sqlalchemy import text
 from alloop.config.load import FILE_NAME, parse_config
 from alloop.config.template import render_config
 from alloop.errors import DatabaseError, WorkspaceError
-from alloop.files import atomic_path, write_bytes
+from alloop.files import atomic_path, is_stream, write_bytes
 from alloop.labeling.build import check_classes
 from alloop.loop.writer import actor
 from alloop.pool.ingest import full_path, printable
@@ -79,7 +79,7 @@ def backup_database(project: Project, target: Path) -> Path:
     """
     if project.database.url.get_backend_name() != "sqlite":
         raise DatabaseError("Only SQLite databases are backed up by alloop.", "Use pg_dump for PostgreSQL.")
-    if target.exists():
+    if target.exists() and not is_stream(target):
         raise WorkspaceError(f"{target} is there already.", "Name another file; backups are never overwritten.")
     source = Path(str(project.database.url.database))
     if not source.exists():

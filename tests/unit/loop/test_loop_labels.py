@@ -2,9 +2,13 @@
 
 import csv
 import json
+import os
+import resource
+import threading
 from pathlib import Path
 
 import pytest
+from command_line import alloop
 from factories import make_project, write_picture
 from sqlalchemy import text
 
@@ -240,3 +244,47 @@ def test_an_export_to_a_place_that_cannot_be_written_is_said_in_words(labeled: P
 
     with pytest.raises(WorkspaceError, match="could not be written"):
         export_labels(labeled, tmp_path / "file" / "labels.csv", "csv")
+
+
+def test_a_copy_that_cannot_be_made_leaves_no_half_export(labeled: Project, tmp_path: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (labeled.folder / "photos" / "0003.png").open("ab") as large:
+        large.write(bytes(200_000))
+
+    with pytest.raises(WorkspaceError, match="larger than a file may be here"):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            export_labels(labeled, tmp_path / "tree", "folders", copy=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert not (tmp_path / "tree").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+    assert export_labels(labeled, tmp_path / "tree", "folders", copy=True) == 3
+
+
+def test_an_image_with_a_name_as_long_as_names_may_be_is_exported(labeled: Project, tmp_path: Path):
+    for name in ("n" * 251, "n" + "é" * 125):
+        write_picture(labeled.folder / "long" / f"{name}.png", label="cat", number=len(name))
+    add_images(labeled, [str(labeled.folder / "long")])
+    import_labels(labeled, write_csv(labeled, "file,label", f"{'n' * 251}.png,cat", f"n{'é' * 125}.png,cat"))
+
+    assert export_labels(labeled, tmp_path / "tree", "folders", copy=True) == 5
+
+    names = sorted(path.name for path in (tmp_path / "tree" / "cat").iterdir())
+    assert [len(name.encode()) for name in names] == [17, 255, 254]
+    assert all(name.endswith(".png") for name in names)
+
+
+def test_labels_without_a_named_format_go_into_a_pipe_as_csv_and_never_as_folders(labeled: Project, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+
+    assert alloop("labels", "export", tmp_path / "pipe", "-C", labeled.folder).code == 0
+    reader.join(10)
+
+    assert got[0].startswith("file,sha256,label,")
+    with pytest.raises(LabelError, match="pipe is not a folder"):
+        export_labels(labeled, tmp_path / "pipe", "folders")
