@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import math
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from alloop.models.state import load_weights
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 GIVEN = "features:"  # how the names of trunks begin that only stand for features computed elsewhere
+STRIP = 16  # times as long as wide: what is longer is cut before it is resized, and would take gigabytes otherwise
 DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer before a download is given up
 
 
@@ -70,8 +72,22 @@ class Backbone:
         mode = v2.InterpolationMode(self.interpolation)
         shorter = self.image_size if self.resize is None else self.resize
         size = [shorter] if shorter else [self.image_size, self.image_size]
+        if shorter:
+            image = self._middle(image, shorter)
         resized = transforms.resize(image, size, interpolation=mode, antialias=self.interpolation != "nearest")
         cut: Tensor = transforms.center_crop(resized, [self.image_size, self.image_size])
+        return cut
+
+    def _middle(self, image: Tensor, shorter: int) -> Tensor:
+        """Of a strip, of which nearly all would be enlarged only to be cut off, the middle; any other image whole.
+
+        Twice what is cut out is kept: far more than any interpolation looks at beyond the cut.
+        """
+        height, width = image.shape[-2:]
+        if max(height, width) <= STRIP * min(height, width):
+            return image
+        kept = math.ceil(2 * self.image_size * min(height, width) / shorter)
+        cut: Tensor = transforms.center_crop(image, [min(height, kept), min(width, kept)])
         return cut
 
     def normalize(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:

@@ -50,7 +50,8 @@ class ImageDataset(Dataset[Item]):
 
     Args:
         images: What to read, in order.
-        transform: Applied to each uint8 tensor [3, H, W]. What it raises is a bug and is not caught.
+        transform: Applied to each uint8 tensor [3, H, W]. What it raises is a bug and is not caught, except that memory
+            did not suffice for this image.
     """
 
     def __init__(self, images: Sequence[ImageRef], transform: Transform) -> None:
@@ -63,10 +64,18 @@ class ImageDataset(Dataset[Item]):
     def __getitem__(self, position: int) -> Item:
         ref = self.images[position]
         try:
-            image = decode_ref(ref)
+            return Item(position, ref.image_id, self.transform(decode_ref(ref)))
         except PoolError as error:
             return Item(position, ref.image_id, None, error.message)
-        return Item(position, ref.image_id, self.transform(image))
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            return Item(position, ref.image_id, None, f"{ref.path} needs more memory than there is.")
+
+
+def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
+    # torch's allocator for the CPU raises a plain RuntimeError.
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def collate(items: Sequence[Item]) -> Batch:

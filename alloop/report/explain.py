@@ -4,9 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from alloop.loop.explanation import Asked, Explanation
+from alloop.pool.pixels import UnreadableImage, decode
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
 
 SIDE = 320  # pixels of a picture's longer side
@@ -76,11 +75,10 @@ def _pictures(images: Sequence[tuple[str, str]], folder: Path, name: str) -> lis
     for number, (path, words) in enumerate(images):
         place = folder / f"{name}{number}.png"
         try:
-            with Image.open(path) as image:
-                small = ImageOps.exif_transpose(image).convert("RGB")
-                small.thumbnail((SIDE, SIDE))
-                small.save(place)
-        except (OSError, ValueError, Image.DecompressionBombError):
+            small, _, _ = decode(Path(path).read_bytes())
+            small.thumbnail((SIDE, SIDE))
+            small.save(place)
+        except (OSError, UnreadableImage, MemoryError):
             continue
         pictures.append(Picture(words, place))
     return pictures

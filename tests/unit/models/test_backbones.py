@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import nn
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import center_crop, resize, to_pil_image
 
 from alloop.errors import ConfigError, ModelError
 from alloop.models import backbones
@@ -84,6 +85,50 @@ def test_another_image_size_keeps_the_share_that_is_cut_off():
 
     assert (backbone.image_size, backbone.resize) == (112, 128)
     assert backbone.preprocess(torch.zeros(3, 50, 200, dtype=torch.uint8)).shape == (3, 112, 112)
+
+
+def resized_then_cut(backbone: Backbone, image: torch.Tensor) -> torch.Tensor:
+    size = backbone.image_size
+    resized = resize(image, [backbone.resize or size], v2.InterpolationMode(backbone.interpolation), antialias=True)
+    return center_crop(resized, [size, size])
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(height * width)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=draw)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(30, 40), (400, 300), (1, 1), (7, 100), (100, 7), (1000, 90), (16, 20)])
+def test_an_ordinary_image_is_resized_whole_and_then_cut(interpolation, shape):
+    backbone = Backbone(nn.Identity(), 1, image_size=28, resize=32, interpolation=interpolation)
+
+    assert torch.equal(backbone.preprocess(noise(*shape)), resized_then_cut(backbone, noise(*shape)))
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1), (2, 29_999), (30_000, 3)])
+def test_a_strip_is_cut_before_it_is_enlarged(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]):
+    backbone, sizes = Backbone(nn.Identity(), 1, image_size=224, resize=256), []
+    real = backbones.transforms.resize
+    monkeypatch.setattr(
+        backbones.transforms, "resize", lambda *a, **k: sizes.append((r := real(*a, **k)).shape[-2:]) or r
+    )
+
+    assert backbone.preprocess(noise(*shape)).shape == (3, 224, 224)
+
+    assert max(sizes[0]) <= 4 * 224  # and not 7,680,000
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_strip_shows_its_middle_as_if_all_of_it_had_been_resized(interpolation, upright):
+    backbone = Backbone(nn.Identity(), 1, image_size=28, resize=32, interpolation=interpolation)
+    waves = (torch.sin(torch.arange(3000) / 40) * 100 + 128).to(torch.uint8).expand(3, 10, 3000)
+    strip = waves.mT.contiguous() if upright else waves.contiguous()
+
+    difference = backbone.preprocess(strip).int() - resized_then_cut(backbone, strip).int()
+
+    assert difference.abs().max() <= 4  # of 256 levels: the two grids may be a part of a pixel apart
 
 
 def test_a_vision_transformer_refuses_another_image_size():

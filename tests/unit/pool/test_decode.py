@@ -133,3 +133,17 @@ def test_a_transform_that_fails_is_a_bug_not_a_bad_image(tmp_path):
 
     with pytest.raises(RuntimeError):
         dataset[0]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])
+def test_an_image_that_memory_does_not_suffice_for_is_set_aside_with_the_reason(tmp_path: Path, error: Exception):
+    def transform(image: torch.Tensor) -> torch.Tensor:
+        if image[0, 0, 0] == 9:
+            raise error
+        return image
+
+    refs = [plain(tmp_path / "7.png", 7), plain(tmp_path / "9.png", 9)]
+    batch = collate([ImageDataset(refs, transform)[position] for position in range(2)])
+
+    assert batch.image_ids == (7,)
+    assert batch.failed == ((9, f"{tmp_path}/9.png needs more memory than there is."),)
