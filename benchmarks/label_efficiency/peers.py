@@ -165,7 +165,7 @@ def run_peer(set_name: str, name: str, head: Head, first: list[int], seed: int) 
         y = np.full(len(head.y), np.nan)
         y[labeled] = head.y[labeled]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # other packages, about their own insides; 300 iterations, enough or not
             classifier = SklearnClassifier(LogisticRegression(C=C, max_iter=300), classes=range(n_classes))
             classifier.fit(head.Z[labeled], y[labeled])
             accuracy.append(float((classifier.predict(head.Z_test) == head.y_test).mean()))

@@ -50,7 +50,7 @@ class Head:
         if len(np.unique(self.y[rows])) < 2:
             return float((self.y_test == self.y[rows[0]]).mean())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations for every head, enough or not
             fitted = LogisticRegression(C=c, max_iter=300).fit(self.Z[rows], self.y[rows])
         return float((fitted.predict(self.Z_test) == self.y_test).mean())
 

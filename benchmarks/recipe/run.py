@@ -234,7 +234,7 @@ def print_tables(path: Path, measures: list[str]) -> None:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore", ConvergenceWarning)
+    warnings.simplefilter("ignore", ConvergenceWarning)  # 2,000 iterations for every model, enough or not
     warnings.simplefilter("ignore", UserWarning)  # scikit-learn, on classes with fewer images than folds
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("recipe-features"))

@@ -24,6 +24,7 @@ def ignore_expression_index(obj: Any, name: str | None, kind: str, reflected: bo
     return not (kind == "index" and name == "uq_round_unclosed")
 
 
+# SQLAlchemy, and then Alembic, on the index that `ignore_expression_index` is about
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index uq_round_unclosed")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_the_migrations_make_what_the_tables_say(database: Engine):
@@ -34,6 +35,7 @@ def test_the_migrations_make_what_the_tables_say(database: Engine):
         assert compare_metadata(context, Base.metadata) == []
 
 
+# SQLAlchemy, on the index that `ignore_expression_index` is about; this is about constraints
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index uq_round_unclosed")
 def test_check_constraints_are_those_of_the_tables(database: Engine):
     """Alembic does not compare check constraints."""
