@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import enum
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ class LocationStatus(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A readable image file as found on disk, before it is known to the database."""
+    """A readable image file as found on disk, before it is known to the database.
+
+    Attributes:
+        depth: Bits that hold its largest value, of an image with more than 8 bits a channel; None for any other.
+    """
 
     path: str
     sha256: str
@@ -79,6 +84,7 @@ class ImageFile:
     format: str
     mode: str
     phash: str
+    depth: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,11 +100,24 @@ class UnreadableFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image of the pool, and one place where its bytes were last seen."""
+    """An image of the pool, and one place where its bytes were last seen.
+
+    Attributes:
+        depth: Bits whose largest number is white, the same for all images of the pool with more than 8 bits a channel;
+            None for an image with 8.
+    """
 
     image_id: int
     sha256: str
     path: str
+    depth: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What stands for its pixels, 64 hex digits: the hash of its bytes, and of its depth if it has one."""
+        if self.depth is None:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} read with {self.depth} bits".encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ def compare(
     are kept: after a kill, the same command goes on.
     """
     from alloop.cli._comparison import print_tables, write_report
+    from alloop.pool.depth import share_depth
     from alloop.simulate.compare import compare as run_comparison
     from alloop.simulate.methods import METHODS, list_methods
     from alloop.simulate.ood import read_strangers
@@ -93,7 +94,8 @@ def compare(
         return
     settings = _settings(session, config, methods, seeds, out, calibration, split, labels, budget_minutes, device)
     if ood is not None:
-        strangers = read_strangers(ood, data.images, session.progress())
+        images, strangers = share_depth(data.images, read_strangers(ood, data.images, session.progress()))
+        data = dataclasses.replace(data, images=images)
         settings = dataclasses.replace(settings, strangers=strangers, odin_images=odin_images)
     comparison = run_comparison(settings, data, session.progress())
     rows = summarize(comparison)

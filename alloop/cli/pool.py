@@ -1,10 +1,14 @@
 """`alloop pool`: images in, listed, checked."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from alloop.cli._options import Session, common_options
+
+if TYPE_CHECKING:
+    from alloop.loop.ingest import Added
 
 
 @click.group()
@@ -49,6 +53,7 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
     lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
     if added.near_duplicates:
         lines.append(f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.")
+    lines += _describe_depth(added)
     if added.labeled:
         lines.append(f"{added.labeled} labels taken from folder names.")
     if added.skipped:
@@ -61,6 +66,23 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
         lines.append(f"{n} images described by {', '.join(names)}.")
         data |= {"described": n, "attributes": names}
     session.show(data, "\n".join(lines))
+
+
+def _describe_depth(added: "Added") -> list[str]:
+    """How images with more than 8 bits a channel are read; nothing where there are none."""
+    if added.depth is None:
+        return []
+    holder = 16 if added.depth <= 16 else 32
+    lines = [
+        f"{added.depth}-bit data in {holder}-bit files: 0 to {2**added.depth - 1} is black to white for all "
+        f"{added.deep} images with more than 8 bits, for the model and for people."
+    ]
+    if added.changed_depth:
+        again = "" if added.round_again is None else f", and round {added.round_again} is trained again"
+        lines.append(
+            f"{added.changed_depth} of them were read at another depth before: their features are computed anew{again}."
+        )
+    return lines
 
 
 @pool.command("list")

@@ -32,7 +32,7 @@ def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
     there = [image for image in job.images if image.image_id not in gone]
     return FeatureResult(
         image_ids=np.array([image.image_id for image in there], dtype=np.int64),
-        features=cache.take([image.sha256 for image in there]),
+        features=cache.take([image.key for image in there]),
         failed=failed,
     )
 

@@ -39,8 +39,8 @@ def ensure_features(
         ModelError: Features were given, but not of all images.
     """
     features = FeatureCache(cache / "features", backbone.fingerprint(), backbone.n_features)
-    lacking = set(features.missing([image.sha256 for image in images]))
-    todo = {image.sha256: image for image in images if image.sha256 in lacking}
+    lacking = set(features.missing([image.key for image in images]))
+    todo = {image.key: image for image in images if image.key in lacking}
     if todo and isinstance(backbone.module, Given):
         raise ModelError(
             f"{len(todo)} of {len(images)} images have no features in {features.folder}, and no trunk computes them.",
@@ -49,11 +49,16 @@ def ensure_features(
     failed: dict[str, str] = {}
     with _Shards(features) as shards:
         for done, refs, batch, rows in trunk_batches(list(todo.values()), backbone, hardware):
-            shards.add([refs[position].sha256 for position in batch.positions.tolist()], rows)
+            shards.add([refs[position].key for position in batch.positions.tolist()], rows)
             reasons = dict(batch.failed)
-            failed |= {ref.sha256: reasons[ref.image_id] for ref in refs.values() if ref.image_id in reasons}
+            failed |= {ref.key: reasons[ref.image_id] for ref in refs.values() if ref.image_id in reasons}
             progress("features", done, len(todo))
-    return features, tuple((image.image_id, failed[image.sha256]) for image in images if image.sha256 in failed)
+    return features, tuple((image.image_id, failed[image.key]) for image in images if image.key in failed)
+
+
+def depth_of_all(images: Sequence[ImageRef]) -> int | None:
+    """The depth at which images with more than 8 bits are read; None where there are none."""
+    return max((image.depth for image in images if image.depth is not None), default=None)
 
 
 def trunk_batches(
@@ -123,8 +128,8 @@ class _Shards:
     def __exit__(self, *_: object) -> None:
         self._flush()
 
-    def add(self, sha256s: Sequence[str], rows: Tensor) -> None:
-        self._names += sha256s
+    def add(self, keys: Sequence[str], rows: Tensor) -> None:
+        self._names += keys
         self._rows.append(rows)
         if len(self._names) >= SHARD_ROWS or time.monotonic() - self._since > SHARD_SECONDS:
             self._flush()

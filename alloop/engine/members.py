@@ -127,5 +127,5 @@ def _key(job: TrainJob) -> str:
     lines = [config.model.model_dump_json(), config.train.model_dump_json(), str(config.project.seed), str(job.seed)]
     lines += [repr(job.classes), repr(job.head_classes)]
     for use, images, targets in uses:
-        lines += sorted(f"{use} {ref.sha256} {target}" for ref, target in zip(images, targets, strict=True))
+        lines += sorted(f"{use} {ref.key} {target}" for ref, target in zip(images, targets, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -10,7 +10,7 @@ from alloop.config.schema import ModelConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
 from alloop.engine.device import explained_shortage
-from alloop.engine.features import ensure_features, trunk_batches
+from alloop.engine.features import depth_of_all, ensure_features, trunk_batches
 from alloop.engine.finetune import trunk_features
 from alloop.engine.jobs import ScoreJob, ScoreResult
 from alloop.engine.model_files import ModelVersion, load_model
@@ -132,7 +132,7 @@ def _cached(
     size = _chunk(version, CHUNK)
     for start in range(0, len(images), size):
         chunk = images[start : start + size]
-        yield chunk, torch.from_numpy(cache.take([image.sha256 for image in chunk]))
+        yield chunk, torch.from_numpy(cache.take([image.key for image in chunk]))
 
 
 def _of_networks(
@@ -200,5 +200,12 @@ def _check_backbone(job: ScoreJob, version: ModelVersion, backbone: Backbone) ->
     if trained_on != now:
         raise ModelError(
             f"The model in {job.model.folder} was trained on another backbone, other weights or another image size.",
+            "Train it again with `alloop train`.",
+        )
+    depth = version.metadata.get("depth"), depth_of_all(job.images)
+    if None not in depth and depth[0] != depth[1]:
+        raise ModelError(
+            f"The model in {job.model.folder} was trained on images read with {depth[0]} bits, and the pool's are read "
+            f"with {depth[1]} now.",
             "Train it again with `alloop train`.",
         )

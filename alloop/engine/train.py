@@ -21,7 +21,7 @@ from alloop.engine.build import (
 from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.cross_validate import calibrate_apart, is_one_solution, out_of_fold, rotate
 from alloop.engine.device import deterministic, explained_shortage
-from alloop.engine.features import Failed, ensure_features
+from alloop.engine.features import Failed, depth_of_all, ensure_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified, trunk_features
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.jobs import TrainJob, TrainResult
@@ -110,14 +110,14 @@ def _fit_frozen(
     _check_classes(labels.tolist(), job.classes)
     train, _ = _parts(job, seed, images, labels)
     generator = torch.Generator().manual_seed(derive_seed(seed, "heads"))
-    features = torch.from_numpy(cache.take([image.sha256 for image in train.images]))
+    features = torch.from_numpy(cache.take([image.key for image in train.images]))
     progress("heads", 0, 1)
     recipe, objective = build_head_recipe(job.config), _objective(job, specialties, train.targets)
     n_heads = len(specialties)
     heads, history = fit_heads(features, train.targets, len(job.classes), n_heads, objective, recipe, generator)
     progress("heads", 1, 1)
     holdout, _ = _readable(job.holdout, job.holdout_targets, failed)
-    rows = torch.from_numpy(cache.take([image.sha256 for image in holdout]))
+    rows = torch.from_numpy(cache.take([image.key for image in holdout]))
     return Fitted(
         network=Network(heads, {}),
         holdout_log_probs=_member_log_probs(job, heads, rows, holdout),
@@ -175,7 +175,7 @@ def _cross_validate(
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features(images, build_backbone(job.config, search_paths(job.cache)), job.cache, hardware)
     images, labels = _readable(images, targets, failed)
-    features = torch.from_numpy(cache.take([image.sha256 for image in images]))
+    features = torch.from_numpy(cache.take([image.key for image in images]))
     recipe, n_classes = build_head_recipe(job.config), len(job.classes)
     if is_one_solution(recipe, build_loss(job.config)):
         features = rotate(features)
@@ -290,6 +290,7 @@ def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
         "seed": job.seed,
         "n_labels": len(job.images),
         "n_holdout": len(job.holdout),
+        "depth": depth_of_all((*job.images, *job.holdout)),
         "backbone": backbone.fingerprint(),
         "library_versions": library_versions(),
     }

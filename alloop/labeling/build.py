@@ -16,7 +16,7 @@ from alloop.labeling.simulated import SimulatedAnnotator, read_truth
 
 if TYPE_CHECKING:
     from alloop.labeling.connection import Connection
-    from alloop.labeling.images import ImageUrls
+    from alloop.labeling.images import AsPng, ImageUrls, Uploads
 
 URL_VARIABLE = "LABEL_STUDIO_URL"
 KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
@@ -34,7 +34,9 @@ def check_classes(settings: Settings) -> None:
         check_names(settings.project.classes)
 
 
-def build_annotator(settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str]) -> Annotator:
+def build_annotator(
+    settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str], as_png: "AsPng"
+) -> Annotator:
     """The back end that `[labeling]` names. Nothing is asked of a server yet.
 
     Args:
@@ -42,6 +44,7 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
         folder: The workspace.
         workspace_key: Stable over the workspace's life; lets an interrupted project creation be found again.
         environ: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are read from it.
+        as_png: Makes a picture for people of an image that browsers would not show as the model sees it.
 
     Raises:
         ConfigError: A setting is missing, or the back end cannot ask for a class.
@@ -53,6 +56,7 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
         return CsvAnnotator(
             from_folder(folder, labeling.csv.folder),
             project.classes,
+            as_png,
             preannotate=labeling.preannotate,
             annotations_per_image=labeling.annotations_per_image,
             workspace_key=workspace_key,
@@ -71,12 +75,15 @@ def build_annotator(settings: Settings, folder: Path, workspace_key: str, enviro
             annotators=labeling.annotations_per_image if labeling.oracle.columns else labeling.oracle.annotators,
             seed=project.seed,
         )
-    return _label_studio(settings, folder, workspace_key, environ)
+    return _label_studio(settings, folder, workspace_key, environ, as_png)
 
 
-def _label_studio(settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str]) -> Annotator:
+def _label_studio(
+    settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str], as_png: "AsPng"
+) -> Annotator:
     # The SDK takes a second or two to import; the other back ends do without.
     from alloop.labeling.connection import Connection
+    from alloop.labeling.images import Uploads
     from alloop.labeling.label_studio import LabelStudioAnnotator
     from alloop.labeling.label_studio_project import ProjectPlan
 
@@ -91,7 +98,7 @@ def _label_studio(settings: Settings, folder: Path, workspace_key: str, environ:
         annotations_per_image=labeling.annotations_per_image,
         project_id=own.project_id,
     )
-    images = _image_urls(connection, labeling.images, folder, local)
+    images = _image_urls(labeling.images, folder, local, connection, Uploads(connection, _pause, as_png))
     return LabelStudioAnnotator(connection, images, plan, own.push_batch, settle=min(own.timeout, 30.0))
 
 
@@ -136,11 +143,14 @@ def _read_key(path: Path) -> str:
 
 
 def _image_urls(
-    connection: "Connection", images: ImagesSettings, folder: Path, local: local_server.Credentials | None
+    images: ImagesSettings,
+    folder: Path,
+    local: local_server.Credentials | None,
+    connection: "Connection",
+    uploads: "Uploads",
 ) -> "ImageUrls":
-    from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, Uploads, UrlPrefix
+    from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, UrlPrefix
 
-    uploads = Uploads(connection, _pause)
     if images.via == "upload":
         return uploads
     if images.via == "url":

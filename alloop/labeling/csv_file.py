@@ -6,18 +6,19 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from alloop.errors import LabelingError, ServerUnavailable
-from alloop.files import write_json
+from alloop.files import write_bytes, write_json
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
-from alloop.records import Answer, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
+from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 _PROJECT = "sheets"
 _MEMORY = ".seen.json"
 _PUSHES = ".pushes.json"
 _NEVER = "1970-01-01T00:00:00.000000+00:00"
+_PICTURES = "pictures"
 
 logger = logging.getLogger("alloop")
 
@@ -48,6 +49,7 @@ class CsvAnnotator:
     Args:
         folder: Where the sheets are.
         classes: Only tells which word means "skip".
+        as_png: Makes a picture of an image that programs would not show as the model sees it.
         preannotate: Show the model's guess in a column of its own.
         annotations_per_image: Rows for each image, to be filled by different people.
         push_batch: Rows for each sheet.
@@ -58,6 +60,7 @@ class CsvAnnotator:
         self,
         folder: Path,
         classes: Sequence[str],
+        as_png: Callable[[ImageRef], bytes],
         *,
         preannotate: bool = False,
         annotations_per_image: int = 1,
@@ -65,6 +68,7 @@ class CsvAnnotator:
         workspace_key: str = "",
     ) -> None:
         self._folder = folder
+        self._as_png = as_png
         # Somebody who calls a class "skip" writes (skip) for not knowing.
         self.skip_word = "(skip)" if "skip" in {name.lower() for name in classes} else "skip"
         self._preannotate = preannotate
@@ -164,12 +168,21 @@ class CsvAnnotator:
 
     def _question(self, task: OutgoingTask, copy: int) -> dict[str, str]:
         return {
-            "file": task.image.path,
+            "file": self._picture(task.image),
             "predicted": task.predicted or "",
             "key": task.key,
             "copy": str(copy),
             "sha256": task.image.sha256,
         }
+
+    def _picture(self, image: ImageRef) -> str:
+        """The file to look at: the image's own, or a picture beside the sheets if it has more than 8 bits a channel."""
+        if image.depth is None:
+            return image.path
+        place = self._folder.absolute() / _PICTURES / f"{image.key}.png"
+        if not place.exists():
+            write_bytes(place, self._as_png(image))
+        return str(place)
 
     def _task_answers(self, key: str, cells: _Seen) -> TaskAnswers:
         answers = []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from alloop.errors import LabelingError
+from alloop.errors import LabelingError, PoolError
 from alloop.labeling.connection import Connection, Unanswered, retrying
 from alloop.records import ImageRef
 
@@ -25,6 +25,7 @@ _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": 
 _SHOWN = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".apng"})
 
 Pause = Callable[[int], None]
+AsPng = Callable[[ImageRef], bytes]  # a picture with the pixels that the model gets (pool/picture.py)
 
 
 class ImageUrls(Protocol):
@@ -152,24 +153,25 @@ class UrlPrefix:
 
 
 class Uploads:
-    """Images copied to the server, named by their hash: one that is there already is never sent again."""
+    """Images copied to the server, named by what their pixels are: one that is there already is never sent again."""
 
-    def __init__(self, connection: Connection, pause: Pause) -> None:
+    def __init__(self, connection: Connection, pause: Pause, as_png: AsPng) -> None:
         self._connection = connection
         self._pause = pause
+        self._as_png = as_png
         self._known: dict[str, str] | None = None
 
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
         if self._known is None:
             self._known = self._list(project_id)
         known = self._known
-        missing = [image for image in {image.sha256: image for image in images}.values() if image.sha256 not in known]
-        for files in _in_parcels(missing):
+        missing = [image for image in {image.key: image for image in images}.values() if image.key not in known]
+        for files in _in_parcels(missing, self._as_png):
             known |= self._send(project_id, files)
-        return {image.sha256: known[image.sha256] for image in images}
+        return {image.sha256: known[image.key] for image in images}
 
     def _send(self, project_id: int, files: Mapping[str, tuple[str, bytes, str]]) -> dict[str, str]:
-        """Upload some files, by sha256. One that arrives twice wastes some disk and harms nothing."""
+        """Upload some files, by key. One that arrives twice wastes some disk and harms nothing."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 fields = {f"file{number}": file for number, file in enumerate(files.values())}
@@ -181,15 +183,15 @@ class Uploads:
                     raise
                 self._pause(attempt)
             there = self._list(project_id)
-            if all(sha256 in there for sha256 in files):
-                return {sha256: there[sha256] for sha256 in files}
+            if all(key in there for key in files):
+                return {key: there[key] for key in files}
         raise LabelingError(
             f"Label Studio at {self._connection.url} took {len(files)} image files but does not list them.",
             "Check its disk and its log.",
         )
 
     def _list(self, project_id: int) -> dict[str, str]:
-        """Addresses of what was uploaded before, by sha256; names are `<random>-<sha256><suffix>`."""
+        """Addresses of what was uploaded before, by key; names are `<random>-<key><suffix>`."""
         rows = self._connection.read(f"api/projects/{project_id}/file-uploads", {"all": "true"})
         found: dict[str, str] = {}
         for row in rows:
@@ -199,23 +201,31 @@ class Uploads:
 
 
 class Mixed:
-    """One way for what browsers can draw, uploads (converted to PNG) for the rest, such as TIFF."""
+    """One way for what browsers draw as the model sees it, uploads (converted to PNG) for the rest.
+
+    The rest is what browsers do not draw at all, such as TIFF, and images with more than 8 bits a channel, of which
+    they show the upper ones: 12-bit data would be nearly black.
+    """
 
     def __init__(self, way: ImageUrls, uploads: Uploads) -> None:
         self._way = way
         self._uploads = uploads
 
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
-        shown = [image for image in images if Path(image.path).suffix.lower() in _SHOWN]
-        others = [image for image in images if Path(image.path).suffix.lower() not in _SHOWN]
+        shown = [image for image in images if _is_shown(image)]
+        others = [image for image in images if not _is_shown(image)]
         found = dict(self._way.urls(project_id, shown)) if shown else {}
         if others:
             found.update(self._uploads.urls(project_id, others))
         return found
 
 
-def browser_file(image: ImageRef) -> tuple[str, bytes, str]:
-    """Name, bytes and media type of an image a browser can draw: the file as it is, or a PNG of it.
+def _is_shown(image: ImageRef) -> bool:
+    return image.depth is None and Path(image.path).suffix.lower() in _SHOWN
+
+
+def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
+    """Name, bytes and media type of an image that a browser draws as the model sees it: the file, or a PNG of it.
 
     Raises:
         LabelingError: The file cannot be read.
@@ -224,41 +234,27 @@ def browser_file(image: ImageRef) -> tuple[str, bytes, str]:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as opened:
-            suffix = _SUFFIX.get(opened.format or "")
-            if suffix is None:
-                data, suffix = _png(opened), ".png"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            suffix = _SUFFIX.get(opened.format or "") if image.depth is None else None
+        if suffix is None:
+            data, suffix = as_png(image), ".png"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, PoolError) as error:
         raise LabelingError(
             f"{path} cannot be read for upload: {error}.", "Look at it with `alloop pool check`."
         ) from error
     media_type = {"jpg": "jpeg"}.get(suffix[1:], suffix[1:])
-    return f"{image.sha256}{suffix}", data, f"image/{media_type}"
+    return f"{image.key}{suffix}", data, f"image/{media_type}"
 
 
-def _png(image: Image.Image) -> bytes:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F" or upright.mode.startswith("I"):
-        # More than 8 bits: spread what is there over black to white, so that people see something.
-        low, high = upright.convert("F").getextrema()
-        span = max(float(high) - float(low), 1e-12)  # type: ignore[arg-type]
-        upright = upright.convert("F").point(lambda value: (value - low) * (255.0 / span)).convert("L")
-    elif upright.mode not in {"1", "L", "LA", "P", "RGB", "RGBA"}:
-        upright = upright.convert("RGB")
-    buffer = io.BytesIO()
-    upright.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _in_parcels(images: Sequence[ImageRef]) -> Iterator[dict[str, tuple[str, bytes, str]]]:
+def _in_parcels(images: Sequence[ImageRef], as_png: AsPng) -> Iterator[dict[str, tuple[str, bytes, str]]]:
     """Files read as they are needed, in groups that one request may carry."""
     parcel: dict[str, tuple[str, bytes, str]] = {}
     size = 0
     for image in images:
-        file = browser_file(image)
+        file = browser_file(image, as_png)
         if parcel and (len(parcel) == _FILES_PER_UPLOAD or size + len(file[1]) > _BYTES_PER_UPLOAD):
             yield parcel
             parcel, size = {}, 0
-        parcel[image.sha256] = file
+        parcel[image.key] = file
         size += len(file[1])
     if parcel:
         yield parcel

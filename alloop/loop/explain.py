@@ -63,6 +63,7 @@ def explain(project: Project, name: str, device: str | None = None, progress: Pr
         label=labels.get(image_id),
         standing=standing,
         asked=tuple(_asked(query, notes) for query in queries),
+        depth=refs[image_id].depth if image_id in refs else None,
     )
     said = {} if source is None else _said(*source, image_id)
     config = project.config if source is None else validate_config(source[0].config, "the config of the round")
@@ -171,7 +172,7 @@ def _neighbors(
     there = [labeled[place] for place in np.flatnonzero(found[1:])]
     order = sorted(range(len(there)), key=lambda place: (-cosines[place], there[place].sha256))
     return tuple(
-        Neighbor(there[at].sha256, there[at].path, labels[there[at].image_id], float(cosines[at]))
+        Neighbor(there[at].sha256, there[at].path, labels[there[at].image_id], float(cosines[at]), there[at].depth)
         for at in order[:NEIGHBORS]
     ), ""
 

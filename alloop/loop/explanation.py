@@ -37,6 +37,7 @@ class Neighbor:
     path: str
     class_name: str
     similarity: float
+    depth: int | None = None  # bits that it is read with, if it has more than 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Explanation:
         ranks: Strategy → score and rank; also `ood`.
         neighbors: The nearest first.
         note: Why there are no neighbors.
+        depth: Bits that it is read with, if it has more than 8 a channel.
     """
 
     image_id: int
@@ -68,3 +70,4 @@ class Explanation:
     ranks: Mapping[str, Rank] = dataclasses.field(default_factory=dict)
     neighbors: tuple[Neighbor, ...] = ()
     note: str = ""
+    depth: int | None = None

@@ -14,25 +14,29 @@ from alloop.errors import LabelError, PoolError
 from alloop.loop.labels import ImportedLabel, record_imported
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
-from alloop.pool.hashing import NearDuplicateIndex
+from alloop.pool.hashing import NearDuplicateIndex, at_depth
 from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printable
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageFile, LocationStatus, UnreadableFile
+from alloop.records import ImageFile, LocationStatus, RoundState, UnreadableFile
 from alloop.store.images import (
     Location,
     add_image,
     add_to_group,
+    count_deep,
     drop_unreadable,
+    find_depth,
     find_image_ids,
     find_locations,
     find_refs,
     list_leaders,
     list_locations,
+    set_depth,
     set_location,
     set_location_status,
     set_unreadable,
 )
+from alloop.store.rounds import drop_model, find_last_round, set_scores, set_state
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
@@ -50,6 +54,10 @@ class Added:
     near_duplicates: int = 0  # of the new ones
     labeled: int = 0
     skipped: int = 0  # files in folders that are plainly not images
+    deep: int = 0  # images of the whole pool with more than 8 bits a channel
+    depth: int | None = None  # bits whose largest number is white in all of these
+    changed_depth: int = 0  # images that were read at another depth before: their features are computed anew
+    round_again: int | None = None  # the round that is trained again for that
 
     @property
     def looked_at(self) -> int:
@@ -74,20 +82,63 @@ def add_images(
         _check_folders(files, project.config.project.classes)
     added = Added(skipped=skipped.not_images.total())
     with reading(project.database) as session:
-        index = NearDuplicateIndex(project.config.pool.near_duplicate_distance)
-        for image_id, phash in list_leaders(session):
-            index.add_leader(image_id, phash)
+        before, n_before = find_depth(session), count_deep(session)
+    leaders = _Leaders(project, before)
     said: dict[str, str] | None = {} if labels_from_folders else None
     fresh = _fresh(project, files, said, added)
     workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
     found = inspect_files(fresh, max_pixels=project.config.pool.max_pixels, workers=workers)
     while batch := list(itertools.islice(found, BATCH)):
-        _add_batch(project, batch, index, said, added)
+        leaders.reach(max((file.depth or 0 for file in batch if isinstance(file, ImageFile)), default=0))
+        _add_batch(project, batch, leaders, said, added)
         progress("reading images", added.looked_at, len(files))
     progress("reading images", len(files), len(files))
     with transaction(project.database) as session:
+        added.depth, added.deep = find_depth(session), count_deep(session)
+        if before not in (None, added.depth):
+            added.changed_depth, added.round_again = n_before, _train_again(session)
         add_event(session, "alloop", "pool add", _now(), **dataclasses.asdict(added))
     return added
+
+
+class _Leaders:
+    """The leaders of near-duplicate groups, all seen at one depth: near copies must not differ by it."""
+
+    def __init__(self, project: Project, depth: int | None) -> None:
+        self._project = project
+        self._depth = depth
+        self._index = self._read()
+
+    def reach(self, depth: int) -> None:
+        """See all images at this depth if it is beyond the one they are seen at."""
+        if depth > (self._depth or 0):
+            self._depth = depth
+            self._index = self._read()
+
+    def find(self, file: ImageFile) -> tuple[int, int] | None:
+        """The leader that an image is a near copy of, and the distance."""
+        return self._index.find(at_depth(file.phash, file.depth, self._depth))
+
+    def add(self, image_id: int, file: ImageFile) -> None:
+        self._index.add_leader(image_id, at_depth(file.phash, file.depth, self._depth))
+
+    def _read(self) -> NearDuplicateIndex:
+        index = NearDuplicateIndex(self._project.config.pool.near_duplicate_distance)
+        with reading(self._project.database) as session:
+            for image_id, phash, own in list_leaders(session):
+                index.add_leader(image_id, at_depth(phash, own, self._depth))
+        return index
+
+
+def _train_again(session: Session) -> int | None:
+    """Begin an open round anew that has a model or scores, made at another depth, and no queries yet."""
+    last = find_last_round(session)
+    if last is None or last.state not in (RoundState.TRAINED, RoundState.SCORED):
+        return None
+    set_scores(session, last.id, None, None)
+    drop_model(session, last.id)
+    set_state(session, last.id, last.state, RoundState.CREATED)
+    return last.number
 
 
 def check_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
@@ -180,7 +231,7 @@ def _fresh(project: Project, files: Sequence[Path], said: dict[str, str] | None,
 def _add_batch(
     project: Project,
     found: Sequence[ImageFile | UnreadableFile],
-    index: NearDuplicateIndex,
+    leaders: _Leaders,
     said: dict[str, str] | None,
     added: Added,
 ) -> None:
@@ -188,7 +239,7 @@ def _add_batch(
     with transaction(project.database) as session:
         ids = find_image_ids(session, [file.sha256 for file in images])
         for file in found:
-            _add_file(session, project, file, ids, index, added)
+            _add_file(session, project, file, ids, leaders, added)
         if said is not None:
             hashes = {file.path: file.sha256 for file in images}
             added.labeled += _label_from_folders(session, project, hashes, said)
@@ -199,7 +250,7 @@ def _add_file(
     project: Project,
     file: ImageFile | UnreadableFile,
     ids: dict[str, int],
-    index: NearDuplicateIndex,
+    leaders: _Leaders,
     added: Added,
 ) -> None:
     if isinstance(file, UnreadableFile):
@@ -208,17 +259,19 @@ def _add_file(
         return
     if file.sha256 in ids:
         added.known += 1
+        if file.depth is not None:
+            set_depth(session, ids[file.sha256], file)
     else:
         ids[file.sha256] = add_image(session, file, _now())
         added.new += 1
-        added.near_duplicates += _add_to_groups(session, project, ids[file.sha256], file.phash, index)
+        added.near_duplicates += _add_to_groups(session, project, ids[file.sha256], file, leaders)
     set_location(session, file, ids[file.sha256], _now())
 
 
-def _add_to_groups(session: Session, project: Project, image_id: int, phash: str, index: NearDuplicateIndex) -> int:
-    near = index.find(phash) if project.config.pool.near_duplicates else None
+def _add_to_groups(session: Session, project: Project, image_id: int, file: ImageFile, leaders: _Leaders) -> int:
+    near = leaders.find(file) if project.config.pool.near_duplicates else None
     if near is None:
-        index.add_leader(image_id, phash)
+        leaders.add(image_id, file)
         add_to_group(session, image_id, image_id, 0)
         return 0
     leader, distance = near

@@ -25,6 +25,7 @@ from alloop.loop.answers import (
 from alloop.loop.ingest import mark_vanished
 from alloop.loop.last_push import begin_push, check_last_push, is_overtaken
 from alloop.loop.writer import actor, check_writer
+from alloop.pool.picture import as_png
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState
@@ -95,7 +96,7 @@ def _open_project(project: Project) -> Connection:
     with reading(project.database) as session:
         key = find_workspace_uuid(session)
         known = find_sync(session, project.config.labeling.backend)
-    annotator = build_annotator(project.config, project.folder, key, project.environ)
+    annotator = build_annotator(project.config, project.folder, key, project.environ, as_png)
     ref = annotator.open_project(known.project_ref if known else None, known.identity if known else None)
     if known is None or (known.project_ref, known.identity) != (ref, annotator.identity):
         with transaction(project.database) as session:

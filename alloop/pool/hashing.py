@@ -46,6 +46,17 @@ def fingerprint(image: Image.Image) -> str:
     return phash.hex() + base64.urlsafe_b64encode(np.floor(thumbnail + 0.5).astype(np.uint8).tobytes()).decode()
 
 
+def at_depth(phash: str, own: int | None, depth: int | None) -> str:
+    """A fingerprint that was taken at an image's own depth, as it is at the pool's: the thumbnail is darker."""
+    if own is None or depth is None or own == depth:
+        return phash
+    factor = ((1 << own) - 1) / ((1 << depth) - 1)
+    thumbnail = _parse(phash)[1].astype(np.float64)
+    thumbnail[:_LUMA] *= factor
+    thumbnail[_LUMA:] = 128 + (thumbnail[_LUMA:] - 128) * factor
+    return phash[:16] + base64.urlsafe_b64encode(np.floor(thumbnail + 0.5).astype(np.uint8).tobytes()).decode()
+
+
 def _average(plane: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
     n = plane.shape[0] // size
     averaged: npt.NDArray[np.float64] = plane.reshape(n, size, n, size).mean(axis=(1, 3))

@@ -181,8 +181,8 @@ def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
         max_pixels: Width times height above which an image is refused, before it is decoded.
 
     Returns:
-        Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint; or the reason in
-        words why the file cannot be used.
+        Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint at the image's own
+        depth; or the reason in words why the file cannot be used.
     """
     size, mtime_ns, sha256 = 0, 0, None
     try:
@@ -191,15 +191,18 @@ def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
         _check_name(path)
         data = _read(path, status, max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
-        image, file_format, mode = pixels.decode(data, max_pixels)
-        phash = fingerprint(image)
+        found = pixels.look(data, max_pixels)
+        phash = fingerprint(found.image)
     except pixels.UnreadableImage as error:
         return UnreadableFile(printable(str(path)), size, mtime_ns, str(error), sha256)
     except (OSError, ValueError) as error:
         return UnreadableFile(printable(str(path)), size, mtime_ns, _explain(error), sha256)
     except MemoryError:
         return UnreadableFile(printable(str(path)), size, mtime_ns, "too large for this machine's memory", sha256)
-    return ImageFile(str(path), sha256, size, mtime_ns, image.width, image.height, file_format, mode, phash)
+    width, height = found.image.size
+    return ImageFile(
+        str(path), sha256, size, mtime_ns, width, height, found.format, found.mode, phash, depth=found.depth
+    )
 
 
 def _check_name(path: Path) -> None:

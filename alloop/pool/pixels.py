@@ -2,16 +2,21 @@
 
 Pillow is the reference. Orientation from EXIF is applied, transparency lies on white, and wide ranges are scaled to
 8 bits, never clipped. Knows nothing of torch.
+
+An image with more than 8 bits a channel is deep. Its file does not say what is white: cameras write 10, 12 or 14 bits
+into 16. `depth_of` says how many bits an image needs, and the caller hands in the depth that all images share.
 """
 
 import contextlib
+import dataclasses
 import io
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from alloop.pool import formats
 
@@ -26,31 +31,87 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow keeps the upper byte of deep colors only. Reading the same file in the other byte order gives the lower one.
+# libtiff hands over numbers in the machine's own order (N).
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_GRAY_ALPHA = "LA;16B"  # there is no other order of it; its four bytes a pixel are read as they are
+_FULL = 16  # bits of a deep image of which nothing else is known
+
+_Values = npt.NDArray[np.int64]  # of a deep image, [H, W] or [H, W, 3 or 4]; alpha has 16 bits
 
 
 class UnreadableImage(Exception):
     """These bytes cannot become pixels; the message is the reason in words. Callers add the file's name."""
 
 
-def decode(data: bytes, max_pixels: int | None = None) -> tuple[Image.Image, str, str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Looked:
+    """An upright RGB image at its own depth.
+
+    Attributes:
+        format, mode: "JPEG", "CMYK": what the file had.
+        depth: Bits that hold its largest value; None unless it is deep.
+    """
+
+    image: Image.Image
+    format: str
+    mode: str
+    depth: int | None
+
+
+def look(data: bytes, max_pixels: int | None = None) -> Looked:
+    """Decode all of an image file's first frame, at its own depth. Arguments and errors are those of `decode`."""
+    with _decoding(data, max_pixels) as opened:
+        values = _deep_values(data, opened)
+        depth = None if values is None else depth_of(int(values[..., :3].max() if values.ndim > 2 else values.max()))
+        image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
+        return Looked(_upright(image, opened), opened.format or "", opened.mode, depth)
+
+
+def decode(data: bytes, max_pixels: int | None = None, depth: int | None = None) -> tuple[Image.Image, str, str]:
     """Decode all of an image file's first frame.
 
     Args:
         data: The file's bytes.
         max_pixels: Width times height above which the image is refused before it is decoded; None: any size.
+        depth: Bits whose largest number is white, for a deep image; None: all that the file has.
 
     Returns:
         The upright RGB image, and the format ("JPEG") and mode ("CMYK") that the file had.
 
     Raises:
-        UnreadableImage: Empty, not an image, truncated, damaged, or larger than `max_pixels`.
+        UnreadableImage: Empty, not an image, truncated, damaged, or larger than `max_pixels`; its values are negative,
+            beyond `depth`, or floats beyond [0, 1].
     """
+    with _decoding(data, max_pixels) as opened:
+        values = None if depth is None else _deep_values(data, opened)
+        image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
+        return _upright(image, opened), opened.format or "", opened.mode
+
+
+def depth_of(peak: int) -> int:
+    """Bits that hold a deep image's largest value: 8, 10, 12, 14, 16 or another even number, as devices have them."""
+    return max(8, peak.bit_length() + peak.bit_length() % 2)
+
+
+def may_be_deep(data: bytes) -> bool:
+    """Whether the header says so; False for what cannot be opened."""
+    try:
+        with _quiet_pillow(), Image.open(io.BytesIO(data)) as image:
+            return _is_deep_gray(image) or _deep_color(image) is not None
+    except Exception:  # damaged files make Pillow's plugins raise nearly anything
+        return False
+
+
+@contextlib.contextmanager
+def _decoding(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
+    """A loaded image; what does not become pixels raises UnreadableImage."""
     if not data:
         raise UnreadableImage("empty file")
     with _quiet_pillow():
         image = _load(data, max_pixels)
         try:
-            return to_rgb(_upright(image)), image.format or "", image.mode
+            yield image
         except ValueError as error:
             raise UnreadableImage(f"pixels of the kind {image.mode} cannot be made RGB: {error}") from error
 
@@ -97,10 +158,11 @@ def _check_png(data: bytes) -> None:
         image.verify()
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """An image turned as the file that it came from says."""
     # Pillow's own exif_transpose also rewrites the EXIF block, which costs time and fails where the block is odd.
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = opened.getexif().get(_ORIENTATION, 1)
     except Exception:  # an unreadable EXIF block says nothing about orientation, and pixels do not depend on it
         orientation = 1
     transpose = _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
@@ -110,38 +172,110 @@ def _upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow's → RGB, 8 bits a channel.
 
-    Transparency is composited on white. 16-bit gray maps 0..65535 to 0..255, rounded. 32-bit integers and floats have
-    no agreed range; `_scale` says which one is assumed.
+    Transparency is composited on white. Deep images are taken to fill 16 bits, whose range is mapped to 0..255,
+    rounded. Floats must lie in [0, 1], which is mapped likewise.
     """
-    if image.mode.startswith("I;16"):
-        return _gray(np.asarray(image).astype(np.float64) * (255 / 65535))
-    if image.mode in ("I", "F"):
-        return _gray(_scale(np.asarray(image).astype(np.float64), is_float=image.mode == "F"))
+    if _is_deep_gray(image):
+        return _at_depth(image, _gray_values(image), _FULL)
+    if image.mode == "F":
+        return _gray(_unit_floats(image) * 255)
     if image.mode == "RGBX":  # four bytes a pixel, the last one unused
         return image.convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
-def _scale(values: npt.NDArray[np.float64], is_float: bool) -> npt.NDArray[np.float64]:
-    """Bring numbers without an agreed range to [0, 255].
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
-    Floats within [0, 1], else within [0, 255], are taken as that range; then, for integers first of all, [0, 65535].
-    What fits none of these is stretched from its own least to its own greatest value.
-    """
+
+# -- deep images ------------------------------------------------------------------------------------------------------
+
+
+def _is_deep_gray(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _deep_color(image: Image.Image) -> str | None:
+    """The name that Pillow gives to the file's layout of deep colors ("RGB;16B"); None for anything else."""
+    layouts = {tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0] for tile in _tiles(image)}
+    layout = str(next(iter(layouts))) if len(layouts) == 1 else ""
+    return layout if layout[:-1] in ("RGB;16", "RGBA;16") or layout == _GRAY_ALPHA else None
+
+
+def _tiles(image: Image.Image) -> Sequence[ImageFile._Tile]:
+    return image.tile if isinstance(image, ImageFile.ImageFile) else ()
+
+
+def _deep_values(data: bytes, image: Image.Image) -> _Values | None:
+    """Numbers as the file has them; None for an image that is not deep."""
+    if _is_deep_gray(image):
+        return _gray_values(image)
+    with Image.open(io.BytesIO(data)) as again:  # a loaded image has forgotten its layout
+        layout = _deep_color(again)
+        if layout is None or not isinstance(again, ImageFile.ImageFile):
+            return None
+        other = "RGBA" if layout == _GRAY_ALPHA else layout[:-1] + _OTHER_BYTE[layout[-1]]
+        again.tile = [_with_layout(tile, other) for tile in again.tile]
+        low = np.asarray(again).astype(np.int64)
+    if layout == _GRAY_ALPHA:
+        gray, alpha = low[..., 0] << 8 | low[..., 1], low[..., 2] << 8 | low[..., 3]
+        return np.stack([gray, gray, gray, alpha], axis=-1)
+    return np.asarray(image).astype(np.int64) << 8 | low
+
+
+def _with_layout(tile: ImageFile._Tile, layout: str) -> ImageFile._Tile:
+    return tile._replace(args=layout if isinstance(tile.args, str) else (layout, *(tile.args or ())[1:]))
+
+
+def _gray_values(image: Image.Image) -> _Values:
+    values = np.asarray(image).astype(np.int64)
+    if (least := int(values.min())) < 0:
+        raise UnreadableImage(
+            f"holds numbers below 0 (the least is {least}; 2147483648 and more read as such, too), for which there is "
+            "no black that all agree on; add what is missing to 0 to all images and save them again"
+        )
+    return values
+
+
+def _unit_floats(image: Image.Image) -> npt.NDArray[np.float64]:
+    values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise UnreadableImage("holds pixels that are not finite numbers (nan or inf)")
     low, high = float(values.min()), float(values.max())
-    for limit in (1.0, 255.0, 65535.0) if is_float else (65535.0,):
-        if low >= 0 and high <= limit:
-            return values * (255 / limit)
-    return (values - low) * (255 / (high - low or 1.0))
+    if low < 0 or high > 1:
+        raise UnreadableImage(
+            f"holds floats from {low:g} to {high:g}, for which there is no black and white that all agree on; scale "
+            "all images alike to [0, 1], or save integers"
+        )
+    return values
+
+
+def _at_depth(image: Image.Image, values: _Values, depth: int) -> Image.Image:
+    """Deep values → RGB: 0 is black, the largest number of `depth` bits is white, rounded."""
+    white = (1 << depth) - 1
+    colors, alpha = (values[..., :3], values[..., 3:]) if values.ndim > 2 else (values, values[..., :0])
+    if (peak := int(colors.max())) > white:
+        raise UnreadableImage(f"holds {peak}, which is more than {depth} bits hold; run `alloop pool add` on it")
+    scaled = _rounded(colors * (255 / white))
+    if values.ndim == 2:
+        return Image.fromarray(scaled).convert("RGB")
+    if alpha.size:
+        return _on_white(Image.fromarray(np.concatenate([scaled, _rounded(alpha / 257)], axis=-1)))
+    if isinstance(
+        key := image.info.get("transparency"), tuple
+    ):  # the one color that is transparent, as the file has it
+        scaled[(colors == np.array(key)).all(axis=-1)] = 255
+    return Image.fromarray(scaled)
 
 
 def _gray(values: npt.NDArray[np.float64]) -> Image.Image:
-    return Image.fromarray(np.floor(values + 0.5).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(_rounded(values)).convert("RGB")
+
+
+def _rounded(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    rounded: npt.NDArray[np.uint8] = np.floor(values + 0.5).astype(np.uint8)
+    return rounded
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from alloop.errors import PoolError
 from alloop.loop.explanation import Asked, Explanation
-from alloop.pool.pixels import UnreadableImage, decode
+from alloop.pool.picture import picture_of
+from alloop.records import ImageRef
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
 
 SIDE = 320  # pixels of a picture's longer side
@@ -46,8 +48,12 @@ def describe_query(asked: Asked) -> str:
 def write_explanation(found: Explanation, path: Path) -> None:
     """Write the page: one file that needs no other. Files that cannot be read are left out."""
     with tempfile.TemporaryDirectory() as folder:
-        pictures = _pictures([(found.path, "the image")], Path(folder), "image")
-        near = [(each.path, f"{each.class_name} ({each.similarity:.3f})") for each in found.neighbors]
+        image = ImageRef(found.image_id, found.sha256, found.path, found.depth)
+        pictures = _pictures([(image, "the image")], Path(folder), "image")
+        near = [
+            (ImageRef(0, each.sha256, each.path, each.depth), f"{each.class_name} ({each.similarity:.3f})")
+            for each in found.neighbors
+        ]
         sections = [
             Section("The image", found.path, pictures),
             Section("Nearest labeled images", found.note, _pictures(near, Path(folder), "near")),
@@ -70,15 +76,15 @@ def _tables(found: Explanation) -> list[Table]:
     return tables
 
 
-def _pictures(images: Sequence[tuple[str, str]], folder: Path, name: str) -> list[Picture]:
+def _pictures(images: Sequence[tuple[ImageRef, str]], folder: Path, name: str) -> list[Picture]:
     pictures = []
-    for number, (path, words) in enumerate(images):
+    for number, (image, words) in enumerate(images):
         place = folder / f"{name}{number}.png"
         try:
-            small, _, _ = decode(Path(path).read_bytes())
-            small.thumbnail((SIDE, SIDE))
-            small.save(place)
-        except (OSError, UnreadableImage, MemoryError):
+            small = picture_of(image)
+        except (PoolError, MemoryError):
             continue
+        small.thumbnail((SIDE, SIDE))
+        small.save(place)
         pictures.append(Picture(words, place))
     return pictures

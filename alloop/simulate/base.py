@@ -30,8 +30,8 @@ from alloop.simulate.cells import digest_of
 from alloop.simulate.features_file import GivenData, LabeledRows
 from alloop.simulate.labeled import LabeledImages
 from alloop.simulate.real_people import RealPeople
-from alloop.store.images import add_apart, list_locations, list_refs, set_split
-from alloop.store.session import reading, transaction
+from alloop.store.images import add_apart, list_locations, list_refs, raise_depth, set_split
+from alloop.store.session import transaction
 
 TEST = Path("test")  # what [evaluation] test says where the test set is in the base already
 
@@ -119,7 +119,7 @@ def image_source(
         data.people,
     )
     base = Base(scratch / "base", cache)
-    names = [(image.sha256, int(target)) for image, target in zip(data.images, data.targets, strict=True)]
+    names = [(image.key, int(target)) for image, target in zip(data.images, data.targets, strict=True)]
     content = [data.classes, names, None if test is None else _digest_files(test)]
     # Only where there are people: what was computed without them is found again.
     digest = digest_of(content if data.people is None else [*content, dataclasses.astuple(data.people)])
@@ -215,7 +215,9 @@ def prepare_images(
     with _making(base, config) as project:
         add_images(project, [image.path for image in data.images], progress=progress)
         ensure_test_set(project, progress)
-        with reading(project.database) as session:
+        with transaction(project.database) as session:
+            # A workspace's labeled images are read as the workspace reads them.
+            raise_depth(session, max((image.depth or 0 for image in data.images), default=0))
             refs = list_refs(session)
             unreadable = list_locations(session, LocationStatus.UNREADABLE)
         if unreadable:

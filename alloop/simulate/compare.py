@@ -265,13 +265,13 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
         "seed": seed,
         "calibrators": settings.calibrators,
         **(
-            {"strangers": [image.sha256 for image in settings.strangers], "odin": settings.odin_images}
+            {"strangers": [image.key for image in settings.strangers], "odin": settings.odin_images}
             if settings.strangers
             else {}
         ),
         **({"draws": settings.draws} if settings.draws != DRAWS else {}),
         "parts": [
-            [(data.images[position].sha256, int(data.targets[position])) for position in part.tolist()]
+            [(data.images[position].key, int(data.targets[position])) for position in part.tolist()]
             for part in (parts.train, parts.calibration, parts.test)
         ],
     }

@@ -12,6 +12,7 @@ from alloop.errors import LabelError
 from alloop.files import sha256_of
 from alloop.loop.labels import find_named
 from alloop.names import as_answer, clean
+from alloop.pool.depth import share_depth, with_own_depth
 from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -20,6 +21,7 @@ from alloop.seeds import derive_seed
 from alloop.simulate.real_people import RealPeople
 from alloop.spreadsheet import read_table
 from alloop.store.annotations import LabelRecord, list_labels
+from alloop.store.images import find_refs
 from alloop.store.session import reading
 
 Positions = npt.NDArray[np.int64]
@@ -105,6 +107,7 @@ def read_workspace(project: Project) -> LabeledImages:
     classes = project.config.project.classes
     with reading(project.database) as session:
         labels = [label for label in list_labels(session) if _is_usable(label, classes)]
+        depths = {image_id: ref.depth for image_id, ref in find_refs(session, [x.image_id for x in labels]).items()}
     if len(labels) < FEWEST:
         raise LabelError(
             f"The workspace has {len(labels)} labels; a comparison needs at least {FEWEST}.",
@@ -112,7 +115,9 @@ def read_workspace(project: Project) -> LabeledImages:
         )
     return LabeledImages(
         classes=classes,
-        images=tuple(ImageRef(label.image_id, label.sha256, str(label.path)) for label in labels),
+        images=tuple(
+            ImageRef(label.image_id, label.sha256, str(label.path), depths.get(label.image_id)) for label in labels
+        ),
         targets=np.array([classes.index(label.class_name) for label in labels], dtype=np.int64),
         is_holdout=np.array([label.split is Split.HOLDOUT for label in labels]),
     )
@@ -189,7 +194,9 @@ def _labeled(
     classes = tuple(sorted(set(labels)))
     return LabeledImages(
         classes=classes,
-        images=tuple(ImageRef(n, *pair) for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)),
+        images=_at_one_depth(
+            [ImageRef(n, *pair) for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)]
+        ),
         targets=np.array([classes.index(label) for label in labels], dtype=np.int64),
         people=_real_people(people, answers, paths, classes, source) if people else None,
     )
@@ -213,6 +220,11 @@ def _real_people(
         if not any(row):
             raise LabelError(f"{source}: nobody answered about {path}.", "Take the image out, or name other columns.")
     return RealPeople(names, said)
+
+
+def _at_one_depth(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
+    (shared,) = share_depth(with_own_depth(images))
+    return shared
 
 
 def _check_counts(labels: Iterable[str], source: str) -> None:

@@ -19,6 +19,7 @@ from alloop.errors import LabelError, ModelError, PoolError
 from alloop.evaluation import ood
 from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
 from alloop.files import sha256_of
+from alloop.pool.depth import with_own_depth
 from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
@@ -46,7 +47,7 @@ class OodScore:
 
 
 def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress = silent) -> tuple[ImageRef, ...]:
-    """All images below a folder, each content once, numbered after those that are known.
+    """All images below a folder, each content once and at its own depth, numbered after those that are known.
 
     Raises:
         LabelError: There are none; or one of them is also among the labeled images.
@@ -61,7 +62,7 @@ def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress =
         what = f"holds {found[both[0].sha256]}, which is also labeled" if both else "holds no images"
         raise LabelError(f"{folder} {what}.", "Name a folder of images that show none of the classes.")
     first = max((image.image_id for image in known), default=0) + 1
-    return tuple(ImageRef(first + n, sha256, path) for n, (sha256, path) in enumerate(found.items()))
+    return with_own_depth([ImageRef(first + n, sha256, path) for n, (sha256, path) in enumerate(found.items())])
 
 
 def measure_strangers(
@@ -159,7 +160,7 @@ def _features(job: ScoreJob, images: Sequence[ImageRef], trunk: Mapping[str, Ten
     else:
         cache, failed = ensure_features(images, backbone, job.cache, hardware)
         gone = {image_id for image_id, _ in failed}
-        rows = torch.from_numpy(cache.take([image.sha256 for image in images if image.image_id not in gone]))
+        rows = torch.from_numpy(cache.take([image.key for image in images if image.image_id not in gone]))
     _refuse_failed(failed, images)
     return rows
 

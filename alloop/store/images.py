@@ -86,11 +86,33 @@ def add_image(session: Session, file: ImageFile, now: dt.datetime) -> int:
         format=file.format,
         mode=file.mode,
         phash=file.phash,
+        depth=file.depth,
         added_at=now,
     )
     session.add(row)
     session.flush()
     return row.id
+
+
+def set_depth(session: Session, image_id: int, file: ImageFile) -> None:
+    """Record what a known image's file says of its depth, and its fingerprint at that depth."""
+    session.execute(update(Image).where(Image.id == image_id).values(depth=file.depth, phash=file.phash))
+
+
+def find_depth(session: Session, then: dt.datetime | None = None) -> int | None:
+    """Bits that hold the largest value of the pool, or of what was there by then; None: all have 8 bits a channel."""
+    query = select(func.max(Image.depth))
+    return session.scalar(query if then is None else query.where(Image.added_at <= then))
+
+
+def raise_depth(session: Session, depth: int) -> None:
+    """Read images with more than 8 bits a channel at this depth, which some image outside of the pool needs."""
+    session.execute(update(Image).where(Image.depth < depth).values(depth=depth))
+
+
+def count_deep(session: Session) -> int:
+    """Images with more than 8 bits a channel."""
+    return session.scalar(select(func.count()).where(Image.depth.is_not(None))) or 0
 
 
 def add_apart(session: Session, files: Sequence[ImageFile], now: dt.datetime) -> list[int]:
@@ -104,6 +126,7 @@ def add_apart(session: Session, files: Sequence[ImageFile], now: dt.datetime) ->
             "format": file.format,
             "mode": file.mode,
             "phash": file.phash,
+            "depth": file.depth,
             "added_at": now,
         }
         for file in files
@@ -172,15 +195,15 @@ def drop_unreadable(session: Session, paths: Sequence[str]) -> None:
         session.execute(delete(ImageLocation).where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_(None)))
 
 
-def list_leaders(session: Session) -> list[tuple[int, str]]:
-    """(image id, perceptual hash) of the first member of every near-duplicate group, oldest first."""
+def list_leaders(session: Session) -> list[tuple[int, str, int | None]]:
+    """(image id, perceptual hash, its depth) of the first member of every near-duplicate group, oldest first."""
     query = (
-        select(Image.id, Image.phash)
+        select(Image.id, Image.phash, Image.depth)
         .join(NearDuplicate, NearDuplicate.image_id == Image.id)
         .where(NearDuplicate.group_id == NearDuplicate.image_id)
         .order_by(Image.id)
     )
-    return [(image_id, phash) for image_id, phash in session.execute(query)]
+    return [(image_id, phash, depth) for image_id, phash, depth in session.execute(query)]
 
 
 def add_to_group(session: Session, image_id: int, group_id: int, distance: int) -> None:
@@ -236,29 +259,32 @@ def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]
 def list_refs_then(session: Session, then: dt.datetime) -> list[tuple[ImageRef, Split]]:
     """Every image that was there by then, with a path where it lay or lies, and its split now; by id."""
     query = (
-        select(Image.id, Image.sha256, Image.split, func.min(ImageLocation.path))
+        select(Image.id, Image.sha256, Image.split, func.min(ImageLocation.path), Image.depth)
         .join(ImageLocation, ImageLocation.image_id == Image.id)
         .where(Image.added_at <= then)
-        .group_by(Image.id, Image.sha256, Image.split)
+        .group_by(Image.id, Image.sha256, Image.split, Image.depth)
         .order_by(Image.id)
     )
+    depth = find_depth(session, then)
     return [
-        (ImageRef(image_id, sha256, path), Split(split)) for image_id, sha256, split, path in session.execute(query)
+        (ImageRef(image_id, sha256, path, own and depth), Split(split))
+        for image_id, sha256, split, path, own in session.execute(query)
     ]
 
 
-def _refs_query() -> "Select[int, str, str]":
+def _refs_query() -> "Select[int, str, str, int | None]":
     return (
-        select(Image.id, Image.sha256, func.min(ImageLocation.path))
+        select(Image.id, Image.sha256, func.min(ImageLocation.path), Image.depth)
         .join(ImageLocation, ImageLocation.image_id == Image.id)
         .where(ImageLocation.status == LocationStatus.OK.value)
-        .group_by(Image.id, Image.sha256)
+        .group_by(Image.id, Image.sha256, Image.depth)
         .order_by(Image.id)
     )
 
 
-def _refs(session: Session, query: "Select[int, str, str]") -> list[ImageRef]:
-    return [ImageRef(image_id, sha256, path) for image_id, sha256, path in session.execute(query)]
+def _refs(session: Session, query: "Select[int, str, str, int | None]") -> list[ImageRef]:
+    depth = find_depth(session)
+    return [ImageRef(image_id, sha256, path, own and depth) for image_id, sha256, path, own in session.execute(query)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -89,7 +89,8 @@ class Image(Base):
     height: Mapped[int]
     format: Mapped[str] = mapped_column(String(16))
     mode: Mapped[str] = mapped_column(String(16))
-    phash: Mapped[str] = mapped_column(String(128))
+    phash: Mapped[str] = mapped_column(String(128))  # at the image's own depth
+    depth: Mapped[int | None]  # bits that hold its largest value; None for an image with 8 bits a channel
     added_at: Mapped[dt.datetime]
     __table_args__ = (_one_of("split", Split), CheckConstraint("length(sha256) = 64", name="sha256"))
 

@@ -1,12 +1,15 @@
+import dataclasses
 import hashlib
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from alloop.errors import LabelingError
-from alloop.labeling.images import LocalFiles, SharedFolder, UrlPrefix, browser_file
+from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, UrlPrefix, browser_file
+from alloop.pool.picture import as_png
 from alloop.records import ImageRef
 
 
@@ -27,7 +30,8 @@ class FakeConnection:
 
 
 def ref(path: object, number: int = 0) -> ImageRef:
-    return ImageRef(number, hashlib.sha256(str(number).encode()).hexdigest(), str(path))
+    data = path.read_bytes() if isinstance(path, Path) and path.exists() else str(number).encode()
+    return ImageRef(number, hashlib.sha256(data).hexdigest(), str(path))
 
 
 def local_files(connection: FakeConnection, root: str, *folders: SharedFolder) -> LocalFiles:
@@ -96,7 +100,7 @@ def test_what_browsers_draw_is_uploaded_as_it_is_under_its_true_suffix(tmp_path:
     path = tmp_path / "misnamed.dat"
     Image.new("RGB", (3, 2), "red").save(path, format=form)
 
-    name, data, media_type = browser_file(ref(path))
+    name, data, media_type = browser_file(ref(path), as_png)
 
     assert name == ref(path).sha256 + suffix
     assert data == path.read_bytes()
@@ -108,22 +112,39 @@ def test_other_formats_become_png_in_every_mode(tmp_path: Path, mode: str):
     path = tmp_path / "scan.tiff"
     Image.new(mode, (3, 2)).save(path)
 
-    name, data, _ = browser_file(ref(path))
+    name, data, _ = browser_file(ref(path), as_png)
 
     assert name.endswith(".png")
     with Image.open(io.BytesIO(data)) as opened:
         assert (opened.format, opened.size) == ("PNG", (3, 2))
 
 
-def test_deep_gray_is_spread_so_that_people_see_something(tmp_path: Path):
-    path = tmp_path / "scan.tiff"
-    deep = Image.new("I;16", (2, 1))
-    deep.putpixel((0, 0), 1000)
-    deep.putpixel((1, 0), 2000)
-    deep.save(path)
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_people_see_deep_images_with_the_pixels_of_the_model(tmp_path: Path, form: str):
+    path = tmp_path / f"scan.{form.lower()}"
+    Image.fromarray(np.array([[0, 1000, 4095]], dtype=np.uint16)).save(path)
+    image = dataclasses.replace(ref(path), depth=12)
 
-    with Image.open(io.BytesIO(browser_file(ref(path))[1])) as opened:
-        assert [opened.getpixel((0, 0)), opened.getpixel((1, 0))] == [0, 255]
+    name, data, media_type = browser_file(image, as_png)
+
+    assert (name, media_type) == (f"{image.key}.png", "image/png")
+    with Image.open(io.BytesIO(data)) as opened:
+        assert (opened.mode, np.asarray(opened)[0, :, 0].tolist()) == ("RGB", [0, 62, 255])  # v x 255 / 4095
+    assert image.key != dataclasses.replace(image, depth=14).key != image.sha256
+
+
+def test_deep_images_go_by_upload_whatever_the_way_of_the_others(tmp_path: Path):
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def urls(self, project_id: int, images: list[ImageRef]) -> dict[str, str]:
+            return {image.sha256: self.name for image in images}
+
+    images = [ImageRef(1, "a", "/p/1.png"), ImageRef(2, "b", "/p/2.png", 12), ImageRef(3, "c", "/p/3.tiff")]
+    ways = Mixed(Fake("file"), Fake("upload"))  # type: ignore[arg-type]
+
+    assert ways.urls(1, images) == {"a": "file", "b": "upload", "c": "upload"}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image"])
@@ -133,4 +154,4 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | None):
         path.write_bytes(content)
 
     with pytest.raises(LabelingError, match=r"bad\.png cannot be read for upload"):
-        browser_file(ref(path))
+        browser_file(ref(path), as_png)

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from alloop.errors import PoolError
 from alloop.pool.dataset import ImageDataset, collate
-from alloop.pool.decode import decode_ref, decode_rgb, read_verified
+from alloop.pool.decode import decode_ref, decode_rgb
+from alloop.pool.picture import read_verified
 from alloop.records import ImageRef
 
 

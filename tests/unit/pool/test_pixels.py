@@ -85,21 +85,22 @@ def test_big_endian_sixteen_bit_tiff_is_scaled_too():
     assert rows(data) == [[(128, 128, 128)]]  # 0x8080 = 32896 = 128 x 257
 
 
+def test_floats_between_zero_and_one_are_scaled():
+    image = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+
+    # 0.5 x 255 = 127.5, rounded up
+    assert [pixel[0] for pixel in rows(encode(image, "TIFF"))[0]] == [0, 128, 255]
+
+
 @pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.0, 0.5, 1.0], [0, 128, 255]),  # within [0, 1]: 0.5 x 255 = 127.5, rounded up
-        ([0.0, 51.0, 255.0], [0, 51, 255]),  # within [0, 255]: as they are
-        ([0.0, 257.0, 65535.0], [0, 1, 255]),  # within [0, 65535]: a 257th
-        ([-1.0, 0.0, 1.0], [0, 128, 255]),  # anything else: from its least to its greatest
-        ([0.25, 0.25, 0.25], [64, 64, 64]),  # 63.75
-        ([-5.0, -5.0, -5.0], [0, 0, 0]),  # no range at all
-    ],
+    ("values", "said"),
+    [([0.0, 51.0, 255.0], "from 0 to 255"), ([-1.0, 0.0, 1.0], "from -1 to 1"), ([0.0, 1.5], "from 0 to 1.5")],
 )
-def test_float_tiff_is_scaled_by_the_first_range_that_holds_it(values, expected):
+def test_floats_of_another_range_are_refused_as_each_image_would_have_a_white_of_its_own(values, said):
     image = Image.fromarray(np.array([values], dtype=np.float32))
 
-    assert [pixel[0] for pixel in rows(encode(image, "TIFF"))[0]] == expected
+    with pytest.raises(pixels.UnreadableImage, match=rf"holds floats {said}.*scale all images alike"):
+        pixels.decode(encode(image, "TIFF"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -114,6 +115,141 @@ def test_thirty_two_bit_integers_are_taken_as_sixteen_bit_where_they_fit():
     assert rows(encode(Image.fromarray(np.array([[0, 257, 65535]], dtype=np.int32)), "TIFF")) == [
         [(0, 0, 0), (1, 1, 1), (255, 255, 255)]
     ]
+
+
+@pytest.mark.parametrize(
+    ("peak", "depth"),
+    [
+        (0, 8),
+        (255, 8),
+        (256, 10),
+        (1023, 10),
+        (1024, 12),
+        (4095, 12),
+        (4096, 14),
+        (16383, 14),
+        (16384, 16),
+        (65535, 16),
+    ],
+)
+def test_the_depth_is_the_smallest_that_holds_the_largest_value(peak, depth):
+    image = Image.fromarray(np.array([[0, peak]], dtype=np.uint16))
+
+    assert pixels.depth_of(peak) == depth
+    assert pixels.look(encode(image, "PNG")).depth == depth
+    assert pixels.look(encode(image, "TIFF")).depth == depth
+
+
+def test_a_depth_above_sixteen_bits_is_an_even_number_too():
+    image = Image.fromarray(np.array([[0, 2**20]], dtype=np.int32))
+
+    assert pixels.look(encode(image, "TIFF")).depth == 22
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F"])
+def test_eight_bits_and_floats_have_no_depth_and_a_depth_changes_nothing(mode):
+    data = encode(Image.new(mode, (3, 2)), "TIFF")
+
+    assert pixels.look(data).depth is None
+    assert not pixels.may_be_deep(data)
+    assert np.array_equal(*(np.asarray(pixels.decode(data, depth=depth)[0]) for depth in (None, 12)))
+
+
+@pytest.mark.parametrize("value", [0, 8, 2048, 4095])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_the_largest_number_of_the_depth_is_white(value, file_format):
+    # 12 bits: v x 255 / 4095, rounded: 8 becomes 0.498, 2048 becomes 127.53
+    data = encode(Image.fromarray(np.full((2, 3), value, dtype=np.uint16)), file_format)
+    expected = {0: 0, 8: 0, 2048: 128, 4095: 255}[value]
+
+    assert np.asarray(pixels.decode(data, depth=12)[0])[1, 2].tolist() == [expected] * 3
+    assert pixels.may_be_deep(data)
+
+
+def deep_png(values, interlaced: bool = False, transparent: tuple[int, ...] = ()) -> bytes:
+    """A PNG of 16 bits a channel, by hand: Pillow writes none with colors."""
+    height, width, n = values.shape
+    lines = b"".join(b"\0" + values[y].astype(">u2").tobytes() for y in range(height))
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[n], 0, 0, interlaced)
+    key = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
+
+
+def deep_tiff(values, order: str, compressed: bool = False) -> bytes:
+    """An RGB TIFF of 16 bits a channel, one strip: by hand, as Pillow writes none."""
+    height, width, _ = values.shape
+    strip = values.astype(f"{order}u2").tobytes()
+    strip = zlib.compress(strip) if compressed else strip
+    entries = [(256, 3, width), (257, 3, height), (259, 3, 8 if compressed else 1), (262, 3, 2), (273, 4, 14)]
+    entries += [(277, 3, 3), (278, 3, height), (279, 4, len(strip))]
+    fields = [
+        struct.pack(f"{order}HHI", tag, kind, 1)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value))
+        for tag, kind, value in entries
+    ]
+    fields.insert(2, struct.pack(f"{order}HHII", 258, 3, 3, 8))
+    start = 14 + len(strip)
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    head = magic + struct.pack(f"{order}I", start) + struct.pack(f"{order}HHH", 16, 16, 16)
+    return head + strip + struct.pack(f"{order}H", len(fields)) + b"".join(fields) + b"\0" * 4
+
+
+COLORS = np.array([[[0, 2048, 4095], [8, 9, 4000]], [[1, 2, 3], [4095, 0, 255]]], dtype=np.uint16)
+AS_TWELVE = [[[0, 128, 255], [0, 1, 249]], [[0, 0, 0], [255, 0, 16]]]  # v x 255 / 4095, rounded
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        deep_png(COLORS),
+        deep_tiff(COLORS, "<"),
+        deep_tiff(COLORS, ">"),
+        deep_tiff(COLORS, "<", compressed=True),
+        deep_tiff(COLORS, ">", compressed=True),
+    ],
+)
+def test_deep_colors_keep_their_lower_byte(data):
+    looked = pixels.look(data)
+
+    assert (looked.mode, looked.depth) == ("RGB", 12)
+    assert np.asarray(looked.image).tolist() == AS_TWELVE
+    assert np.asarray(pixels.decode(data, depth=12)[0]).tolist() == AS_TWELVE
+    assert np.asarray(pixels.decode(data, depth=16)[0]).max() == 16  # 4095 / 257, rounded
+
+
+def test_deep_colors_and_grays_lie_on_white_where_they_are_transparent():
+    alpha = np.array([[[0], [65535]], [[65535], [65535]]], dtype=np.uint16)
+    expected = [[[255] * 3, AS_TWELVE[0][1]], AS_TWELVE[1]]
+
+    assert np.asarray(pixels.look(deep_png(np.concatenate([COLORS, alpha], axis=-1))).image).tolist() == expected
+    gray = np.concatenate([COLORS[..., 2:], alpha], axis=-1)
+    assert np.asarray(pixels.look(deep_png(gray)).image)[..., 0].tolist() == [[255, 249], [0, 16]]
+    keyed = pixels.look(deep_png(COLORS, transparent=(8, 9, 4000))).image
+    assert np.asarray(keyed).tolist() == [[AS_TWELVE[0][0], [255] * 3], AS_TWELVE[1]]
+
+
+@pytest.mark.parametrize("values", [[[-1, 5]], [[-(2**31), 0]]])
+def test_numbers_below_zero_are_refused(values):
+    data = encode(Image.fromarray(np.array(values, dtype=np.int32)), "TIFF")
+
+    for read in (pixels.look, pixels.decode):
+        with pytest.raises(
+            pixels.UnreadableImage, match=rf"below 0 \(the least is {values[0][0]}|the least is -2147483648"
+        ):
+            read(data)
+
+
+def test_a_value_beyond_the_depth_is_refused_not_clipped():
+    data = encode(Image.fromarray(np.array([[0, 5000]], dtype=np.uint16)), "PNG")
+
+    with pytest.raises(pixels.UnreadableImage, match="holds 5000, which is more than 12 bits hold"):
+        pixels.decode(data, depth=12)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])

@@ -1,11 +1,18 @@
 """The pictures of an explanation."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from alloop.records import ImageRef
 from alloop.report.explain import SIDE, _pictures
+
+
+def ref(path: Path) -> ImageRef:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"
+    return ImageRef(1, sha256, str(path), depth=16 if path.stem == "deep" else None)
 
 
 def test_pictures_show_what_the_model_sees_and_leave_out_what_nobody_can_read(tmp_path: Path):
@@ -16,7 +23,7 @@ def test_pictures_show_what_the_model_sees_and_leave_out_what_nobody_can_read(tm
     (tmp_path / "out").mkdir()
     names = ("deep.png", "gone.png", "broken.png", "strip.png")
 
-    found = _pictures([(str(tmp_path / name), name) for name in names], tmp_path / "out", "near")
+    found = _pictures([(ref(tmp_path / name), name) for name in names], tmp_path / "out", "near")
 
     assert [picture.alt for picture in found] == ["deep.png", "strip.png"]
     with Image.open(found[0].path) as shown:

@@ -124,7 +124,7 @@ def test_a_pool_is_counted_by_what_can_be_done_with_it(database: Engine):
             groups=6,
         )
         assert list_groups(session)[copy] == holdout[0]
-        assert [image_id for image_id, _ in list_leaders(session)] == train + holdout
+        assert [image_id for image_id, *_ in list_leaders(session)] == train + holdout
 
 
 def test_an_image_is_listed_with_the_first_of_its_places_that_is_there(database: Engine):

@@ -1,0 +1,30 @@
+"""One depth for images of which no database knows it: labeled folders and tables, and strange images."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from alloop.pool import pixels
+from alloop.records import ImageRef
+
+
+def with_own_depth(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
+    """The same images, each at its own depth. One that cannot be read is left as it is: decoding it says why."""
+    return tuple(dataclasses.replace(image, depth=_own_depth(Path(image.path))) for image in images)
+
+
+def share_depth(*groups: Sequence[ImageRef]) -> tuple[tuple[ImageRef, ...], ...]:
+    """The same groups of images, all that have a depth at the greatest one."""
+    depth = max((image.depth for group in groups for image in group if image.depth is not None), default=None)
+    return tuple(
+        tuple(image if image.depth is None else dataclasses.replace(image, depth=depth) for image in group)
+        for group in groups
+    )
+
+
+def _own_depth(path: Path) -> int | None:
+    try:
+        data = path.read_bytes()
+        return pixels.look(data).depth if pixels.may_be_deep(data) else None
+    except (OSError, pixels.UnreadableImage):
+        return None
