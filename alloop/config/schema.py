@@ -9,14 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from alloop.composition import DEFAULT_STRATEGY, check_composition, check_strategy, check_strategy_name
 from alloop.names import hidden_signs, look
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A table. Unknown keys are refused, values are not coerced from other types, and nothing changes after loading."""
+    """A table. Unknown keys are refused, values are not coerced from other types, and nothing changes after loading.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    Numbers are finite: each round stores its settings as JSON, which has no other ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ProjectConfig(Section):

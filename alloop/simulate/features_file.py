@@ -5,6 +5,7 @@ import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +147,19 @@ def _read(
         )
     if answers is not None and (answers.dtype.kind == "U") != (labels.dtype.kind == "U"):
         raise PoolError(f"{path}: annotators is {answers.dtype}, but y is {labels.dtype}.", "Write both alike.")
+    for name, numbers in (("y", labels), (PEOPLE, answers)):
+        _check_exact(path, name, numbers)
     return features, _comparable(labels), answers
+
+
+def _check_exact(path: Path, name: str, numbers: npt.NDArray[Any] | None) -> None:
+    """Refuse class numbers that another one would be taken for."""
+    if numbers is None or numbers.dtype.kind not in "fu":
+        return
+    limit = 2**53 if numbers.dtype.kind == "f" else 2**63 - 1
+    beyond = numbers[np.abs(numbers) > limit]
+    if beyond.size:
+        raise PoolError(f"{path}: {name} has {beyond[0]}, which is beyond {limit}.", "Write the classes as text.")
 
 
 def _comparable(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

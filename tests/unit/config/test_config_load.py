@@ -50,6 +50,15 @@ def test_what_is_not_said_has_a_default():
             "[acquisition] there is no strategy 'entrpy'; did you mean 'entropy'?",
         ),
         ("[acquisition]\nrandom_fraction = 1.5", "[acquisition] random_fraction = 1.5 is refused: "),
+        ("[acquisition]\nbeta = inf", "[acquisition] beta = inf is refused: input should be a finite number."),
+        ("[acquisition]\nmax_ram = inf", "[acquisition] max_ram = inf is refused: input should be a finite number."),
+        ("[loop]\nmin_answered = nan", "[loop] min_answered = nan is refused: input should be a finite number."),
+        (
+            "[labeling]\npoll_seconds = inf",
+            "[labeling] poll_seconds = inf is refused: input should be a finite number.",
+        ),
+        ("[train]\nloss_parameters = { epsilon = true }", "epsilon = True is refused: "),
+        ("[loop]\nbatch_size = 9223372036854775808", "[loop] batch_size = 9223372036854775808 is refused: "),
         ("[labeling.images]\nvia = 'url'", '[labeling.images] via = "url" needs both url_prefix and root.'),
         (
             "[labeling.oracle]\ncolumns = ['ann', 'ann']",
