@@ -203,10 +203,15 @@ class ListedTask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TaskAnswers:
-    """Every annotation a task has now. One that was known and is not listed any more has been deleted."""
+    """Every annotation a task has now. One that was known and is not listed any more has been deleted.
+
+    Attributes:
+        file: Path of the file on this disk that people see; None where they see a copy, or it is not known.
+    """
 
     task: ListedTask
     answers: tuple[Answer, ...]
+    file: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from alloop.records import ListedTask, OutgoingTask, PullPage
+from alloop.records import ImageRef, ListedTask, OutgoingTask, PullPage
 
 
 class Annotator(Protocol):
@@ -79,6 +79,19 @@ class Annotator(Protocol):
 
     def list_tasks(self) -> Sequence[ListedTask]:
         """All tasks with a key that exist there now; tells which were deleted, and which are not ours."""
+        ...
+
+    def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
+        """See to it that tasks show their images where these lie now.
+
+        Only an address that leads to none of the places is replaced; answers and everything else in a task stay.
+
+        Args:
+            images: Task id → the same image in each place where it lies, the preferred one first.
+
+        Returns:
+            How many tasks were changed.
+        """
         ...
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:

@@ -159,7 +159,8 @@ def _image_urls(
         return Mixed(UrlPrefix(from_folder(folder, images.root), images.url_prefix), uploads)
     if local is not None:
         shared: Sequence[SharedFolder] = [SharedFolder(Path(here), there) for here, there in local.folders]
-        return Mixed(LocalFiles(connection, local.document_root, shared, _pause), uploads)
+        way_out = "Run `alloop labelstudio up`, which lets the server read all folders of the pool."
+        return Mixed(LocalFiles(connection, local.document_root, shared, _pause, way_out), uploads)
     if images.root is None:
         raise ConfigError(
             'labeling.images.via is "local-files", but labeling.images.root is not set.',

@@ -32,6 +32,7 @@ class _Cell:
     moment: str
     sheet: str = ""
     sha256: str = ""
+    file: str = ""
 
 
 _Seen = dict[str, _Cell]  # by the row's external id
@@ -134,6 +135,15 @@ class CsvAnnotator:
         found = {_key(external_id): cell for external_id, cell in self._read().items()}
         return [_task(key, cell) for key, cell in found.items()]
 
+    def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
+        moved: set[str] = set()
+        for sheet in self._sheets():
+            rows = [_shown(row, images.get(row["key"], ())) for row in sheet.rows]
+            if rows != list(sheet.rows):
+                moved |= {new["key"] for new, old in zip(rows, sheet.rows, strict=True) if new != old}
+                write_sheet(sheet.path, sheet.header, rows)
+        return len(moved)
+
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         asked = frozenset(task_ids)
         sheets = self._sheets()
@@ -198,7 +208,8 @@ class CsvAnnotator:
                         updated_at=dt.datetime.fromisoformat(cell.moment),
                     )
                 )
-        return TaskAnswers(_task(key, next(iter(cells.values()))), tuple(answers))
+        first = next(iter(cells.values()))
+        return TaskAnswers(_task(key, first), tuple(answers), first.file or None)
 
     def _read(self) -> _Seen:
         """Every row, as it is in a sheet or as it was last seen in one that is away; remembers what changed."""
@@ -228,8 +239,8 @@ class CsvAnnotator:
                 since = before.moment if before is not None and same else moment
                 if before is None and not row["label"]:
                     since = _NEVER  # nobody has answered it yet
-                cell = _Cell(row["label"], row["annotator"], since, sheet.path.name, row["sha256"].lower())
-                seen[external_id] = cell
+                more = (sheet.path.name, row["sha256"].lower(), row.get("file", ""))
+                seen[external_id] = _Cell(row["label"], row["annotator"], since, *more)
         return seen
 
     def _pushes(self) -> dict[str, str]:
@@ -276,6 +287,12 @@ def _task(key: str, cell: _Cell) -> ListedTask:
 
 def _key(external_id: str) -> str:
     return external_id.rpartition("#")[0]
+
+
+def _shown(row: Mapping[str, str], places: Sequence[ImageRef]) -> Mapping[str, str]:
+    """The row with a path that leads to its image."""
+    paths = [image.path for image in places if image.sha256 == row["sha256"].lower()]
+    return {**row, "file": paths[0]} if paths and "file" in row and row["file"] not in paths else row
 
 
 def _external_id(row: Mapping[str, str]) -> str:

@@ -1,13 +1,14 @@
 """How annotators' browsers get the images: by local-files storage, by upload, or from an address people can reach."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from PIL import Image
 
@@ -16,6 +17,8 @@ from alloop.labeling.connection import Connection, Unanswered, retrying
 from alloop.records import ImageRef
 
 STORAGE_TITLE = "alloop images (do not sync)"
+_WAY_OUT = "Set labeling.images.root to a folder that holds all images, or labeling.images.via to 'upload'."
+_LOCAL_FILES = "/data/local-files/?d="
 _FILES_PER_UPLOAD = 100  # more at once make the server answer 500
 _BYTES_PER_UPLOAD = 64 * 2**20
 _ATTEMPTS = 3
@@ -35,6 +38,10 @@ class ImageUrls(Protocol):
         """What to put into the tasks, by sha256. Safe to repeat."""
         ...
 
+    def file(self, address: str) -> Path | None:
+        """The file here that an address of ours shows; None for a copy on the server, or another address."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SharedFolder:
@@ -42,6 +49,12 @@ class SharedFolder:
 
     here: Path
     there: str
+
+    def path_here(self, name: str) -> Path | None:
+        """The file that the server names so, or None when it lies outside. The reverse of `name_there`."""
+        root = posixpath.normpath(self.there) if self.there else ""
+        inside = posixpath.relpath(name, root) if root else posixpath.normpath(name)
+        return None if inside == ".." or inside.startswith(("../", "/")) else self.here / inside
 
     def name_there(self, path: Path) -> str | None:
         """The server's path of a file, or None when it lies outside."""
@@ -59,25 +72,36 @@ class LocalFiles:
         document_root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, as the server names it.
         folders: Where images are, at or below the document root.
         pause: Waits before looking whether an unclear creation has happened after all.
+        way_out: What to do about an image that lies in none of the folders.
     """
 
     def __init__(
-        self, connection: Connection, document_root: str, folders: Sequence[SharedFolder], pause: Pause
+        self,
+        connection: Connection,
+        document_root: str,
+        folders: Sequence[SharedFolder],
+        pause: Pause,
+        way_out: str = _WAY_OUT,
     ) -> None:
         self._connection = connection
         self._root = posixpath.normpath(document_root)
         self._folders = tuple(folders)
         self._pause = pause
+        self._way_out = way_out
         self._registered: set[str] = set()
 
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
         places = {image.sha256: self._place(image) for image in images}
         for storage in sorted({self._storage(place) for place in places.values()}):
             self._register(project_id, storage)
-        return {
-            sha256: "/data/local-files/?d=" + quote(posixpath.relpath(place, self._root))
-            for sha256, place in places.items()
-        }
+        return {sha256: _LOCAL_FILES + quote(posixpath.relpath(place, self._root)) for sha256, place in places.items()}
+
+    def file(self, address: str) -> Path | None:
+        if not address.startswith(_LOCAL_FILES):
+            return None
+        place = posixpath.join(self._root, unquote(address.removeprefix(_LOCAL_FILES)))
+        found = (folder.path_here(place) for folder in self._folders)
+        return next((path for path in found if path is not None), None)
 
     def _place(self, image: ImageRef) -> str:
         path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
@@ -87,7 +111,7 @@ class LocalFiles:
         known = ", ".join(str(folder.here) for folder in self._folders) or "none"
         raise LabelingError(
             f"{image.path} is outside the folder that Label Studio can read (labeling.images.root: {known}).",
-            "Set labeling.images.root to a folder that holds all images, or labeling.images.via to 'upload'.",
+            self._way_out,
         )
 
     def _storage(self, place: str) -> str:
@@ -142,6 +166,11 @@ class UrlPrefix:
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
         return {image.sha256: self._url(image) for image in images}
 
+    def file(self, address: str) -> Path | None:
+        if not address.startswith(self._prefix):
+            return None
+        return self._folder.path_here(unquote(address.removeprefix(self._prefix)))
+
     def _url(self, image: ImageRef) -> str:
         name = self._folder.name_there(Path(os.path.abspath(image.path)))  # noqa: PTH100 - Path.absolute keeps `..`
         if name is None:
@@ -169,6 +198,9 @@ class Uploads:
         for files in _in_parcels(missing, self._as_png):
             known |= self._send(project_id, files)
         return {image.sha256: known[image.key] for image in images}
+
+    def file(self, address: str) -> Path | None:
+        return None
 
     def _send(self, project_id: int, files: Mapping[str, tuple[str, bytes, str]]) -> dict[str, str]:
         """Upload some files, by key. One that arrives twice wastes some disk and harms nothing."""
@@ -219,6 +251,9 @@ class Mixed:
             found.update(self._uploads.urls(project_id, others))
         return found
 
+    def file(self, address: str) -> Path | None:
+        return self._way.file(address)
+
 
 def _is_shown(image: ImageRef) -> bool:
     return image.depth is None and Path(image.path).suffix.lower() in _SHOWN
@@ -228,11 +263,15 @@ def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
     """Name, bytes and media type of an image that a browser draws as the model sees it: the file, or a PNG of it.
 
     Raises:
-        LabelingError: The file cannot be read.
+        LabelingError: The file cannot be read, or holds other bytes than the image.
     """
     path = Path(image.path)
     try:
         data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            raise LabelingError(
+                f"{path} was replaced since it was added to the pool.", "Run `alloop pool add`, then the same again."
+            )
         with Image.open(io.BytesIO(data)) as opened:
             suffix = _SUFFIX.get(opened.format or "") if image.depth is None else None
         if suffix is None:

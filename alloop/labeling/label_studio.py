@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alloop.errors import ServerUnavailable
+from alloop.errors import LabelingError, ServerUnavailable
 from alloop.labeling import label_studio_tasks as task_list
 from alloop.labeling.connection import Connection, Fate, Unanswered
 from alloop.labeling.images import ImageUrls
@@ -19,7 +19,7 @@ from alloop.labeling.label_studio_project import (
     open_project,
     with_last_push,
 )
-from alloop.records import ListedTask, OutgoingTask, PullPage, TaskAnswers
+from alloop.records import ImageRef, ListedTask, OutgoingTask, PullPage, TaskAnswers
 
 _ATTEMPTS = 3
 _PULL_PAGE = 500
@@ -144,6 +144,18 @@ class LabelStudioAnnotator:
         project_id = find_project(self._connection, self._opened.id)["id"]
         return task_list.all_tasks(self._connection, project_id)
 
+    def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
+        data_key, changed = self._opened.control.data_key, 0
+        for row in task_list.some_rows(self._connection, self._opened.id, list(images)):
+            task = task_list.listed_task(row)
+            places = [image for image in images[task.id] if task.sha256 == image.sha256] if task is not None else []
+            addresses = self._addresses(places)
+            if addresses and row["data"].get(data_key) not in addresses:
+                data = {**row["data"], data_key: addresses[0]}  # the server replaces all of it
+                self._connection.change(f"api/tasks/{row['id']}/", {"data": data})
+                changed += 1
+        return changed
+
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         project_id = find_project(self._connection, self._opened.id)["id"]
         gone: set[str] = set()
@@ -245,13 +257,31 @@ class LabelStudioAnnotator:
             self._connection.change(f"api/projects/{self._opened.id}/", {"model_version": model_version})
             self._model_version = model_version
 
+    def _addresses(self, places: Sequence[ImageRef]) -> list[str]:
+        """The addresses of an image's places that people can reach.
+
+        Raises:
+            LabelingError: There are places, but people can reach none.
+        """
+        found: list[str] = []
+        problem: LabelingError | None = None
+        for image in places:
+            try:
+                found.append(self._images.urls(self._opened.id, [image])[image.sha256])
+            except LabelingError as error:
+                problem = error
+        if problem is not None and not found:
+            raise problem
+        return found
+
     def _answers(self, row: Mapping[str, Any], task: ListedTask) -> TaskAnswers:
         control = self._opened.control.name
         answers = tuple(
             read_annotation(annotation, control, self._user(annotation.get("completed_by")))
             for annotation in sorted(row.get("annotations") or [], key=lambda annotation: int(annotation["id"]))
         )
-        return TaskAnswers(task, answers)
+        file = self._images.file(str(row["data"].get(self._opened.control.data_key) or ""))
+        return TaskAnswers(task, answers, None if file is None else str(file))
 
     def _user(self, completed_by: Any) -> str:
         user_id = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by

@@ -86,6 +86,13 @@ def existing_refs(connection: Connection, project_id: int, refs: Sequence[str]) 
     return _refs(_some(connection, project_id, "task_only", "id,data", refs)) & set(refs)
 
 
+def some_rows(connection: Connection, project_id: int, refs: Sequence[str]) -> Iterator[Row]:
+    """Number and data of those of `refs` that are there."""
+    wanted = set(refs)
+    rows = _some(connection, project_id, "task_only", "id,data", refs)
+    return (row for row in rows if task_ref(row) in wanted)
+
+
 def untouched_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
     """Those of `refs` that are there and have neither annotation nor skip nor draft."""
     # `drafts` lists those of the key's own user only; `draft_exists` speaks of everybody's.

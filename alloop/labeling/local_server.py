@@ -87,7 +87,7 @@ def up(
     with local_install.only_one(folder, "server"):
         links = _link_folders(folder / "files", images)
         now = status(workspace)
-        if now.running and now.healthy:
+        if now.running and now.healthy and _is_here(workspace):
             _add_folders(workspace, links)
             return dataclasses.replace(now, already_running=True)
         _stop(folder)
@@ -157,6 +157,12 @@ def read_credentials(workspace: Path) -> Credentials | None:
 
 def _home(workspace: Path) -> Path:
     return workspace.absolute() / "label-studio"
+
+
+def _is_here(workspace: Path) -> bool:
+    """Whether the server was started where the workspace is now; one started before a move serves the old place."""
+    credentials = read_credentials(workspace)
+    return credentials is not None and credentials.document_root == str(_home(workspace) / "files")
 
 
 def _stop(folder: Path) -> bool:

@@ -195,6 +195,10 @@ class SimulatedAnnotator:
     def list_tasks(self) -> Sequence[ListedTask]:
         return [_task(entry) for entry in self._load().values()]
 
+    def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
+        """Nothing: the oracle looks at no image."""
+        return 0
+
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
         """Nothing that is there: it has been answered the moment it was asked."""
         return frozenset(task_ids) - frozenset(self._load())

@@ -29,6 +29,7 @@ class Recorded:
             images: it was restored from a backup since, or another copy of the workspace made them. Left alone.
         foreign: Tasks there that another workspace made; left alone.
         unknown: New or edited answers whose value is not a class, as value → how many.
+        outdated: Answers that do not count: the file that people saw holds other bytes than the image asked about.
         lost: Open queries whose task was deleted on the server; their images return to the pool.
     """
 
@@ -38,12 +39,13 @@ class Recorded:
     orphaned: int = 0
     foreign: int = 0
     lost: int = 0
+    outdated: int = 0
     unknown: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def has_changes(self) -> bool:
         """Whether anything was written."""
-        return any((self.new, self.edited, self.deleted, self.lost))
+        return any((self.new, self.edited, self.deleted, self.lost, self.outdated))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,10 +77,24 @@ def judged_by(project: Project, source: str = "", project_ref: str = "") -> Plac
     return Place(source, project_ref, project.config.project.classes, labeling.annotations_per_image)
 
 
-def record_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> None:
+def record_answers(
+    session: Session,
+    place: Place,
+    tasks: Iterable[TaskAnswers],
+    recorded: Recorded,
+    replaced: Collection[tuple[str, str]] = (),
+) -> None:
     """Record what these tasks hold now. Recording the same again writes nothing.
 
     A task counts for a query only if it has the query's key and asks about the query's image; others are left alone.
+
+    Args:
+        session: Where to record.
+        place: Where the answers come from.
+        tasks: What there is now.
+        recorded: Counts on.
+        replaced: (file, content hash of the image that a task asks about) where the file holds other bytes. New answers
+            to these tasks are kept and do not count; what was recorded before stays.
     """
     listed = list(tasks)
     queries = find_by_keys(session, [task.task.key for task in listed])
@@ -95,7 +111,8 @@ def record_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers],
         # task's to delete.
         scope = place.scope(found.task.id)
         mine = {record.external_id: record for record in known[query.id] if record.external_id.startswith(scope)}
-        fresh += _changes(place, _Target(query.image_id, query.id, scope), found.answers, mine, recorded)
+        target = _Target(query.image_id, query.id, scope, is_outdated=(found.file, query.sha256) in replaced)
+        fresh += _changes(place, target, found.answers, mine, recorded)
     add_annotations(session, fresh, _now())
     touched = {query.id: query for query in queries.values()}
     settle_queries(session, place, touched.values())
@@ -147,6 +164,14 @@ def describe_orphaned(n: int) -> str:
     )
 
 
+def describe_outdated(n: int) -> str:
+    """Answers about files that were replaced, in words."""
+    return (
+        f"{n} answers do not count: since the question was sent, the file that people saw was replaced by another one. "
+        "They are kept, the questions are taken back, and what lies there now is a new image of the pool."
+    )
+
+
 def is_ours(task: ListedTask, queries: Mapping[str, QueryRecord]) -> bool:
     """Whether a task is that of one of these queries (by key), about the same image."""
     query = queries.get(task.key)
@@ -193,11 +218,17 @@ def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Target:
-    """What the answers of a task are recorded for. `scope` is what their stored ids begin with."""
+    """What the answers of a task are recorded for.
+
+    Attributes:
+        scope: What their stored ids begin with.
+        is_outdated: People see other bytes than the image's by now.
+    """
 
     image_id: int
     query_id: int | None
     scope: str
+    is_outdated: bool = False
 
 
 def _changes(
@@ -214,10 +245,13 @@ def _changes(
         external_id = target.scope + answer.external_id
         listed.add(external_id)
         before = known.get(external_id)
-        if before is None:
-            recorded.new += 1
-        elif (before.annotator, before.outcome, before.value) == (answer.annotator, answer.outcome, answer.value):
+        if _is_recorded(answer, before, target):
             continue
+        if target.is_outdated:
+            answer = dataclasses.replace(answer, outcome=Outcome.OUTDATED)
+            recorded.outdated += 1
+        elif before is None:
+            recorded.new += 1
         else:
             recorded.edited += 1
         if answer.outcome is Outcome.LABEL and answer.value not in place.classes:
@@ -228,6 +262,17 @@ def _changes(
             recorded.deleted += 1
             changes.append(_tombstone(before))
     return changes
+
+
+def _is_recorded(answer: Answer, before: AnnotationRecord | None, target: _Target) -> bool:
+    """Whether there is nothing to add to the newest version of an annotation."""
+    if before is None:
+        return False
+    if target.is_outdated and before.outcome is not Outcome.DELETED:
+        return True
+    # An answer about other bytes stays one when the file is put back; only another answer counts then.
+    is_same = before.outcome in (answer.outcome, Outcome.OUTDATED)
+    return is_same and (before.annotator, before.value) == (answer.annotator, answer.value)
 
 
 def _spelled(answer: Answer, classes: Collection[str]) -> Answer:

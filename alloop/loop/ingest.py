@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError, PoolError
+from alloop.files import sha256_of
 from alloop.loop.labels import ImportedLabel, record_imported
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
@@ -40,6 +41,8 @@ from alloop.store.rounds import drop_model, find_last_round, set_scores, set_sta
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
+_CLOCK_STEP = dt.timedelta(seconds=2)  # how coarse the times of a file system may be
+Shown = tuple[str, str]  # a path, and the content hash of the image that people should see there
 BATCH = 200  # files per transaction: what a killed ingest has to look at again
 
 
@@ -181,11 +184,16 @@ def configured_images(project: Project) -> list[str]:
 
 
 def image_folders(project: Project) -> list[Path]:
-    """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere."""
+    """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere.
+
+    Folders that are not there are left out.
+    """
     named = {Path(name) for name in configured_images(project) if Path(name).is_dir()}
     with reading(project.database) as session:
         places = list_locations(session, LocationStatus.OK)
+        # What was moved away is still recorded where it was.
         parents = {Path(place.path).parent for place in places if not is_given(place.path)}
+        parents = {folder for folder in parents if folder.is_dir()}
     outermost: list[Path] = []
     for folder in sorted(named | parents, key=lambda path: len(path.parts)):
         if not any(folder.is_relative_to(other) for other in outermost):
@@ -198,6 +206,31 @@ def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
     gone = [path for path in paths if not is_given(path) and _stat(Path(path)) is None]
     set_location_status(session, gone, LocationStatus.MISSING, _now())
     return gone
+
+
+def still_there(places: Iterable[Location]) -> list[str]:
+    """Paths where the bytes that were recorded still lie. Nothing is recorded."""
+    return [place.path for place in places if is_given(place.path) or _holds(_on_disk(place.path), place)]
+
+
+def find_replaced(session: Session, shown: Iterable[Shown]) -> list[Shown]:
+    """Those of the files that hold other bytes than the ones meant. A file that is gone says nothing."""
+    wanted = list(dict.fromkeys(shown))
+    known = find_locations(session, [path for path, _ in wanted])
+    return [
+        (path, sha256)
+        for path, sha256 in wanted
+        if (on_disk := _on_disk(path)).is_file() and not _has_hash(on_disk, sha256, known.get(path))
+    ]
+
+
+def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
+    """Record that these images do not lie there any more, and return the paths; others are there, not read yet."""
+    listed = list(replaced)
+    known = find_locations(session, [path for path, _ in listed])
+    stale = [path for path, sha256 in listed if path in known and known[path].sha256 == sha256]
+    set_location_status(session, stale, LocationStatus.MISSING, _now())
+    return stale
 
 
 def mark_unusable(session: Session, failed: Iterable[tuple[int, str]]) -> None:
@@ -308,6 +341,28 @@ def _unchanged(path: Path, known: Location | None) -> bool:
         return False
     stat = _stat(path)
     return stat is not None and not _differs(stat, known)
+
+
+def _holds(path: Path, place: Location) -> bool:
+    return path.is_file() and place.sha256 is not None and _has_hash(path, place.sha256, place)
+
+
+def _has_hash(path: Path, sha256: str, known: Location | None) -> bool:
+    """Whether a file has these bytes. One that looks exactly as when it was read with them is not read again.
+
+    A file that was touched about then or since is read: size and time may be those of the old bytes all the same.
+    """
+    stat = _stat(path)
+    if stat is None:
+        return False
+    if known is not None and known.sha256 == sha256 and not _differs(stat, known):
+        changed_at = dt.datetime.fromtimestamp(stat.st_ctime, dt.UTC)
+        if known.seen_at - changed_at > _CLOCK_STEP:
+            return True
+    try:
+        return sha256_of(path) == sha256
+    except OSError:
+        return False
 
 
 def _differs(stat: os.stat_result, known: Location) -> bool:

@@ -15,6 +15,7 @@ from alloop.loop.answers import (
     Recorded,
     adopt_answers,
     describe_orphaned,
+    describe_outdated,
     is_ours,
     judged_by,
     list_adopted,
@@ -22,14 +23,15 @@ from alloop.loop.answers import (
     record_answers,
     record_lost,
 )
-from alloop.loop.ingest import mark_vanished
+from alloop.loop.ingest import Shown, add_images, find_replaced, mark_replaced, mark_vanished, still_there
 from alloop.loop.last_push import begin_push, check_last_push, is_overtaken
 from alloop.loop.writer import actor, check_writer
+from alloop.pool.given import is_given
 from alloop.pool.picture import as_png
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState
-from alloop.store.images import find_refs
+from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState, TaskAnswers
+from alloop.store.images import find_places, find_refs
 from alloop.store.queries import (
     QueryRecord,
     add_tasks,
@@ -155,9 +157,14 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
         pushed = list_pushed(session, place.source, place.project_ref)
     seen = 0
     for page in people.annotator.pull(known.mark if known else None):
+        with reading(project.database) as session:
+            replaced = _replaced_files(session, page.tasks)
         with transaction(project.database) as session:
-            record_answers(session, place, page.tasks, recorded)
+            record_answers(session, place, page.tasks, recorded, replaced)
+            stale = mark_replaced(session, replaced)
             set_mark(session, place.source, page.mark, _now())
+        if stale:
+            add_images(project, stale)
         seen += len(page.tasks)
         progress("pulling answers", seen, 0)
     ours = _own_tasks(project, place, people.annotator.list_tasks(), recorded)
@@ -173,6 +180,9 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
             last = find_last_round(session)
             data = {**dataclasses.asdict(recorded), "unknown": dict(recorded.unknown)}
             add_event(session, actor(), "pulled", _now(), last.number if last else None, **data)
+    if recorded.outdated:
+        logger.warning("%s", describe_outdated(recorded.outdated))
+    _follow_moves(project, people)
     return recorded
 
 
@@ -195,6 +205,39 @@ def adopt(project: Project, progress: Progress = silent) -> tuple[int, int]:
     with transaction(project.database) as session:
         add_event(session, actor(), "answers adopted", _now(), answers=n, left_out=n_left_out)
     return n, n_left_out
+
+
+def _follow_moves(project: Project, people: Connection) -> None:
+    """Have open tasks show their images where these lie now; what cannot be is said, and stops nothing."""
+    with reading(project.database) as session:
+        pushed = list_pushed(session, people.place.source, people.place.project_ref)
+        waiting = {task_id: query for task_id, query in pushed.items() if query.status is QueryStatus.OPEN}
+        places = find_places(session, {query.image_id for query in waiting.values()})
+        refs = find_refs(session, places)
+    there = {image_id: still_there(found) for image_id, found in places.items()}
+    gone = [places[image_id][0].path for image_id, paths in there.items() if not paths]
+    if gone:
+        logger.warning(
+            "%d images being asked about are not where they were, for example %s: people cannot see them. If they were "
+            "moved, name the new folder with `alloop pool add FOLDER`, and the next `alloop run` puts its address into "
+            "the tasks.",
+            len(gone),
+            gone[0],
+        )
+    images = {
+        task_id: [dataclasses.replace(refs[query.image_id], path=path) for path in there[query.image_id]]
+        for task_id, query in waiting.items()
+        if there.get(query.image_id) and query.image_id in refs
+    }
+    try:
+        changed = people.annotator.show(images) if images else 0
+    except LabelingError as error:
+        logger.warning("People may not see the images being asked about. %s %s", error.message, error.hint)
+        return
+    if changed:
+        logger.info("%d open tasks show their images where these lie now.", changed)
+        with transaction(project.database) as session:
+            add_event(session, actor(), "tasks follow images", _now(), tasks=changed)
 
 
 def withdraw(project: Project, number: int, people: Connection | None = None) -> int:
@@ -232,6 +275,17 @@ def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
             for query in unsent:
                 set_status(session, query.id, QueryStatus.WITHDRAWN, _now())
     return len(unsent)
+
+
+def _replaced_files(session: Session, tasks: Sequence[TaskAnswers]) -> list[Shown]:
+    """Files that hold other bytes than the images of these answered tasks: people may have seen those."""
+    queries = find_by_keys(session, [found.task.key for found in tasks])
+    shown = [
+        (found.file, queries[found.task.key].sha256)
+        for found in tasks
+        if found.answers and found.file is not None and is_ours(found.task, queries)
+    ]
+    return find_replaced(session, shown)
 
 
 def _own_tasks(project: Project, place: Place, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
@@ -296,9 +350,10 @@ def _forget_project(project: Project, source: str) -> None:
 
 
 def _sendable(session: Session, unsent: Sequence[QueryRecord]) -> tuple[list[QueryRecord], dict[int, ImageRef]]:
-    """Queries whose image is still there; the others are withdrawn."""
+    """Queries whose image is still there, with the same bytes; the others are withdrawn."""
     refs = find_refs(session, [query.image_id for query in unsent])
-    gone = set(mark_vanished(session, [ref.path for ref in refs.values()]))
+    replaced = find_replaced(session, [(ref.path, ref.sha256) for ref in refs.values() if not is_given(ref.path)])
+    gone = {*mark_vanished(session, [ref.path for ref in refs.values()]), *mark_replaced(session, replaced)}
     if gone:
         refs = find_refs(session, [query.image_id for query in unsent])
     for query in unsent:

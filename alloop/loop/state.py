@@ -29,9 +29,13 @@ def settle(
     labels = {who for who, outcome, value in answers if outcome is Outcome.LABEL and value in classes}
     outcomes = {outcome for _, outcome, _ in answers}
     if labels:
-        return QueryStatus.ANSWERED if len(labels) >= annotations_per_image else QueryStatus.OPEN
+        # Who comes after a file was replaced sees another image: the answers there are have to do.
+        is_over = len(labels) >= annotations_per_image or Outcome.OUTDATED in outcomes
+        return QueryStatus.ANSWERED if is_over else QueryStatus.OPEN
     if Outcome.LABEL in outcomes:
         return QueryStatus.UNKNOWN
     if Outcome.SKIP in outcomes:
         return QueryStatus.SKIPPED
-    return QueryStatus.EMPTY if Outcome.EMPTY in outcomes else QueryStatus.OPEN
+    if Outcome.EMPTY in outcomes:
+        return QueryStatus.EMPTY
+    return QueryStatus.WITHDRAWN if Outcome.OUTDATED in outcomes else QueryStatus.OPEN

@@ -39,6 +39,7 @@ class Location:
     reason: str | None
     size: int
     mtime_ns: int
+    seen_at: dt.datetime
 
 
 def find_locations(session: Session, paths: Sequence[str]) -> dict[str, Location]:
@@ -47,6 +48,17 @@ def find_locations(session: Session, paths: Sequence[str]) -> dict[str, Location
     for chunk in in_chunks(paths):
         where = ImageLocation.path.in_(chunk)
         found.update({location.path: location for location in _locations(session, _location_query().where(where))})
+    return found
+
+
+def find_places(session: Session, image_ids: Iterable[int]) -> dict[int, list[Location]]:
+    """Image → every path where its bytes are, or were when last looked at, in order of path."""
+    found: dict[int, list[Location]] = {}
+    for chunk in in_chunks(image_ids):
+        query = _location_query().where(ImageLocation.image_id.in_(chunk)).order_by(ImageLocation.path)
+        for place in _locations(session, query):
+            if place.image_id is not None and place.status is not LocationStatus.UNREADABLE:
+                found.setdefault(place.image_id, []).append(place)
     return found
 
 
@@ -62,7 +74,9 @@ def _location_query() -> "Select[ImageLocation, str | None]":
 
 def _locations(session: Session, query: "Select[ImageLocation, str | None]") -> list[Location]:
     return [
-        Location(row.path, LocationStatus(row.status), row.image_id, sha256, row.reason, row.size, row.mtime_ns)
+        Location(
+            row.path, LocationStatus(row.status), row.image_id, sha256, row.reason, row.size, row.mtime_ns, row.seen_at
+        )
         for row, sha256 in session.execute(query)
     ]
 

@@ -217,6 +217,41 @@ def test_tasks_are_listed_and_answered_with_the_hash_of_their_image(world: World
     assert by_key(annotator.pull(None))["q1"].task == wanted[1]
 
 
+def test_a_task_follows_its_image_and_keeps_its_answer(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world)[:2])
+    world.answer(ids["q1"], "dog")
+    old = [Path(image.path) for image in world.images[:2]]
+    new = [path.with_name("moved") / path.name for path in old]
+    new[0].parent.mkdir()
+    for source, target in zip(old, new, strict=True):
+        source.rename(target)
+    moved = {ids[f"q{number}"]: [dataclasses.replace(world.images[number], path=str(new[number]))] for number in (0, 1)}
+
+    changed = [annotator.show(moved), opened(world).show(moved)]
+
+    assert changed == ([2, 0] if world.can else [0, 0])
+    task = by_key(annotator.pull(None))["q1"]
+    assert task.answers[0].value == "dog"
+    if world.can:
+        assert task.file == str(new[1])
+
+
+def test_a_task_that_shows_its_image_in_any_of_its_places_is_left_alone(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world)[:1])
+    copy = dataclasses.replace(world.images[0], path=world.images[0].path + ".copy.png")
+
+    assert annotator.show({ids["q0"]: [copy, world.images[0]]}) == 0
+
+
+def test_a_task_about_another_image_is_never_given_an_address(world: World):
+    annotator = opened(world)
+    ids = push_all(annotator, make_tasks(world)[:1])
+
+    assert annotator.show({ids["q0"]: [world.images[1]]}) == 0
+
+
 def test_the_last_push_is_remembered_for_the_next_alloop(world: World):
     annotator = opened(world)
     assert annotator.last_push() is None

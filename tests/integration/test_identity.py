@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -12,6 +13,7 @@ from factories import make_project, write_picture
 from sqlalchemy import text
 
 from alloop.files import sha256_of
+from alloop.loop.ingest import image_folders
 from alloop.project import Project
 
 
@@ -175,3 +177,84 @@ def test_a_copy_may_have_a_project_of_its_own_beside_the_first(copied: tuple[Pat
     # Each sees the tasks of the other as somebody else's: neither answers nor orphans.
     assert [(ended.data["new"], ended.data["orphaned"]) for ended in found.values()] == [(0, 0), (0, 0)]
     assert found[first].data["foreign"] == 1
+
+
+def replace(path: Path, number: int) -> None:
+    """Another picture of the same size in bytes, with the times of the old one: only its content tells."""
+    before, size = path.stat(), path.stat().st_size
+    write_picture(path, label="dog", number=number)
+    data = path.read_bytes()
+    path.write_bytes((data + b"\0" * size)[: max(size, len(data))])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_answer_about_a_file_that_was_replaced_is_kept_and_does_not_count(tmp_path: Path):
+    project = make_sheets(tmp_path)
+    path = project.folder / "photos" / "0003.png"
+    before = sha256_of(path)
+    replace(path, 999)
+    assert fill(project.folder, "dog") == 6
+
+    pulled = alloop("pull", "-C", project.folder, "--json")
+
+    assert (pulled.data["new"], pulled.data["outdated"]) == (5, 1)
+    assert "1 answers do not count" in pulled.err
+    found = labels(project)
+    assert len(found) == 5
+    assert before not in found
+    assert sha256_of(path) not in found
+    with project.database.connect() as connection:
+        kept = connection.execute(text("SELECT outcome, value FROM annotation WHERE outcome <> 'label'")).all()
+        status = connection.execute(
+            text("SELECT status FROM query JOIN image ON image.id = image_id WHERE sha256 = :sha"), {"sha": before}
+        ).all()
+        new = connection.execute(text("SELECT count(*) FROM image WHERE sha256 = :sha"), {"sha": sha256_of(path)}).all()
+    assert [tuple(row) for row in kept] == [("outdated", "dog")]
+    assert [tuple(row) for row in status] == [("withdrawn",)]
+    assert [tuple(row) for row in new] == [(1,)]
+    again = alloop("pull", "-C", project.folder, "--json").data
+    assert (again["new"], again["edited"], again["outdated"]) == (0, 0, 0)
+
+
+def test_an_answer_given_before_its_file_was_replaced_stays(tmp_path: Path):
+    project = make_sheets(tmp_path)
+    path = project.folder / "photos" / "0003.png"
+    before = sha256_of(path)
+    assert fill(project.folder, "dog") == 6
+    assert alloop("pull", "-C", project.folder).code == 0
+    replace(path, 999)
+
+    assert alloop("pull", "-C", project.folder, "--json").data["outdated"] == 0
+
+    assert labels(project)[before] == "dog"
+
+
+def test_open_questions_follow_their_images_to_another_folder(tmp_path: Path):
+    project = make_sheets(tmp_path)
+    folder, new = project.folder, tmp_path / "elsewhere"
+    (folder / "photos").rename(new)
+
+    lost = alloop("run", "-C", folder)
+    assert alloop("pool", "add", new, "-C", folder).code == 0
+    found = alloop("run", "-C", folder)
+
+    assert lost.code == found.code == 0
+    assert "6 images being asked about are not where they were, for example" in lost.err
+    assert "alloop pool add" in lost.err
+    assert "not where they were" not in found.err
+    assert "6 open tasks show their images where these lie now" in found.err
+    (sheet,) = (tmp_path / "sheets").glob("*.csv")
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {sha256_of(Path(row["file"])) for row in rows} == {row["sha256"] for row in rows}
+    assert fill(folder, "cat") == 6
+    assert alloop("run", "-C", folder).code == 0
+    assert len(labels(project)) == 6
+
+
+def test_folders_that_were_moved_away_are_not_served_any_more(tmp_path: Path):
+    project = make_project(tmp_path, 2)
+    (project.folder / "photos").rename(tmp_path / "elsewhere")
+    assert alloop("pool", "add", tmp_path / "elsewhere", "-C", project.folder).code == 0
+
+    assert image_folders(project) == [tmp_path / "elsewhere"]

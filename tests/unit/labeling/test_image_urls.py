@@ -155,3 +155,33 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | None):
 
     with pytest.raises(LabelingError, match=r"bad\.png cannot be read for upload"):
         browser_file(ref(path), as_png)
+
+
+def test_a_file_that_was_replaced_is_not_uploaded_under_the_name_of_another(tmp_path: Path):
+    path = tmp_path / "pet.png"
+    Image.new("RGB", (3, 2), "red").save(path)
+    before = ref(path)
+    Image.new("RGB", (3, 2), "blue").save(path)
+
+    with pytest.raises(LabelingError, match=r"pet\.png was replaced since it was added"):
+        browser_file(before, as_png)
+
+
+@pytest.mark.parametrize("name", ["pets/a b#c%.png", "pets/ümläut 猫.png", "pets/deep/x&y=1.png"])
+def test_an_address_leads_back_to_its_file(name: str):
+    image = ref(f"/pool/{name}")
+    local = local_files(FakeConnection(), "/srv", SharedFolder(Path("/pool"), "/srv"))
+    deeper = local_files(FakeConnection(), "/srv", SharedFolder(Path("/pool"), "/srv/files/pool-1"))
+    web = UrlPrefix(Path("/pool"), "https://images.example.org/pets")
+
+    for way in (local, deeper, web):
+        (address,) = way.urls(1, [image]).values()
+        assert way.file(address) == Path(image.path)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "/data/upload/1/x.png", "https://example.org/x.png", "/data/local-files/?d=elsewhere/x.png"]
+)
+def test_an_address_of_something_else_leads_nowhere(address: str):
+    assert local_files(FakeConnection(), "/srv", SharedFolder(Path("/pool"), "/srv/pool")).file(address) is None
+    assert UrlPrefix(Path("/pool"), "https://images.example.org").file(address) is None

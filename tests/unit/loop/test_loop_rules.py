@@ -15,7 +15,7 @@ from alloop.records import Interval, Outcome, QueryStatus, RoundState
 
 CLASSES = ("cat", "dog")
 CAT, BIRD = (Outcome.LABEL, "cat"), (Outcome.LABEL, "bird")
-SKIP, EMPTY = (Outcome.SKIP, None), (Outcome.EMPTY, None)
+SKIP, EMPTY, OUTDATED = (Outcome.SKIP, None), (Outcome.EMPTY, None), (Outcome.OUTDATED, "cat")
 
 
 def settled(*answers: tuple[Outcome, str | None], wanted: int = 1, same_person: bool = False) -> QueryStatus:
@@ -41,6 +41,9 @@ def settled(*answers: tuple[Outcome, str | None], wanted: int = 1, same_person: 
         ((SKIP, EMPTY), 1, QueryStatus.SKIPPED),
         ((EMPTY,), 1, QueryStatus.EMPTY),
         ((EMPTY, EMPTY), 1, QueryStatus.EMPTY),
+        ((OUTDATED,), 1, QueryStatus.WITHDRAWN),
+        ((OUTDATED, SKIP), 1, QueryStatus.SKIPPED),
+        ((CAT, OUTDATED), 3, QueryStatus.ANSWERED),
     ],
 )
 def test_a_query_stands_as_its_answers_say(answers, wanted: int, status: QueryStatus):
