@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import socket
 import time
@@ -9,6 +10,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty_proxy import faulty_proxy
 from label_studio_server import LabelStudioServer
@@ -379,6 +381,21 @@ def test_what_browsers_cannot_draw_is_uploaded_as_png(label_studio: LabelStudioS
     (task,) = label_studio.tasks(ref)
 
     assert label_studio.person("one").load_image(task["data"]["image"]).startswith(b"\x89PNG")
+
+
+def test_people_are_served_deep_images_with_the_pixels_of_the_model(label_studio: LabelStudioServer):
+    path = label_studio.images / "xray.png"
+    Image.fromarray(np.array([[0, 2048, 4095]], dtype=np.uint16)).save(path)  # a browser would show 0, 8 and 15
+    image = ImageRef(1, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), depth=12)
+    annotator = label_studio.annotator()
+    ref = annotator.open_project(None)
+    push_all(annotator, [OutgoingTask("k0", image)])
+
+    (task,) = label_studio.tasks(ref)
+
+    shown = Image.open(io.BytesIO(label_studio.person("one").load_image(task["data"]["image"])))
+    assert (shown.mode, np.asarray(shown)[0, :, 0].tolist()) == ("RGB", [0, 128, 255])
+    assert task["data"]["alloop_sha256"] == image.sha256
 
 
 def test_an_uploaded_image_is_never_sent_again(label_studio: LabelStudioServer):
