@@ -138,7 +138,7 @@ class CsvAnnotator:
     def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
         moved: set[str] = set()
         for sheet in self._sheets():
-            rows = [_shown(row, images.get(row["key"], ())) for row in sheet.rows]
+            rows = [self._shown(row, images.get(row["key"], ())) for row in sheet.rows]
             if rows != list(sheet.rows):
                 moved |= {new["key"] for new, old in zip(rows, sheet.rows, strict=True) if new != old}
                 write_sheet(sheet.path, sheet.header, rows)
@@ -185,6 +185,11 @@ class CsvAnnotator:
             "sha256": task.image.sha256,
         }
 
+    def _shown(self, row: Mapping[str, str], places: Sequence[ImageRef]) -> Mapping[str, str]:
+        """The row with a path that leads to its image."""
+        paths = [self._picture(image) for image in places if image.sha256 == row["sha256"].lower()]
+        return {**row, "file": paths[0]} if paths and "file" in row and row["file"] not in paths else row
+
     def _picture(self, image: ImageRef) -> str:
         """The file to look at: the image's own, or a picture beside the sheets if it has more than 8 bits a channel."""
         if image.depth is None:
@@ -209,7 +214,9 @@ class CsvAnnotator:
                     )
                 )
         first = next(iter(cells.values()))
-        return TaskAnswers(_task(key, first), tuple(answers), first.file or None)
+        # Nobody replaces a picture that was made here, and its bytes are not the image's.
+        is_made = Path(first.file).parent.name == _PICTURES
+        return TaskAnswers(_task(key, first), tuple(answers), None if is_made else first.file or None)
 
     def _read(self) -> _Seen:
         """Every row, as it is in a sheet or as it was last seen in one that is away; remembers what changed."""
@@ -287,12 +294,6 @@ def _task(key: str, cell: _Cell) -> ListedTask:
 
 def _key(external_id: str) -> str:
     return external_id.rpartition("#")[0]
-
-
-def _shown(row: Mapping[str, str], places: Sequence[ImageRef]) -> Mapping[str, str]:
-    """The row with a path that leads to its image."""
-    paths = [image.path for image in places if image.sha256 == row["sha256"].lower()]
-    return {**row, "file": paths[0]} if paths and "file" in row and row["file"] not in paths else row
 
 
 def _external_id(row: Mapping[str, str]) -> str:

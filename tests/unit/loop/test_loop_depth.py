@@ -181,6 +181,10 @@ def test_a_sheet_names_a_picture_that_any_program_shows(tmp_path: Path):
         shown = np.asarray(Image.open(picture))
         assert np.array_equal(shown, np.asarray(picture_of(by_key[Path(picture).stem])))
         assert (shown.dtype, shown.max()) == (np.uint8, 255)
+    header, *rows = sheet.read_text().splitlines()
+    sheet.write_text("\n".join([header, *(f"cat{row}" for row in rows)]) + "\n")
+    assert alloop("run", "-C", project.folder).code == 0
+    assert alloop("status", "--json", "-C", project.folder).data["pool"]["labeled"] == len(rows)
 
 
 def test_the_page_of_an_explanation_shows_the_pixels_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
