@@ -16,6 +16,7 @@ from typing import Any
 from alloop.errors import WorkspaceError
 
 STDOUT = Path("/dev/stdout")
+OUTPUT_MARK = ".alloop-output"  # in folders of results: their pictures are no photos of the user's
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -134,6 +135,20 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file or leave the old one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def make_output_folder(folder: Path) -> None:
+    """Make a folder for results, marked so that `alloop pool add` does not walk it; one that holds files stays as is.
+
+    Raises:
+        WorkspaceError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            (folder / OUTPUT_MARK).touch()
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,5 +1,6 @@
 """`alloop pool`: images in, listed, checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ from alloop.cli._options import Session, common_options
 
 if TYPE_CHECKING:
     from alloop.loop.ingest import Added
+
+
+SHOWN = 8  # names of what was left out
 
 
 @click.group()
@@ -50,16 +54,7 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
             added = add_images(project, wanted, labels_from_folders=labels_from_folders, progress=session.progress())
         if attributes is not None:
             described = add_attributes(project, attributes)
-    lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
-    if added.near_duplicates:
-        lines.append(f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.")
-    lines += _describe_depth(added)
-    if added.labeled:
-        lines.append(f"{added.labeled} labels taken from folder names.")
-    if added.skipped:
-        lines.append(f"{added.skipped} files that are not images were left out.")
-    if added.unreadable:
-        lines.append(f"{added.unreadable} files could not be read: `alloop pool check` says why.")
+    lines = _say(added)
     data = dataclasses.asdict(added)
     if described is not None:
         n, names = described
@@ -83,6 +78,29 @@ def _describe_depth(added: "Added") -> list[str]:
             f"{added.changed_depth} of them were read at another depth before: their features are computed anew{again}."
         )
     return lines
+
+
+def _say(added: "Added") -> list[str]:
+    lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
+    said = {
+        f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.": (
+            added.near_duplicates
+        ),
+        f"{added.labeled} labels taken from folder names.": added.labeled,
+        f"{added.skipped} files that are not images were left out.": added.skipped,
+        f"{sum(added.left_out.values())} hidden, system or alloop's own files and folders were left out: "
+        f"{_names(added.left_out)}. To have one, name it in [pool] images.": added.left_out,
+        f"{added.dropped} files that the pool had from such folders are no longer used; `alloop pool check` lists "
+        "them.": added.dropped,
+        f"{added.unreadable} files could not be read: `alloop pool check` says why.": added.unreadable,
+    }
+    return [*lines, *(line for line, is_so in said.items() if is_so), *_describe_depth(added)]
+
+
+def _names(counts: Mapping[str, int]) -> str:
+    names = [f"{name} ({n})" if n > 1 else name for name, n in sorted(counts.items())]
+    more = f" and {len(names) - SHOWN} other names" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 @pool.command("list")
@@ -124,7 +142,7 @@ def check(session: Session) -> None:
         found = check_images(project, session.progress())
     with reading(project.database) as rows:
         counts = count_pool(rows)
-    lines = [f"missing\t{location.path}" for location in found["missing"]]
+    lines = ["\t".join(filter(None, ["missing", location.path, location.reason])) for location in found["missing"]]
     lines += [f"unreadable\t{location.path}\t{location.reason}" for location in found["unreadable"]]
     lines.append(
         f"{counts.images} images, {counts.missing} of them missing; {counts.unreadable} files could not be read."

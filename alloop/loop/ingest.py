@@ -16,7 +16,8 @@ from alloop.loop.labels import ImportedLabel, record_imported
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
-from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printable
+from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printable, reach_of
+from alloop.pool.left_out import Reach
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageFile, LocationStatus, RoundState, UnreadableFile
@@ -35,6 +36,7 @@ from alloop.store.images import (
     set_depth,
     set_location,
     set_location_status,
+    set_missing,
     set_unreadable,
 )
 from alloop.store.rounds import drop_model, find_last_round, set_scores, set_state
@@ -43,6 +45,7 @@ from alloop.store.workspace import add_event
 
 _CLOCK_STEP = dt.timedelta(seconds=2)  # how coarse the times of a file system may be
 Shown = tuple[str, str]  # a path, and the content hash of the image that people should see there
+LEFT_OUT = "left out: "  # what the reason of a location begins with that is there and must not come back
 BATCH = 200  # files per transaction: what a killed ingest has to look at again
 
 
@@ -61,6 +64,8 @@ class Added:
     depth: int | None = None  # bits whose largest number is white in all of these
     changed_depth: int = 0  # images that were read at another depth before: their features are computed anew
     round_again: int | None = None  # the round that is trained again for that
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # name → how many; what is not the user's
+    dropped: int = 0  # images of the pool that such folders had brought in
 
     @property
     def looked_at(self) -> int:
@@ -83,7 +88,8 @@ def add_images(
         raise PoolError(f"No images found in {', '.join(paths)}.", "Name a folder that has images in it.")
     if labels_from_folders:
         _check_folders(files, project.config.project.classes)
-    added = Added(skipped=skipped.not_images.total())
+    added = Added(skipped=skipped.not_images.total(), left_out=dict(skipped.names))
+    added.dropped = _leave_out(project, paths)
     with reading(project.database) as session:
         before, n_before = find_depth(session), count_deep(session)
     leaders = _Leaders(project, before)
@@ -153,7 +159,7 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
     """
     with reading(project.database) as session:
-        locations = [place for place in list_locations(session) if not is_given(place.path)]
+        locations = [place for place in list_locations(session) if not (is_given(place.path) or _is_left_out(place))]
     gone, back, changed = [], [], []
     for done, location in enumerate(locations, start=1):
         path = _on_disk(location.path)
@@ -242,6 +248,31 @@ def mark_unusable(session: Session, failed: Iterable[tuple[int, str]]) -> None:
     paths = {ref.path: reasons[ref.image_id] for ref in find_refs(session, reasons).values()}
     gone = set(mark_vanished(session, paths))
     set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, _now())
+
+
+def _leave_out(project: Project, paths: Sequence[str]) -> int:
+    """Record as missing what is in the pool from folders that are not walked, and return how many files that were.
+
+    A file stays if anything that is named now, by the settings or as the test set, leads to it; and so does one that
+    lies below nothing that is named.
+    """
+    test = project.config.evaluation.test
+    named = [*paths, *configured_images(project), *([] if test is None else [str(project.folder / test.expanduser())])]
+    reaches = [reach_of(path) for path in dict.fromkeys(named)]
+    with reading(project.database) as session:
+        known = [place.path for place in list_locations(session, LocationStatus.OK) if not is_given(place.path)]
+    found = {path: stop for path in known if (stop := _stop(Path(path), reaches)) is not None}
+    if found:
+        reasons = {path: f"{LEFT_OUT}{stop} holds no photos of yours" for path, stop in found.items()}
+        with transaction(project.database) as session:
+            set_missing(session, reasons, _now())
+    return len(found)
+
+
+def _stop(file: Path, reaches: Sequence[Reach]) -> str | None:
+    """The name at which every walk that begins above a file ends before it."""
+    stops = [reach.stop(file) for reach in reaches if file.is_relative_to(reach.root)]
+    return stops[0] if stops and None not in stops else None
 
 
 def _fresh(project: Project, files: Sequence[Path], said: dict[str, str] | None, added: Added) -> Iterator[Path]:
@@ -334,6 +365,10 @@ def _check_folders(files: Sequence[Path], classes: Sequence[str]) -> None:
             "With --labels-from-folders every image lies in a folder named after its class. Add the class to "
             "alloop.toml, or leave that folder out.",
         )
+
+
+def _is_left_out(place: Location) -> bool:
+    return place.status is LocationStatus.MISSING and (place.reason or "").startswith(LEFT_OUT)
 
 
 def _unchanged(path: Path, known: Location | None) -> bool:

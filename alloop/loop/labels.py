@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from alloop.consensus import majority
 from alloop.errors import AlloopError, LabelError, did_you_mean
-from alloop.files import atomic_folder, atomic_path
+from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
 from alloop.names import as_class, composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Outcome
@@ -202,6 +202,7 @@ def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) 
             "`alloop pool check` lists them; export as CSV keeps their labels without the files.",
         )
     with atomic_folder(target) as folder:
+        (folder / OUTPUT_MARK).touch()
         for label in labels:
             source = Path(str(label.path))
             place = folder / label.class_name / _exported_name(source, label.sha256)

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import stat
 from collections import Counter, deque
@@ -21,9 +22,9 @@ from pathlib import Path
 from alloop.errors import PoolError
 from alloop.pool import pixels
 from alloop.pool.hashing import fingerprint
+from alloop.pool.left_out import Reach, is_hidden, is_noise, is_own
 from alloop.records import ImageFile, UnreadableFile
 
-_NOISE = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}
 # Plainly not images. Anything else found in a folder is tried, and reported when it cannot be read.
 _NOT_IMAGES = frozenset(
     {
@@ -45,13 +46,19 @@ class Skipped:
 
     Attributes:
         not_images: Files in walked folders and among a glob's matches, by extension in lower case.
-        hidden: Hidden files and folders, and what operating systems strew about.
+        names: Files and folders that are hidden, or that systems, network drives and alloop itself made, by name. Of a
+            walked folder what lies in it is not counted; of a glob each match is.
         special: Pipes, sockets and devices.
     """
 
     not_images: Counter[str] = dataclasses.field(default_factory=Counter)
-    hidden: int = 0
+    names: Counter[str] = dataclasses.field(default_factory=Counter)
     special: int = 0
+
+    @property
+    def hidden(self) -> int:
+        """How many files and folders of the user's folders are none of the user's."""
+        return self.names.total()
 
 
 def expand(paths: Sequence[str], skipped: Skipped | None = None) -> Iterator[Path]:
@@ -60,6 +67,7 @@ def expand(paths: Sequence[str], skipped: Skipped | None = None) -> Iterator[Pat
     A file is taken as it is, a folder is walked (links to folders too, each folder once, so loops end), a glob
     (`**` means any depth) is matched and its matches treated alike. A path that exists is never read as a glob. The
     order depends on the names only. A folder that cannot be listed is itself returned: inspecting it gives the reason.
+    Thumbnails, wastebaskets and alloop's own folders are left out (`alloop.pool.left_out`), except where one is named.
 
     Args:
         paths: Files, folders or globs; `~` is the home folder.
@@ -68,8 +76,8 @@ def expand(paths: Sequence[str], skipped: Skipped | None = None) -> Iterator[Pat
     Raises:
         PoolError: A path or glob matches nothing; raised before anything is walked.
     """
-    found = [_match(path) for path in paths]
-    return _expand(found, skipped if skipped is not None else Skipped())
+    counted = skipped if skipped is not None else Skipped()
+    return _expand([_match(path, counted) for path in paths], counted)
 
 
 def full_path(name: str, folder: str) -> str:
@@ -86,7 +94,24 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _match(path: str) -> tuple[list[Path], bool]:
+def reach_of(path: str) -> Reach:
+    """Which files a folder or glob comes to; a glob begins in the last folder before its first wildcard."""
+    absolute = full_path(path, os.getcwd())  # noqa: PTH109
+    if os.path.lexists(absolute):
+        return Reach(Path(absolute))
+    parts = [_spelled_out(part) for part in Path(absolute).parts]
+    n_first = next((n for n, part in enumerate(parts) if part is None), len(parts) - 1)
+    named = [part for part in parts if part is not None]
+    return Reach(Path(*named[:n_first]), named[n_first:])
+
+
+def _spelled_out(part: str) -> str | None:
+    """The one name that a part of a glob means; None where it has a wildcard."""
+    name = re.sub(r"\[([*?[])\]", r"\1", part)
+    return name if part in (name, glob.escape(name)) and not (name == part and glob.has_magic(part)) else None
+
+
+def _match(path: str, skipped: Skipped) -> tuple[list[Path], bool]:
     """What a path names, and whether it was a glob."""
     absolute = full_path(path, os.getcwd())  # noqa: PTH109
     if path and os.path.lexists(absolute):
@@ -97,7 +122,16 @@ def _match(path: str) -> tuple[list[Path], bool]:
             f"No file, folder or glob matches {printable(path)!r}.",
             "Check the path; put globs in quotes so that the shell leaves them alone.",
         )
-    return [Path(match) for match in sorted(matches, key=os.fsencode)], True
+    return list(_reached(map(Path, sorted(matches, key=os.fsencode)), reach_of(path), skipped)), True
+
+
+def _reached(matches: Iterable[Path], reach: Reach, skipped: Skipped) -> Iterator[Path]:
+    for match in matches:
+        stop = reach.stop(match)
+        if stop is None:
+            yield match
+        else:
+            skipped.names[stop] += 1
 
 
 def _expand(found: Sequence[tuple[list[Path], bool]], skipped: Skipped) -> Iterator[Path]:
@@ -150,10 +184,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_wanted(entry: os.DirEntry[str], skipped: Skipped) -> bool:
-    if entry.name.startswith(".") or entry.name.lower() in _NOISE:
-        skipped.hidden += 1
+    is_folder = _is_folder(entry)
+    if is_hidden(entry.name) or is_noise(entry.name) or (is_folder and is_own(Path(entry.path))):
+        skipped.names[entry.name] += 1
         return False
-    if _is_folder(entry):
+    if is_folder:
         return True
     try:
         mode = entry.stat().st_mode

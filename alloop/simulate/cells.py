@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from alloop.errors import AlloopError, WorkspaceError
-from alloop.files import explain_os_error
+from alloop.files import explain_os_error, make_output_folder
 from alloop.processes import start_time
 
 Plan = TypeVar("Plan")
@@ -65,7 +65,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
             if ours and not start_time(int(ours[1])):
                 shutil.rmtree(left, ignore_errors=True)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_output_folder(out)
         folder = tempfile.TemporaryDirectory(dir=out, prefix=f"{_SCRATCH}{multiprocessing.current_process().pid}-")
     except OSError as error:
         raise explain_os_error(error, out) from error

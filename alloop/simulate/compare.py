@@ -31,7 +31,7 @@ from alloop.engine.score_file import read_log_probs
 from alloop.errors import ConfigError, ModelError, PoolError
 from alloop.evaluation.intervals import DRAWS, bootstrap_all, statistics_of, wilson
 from alloop.evaluation.metrics import Bins, accuracy, confidence_bins
-from alloop.files import write_json
+from alloop.files import make_output_folder, write_json
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
@@ -425,7 +425,7 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
     Returns:
         Seconds that the trunk takes for an image; 0 in finetune mode, where scoring runs it and is timed with it.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
+    make_output_folder(settings.out)
     if settings.config.model.mode != "frozen":
         return 0.0
     backbone = build_backbone(settings.config, search_paths(settings.cache))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from alloop.composition import DEFAULT_STRATEGY
 from alloop.errors import WorkspaceError
-from alloop.files import sha256_of, write_bytes
+from alloop.files import make_output_folder, sha256_of, write_bytes
 from alloop.labeling import local_server
 from alloop.loop.ingest import add_images
 from alloop.loop.runner import RunOptions, Stage, run
@@ -159,7 +159,7 @@ def _clear(folder: Path) -> None:
             raise WorkspaceError(f"{folder} is not empty and was not made by the demo.", "Name another folder.")
         local_server.down(folder / DEFAULT_STRATEGY)
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     (folder / MARK).touch()
 
 

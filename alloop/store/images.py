@@ -198,8 +198,17 @@ def set_location_status(session: Session, paths: Sequence[str], status: Location
 
 def set_unreadable(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
     """Say that images could once be read at these paths and cannot now: path → reason."""
+    _set_reasons(session, LocationStatus.UNREADABLE, reasons, now)
+
+
+def set_missing(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
+    """Say why images at these paths count as missing although files are there: path → reason."""
+    _set_reasons(session, LocationStatus.MISSING, reasons, now)
+
+
+def _set_reasons(session: Session, status: LocationStatus, reasons: Mapping[str, str], now: dt.datetime) -> None:
     for path, reason in reasons.items():
-        values = {"status": LocationStatus.UNREADABLE.value, "reason": reason, "seen_at": now}
+        values = {"status": status.value, "reason": reason, "seen_at": now}
         session.execute(update(ImageLocation).where(ImageLocation.path == path).values(**values))
 
 

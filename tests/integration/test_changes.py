@@ -304,3 +304,40 @@ def test_closing_by_hand_takes_back_what_nobody_began(tmp_path: Path):
 
     assert value(project, "SELECT count(*) FROM query WHERE status = 'withdrawn'") == 14
     assert alloop("run", *at, "--json").data["asked"] == 14
+
+
+def test_thumbnails_of_a_network_drive_and_a_workspace_among_the_photos_are_left_out_and_said_so(tmp_path: Path):
+    project = make_project(tmp_path, n=6, add=False)
+    write_pool(project.folder / "photos" / "@eaDir", 3, first=50)
+    write_pool(project.folder / "photos" / "trip" / "@eaDir", 3, first=60)
+    write_picture(project.folder / "runs" / "round-0000" / "diagram.png", label="cat", number=70)
+
+    added = alloop("pool", "add", project.folder, "-C", project.folder)
+
+    assert "6 new images" in added.out
+    assert "3 hidden, system or alloop's own files and folders were left out: @eaDir (2), runs." in added.out
+
+
+def test_images_that_came_from_thumbnails_are_left_out_of_an_older_pool_unless_they_are_named(tmp_path: Path):
+    project = make_project(tmp_path, n=30, pool={"images": ["photos"]})
+    photos = project.folder / "photos"
+    (photos / "@eaDir").mkdir()
+    thumbnails = sorted(photos.glob("*.png"))[:20]
+    with project.database.begin() as connection:
+        for path in thumbnails:  # as an alloop had them that walked every folder
+            path.rename(photos / "@eaDir" / path.name)
+            moved = {"new": str(photos / "@eaDir" / path.name), "old": str(path)}
+            connection.execute(text("UPDATE image_location SET path = :new WHERE path = :old"), moved)
+    at = ("-C", project.folder, "--json")
+
+    assert alloop("pool", "add", *at).data["dropped"] == 20
+    checked = alloop("pool", "check", "-C", project.folder).out
+
+    assert f"missing\t{photos / '@eaDir' / thumbnails[0].name}\tleft out: @eaDir holds no photos of yours" in checked
+    assert "30 images, 20 of them missing" in checked
+    step(project)
+    assert value(project, "SELECT count(*) FROM query") <= 10
+    assert alloop("pool", "add", photos / "@eaDir", *at).data["known"] == 20
+    assert "0 of them missing" in alloop("pool", "check", "-C", project.folder).out
+    write_settings(project, pool={"images": ["photos", "photos/@eaDir"]})
+    assert alloop("pool", "add", *at).data["dropped"] == 0

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alloop.config.load import FILE_NAME
 from alloop.errors import PoolError
+from alloop.files import OUTPUT_MARK
+from alloop.pool import left_out
 from alloop.pool.ingest import Skipped, expand, inspect_file, inspect_files
 from alloop.records import ImageFile, UnreadableFile
 
@@ -367,3 +370,46 @@ def test_ingest_hashing_and_cache_do_not_import_torch():
     code = "import sys, alloop.pool.ingest, alloop.pool.hashing, alloop.pool.cache; assert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "@__thumb", "System Volume Information", "lost+found",
+        "#snapshot", ".thumbnails", ".Trash-1000", ".@__thumb", ".Spotlight-V100", ".ipynb_checkpoints",
+    ],
+)  # fmt: skip
+def test_folders_of_systems_and_network_drives_are_walked_only_when_they_are_named(folder, tmp_path):
+    touch(tmp_path / "a.png")
+    thumbnail = touch(tmp_path / "trip" / folder / "deep" / "SYNOPHOTO_THUMB_XL.jpg")
+    walked, matched = Skipped(), Skipped()
+
+    assert names(expand([str(tmp_path)], walked), tmp_path) == ["a.png"]
+    assert names(expand([f"{tmp_path}/**"], matched), tmp_path) == ["a.png"]
+    assert walked.names == {folder: 1}
+    assert list(expand([str(tmp_path / "trip" / folder)])) == [thumbnail]
+    assert list(expand([str(tmp_path / "trip" / folder / "**" / "*.jpg")])) == [thumbnail]
+    assert list(expand([str(tmp_path / "*" / folder / "deep" / "*")])) == [thumbnail]
+    assert list(expand([str(thumbnail)])) == [thumbnail]
+
+
+def test_of_a_workspace_among_photos_only_the_photos_are_found(tmp_path):
+    touch(tmp_path / "cats/alloop.toml")
+    for own in ["cache", "runs/round-0000", "backups", "simulate", "compare", "label-studio/data/media"]:
+        touch(tmp_path / "cats" / own / "picture.png")
+    touch(tmp_path / "elsewhere/results" / OUTPUT_MARK)
+    touch(tmp_path / "elsewhere/results/cells/curves.png")
+    for photo in ["cats/photos/1.png", "cats/2.png", "runs/3.png", "cats/photos/compare/4.png"]:
+        touch(tmp_path / photo)
+    skipped = Skipped()
+
+    found = ["cats/2.png", "cats/photos/1.png", "cats/photos/compare/4.png", "runs/3.png"]
+    assert names(expand([str(tmp_path)], skipped), tmp_path) == found
+    assert sorted(names(expand([f"{tmp_path}/**/*.png"]), tmp_path)) == found
+    assert sorted(skipped.names) == ["backups", "cache", "compare", "label-studio", "results", "runs", "simulate"]
+    assert names(expand([str(tmp_path / "cats")]), tmp_path) == found[:3]
+    assert names(expand([str(tmp_path / "cats/runs")]), tmp_path) == ["cats/runs/round-0000/picture.png"]
+
+
+def test_the_file_that_makes_a_folder_a_workspace_is_the_one_that_settings_are_read_from():
+    assert left_out._WORKSPACE_FILE == FILE_NAME
