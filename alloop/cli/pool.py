@@ -86,6 +86,10 @@ def _say(added: "Added") -> list[str]:
         f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.": (
             added.near_duplicates
         ),
+        added.regrouped: added.regrouped,
+        f"{added.copies} of {added.images} images count as near copies of another, and one of each group is asked. If "
+        "they are different objects, as under one camera, set [pool] near_duplicate_distance = 0 or near_duplicates = "
+        "false; the next `alloop pool add` or `alloop run` groups the pool again.": added.has_many_copies,
         f"{added.labeled} labels taken from folder names.": added.labeled,
         f"{added.skipped} files that are not images were left out.": added.skipped,
         f"{sum(added.left_out.values())} hidden, system or alloop's own files and folders were left out: "

@@ -17,12 +17,13 @@ from alloop.loop.askable import list_askable
 from alloop.loop.evidence import Evidence, Known
 from alloop.loop.explanation import Asked, Explanation, Neighbor, Rank
 from alloop.loop.filter import find_matching
+from alloop.loop.near_copies import list_groups
 from alloop.loop.pool_scores import PoolScores, load_scores
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, QueryStatus, Split
 from alloop.store.annotations import list_labels
-from alloop.store.images import find_refs, find_split, list_groups, list_locations
+from alloop.store.images import find_refs, find_split, list_locations
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import RoundRecord, find_model, list_rounds
 from alloop.store.session import reading

@@ -1,14 +1,17 @@
 """Drawing the holdout: a uniform sample of the pool, before any model has seen it; and of the rest, in later rounds."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config, EvaluationConfig
 from alloop.errors import PoolError
-from alloop.records import Split
+from alloop.loop.near_copies import keep_largest, list_groups, read_sizes
+from alloop.records import ImageRef, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
-from alloop.store.images import list_groups, list_refs, set_split
+from alloop.store.images import list_refs, set_split
 from alloop.store.queries import list_ever_asked
 from alloop.store.workspace import list_events, list_last_events
 
@@ -21,10 +24,11 @@ def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:
 
 
 def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tuple[int, int]:
-    """Set aside a uniform sample of near-duplicate groups, one image of each.
+    """Set aside a uniform sample of near-duplicate groups, the largest image of each.
 
-    The sample is the start of the pool in the order of a seeded hash of the images' contents: every subset is equally
-    likely over seeds, and neither file names nor the order of adding matter. The other members of a chosen group are
+    The sample is the start of these images in the order of a seeded hash of their contents: every subset of groups is
+    equally likely over seeds, however many images they have, and neither file names nor the order of adding matter. The
+    other members of a chosen group are
     excluded: they may be neither trained on nor measured.
 
     Returns:
@@ -44,17 +48,8 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
             f"The pool has {how_many}.",
             "Add images with `alloop pool add PATH`; `alloop pool check` lists those that could not be read.",
         )
-    order = np.argsort(tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "holdout")), kind="stable")
-    chosen: dict[int, int] = {}
-    for position in order:
-        ref = refs[int(position)]
-        chosen.setdefault(groups[ref.image_id], ref.image_id)
-        if len(chosen) == holdout_size(settings, n_groups):
-            break
-    members = [image_id for image_id, group in groups.items() if group in chosen]
-    set_split(session, members, Split.EXCLUDED)
-    set_split(session, chosen.values(), Split.HOLDOUT)
-    return len(chosen), n_groups
+    drawn = _draw(session, refs, groups, holdout_size(settings, n_groups), derive_seed(seed, "holdout"))
+    return len(drawn), n_groups
 
 
 def growth_size(settings: Config, room: int | None = None) -> int:
@@ -84,15 +79,19 @@ def grow_holdout(session: Session, n: int, seed: int) -> tuple[list[int], int]:
     labeled = {label.image_id for label in list_labels(session)}
     taken = {groups[image_id] for image_id in labeled | list_ever_asked(session) if image_id in groups}
     refs = [ref for ref in list_refs(session, Split.TRAIN, labeled=False) if groups[ref.image_id] not in taken]
-    order = np.argsort(tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "holdout growth")), kind="stable")
-    first: dict[int, int] = {}
-    for position in order:
-        ref = refs[int(position)]
-        first.setdefault(groups[ref.image_id], ref.image_id)
-    chosen = dict(list(first.items())[:n])
+    drawn = _draw(session, refs, groups, n, derive_seed(seed, "holdout growth"))
+    return sorted(drawn), len({groups[ref.image_id] for ref in refs})
+
+
+def _draw(session: Session, refs: Sequence[ImageRef], groups: Mapping[int, int], n: int, seed: int) -> list[int]:
+    """Put the largest images of n groups into the holdout and set the rest of these groups aside."""
+    one_each = keep_largest(refs, groups, read_sizes(session, refs, groups))
+    order = np.argsort(tie_keys([ref.sha256 for ref in one_each], seed), kind="stable")
+    drawn = [one_each[int(position)].image_id for position in order[:n]]
+    chosen = {groups[image_id] for image_id in drawn}
     set_split(session, [image_id for image_id, group in groups.items() if group in chosen], Split.EXCLUDED)
-    set_split(session, chosen.values(), Split.HOLDOUT)
-    return sorted(chosen.values()), len(first)
+    set_split(session, drawn, Split.HOLDOUT)
+    return drawn
 
 
 def holdout_probabilities(session: Session) -> tuple[float, dict[int, float]]:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from alloop.errors import LabelError, PoolError
 from alloop.files import sha256_of
 from alloop.loop.labels import ImportedLabel, record_imported
+from alloop.loop.near_copies import group_anew, list_groups, update_splits
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
@@ -20,7 +21,7 @@ from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printa
 from alloop.pool.left_out import Reach
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageFile, LocationStatus, RoundState, UnreadableFile
+from alloop.records import ImageFile, LocationStatus, RoundState, Split, UnreadableFile
 from alloop.store.images import (
     Location,
     add_image,
@@ -31,6 +32,7 @@ from alloop.store.images import (
     find_image_ids,
     find_locations,
     find_refs,
+    find_splits,
     list_leaders,
     list_locations,
     set_depth,
@@ -58,6 +60,8 @@ class Added:
     unchanged: int = 0  # path, size and time as last seen: not read again
     unreadable: int = 0
     near_duplicates: int = 0  # of the new ones
+    images: int = 0  # in the pool, near copies of another one among them
+    copies: int = 0
     labeled: int = 0
     skipped: int = 0  # files in folders that are plainly not images
     deep: int = 0  # images of the whole pool with more than 8 bits a channel
@@ -65,7 +69,13 @@ class Added:
     changed_depth: int = 0  # images that were read at another depth before: their features are computed anew
     round_again: int | None = None  # the round that is trained again for that
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # name → how many; what is not the user's
+    regrouped: str = ""  # what became of the pool's near copies where their settings changed
     dropped: int = 0  # images of the pool that such folders had brought in
+
+    @property
+    def has_many_copies(self) -> bool:
+        """Whether near copies are so many that they may be different objects in front of the same background."""
+        return 3 * self.copies > self.images
 
     @property
     def looked_at(self) -> int:
@@ -90,6 +100,7 @@ def add_images(
         _check_folders(files, project.config.project.classes)
     added = Added(skipped=skipped.not_images.total(), left_out=dict(skipped.names))
     added.dropped = _leave_out(project, paths)
+    added.regrouped = str(group_anew(project, progress) or "")
     with reading(project.database) as session:
         before, n_before = find_depth(session), count_deep(session)
     leaders = _Leaders(project, before)
@@ -103,6 +114,8 @@ def add_images(
         progress("reading images", added.looked_at, len(files))
     progress("reading images", len(files), len(files))
     with transaction(project.database) as session:
+        groups = list_groups(session)
+        added.images, added.copies = len(groups), len(groups) - len(set(groups.values()))
         added.depth, added.deep = find_depth(session), count_deep(session)
         if before not in (None, added.depth):
             added.changed_depth, added.round_again = n_before, _train_again(session)
@@ -253,14 +266,14 @@ def mark_unusable(session: Session, failed: Iterable[tuple[int, str]]) -> None:
 def _leave_out(project: Project, paths: Sequence[str]) -> int:
     """Record as missing what is in the pool from folders that are not walked, and return how many files that were.
 
-    A file stays if anything that is named now, by the settings or as the test set, leads to it; and so does one that
-    lies below nothing that is named.
+    A file stays if anything that is named now, in the settings too, leads to it; and if it lies below nothing that is
+    named, or belongs to the test set, which was named.
     """
-    test = project.config.evaluation.test
-    named = [*paths, *configured_images(project), *([] if test is None else [str(project.folder / test.expanduser())])]
-    reaches = [reach_of(path) for path in dict.fromkeys(named)]
+    reaches = [reach_of(path) for path in dict.fromkeys([*paths, *configured_images(project)])]
     with reading(project.database) as session:
-        known = [place.path for place in list_locations(session, LocationStatus.OK) if not is_given(place.path)]
+        places = [place for place in list_locations(session, LocationStatus.OK) if not is_given(place.path)]
+        splits = {} if project.config.evaluation.test is None else find_splits(session)
+    known = [place.path for place in places if splits.get(place.image_id or 0) is not Split.HOLDOUT]
     found = {path: stop for path in known if (stop := _stop(Path(path), reaches)) is not None}
     if found:
         reasons = {path: f"{LEFT_OUT}{stop} holds no photos of yours" for path, stop in found.items()}
@@ -304,6 +317,7 @@ def _add_batch(
         ids = find_image_ids(session, [file.sha256 for file in images])
         for file in found:
             _add_file(session, project, file, ids, leaders, added)
+        update_splits(session, set(ids.values()))
         if said is not None:
             hashes = {file.path: file.sha256 for file in images}
             added.labeled += _label_from_folders(session, project, hashes, said)

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from alloop.consensus import majority
 from alloop.errors import AlloopError, LabelError, did_you_mean
 from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
+from alloop.loop.near_copies import update_splits
 from alloop.names import as_class, composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Outcome
@@ -45,8 +46,12 @@ class ImportedLabel:
 
 
 def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
-    """Rebuild the labels of these images (None: of all) from the annotations as they are now."""
+    """Rebuild the labels of these images (None: of all) from the annotations as they are now.
+
+    Labels that disagree split a group of near copies, so that what is set aside may change with them.
+    """
     set_labels(session, agree(list_current(session, image_ids=image_ids), classes, image_ids or ()), _now())
+    update_splits(session, image_ids)
 
 
 def agree(

@@ -10,12 +10,13 @@ from alloop.errors import ConfigError, PoolError
 from alloop.files import from_folder
 from alloop.loop.ingest import add_images
 from alloop.loop.labels import import_labels, listed_files
+from alloop.loop.near_copies import list_groups
 from alloop.loop.writer import actor
 from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import Split
-from alloop.store.images import PoolCounts, find_locations, has_holdout, list_groups, set_split
+from alloop.store.images import PoolCounts, find_locations, has_holdout, set_split
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 

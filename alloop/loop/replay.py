@@ -16,13 +16,14 @@ from alloop.loop.askable import leave_known, still_declined
 from alloop.loop.evidence import Known, Unreadable
 from alloop.loop.filter import find_matching
 from alloop.loop.labels import agree
+from alloop.loop.near_copies import list_groups, read_sizes
 from alloop.loop.pool_scores import load_scores
 from alloop.loop.selection import Situation, choose_batch
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, Query, QueryStatus, Reason, Split
 from alloop.store.annotations import list_current
-from alloop.store.images import list_groups, list_refs_then
+from alloop.store.images import list_refs_then
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import RoundRecord, find_model, find_round
 from alloop.store.session import reading
@@ -101,11 +102,11 @@ def _situation(
     session: Session, project: Project, config: Config, current: RoundRecord, then: dt.datetime, n: int
 ) -> Situation:
     """What `selection.read_situation` read then: rows that came later do not count."""
-    groups = list_groups(session)
-    pool = _pool(session, groups, current.number, then)
-    refs = {ref.image_id: ref for ref in pool}
     index = {name: position for position, name in enumerate(config.project.classes)}
     found = agree(list_current(session, then=then), config.project.classes)
+    groups = list_groups(session, {image_id: each[0] for image_id, each in found.items() if each is not None})
+    pool = _pool(session, groups, current.number, then)
+    refs = {ref.image_id: ref for ref in pool}
     labels = {image_id: index.get(each[0], -1) for image_id, each in found.items() if each is not None}
     queries = [query for query in list_queries(session) if query.round_number < current.number]
     open_ = {query.image_id for query in queries if query.settled_at is None or query.settled_at > then}
@@ -128,6 +129,7 @@ def _situation(
         config=config,
         refs=tuple(askable),
         groups=groups,
+        sizes=read_sizes(session, askable, groups),
         known=Known(tuple(known), np.array([given[ref.image_id] for ref in known], dtype=np.int64)),
         model=None if model is None else model.files(project.folder),
         n=n,
@@ -135,17 +137,16 @@ def _situation(
 
 
 def _pool(session: Session, groups: Mapping[int, int], number: int, then: dt.datetime) -> list[ImageRef]:
-    """The train split as it was: what later rounds moved into the holdout was still in it."""
-    moved = {
-        groups[image_id]
+    """The train split as it was: no near copies of the holdout then, without what later rounds moved into it."""
+    later = {
+        image_id
         for event in list_events(session, GROWN, limit=100_000)
         if event["round"] is not None and event["round"] > number
         for image_id in event["data"]["images"]
-        if image_id in groups
     }
-    return [
-        ref for ref, split in list_refs_then(session, then) if split is Split.TRAIN or groups[ref.image_id] in moved
-    ]
+    refs = list_refs_then(session, then)
+    held = {groups[ref.image_id] for ref, split in refs if split is Split.HOLDOUT and ref.image_id not in later}
+    return [ref for ref, _ in refs if groups[ref.image_id] not in held]
 
 
 def _declined(settled: Sequence[QueryRecord], config: Config, number: int) -> set[int]:
@@ -171,6 +172,11 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             f"The candidates are others: {then['n_candidates']} then, {now['n_candidates']} now. Images went missing, "
             "near copies, splits or attributes changed, or queries were settled otherwise since."
         )
+        if then.get("near_copies") != now["near_copies"]:
+            changes.append(
+                "Of near copies the most uncertain one was a candidate then, by an earlier alloop; it is the "
+                f"{now['near_copies']} one now."
+            )
     if then["known"] != now["known"]:
         changes.append(
             f"What was labeled or being asked about is not the same: {then['n_known']} images then, {now['n_known']} "

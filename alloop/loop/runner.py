@@ -15,6 +15,7 @@ from alloop.loop.askable import list_askable, list_holdout_to_ask
 from alloop.loop.attention import describe_lost, list_warnings
 from alloop.loop.filter import find_matching
 from alloop.loop.findings import gather_evidence
+from alloop.loop.near_copies import group_anew
 from alloop.loop.people import Connection
 from alloop.loop.stopping import stop_reason
 from alloop.loop.tally import Tally, tally
@@ -93,6 +94,7 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
     check_classes(project.config)
     work = _Run(project, options, progress)
     with writer(project.database):
+        group_anew(project, progress)
         result = work.run()
     while result.stage is Stage.WAITING and options.wait:
         progress("waiting for annotators", result.asked - result.open, result.asked)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sqlalchemy.orm import Session
 
-from alloop.acquisition.batch import Pick, representatives
+from alloop.acquisition.batch import Pick
 from alloop.acquisition.strategy import Keys
 from alloop.config.schema import Config
 from alloop.loop.askable import list_askable, list_holdout_to_ask
@@ -16,6 +16,7 @@ from alloop.loop.evidence import Evidence, Known
 from alloop.loop.filter import find_matching
 from alloop.loop.holdout import holdout_probabilities
 from alloop.loop.named_test import bought
+from alloop.loop.near_copies import Sizes, keep_largest, list_groups, read_sizes
 from alloop.loop.pool_scores import PoolScores
 from alloop.loop.stopping import batch_size
 from alloop.progress import Progress, silent
@@ -23,9 +24,11 @@ from alloop.project import Project
 from alloop.records import ImageRef, ModelFiles, Query, Reason, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
-from alloop.store.images import count_pool, find_refs, list_groups, list_refs
+from alloop.store.images import count_pool, find_refs, list_refs
 from alloop.store.queries import list_open_images
 from alloop.store.rounds import RoundRecord, find_model
+
+NEAR_COPIES = "largest"  # the one of a group that is asked; rounds that do not say so took the most uncertain one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Situation:
     Attributes:
         refs: The images that may be asked about.
         groups: Image → its group of near copies.
+        sizes: Of the images that share their group with another one that may be asked about.
         known: Training images that are labeled or being asked about.
         n: How many to choose, the holdout not counted.
         holdout: What the holdout asks.
@@ -44,6 +48,7 @@ class Situation:
     config: Config
     refs: tuple[ImageRef, ...]
     groups: Mapping[int, int]
+    sizes: Sizes
     known: Known
     model: ModelFiles | None
     n: int
@@ -100,11 +105,13 @@ def read_situation(
         matching = find_matching(session, config.acquisition.only)
         refs = [ref for ref in refs if ref.image_id in matching]
     model = find_model(session, current.id)
+    groups = list_groups(session)
     return Situation(
         current=current,
         config=config,
         refs=tuple(refs),
-        groups=list_groups(session),
+        groups=groups,
+        sizes=read_sizes(session, refs, groups),
         known=_known(session, config.project.classes),
         model=None if model is None else model.files(project.folder),
         n=n if n is not None else batch_size(config.loop, bought(config, counts), counts.open + len(holdout)),
@@ -142,24 +149,21 @@ def choose_batch(
 
 
 def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidates:
-    """One image of each group of near copies: that with the highest entropy where there are scores, then by key."""
+    """One image of each group of near copies, the largest, of those that may be asked and have a score if any have."""
     settings, seed = situation.config.acquisition, situation.current.seed
     refs = list(situation.refs)
     if scores is not None:
         left_out = scores.suspects if settings.skip_suspects else frozenset()
         refs = [ref for ref in refs if ref.image_id in scores and ref.image_id not in left_out]
-    keys = tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "ties"))
-    entropies = np.zeros(len(refs)) if scores is None else scores.values("entropy", [ref.image_id for ref in refs])
-    groups = np.array([situation.groups[ref.image_id] for ref in refs], dtype=np.int64)
-    chosen = np.sort(representatives(entropies, keys, groups))
+    refs = keep_largest(refs, situation.groups, situation.sizes)
     notes: tuple[str, ...] = ()
-    n_groups, most = len(chosen), settings.max_candidates
+    n_groups, most = len(refs), settings.max_candidates
     if most is not None and n_groups > most:
-        hashes = [refs[position].sha256 for position in chosen]
-        order = np.argsort(tie_keys(hashes, derive_seed(seed, "candidates")), kind="stable")
-        chosen = np.sort(chosen[order[:most]])
+        order = np.argsort(tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "candidates")), kind="stable")
+        refs = [refs[position] for position in np.sort(order[:most])]
         notes = (f"Chosen from a uniform sample of {most:,} of {n_groups:,} images ([acquisition] max_candidates).",)
-    return Candidates(tuple(refs[position] for position in chosen), keys[chosen], n_groups, notes)
+    keys = tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "ties"))
+    return Candidates(tuple(refs), keys, n_groups, notes)
 
 
 def _known(session: Session, classes: Sequence[str]) -> Known:
@@ -224,6 +228,7 @@ def _given(situation: Situation, candidates: Candidates) -> dict[str, int | str]
         "n": situation.n,
         "n_candidates": len(candidates.refs),
         "candidates": _digest(sorted(ref.sha256 for ref in candidates.refs)),
+        "near_copies": NEAR_COPIES,
         "n_known": len(situation.known.refs),
         "known": _digest(sorted(known)),
     }

@@ -146,6 +146,11 @@ class NearDuplicateIndex:
         self._thumbnails = np.concatenate([self._thumbnails, np.empty_like(self._thumbnails)])
 
 
+def bits_apart(one: str, other: str) -> int:
+    """In how many bits of the pHash two fingerprints differ."""
+    return (int(one[:16], 16) ^ int(other[:16], 16)).bit_count()
+
+
 def _parse(phash: str) -> tuple[int, npt.NDArray[np.uint8]]:
     if len(phash) != LENGTH:
         raise ValueError(f"a fingerprint has {LENGTH} characters, this one {len(phash)}")

@@ -108,7 +108,7 @@ def reach_of(path: str) -> Reach:
 def _spelled_out(part: str) -> str | None:
     """The one name that a part of a glob means; None where it has a wildcard."""
     name = re.sub(r"\[([*?[])\]", r"\1", part)
-    return name if part in (name, glob.escape(name)) and not (name == part and glob.has_magic(part)) else None
+    return name if glob.escape(name) == part else None
 
 
 def _match(path: str, skipped: Skipped) -> tuple[list[Path], bool]:

@@ -123,6 +123,15 @@ def list_labels(session: Session, split: Split | None = None) -> list[LabelRecor
     ]
 
 
+def find_classes(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
+    """Image → class, for those of the images that have a label."""
+    found: dict[int, str] = {}
+    for chunk in in_chunks(image_ids):
+        rows = session.execute(select(Label.image_id, Label.class_name).where(Label.image_id.in_(chunk)))
+        found.update({image_id: class_name for image_id, class_name in rows})
+    return found
+
+
 def list_class_counts(session: Session, split: Split) -> dict[str, int]:
     """Class → number of labels."""
     query = (

@@ -2,10 +2,11 @@
 
 import dataclasses
 import datetime as dt
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, delete, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, delete, exists, func, insert, select, update
+from sqlalchemy.orm import Session, aliased
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
 from alloop.store.session import in_chunks
@@ -247,10 +248,60 @@ def add_to_group(session: Session, image_id: int, group_id: int, distance: int) 
 
 
 def list_groups(session: Session) -> dict[int, int]:
-    """Image id → near-duplicate group id, for the whole pool."""
+    """Image id → near-duplicate group id, for the whole pool, as fingerprints have it; labels may split a group."""
     return {
         image_id: group for image_id, group in session.execute(select(NearDuplicate.image_id, NearDuplicate.group_id))
     }
+
+
+def find_shared_groups(session: Session, image_ids: Iterable[int] | None = None) -> dict[int, int]:
+    """Image id → near-duplicate group id, of groups with several members: all, or those of these images."""
+    member, other = NearDuplicate, aliased(NearDuplicate)
+    query = select(member.image_id, member.group_id)
+    shared = exists().where(other.group_id == member.group_id, other.image_id != member.image_id)
+    if image_ids is None:
+        return {image_id: group for image_id, group in session.execute(query.where(shared))}
+    found: dict[int, int] = {}
+    for chunk in in_chunks(image_ids):
+        mine = select(other.group_id).where(other.image_id.in_(chunk))
+        found.update({image_id: group for image_id, group in session.execute(query.where(member.group_id.in_(mine)))})
+    n_members = Counter(found.values())
+    return {image_id: group for image_id, group in found.items() if n_members[group] > 1}
+
+
+def list_fingerprints(session: Session) -> list[tuple[int, str, int | None]]:
+    """(image id, fingerprint, depth) of every image, oldest first."""
+    query = select(Image.id, Image.phash, Image.depth).order_by(Image.id)
+    return [(image_id, phash, depth) for image_id, phash, depth in session.execute(query)]
+
+
+def find_fingerprints(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
+    """Image id → fingerprint."""
+    found: dict[int, str] = {}
+    for chunk in in_chunks(image_ids):
+        rows = session.execute(select(Image.id, Image.phash).where(Image.id.in_(chunk)))
+        found.update({image_id: phash for image_id, phash in rows})
+    return found
+
+
+def replace_groups(session: Session, groups: Sequence[tuple[int, int, int]]) -> None:
+    """Put every image into another near-duplicate group: (image id, group id, distance)."""
+    session.execute(delete(NearDuplicate))
+    rows = [{"image_id": image_id, "group_id": group, "distance": distance} for image_id, group, distance in groups]
+    if rows:
+        session.execute(insert(NearDuplicate), rows)
+
+
+def find_splits(session: Session, image_ids: Iterable[int] | None = None) -> dict[int, Split]:
+    """Image id → what it may be used for; of these images, or of all."""
+    splits = {split.value: split for split in Split}
+    query = select(Image.id, Image.split)
+    if image_ids is None:
+        return {image_id: splits[split] for image_id, split in session.execute(query)}
+    found: dict[int, Split] = {}
+    for chunk in in_chunks(image_ids):
+        found.update({image_id: splits[split] for image_id, split in session.execute(query.where(Image.id.in_(chunk)))})
+    return found
 
 
 def list_refs(session: Session, split: Split | None = None, labeled: bool | None = None) -> list[ImageRef]:
@@ -276,6 +327,20 @@ def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]
     for chunk in in_chunks(image_ids):
         for ref in _refs(session, _refs_query().where(Image.id.in_(chunk))):
             found[ref.image_id] = ref
+    return found
+
+
+def find_sizes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Image id → (pixels, bytes of its file)."""
+    found: dict[int, tuple[int, int]] = {}
+    for chunk in in_chunks(image_ids):
+        query = (
+            select(Image.id, Image.width * Image.height, func.max(ImageLocation.size))
+            .join(ImageLocation, ImageLocation.image_id == Image.id)
+            .where(Image.id.in_(chunk))
+            .group_by(Image.id, Image.width, Image.height)
+        )
+        found.update({image_id: (pixels, size) for image_id, pixels, size in session.execute(query)})
     return found
 
 

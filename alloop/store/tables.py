@@ -69,12 +69,16 @@ def _one_of(column: str, values: type[Any]) -> CheckConstraint:
 
 
 class Workspace(Base):
-    """One row: which workspace this database belongs to. Task keys and the server's project carry its uuid."""
+    """One row: which workspace this database belongs to. Task keys and the server's project carry its uuid.
+
+    `near_copies` is the distance with which its images were grouped, or "off"; unset before any were.
+    """
 
     __tablename__ = "workspace"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     uuid: Mapped[str] = mapped_column(String(32))
     created_at: Mapped[dt.datetime]
+    near_copies: Mapped[str | None] = mapped_column(String(16))
     __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
 
 

@@ -76,6 +76,17 @@ def new_key_prefix(session: Session, round_number: int) -> str:
     return f"{key_prefix(session)}{round_number}-{secrets.token_hex(4)}"
 
 
+def find_near_copies(session: Session) -> str | None:
+    """The setting that near copies were grouped with; None before any were, or by an alloop that did not say."""
+    found: str | None = session.scalar(select(Workspace.near_copies))
+    return found
+
+
+def set_near_copies(session: Session, setting: str) -> None:
+    """Remember the setting that near copies were grouped with."""
+    session.execute(update(Workspace).values(near_copies=setting))
+
+
 def add_event(
     session: Session, actor: str, kind: str, now: dt.datetime, round_number: int | None = None, **data: Any
 ) -> None:

@@ -206,13 +206,33 @@ def test_what_changed_is_said_with_exit_code_1(tmp_path: Path):
             "UPDATE annotation SET recorded_at = '2999-01-01' WHERE id = "
             "(SELECT min(a.id) FROM annotation a JOIN query q ON q.id = a.query_id WHERE q.reason = 'seed')"
         )
-        connection.exec_driver_sql("UPDATE near_duplicate SET group_id = 1 WHERE image_id > 20")
+        # And as if images outside of the holdout were near copies of each other.
+        connection.exec_driver_sql(
+            "UPDATE near_duplicate SET group_id = (SELECT min(id) FROM image WHERE split = 'train') "
+            "WHERE image_id IN (SELECT id FROM image WHERE split = 'train' AND id > 20)"
+        )
 
     changed = alloop("replay", "1", *at)
 
     assert changed.code == 1
     assert "The candidates are others: 26 then" in changed.out
     assert "What was labeled or being asked about is not the same: 6 images then, 5 now." in changed.out
+
+
+def test_a_round_that_took_the_most_uncertain_of_near_copies_is_said_to_be_of_an_earlier_alloop(tmp_path: Path):
+    project = make_project(tmp_path, n=40, pool=ALONE)
+    run(project, RunOptions(rounds=1))
+    with project.database.begin() as connection:
+        row = connection.exec_driver_sql("SELECT id, data FROM event WHERE kind = 'selected'").one()
+        data = json.loads(row[1])
+        del data["given"]["near_copies"]
+        data["given"]["candidates"] = "others"
+        connection.exec_driver_sql("UPDATE event SET data = ? WHERE id = ?", (json.dumps(data), row[0]))
+
+    said = alloop("replay", "0", "-C", project.folder)
+
+    assert said.code == 0  # there were no near copies
+    assert "Of near copies the most uncertain one was a candidate then, by an earlier alloop" in said.out
 
 
 def test_a_round_whose_scores_are_gone_cannot_be_chosen_again(tmp_path: Path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import alloop
 from factories import make_project, write_settings
+from PIL import Image
 
 from alloop.acquisition.registry import METHODS
 from alloop.composition import STRATEGIES, Need
@@ -257,21 +258,30 @@ def test_an_unknown_strategy_is_refused_by_name(tmp_path: Path):
     assert "did you mean 'entropy'" in refused.err
 
 
-def test_near_copies_send_the_most_uncertain_of_them(tmp_path: Path):
-    project = make_project(tmp_path, n=60, pool=ALONE, acquisition={"random_fraction": 0.5})
+def test_near_copies_send_the_largest_of_them_in_every_round_and_to_the_holdout(tmp_path: Path):
+    """Most pixels, then most bytes; with a model and without one, drawn at random or chosen."""
+    project = make_project(tmp_path, n=60, pool=ALONE, acquisition={"random_fraction": 0.5}, add=False)
+    photos = sorted((project.folder / "photos").iterdir())
+    for photo in photos[1::6]:  # enlarged: of every third pair the second
+        Image.open(photo).resize((20, 20)).save(photo)
+    add_images(project, [str(project.folder / "photos")])
     with project.database.begin() as connection:
         connection.exec_driver_sql("UPDATE near_duplicate SET group_id = image_id - 1 WHERE image_id % 2 = 0")
     run(project, RunOptions(rounds=2))
-    scores = read_scores(project.paths.scores(1))
-    entropy = dict(zip(scores.image_ids.tolist(), scores.entropy.tolist(), strict=True))
     with project.database.connect() as connection:
         groups = dict(connection.exec_driver_sql("SELECT image_id, group_id FROM near_duplicate").fetchall())
+        sizes = (
+            "SELECT image.id, width * height * 1000000 + size FROM image JOIN image_location l ON image_id = image.id"
+        )
+        largest = dict(connection.exec_driver_sql(sizes).fetchall())
 
-    asked = batch(project, 1)
-    assert len({groups[query.image_id] for query in asked}) == 6
-    for query in asked:
-        copies = [image_id for image_id in entropy if groups[image_id] == groups[query.image_id]]
-        assert entropy[query.image_id] == max(entropy[image_id] for image_id in copies)
+    for number in (0, 1):
+        with reading(project.database) as session:
+            asked = list_queries(session, find_round(session, number).id)
+        assert len({groups[query.image_id] for query in asked}) == len(asked) >= 6
+        for query in asked:
+            copies = [image_id for image_id in largest if groups[image_id] == groups[query.image_id]]
+            assert largest[query.image_id] == max(largest[image_id] for image_id in copies)
 
 
 def test_strategies_are_listed_with_what_they_need(tmp_path: Path):

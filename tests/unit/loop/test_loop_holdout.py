@@ -74,6 +74,25 @@ def test_a_group_gives_one_image_and_its_others_are_set_aside(database: Engine):
         assert sum(split is Split.HOLDOUT for split in splits.values()) == 2
 
 
+def test_a_group_is_drawn_as_often_as_any_other_however_many_images_it_has(tmp_path: Path, migrated_sqlite: Path):
+    """600 draws of 2 from 4 groups of 7, 1, 1 and 1 images: each is expected 300 times, give or take 12.2."""
+    shutil.copyfile(migrated_sqlite, tmp_path / "a.db")
+    database = connect(f"sqlite:///{tmp_path / 'a.db'}")
+    with transaction(database) as session:
+        leaders = [add_pool_image(session, number) for number in range(4)]
+        sizes = [add_pool_image(session, number, group=leaders[0], width=number) for number in range(4, 10)]
+    counts: collections.Counter[str] = collections.Counter()
+    for seed in range(600):
+        with pytest.raises(Undo), transaction(database) as session:
+            assert draw_holdout(session, make_config(evaluation={"holdout_share": 0.5}).evaluation, seed) == (2, 4)
+            counts.update(holdout(session))
+            raise Undo
+    database.dispose()
+
+    assert set(counts) == {fake_sha256(number) for number in (1, 2, 3, 9)}, f"not the largest of {sizes}"
+    assert all(abs(n - 300) < 45 for n in counts.values())
+
+
 def test_a_near_copy_of_a_holdout_image_that_comes_later_is_set_aside(database: Engine):
     with transaction(database) as session:
         for number in range(4):

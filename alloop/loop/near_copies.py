@@ -1,0 +1,221 @@
+"""Near copies: images that show the same thing. One of a group is asked, and a group is never trained on and measured.
+
+The database holds the groups that fingerprints make. Labels that disagree say that a group does not show the same
+thing; what counts everywhere is `list_groups`, which takes them into account.
+"""
+
+import dataclasses
+import datetime as dt
+import itertools
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from alloop.config.schema import PoolConfig
+from alloop.loop.writer import actor
+from alloop.pool.hashing import LENGTH, NearDuplicateIndex, at_depth, bits_apart
+from alloop.progress import Progress, silent
+from alloop.project import Project
+from alloop.records import ImageRef, Split
+from alloop.store import images as store
+from alloop.store.annotations import find_classes
+from alloop.store.queries import list_open_images
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import add_event, find_near_copies, set_near_copies
+
+logger = logging.getLogger("alloop")
+OFF = "off"
+Sizes = Mapping[int, tuple[int, int]]  # image → (pixels, bytes)
+
+
+def list_groups(session: Session, labels: Mapping[int, str] | None = None) -> dict[int, int]:
+    """Image → its group of near copies, named by one of its members, for the whole pool.
+
+    Args:
+        session: To read from.
+        labels: Image → class, in place of the labels there are now.
+    """
+    groups = store.list_groups(session)
+    shared = {image_id: group for image_id, group in groups.items() if group != image_id}
+    members = {**shared, **{group: group for group in shared.values()}}
+    return {**groups, **_split_by_labels(session, members, labels)}
+
+
+def update_splits(session: Session, image_ids: Collection[int] | None = None) -> Counter[tuple[Split, bool]]:
+    """Set near copies of holdout images aside, and give back those that are none any more.
+
+    The holdout keeps its images; of all others a group decides.
+
+    Args:
+        session: To write to.
+        image_ids: Images whose label or group changed; None: any may have.
+
+    Returns:
+        How many images changed, by what they are for now and whether they have a label.
+    """
+    members = store.find_shared_groups(session, image_ids)
+    groups = {**members, **_split_by_labels(session, members, None)}
+    splits = store.find_splits(session, groups if image_ids is not None else None)
+    measured = {groups.get(image_id, image_id) for image_id, split in splits.items() if split is Split.HOLDOUT}
+    changed: dict[Split, list[int]] = defaultdict(list)
+    for image_id, split in splits.items():
+        wanted = Split.EXCLUDED if groups.get(image_id, image_id) in measured else Split.TRAIN
+        if split not in (Split.HOLDOUT, wanted):
+            changed[wanted].append(image_id)
+    counts: Counter[tuple[Split, bool]] = Counter()
+    for split, moved in changed.items():
+        store.set_split(session, moved, split)
+        labeled = find_classes(session, moved)
+        counts.update((split, image_id in labeled) for image_id in moved)
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Regrouped:
+    """A pool grouped with other settings: what they were and are, and what became of its images."""
+
+    old: str | None
+    new: str
+    images: int
+    copies_before: int
+    copies: int
+    set_aside: int
+    set_aside_labeled: int
+    set_aside_open: int
+    given_back: int
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is something to say."""
+        return self.old is not None or self.copies != self.copies_before or self.set_aside + self.given_back > 0
+
+    def __str__(self) -> str:
+        before = f"{self.copies_before} of {self.images} images were near copies of another"
+        said = [f"Near copies were grouped anew ({_in_words(self.new)}): {before}, {self.copies} are now."]
+        if self.set_aside:
+            said.append(
+                f"{self.set_aside} are set aside as near copies of holdout images ({self.set_aside_labeled} of them "
+                f"labeled, {self.set_aside_open} being asked about): no model is trained on them."
+            )
+        if self.given_back:
+            said.append(f"{self.given_back} that were set aside may be asked about and trained on.")
+        return " ".join(said)
+
+
+def group_anew(project: Project, progress: Progress = silent) -> Regrouped | None:
+    """Group the pool again where `[pool]` says other than when its groups were made; its holdout keeps its images.
+
+    The groups come from the fingerprints in the database, as they would have if the images had been added so.
+
+    Returns:
+        What changed; None where nothing did.
+    """
+    wanted = _setting(project.config.pool)
+    with reading(project.database) as session:
+        before = find_near_copies(session)
+        if before == wanted:
+            return None
+        depth = store.find_depth(session)
+        fingerprints = [
+            (image_id, phash if len(phash) != LENGTH else at_depth(phash, own, depth))
+            for image_id, phash, own in store.list_fingerprints(session)
+        ]
+        copies_before = len(fingerprints) - len(set(store.list_groups(session).values()))
+    groups = _group(fingerprints, project.config.pool, progress)
+    with transaction(project.database) as session:
+        store.replace_groups(session, groups)
+        set_near_copies(session, wanted)
+        open_ = list_open_images(session) & {ref.image_id for ref in store.list_refs(session, Split.TRAIN)}
+        moved = update_splits(session)
+        found = Regrouped(
+            old=before,
+            new=wanted,
+            images=len(groups),
+            copies_before=copies_before,
+            copies=len(groups) - len({leader for _, leader, _ in groups}),
+            set_aside=moved[Split.EXCLUDED, True] + moved[Split.EXCLUDED, False],
+            set_aside_labeled=moved[Split.EXCLUDED, True],
+            set_aside_open=len(open_ - {ref.image_id for ref in store.list_refs(session, Split.TRAIN)}),
+            given_back=moved[Split.TRAIN, True] + moved[Split.TRAIN, False],
+        )
+        if not (groups and found.is_changed):
+            return None
+        add_event(session, actor(), "near copies grouped", dt.datetime.now(dt.UTC), **dataclasses.asdict(found))
+    logger.info("%s", found)
+    return found
+
+
+def read_sizes(session: Session, refs: Iterable[ImageRef], groups: Mapping[int, int]) -> Sizes:
+    """Sizes of those images that share their group with another one of them."""
+    image_ids = [ref.image_id for ref in refs]
+    counts = Counter(groups[image_id] for image_id in image_ids)
+    return store.find_sizes(session, [image_id for image_id in image_ids if counts[groups[image_id]] > 1])
+
+
+def keep_largest(refs: Sequence[ImageRef], groups: Mapping[int, int], sizes: Sizes) -> list[ImageRef]:
+    """One image of each group, in the order given: that with most pixels, then most bytes, then the smallest hash.
+
+    People see most in the largest, and a thumbnail is never asked about in place of its photo. The choice depends on
+    nothing that changes from round to round.
+    """
+    largest: dict[int, tuple[int, int, str]] = {}
+    for ref in refs:
+        rank = _rank(ref, sizes)
+        group = groups[ref.image_id]
+        largest[group] = min(largest.get(group, rank), rank)
+    return [ref for ref in refs if largest[groups[ref.image_id]] == _rank(ref, sizes)]
+
+
+def _rank(ref: ImageRef, sizes: Sizes) -> tuple[int, int, str]:
+    pixels, n_bytes = sizes.get(ref.image_id, (0, 0))
+    return -pixels, -n_bytes, ref.sha256
+
+
+def _setting(settings: PoolConfig) -> str:
+    return str(settings.near_duplicate_distance) if settings.near_duplicates else OFF
+
+
+def _in_words(setting: str) -> str:
+    return "[pool] near_duplicates = false" if setting == OFF else f"[pool] near_duplicate_distance = {setting}"
+
+
+def _group(
+    fingerprints: Sequence[tuple[int, str]], settings: PoolConfig, progress: Progress
+) -> list[tuple[int, int, int]]:
+    """(image, group, distance to its first member) for images in the order in which they were added."""
+    index = NearDuplicateIndex(settings.near_duplicate_distance)
+    groups = []
+    for done, (image_id, phash) in enumerate(fingerprints, start=1):
+        is_compared = settings.near_duplicates and len(phash) == LENGTH  # rows of an array have no fingerprint
+        groups.append((image_id, *(index.assign(image_id, phash) if is_compared else (image_id, 0))))
+        progress("grouping near copies", done, len(fingerprints))
+    return groups
+
+
+def _split_by_labels(session: Session, members: Mapping[int, int], labels: Mapping[int, str] | None) -> dict[int, int]:
+    """New groups for the members of groups whose labels disagree.
+
+    Each class keeps the members that carry it together. A member without a label goes with the labeled member that its
+    fingerprint is nearest to; of equally near ones with that added first.
+    """
+    classes = find_classes(session, members) if labels is None else labels
+    said: dict[int, set[str]] = defaultdict(set)
+    for image_id, group in members.items():
+        if image_id in classes:
+            said[group].add(classes[image_id])
+    mixed = sorted(image_id for image_id, group in members.items() if len(said[group]) > 1)
+    fingerprints = store.find_fingerprints(session, mixed)
+    groups: dict[int, int] = {}
+    by_group = sorted(mixed, key=lambda image_id: (members[image_id], image_id))
+    for _, found in itertools.groupby(by_group, key=members.__getitem__):
+        together = list(found)
+        labeled = [image_id for image_id in together if image_id in classes]
+        first: dict[str, int] = {}
+        for image_id in together:
+            near = image_id
+            if image_id not in classes:
+                near = min(labeled, key=lambda other: (bits_apart(fingerprints[other], fingerprints[image_id]), other))
+            groups[image_id] = first.setdefault(classes[near], image_id)
+    return groups
