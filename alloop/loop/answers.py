@@ -208,6 +208,11 @@ def resettle_unknown(session: Session, place: Place) -> None:
     settle_queries(session, place, list_queries(session, status=QueryStatus.UNKNOWN))
 
 
+def resettle_open(session: Session, place: Place) -> None:
+    """Look again at queries that some people have answered: fewer may be asked of each image than when they did."""
+    settle_queries(session, place, list_queries(session, status=QueryStatus.OPEN))
+
+
 def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
     """An answer was deleted: ask again, unless the round is over or the image is being asked about elsewhere."""
     over = find_round(session, query.round_number).state is RoundState.CLOSED

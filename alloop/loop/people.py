@@ -22,6 +22,7 @@ from alloop.loop.answers import (
     named,
     record_answers,
     record_lost,
+    resettle_open,
 )
 from alloop.loop.ingest import Shown, add_images, find_replaced, mark_replaced, mark_vanished, still_there
 from alloop.loop.last_push import begin_push, check_last_push, is_overtaken
@@ -35,6 +36,7 @@ from alloop.store.images import find_places, find_refs
 from alloop.store.queries import (
     QueryRecord,
     add_tasks,
+    count_open_by_source,
     drop_open_tasks,
     find_by_keys,
     list_pushed,
@@ -83,8 +85,14 @@ def connect_people(project: Project, *, new_project: bool = False, take_over: bo
             workspace has pushed.
         ServerUnavailable: The server is.
     """
+    backend = project.config.labeling.backend
+    with reading(project.database) as session:
+        elsewhere = {source: n for source, n in count_open_by_source(session).items() if source != backend}
     if new_project:
-        _forget_project(project, project.config.labeling.backend)
+        for source in (*elsewhere, backend):
+            _forget_project(project, source)
+    elif elsewhere:
+        raise _moved(elsewhere, backend)
     connection = _open_project(project)
     if new_project and is_overtaken(project, connection.annotator):
         # What was found is the project of the workspace that this one was copied from, before its first push.
@@ -104,6 +112,16 @@ def _open_project(project: Project) -> Connection:
         with transaction(project.database) as session:
             set_project(session, annotator.source, ref, annotator.identity)
     return Connection(annotator, judged_by(project, annotator.source, named(ref, annotator.identity)))
+
+
+def _moved(elsewhere: Mapping[str, int], backend: str) -> LabelingError:
+    source, n = next(iter(elsewhere.items()))
+    return LabelingError(
+        f"{n} images are being asked about through '{source}', but alloop.toml: [labeling] backend is '{backend}' now, "
+        "where no answer to them can come from.",
+        f"Set it back to '{source}' until they are answered and pulled, or send them to '{backend}' with `alloop push "
+        f"--new-project`: answers given in '{source}' and not pulled yet are then lost.",
+    )
 
 
 def push(project: Project, number: int, people: Connection | None = None, progress: Progress = silent) -> int:
@@ -171,6 +189,7 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
     if ours - pushed.keys():
         _settle_copies(project, people, {query.key: query for query in pushed.values()})
     with transaction(project.database) as session:
+        resettle_open(session, place)
         # Read again: pages just recorded may have settled queries.
         now = list_pushed(session, place.source, place.project_ref)
         lost = [query for task_id, query in now.items() if task_id in pushed and task_id not in ours]

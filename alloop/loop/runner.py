@@ -19,6 +19,7 @@ from alloop.loop.near_copies import group_anew
 from alloop.loop.people import Connection
 from alloop.loop.stopping import stop_reason
 from alloop.loop.tally import Tally, tally
+from alloop.loop.unheeded import list_unheeded
 from alloop.loop.writer import writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -95,6 +96,7 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
     work = _Run(project, options, progress)
     with writer(project.database):
         group_anew(project, progress)
+        _say_unheeded(project)
         result = work.run()
     while result.stage is Stage.WAITING and options.wait:
         progress("waiting for annotators", result.asked - result.open, result.asked)
@@ -102,6 +104,14 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
         with contextlib.suppress(LeaseHeld), writer(project.database):
             result = work.run()
     return result
+
+
+def _say_unheeded(project: Project) -> None:
+    with reading(project.database) as session:
+        last, n_holdout = find_last_round(session), count_pool(session).holdout
+    if last is not None:
+        for words in list_unheeded(last.config, project.config, n_holdout):
+            logger.warning("%s", words)
 
 
 def check_filter(project: Project) -> None:

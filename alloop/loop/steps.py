@@ -26,6 +26,7 @@ from alloop.loop.labels import derive_labels
 from alloop.loop.matched import compare_arms, without
 from alloop.loop.measure import HoldoutRows, record_holdout
 from alloop.loop.named_test import ensure_test_set
+from alloop.loop.near_copies import group_anew
 from alloop.loop.pool_scores import features_beside, load_scores
 from alloop.loop.round_settings import begin_holdout, compared_with, renew_settings, settings_of
 from alloop.loop.selection import Selected, Situation, choose_batch, read_situation
@@ -69,6 +70,7 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
         ConfigError: The label budget leaves nothing to train on, or the test set is not there.
         LabelError: The test set has a class that is not one of ours.
     """
+    group_anew(project)
     ensure_test_set(project)
     with transaction(project.database) as session:
         last = find_last_round(session)

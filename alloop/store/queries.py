@@ -129,6 +129,18 @@ def drop_open_tasks(session: Session, source: str) -> int:
     return int(dropped.rowcount)  # type: ignore[attr-defined]
 
 
+def count_open_by_source(session: Session) -> dict[str, int]:
+    """Back end → how many open queries have a task there."""
+    query = (
+        select(Task.source, func.count())
+        .join(Query, Query.id == Task.query_id)
+        .where(Query.status == QueryStatus.OPEN.value, Task.gone_at.is_(None))
+        .group_by(Task.source)
+        .order_by(Task.source)
+    )
+    return {source: n for source, n in session.execute(query)}
+
+
 def set_status(session: Session, query_id: int, status: QueryStatus, now: dt.datetime) -> None:
     """Settle a query, or open it again."""
     settled_at = None if status is QueryStatus.OPEN else now
