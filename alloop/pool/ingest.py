@@ -22,7 +22,7 @@ from pathlib import Path
 from alloop.errors import PoolError
 from alloop.pool import pixels
 from alloop.pool.hashing import fingerprint
-from alloop.pool.left_out import Reach, is_hidden, is_noise, is_own
+from alloop.pool.left_out import Reach, is_hidden, is_left_out, is_noise
 from alloop.records import ImageFile, UnreadableFile
 
 # Plainly not images. Anything else found in a folder is tried, and reported when it cannot be read.
@@ -185,7 +185,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_wanted(entry: os.DirEntry[str], skipped: Skipped) -> bool:
     is_folder = _is_folder(entry)
-    if is_hidden(entry.name) or is_noise(entry.name) or (is_folder and is_own(Path(entry.path))):
+    if is_left_out(Path(entry.path)) if is_folder else is_hidden(entry.name) or is_noise(entry.name):
         skipped.names[entry.name] += 1
         return False
     if is_folder:

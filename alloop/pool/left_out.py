@@ -34,6 +34,11 @@ def is_own(folder: Path) -> bool:
     return (folder.name in _OWN and _exists(folder.parent / _WORKSPACE_FILE)) or _exists(folder / OUTPUT_MARK)
 
 
+def is_left_out(folder: Path) -> bool:
+    """Whether a walk passes over a folder that it comes to."""
+    return is_hidden(folder.name) or is_noise(folder.name) or is_own(folder)
+
+
 class Reach:
     """Whether a walk of a folder comes to the files below it, remembered for each folder.
 

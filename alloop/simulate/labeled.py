@@ -14,6 +14,7 @@ from alloop.loop.labels import find_named
 from alloop.names import as_answer, clean
 from alloop.pool.depth import share_depth, with_own_depth
 from alloop.pool.ingest import expand
+from alloop.pool.left_out import is_left_out
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, Split
@@ -67,7 +68,7 @@ def read_folder(folder: Path, progress: Progress = silent) -> LabeledImages:
     Raises:
         LabelError: Fewer than two classes or too few images; the same image in two classes.
     """
-    kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not is_left_out(path))
     if len(kinds) < 2:
         raise LabelError(
             f"{folder} holds {len(kinds)} folders; a comparison needs one folder per class, and two classes at least.",

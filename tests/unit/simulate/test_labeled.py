@@ -1,6 +1,7 @@
 """Labeled images for a comparison: where they come from, how they are split."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ def test_a_folder_per_class_is_read_to_its_bottom(tmp_path: Path):
     assert all(
         Path(image.path).parts[-3] == data.classes[t] for image, t in zip(data.images, data.targets, strict=True)
     )
+
+
+def test_thumbnails_and_results_beside_the_classes_are_no_class(tmp_path: Path):
+    _write(tmp_path)
+    for name in ("@eaDir", "#recycle", "results"):
+        shutil.copytree(tmp_path / "cat", tmp_path / name)
+    (tmp_path / "results" / ".alloop-output").touch()
+
+    assert read_folder(tmp_path).classes == ("cat", "dog")
 
 
 def test_a_csv_names_files_from_where_it_lies(tmp_path: Path):
