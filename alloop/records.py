@@ -105,12 +105,15 @@ class ImageRef:
     Attributes:
         depth: Bits whose largest number is white, the same for all images of the pool with more than 8 bits a channel;
             None for an image with 8.
+        is_admitted: `pool add` has looked at these very bytes and taken them, so a file that is cut off is read as far
+            as it goes.
     """
 
     image_id: int
     sha256: str
     path: str
     depth: int | None = None
+    is_admitted: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def key(self) -> str:

@@ -72,6 +72,7 @@ class PoolConfig(Section):
     near_duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 6  # bits of 64 (benchmarks/near_duplicates)
     near_duplicates: bool = True  # False: every image is its own group
     max_pixels: PositiveInt = 178_956_970  # larger images are refused as decompression bombs
+    truncated: Literal["refuse", "accept"] = "refuse"  # files that end too early; accept: read as far as they go
 
 
 class ModelConfig(Section):

@@ -107,7 +107,8 @@ def add_images(
     said: dict[str, str] | None = {} if labels_from_folders else None
     fresh = _fresh(project, files, said, added)
     workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
-    found = inspect_files(fresh, max_pixels=project.config.pool.max_pixels, workers=workers)
+    settings = project.config.pool
+    found = inspect_files(fresh, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept")
     while batch := list(itertools.islice(found, BATCH)):
         leaders.reach(max((file.depth or 0 for file in batch if isinstance(file, ImageFile)), default=0))
         _add_batch(project, batch, leaders, said, added)

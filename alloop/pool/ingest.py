@@ -208,12 +208,13 @@ def _is_not_image(name: str, skipped: Skipped) -> bool:
     return True
 
 
-def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
+def inspect_file(path: Path, max_pixels: int, may_be_cut: bool = False) -> ImageFile | UnreadableFile:
     """Read one file whole, decode all of its first frame, and describe it. Never raises for a bad file.
 
     Args:
         path: An absolute path, as `expand` gives it.
         max_pixels: Width times height above which an image is refused, before it is decoded.
+        may_be_cut: Take files that end too early.
 
     Returns:
         Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint at the image's own
@@ -226,7 +227,7 @@ def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
         _check_name(path)
         data = _read(path, status, max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
-        found = pixels.look(data, max_pixels)
+        found = pixels.look(data, max_pixels, may_be_cut=may_be_cut)
         phash = fingerprint(found.image)
     except pixels.UnreadableImage as error:
         return UnreadableFile(printable(str(path)), size, mtime_ns, str(error), sha256)
@@ -277,7 +278,9 @@ def _explain(error: OSError | ValueError) -> str:
     return f"not a usable path: {error}"
 
 
-def inspect_files(paths: Iterable[Path], max_pixels: int, workers: int) -> Iterator[ImageFile | UnreadableFile]:
+def inspect_files(
+    paths: Iterable[Path], max_pixels: int, workers: int, may_be_cut: bool = False
+) -> Iterator[ImageFile | UnreadableFile]:
     """`inspect_file` of every path, in order, by `workers` processes; 0 or 1 works here, without any.
 
     Paths are taken lazily, a bounded number ahead of what has been asked for. Closing the iterator, or Ctrl-C, drops
@@ -287,19 +290,19 @@ def inspect_files(paths: Iterable[Path], max_pixels: int, workers: int) -> Itera
         PoolError: A process was killed, most likely for want of memory.
     """
     if workers <= 1:
-        yield from (inspect_file(path, max_pixels) for path in paths)
+        yield from (inspect_file(path, max_pixels, may_be_cut) for path in paths)
         return
     remaining = iter(paths)
     chunks = iter(lambda: list(itertools.islice(remaining, _CHUNK)), [])
     first = next(chunks, [])
     if len(first) < _CHUNK:  # starting processes would take longer
-        yield from (inspect_file(path, max_pixels) for path in first)
+        yield from (inspect_file(path, max_pixels, may_be_cut) for path in first)
         return
-    yield from _inspect_chunks(itertools.chain([first], chunks), max_pixels, workers)
+    yield from _inspect_chunks(itertools.chain([first], chunks), max_pixels, workers, may_be_cut)
 
 
 def _inspect_chunks(
-    chunks: Iterator[list[Path]], max_pixels: int, workers: int
+    chunks: Iterator[list[Path]], max_pixels: int, workers: int, may_be_cut: bool
 ) -> Iterator[ImageFile | UnreadableFile]:
     # Processes rather than threads: Pillow's limits and warnings are global, and hashing holds the interpreter's lock.
     # Spawned, because forking a process that has threads (a progress bar's, torch's) can deadlock.
@@ -309,7 +312,7 @@ def _inspect_chunks(
     try:
         for chunk in chunks:
             with _interrupts_held():  # the first one starts the processes
-                pending.append(executor.submit(_inspect_chunk, chunk, max_pixels))
+                pending.append(executor.submit(_inspect_chunk, chunk, max_pixels, may_be_cut))
             if len(pending) >= workers * _AHEAD:
                 yield from pending.popleft().result()
         while pending:
@@ -323,8 +326,8 @@ def _inspect_chunks(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _inspect_chunk(paths: list[Path], max_pixels: int) -> list[ImageFile | UnreadableFile]:
-    return [inspect_file(path, max_pixels) for path in paths]
+def _inspect_chunk(paths: list[Path], max_pixels: int, may_be_cut: bool) -> list[ImageFile | UnreadableFile]:
+    return [inspect_file(path, max_pixels, may_be_cut) for path in paths]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ def picture_of(image: ImageRef) -> Image.Image:
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
     """
-    return decode_bytes(read_verified(image), Path(image.path), image.depth)
+    return decode_bytes(read_verified(image), Path(image.path), image.depth, may_be_cut=image.is_admitted)
 
 
 def as_png(image: ImageRef) -> bytes:
@@ -31,14 +31,14 @@ def as_png(image: ImageRef) -> bytes:
     return buffer.getvalue()
 
 
-def decode_bytes(data: bytes, path: Path, depth: int | None = None) -> Image.Image:
+def decode_bytes(data: bytes, path: Path, depth: int | None = None, *, may_be_cut: bool = False) -> Image.Image:
     """An image file's bytes in RGB; the path is for errors.
 
     Raises:
         PoolError: They cannot be decoded.
     """
     try:
-        return pixels.decode(data, depth=depth)[0]
+        return pixels.decode(data, depth=depth, may_be_cut=may_be_cut)[0]
     except pixels.UnreadableImage as error:
         raise PoolError(
             f"{path} cannot be decoded: {error}.", "Replace the file, or run `alloop pool check`."

@@ -59,22 +59,25 @@ class Looked:
     depth: int | None
 
 
-def look(data: bytes, max_pixels: int | None = None) -> Looked:
+def look(data: bytes, max_pixels: int | None = None, *, may_be_cut: bool = False) -> Looked:
     """Decode all of an image file's first frame, at its own depth. Arguments and errors are those of `decode`."""
-    with _decoding(data, max_pixels) as opened:
+    with _decoding(data, max_pixels, may_be_cut) as opened:
         values = _deep_values(data, opened)
         depth = None if values is None else depth_of(int(values[..., :3].max() if values.ndim > 2 else values.max()))
         image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
         return Looked(_upright(image, opened), opened.format or "", opened.mode, depth)
 
 
-def decode(data: bytes, max_pixels: int | None = None, depth: int | None = None) -> tuple[Image.Image, str, str]:
+def decode(
+    data: bytes, max_pixels: int | None = None, depth: int | None = None, *, may_be_cut: bool = False
+) -> tuple[Image.Image, str, str]:
     """Decode all of an image file's first frame.
 
     Args:
         data: The file's bytes.
         max_pixels: Width times height above which the image is refused before it is decoded; None: any size.
         depth: Bits whose largest number is white, for a deep image; None: all that the file has.
+        may_be_cut: Read a file that ends too early as far as it goes; the rest is gray or black.
 
     Returns:
         The upright RGB image, and the format ("JPEG") and mode ("CMYK") that the file had.
@@ -83,7 +86,7 @@ def decode(data: bytes, max_pixels: int | None = None, depth: int | None = None)
         UnreadableImage: Empty, not an image, truncated, damaged, or larger than `max_pixels`; its values are negative,
             beyond `depth`, or floats beyond [0, 1].
     """
-    with _decoding(data, max_pixels) as opened:
+    with _decoding(data, max_pixels, may_be_cut) as opened:
         values = None if depth is None else _deep_values(data, opened)
         image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
         return _upright(image, opened), opened.format or "", opened.mode
@@ -104,41 +107,57 @@ def may_be_deep(data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _decoding(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
+def _decoding(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Iterator[Image.Image]:
     """A loaded image; what does not become pixels raises UnreadableImage."""
     if not data:
         raise UnreadableImage("empty file")
     with _quiet_pillow():
-        image = _load(data, max_pixels)
+        image = _load(data, max_pixels, may_be_cut)
         try:
             yield image
         except ValueError as error:
             raise UnreadableImage(f"pixels of the kind {image.mode} cannot be made RGB: {error}") from error
 
 
-def _load(data: bytes, max_pixels: int | None) -> Image.Image:
+def _load(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Image.Image:
     formats.prepare(data)
     try:
-        image = Image.open(io.BytesIO(data))
-        _check_size(image, max_pixels)
-        if image.format == "PNG":
-            _check_png(data)
-        image.load()
-        return image
+        return _open(data, max_pixels)
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(formats.why_unreadable(data)) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large inside (decompression bomb?): {error}") from error
-    except ValueError as error:
-        if "PngImagePlugin.MAX_TEXT" not in str(error):
-            raise UnreadableImage(f"truncated or damaged: {error}") from error
-        raise UnreadableImage(
-            f"its texts or its color profile take more than {_METADATA >> 20} MiB; save it without metadata"
-        ) from error
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
+        if not _is_cut(error) or not may_be_cut:
+            raise UnreadableImage(_why(error)) from error
+    ImageFile.LOAD_TRUNCATED_IMAGES = True  # until this image is decoded
+    try:
+        return _open(data, max_pixels)
+    except Exception as error:  # too little is left
         raise UnreadableImage(f"truncated or damaged: {str(error) or type(error).__name__}") from error
+
+
+def _open(data: bytes, max_pixels: int | None) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    _check_size(image, max_pixels)
+    if image.format == "PNG" and not ImageFile.LOAD_TRUNCATED_IMAGES:
+        _check_png(data)
+    image.load()
+    return image
+
+
+def _is_cut(error: Exception) -> bool:
+    """Whether a file ends too early, as far as Pillow tells that from damage."""
+    return isinstance(error, OSError | SyntaxError) and "truncated" in str(error).lower()
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValueError) and "PngImagePlugin.MAX_TEXT" in str(error):
+        return f"its texts or its color profile take more than {_METADATA >> 20} MiB; save it without metadata"
+    way_out = '; [pool] truncated = "accept" reads such files as far as they go' if _is_cut(error) else ""
+    return f"truncated or damaged: {str(error) or type(error).__name__}{way_out}"
 
 
 def _check_size(image: Image.Image, max_pixels: int | None) -> None:
@@ -285,6 +304,7 @@ def _quiet_pillow() -> Iterator[None]:
     All these settings are global to a process, so decoding belongs in processes, not in threads.
     """
     before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    is_lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on damage, metadata, colors; deprecations are heard
         Image.MAX_IMAGE_PIXELS = None
@@ -292,4 +312,5 @@ def _quiet_pillow() -> Iterator[None]:
         try:
             yield
         finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = is_lenient
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before

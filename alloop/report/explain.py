@@ -48,10 +48,13 @@ def describe_query(asked: Asked) -> str:
 def write_explanation(found: Explanation, path: Path) -> None:
     """Write the page: one file that needs no other. Files that cannot be read are left out."""
     with tempfile.TemporaryDirectory() as folder:
-        image = ImageRef(found.image_id, found.sha256, found.path, found.depth)
+        image = ImageRef(found.image_id, found.sha256, found.path, found.depth, is_admitted=True)
         pictures = _pictures([(image, "the image")], Path(folder), "image")
         near = [
-            (ImageRef(0, each.sha256, each.path, each.depth), f"{each.class_name} ({each.similarity:.3f})")
+            (
+                ImageRef(0, each.sha256, each.path, each.depth, is_admitted=True),
+                f"{each.class_name} ({each.similarity:.3f})",
+            )
             for each in found.neighbors
         ]
         sections = [

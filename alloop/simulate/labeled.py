@@ -117,7 +117,8 @@ def read_workspace(project: Project) -> LabeledImages:
     return LabeledImages(
         classes=classes,
         images=tuple(
-            ImageRef(label.image_id, label.sha256, str(label.path), depths.get(label.image_id)) for label in labels
+            ImageRef(label.image_id, label.sha256, str(label.path), depths.get(label.image_id), is_admitted=True)
+            for label in labels
         ),
         targets=np.array([classes.index(label.class_name) for label in labels], dtype=np.int64),
         is_holdout=np.array([label.split is Split.HOLDOUT for label in labels]),

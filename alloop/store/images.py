@@ -355,7 +355,7 @@ def list_refs_then(session: Session, then: dt.datetime) -> list[tuple[ImageRef, 
     )
     depth = find_depth(session, then)
     return [
-        (ImageRef(image_id, sha256, path, own and depth), Split(split))
+        (ImageRef(image_id, sha256, path, own and depth, is_admitted=True), Split(split))
         for image_id, sha256, split, path, own in session.execute(query)
     ]
 
@@ -372,7 +372,10 @@ def _refs_query() -> "Select[int, str, str, int | None]":
 
 def _refs(session: Session, query: "Select[int, str, str, int | None]") -> list[ImageRef]:
     depth = find_depth(session)
-    return [ImageRef(image_id, sha256, path, own and depth) for image_id, sha256, path, own in session.execute(query)]
+    return [
+        ImageRef(image_id, sha256, path, own and depth, is_admitted=True)
+        for image_id, sha256, path, own in session.execute(query)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

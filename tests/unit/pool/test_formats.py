@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import alloop
-from factories import make_project
-from PIL import Image, PngImagePlugin
+from factories import add_truth, make_project, write_settings
+from PIL import Image, ImageFile, PngImagePlugin
 
 from alloop.pool import formats, pixels
 
@@ -134,3 +134,67 @@ def test_a_png_with_a_large_color_profile_is_read():
 def test_metadata_that_would_fill_the_memory_are_refused_as_what_they_are():
     with pytest.raises(pixels.UnreadableImage, match="take more than 64 MiB; save it without metadata"):
         pixels.decode(png(first=b"\0" * (FULL + 1)))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_a_file_that_ends_too_early_is_read_as_far_as_it_goes_only_where_that_is_wanted(file_format: str):
+    file = io.BytesIO()
+    photo = Image.effect_noise((300, 200), 60).convert("RGB")
+    photo.save(file, file_format)
+    data = file.getvalue()[: -len(file.getvalue()) // 3]
+    whole = np.asarray(pixels.decode(file.getvalue())[0])
+
+    with pytest.raises(pixels.UnreadableImage, match=r'\[pool\] truncated = "accept" reads such files'):
+        pixels.decode(data)
+    read = np.asarray(pixels.decode(data, may_be_cut=True)[0])
+
+    first = slice(-64, None) if file_format == "BMP" else slice(64)  # a BMP begins with its lowest line
+    assert np.array_equal(read[first], whole[first])
+    assert not np.array_equal(read, whole)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    with pytest.raises(pixels.UnreadableImage, match="truncated"):
+        pixels.decode(data)
+
+
+def test_a_jpeg_without_its_end_mark_has_all_its_pixels():
+    file = io.BytesIO()
+    Image.effect_noise((300, 200), 60).convert("RGB").save(file, "JPEG")
+    data = file.getvalue()
+
+    with pytest.raises(pixels.UnreadableImage, match="truncated"):
+        pixels.decode(data[:-2])
+    read = pixels.decode(data[:-2], may_be_cut=True)[0]
+
+    assert np.array_equal(np.asarray(read), np.asarray(pixels.decode(data)[0]))
+
+
+def test_damage_is_refused_even_where_cut_files_are_taken():
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 60).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[len(data) // 2] ^= 1
+
+    with pytest.raises(pixels.UnreadableImage, match="damaged"):
+        pixels.decode(bytes(data), may_be_cut=True)
+
+
+def test_a_cut_file_comes_into_the_pool_by_a_setting_and_is_trained_on(tmp_path: Path):
+    project = make_project(tmp_path, n=12)
+    photos = project.folder / "photos"
+    file = io.BytesIO()
+    Image.effect_noise((300, 200), 60).convert("RGB").save(file, "JPEG")
+    (photos / "cut.jpg").write_bytes(file.getvalue()[:-2])
+    add_truth(project.folder / "truth.csv", {str(photos / "cut.jpg"): "cat"})
+    assert alloop("pool", "add", photos, "-C", project.folder).code == 0
+    refused = alloop("pool", "check", "-C", project.folder)
+    assert "cut.jpg\ttruncated or damaged" in refused.out
+    assert '[pool] truncated = "accept"' in refused.out
+
+    write_settings(project, pool={"truncated": "accept"}, loop={"batch_size": 12})
+    checked = alloop("pool", "check", "-C", project.folder)
+
+    assert checked.out == "13 images, 0 of them missing; 0 files could not be read.\n"
+    for _ in range(2):
+        assert alloop("run", "-C", project.folder).code == 0
+    assert alloop("status", "-C", project.folder, "--json").data["pool"]["labeled"] == 13
+    assert alloop("pool", "check", "-C", project.folder).out == checked.out  # it could be trained on
