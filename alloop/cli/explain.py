@@ -1,5 +1,9 @@
 """`alloop explain` and `alloop replay`: why an image was asked about, and whether a choice can be made again."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import click
 
 from alloop.cli._options import Session, common_options
@@ -25,7 +29,9 @@ def explain(session: Session, image: str, is_open: bool, device: str | None) -> 
     found = gather(project, image, device, session.progress())
     data, lines = dataclasses.asdict(found), describe(found)
     if is_open:
-        page = project.folder / "runs" / "explain" / f"{found.sha256[:12]}.html"
+        # Who may only look at the workspace gets the page elsewhere.
+        place = project.folder / "runs" if os.access(project.folder, os.W_OK) else Path(tempfile.mkdtemp())
+        page = place / "explain" / f"{found.sha256[:12]}.html"
         write_explanation(found, page)
         data["page"] = str(page)
         lines.append(f"Page: {page}")

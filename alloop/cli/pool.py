@@ -132,22 +132,29 @@ def list_(session: Session, split: str | None, labeled: bool | None) -> None:
 def check(session: Session) -> None:
     """Look at every file again and list what is missing or unreadable.
 
-    Files that changed are read anew; what could not be read before is tried again.
+    Files that changed are read anew; what could not be read before is tried again. Somebody who may not write in the
+    workspace is only told.
     """
     import dataclasses
 
-    from alloop.loop.ingest import check_images
+    from alloop.loop.ingest import check_images, look_at_images
     from alloop.loop.writer import writer
     from alloop.store.images import count_pool
-    from alloop.store.session import reading
+    from alloop.store.session import may_write, reading
 
     project = session.project()
-    with writer(project.database):
-        found = check_images(project, session.progress())
+    is_recorded = may_write(project.database.url)
+    if is_recorded:
+        with writer(project.database):
+            found = check_images(project, session.progress())
+    else:
+        found = look_at_images(project, session.progress())
     with reading(project.database) as rows:
         counts = count_pool(rows)
     lines = ["\t".join(filter(None, ["missing", location.path, location.reason])) for location in found["missing"]]
     lines += [f"unreadable\t{location.path}\t{location.reason}" for location in found["unreadable"]]
+    lines += [f"changed\t{location.path}" for location in found.get("changed", ())]
+    lines += [] if is_recorded else ["Nothing was recorded, since you may only look at this workspace. As recorded:"]
     lines.append(
         f"{counts.images} images, {counts.missing} of them missing; {counts.unreadable} files could not be read."
     )

@@ -22,9 +22,17 @@ def report(session: Session, out: Path | None, is_shown: bool) -> None:
     The learning curve, how honest the probabilities are, labels and people, every round, what stopping rules say. The
     page needs no other file and no network.
     """
+    import os
+
+    from alloop.errors import WorkspaceError
     from alloop.report.page import write_report
 
     project = session.project()
+    if out is None and not os.access(project.folder, os.W_OK):
+        raise WorkspaceError(
+            f"You may only look at {project.folder}, so the page cannot go there.",
+            "Name a place of your own: `alloop report --out report.html`.",
+        )
     path = write_report(project, out or project.folder / "report.html")
     session.show({"report": str(path)}, f"Report in {path}.", written=path)
     if is_shown:

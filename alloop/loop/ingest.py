@@ -172,30 +172,47 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
     Returns:
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
     """
-    with reading(project.database) as session:
-        locations = [place for place in list_locations(session) if not (is_given(place.path) or _is_left_out(place))]
-    gone, back, changed = [], [], []
-    for done, location in enumerate(locations, start=1):
-        path = _on_disk(location.path)
-        stat = _stat(path)
-        if stat is None:
-            gone.append(location.path)
-        elif location.status is LocationStatus.UNREADABLE or _differs(stat, location):
-            changed.append(path)
-        elif location.status is LocationStatus.MISSING:
-            back.append(location.path)
-        progress("looking at files", done, len(locations))
+    gone, back, changed = _look(project, progress)
     with transaction(project.database) as session:
-        drop_unreadable(session, gone)
-        set_location_status(session, gone, LocationStatus.MISSING, _now())
-        set_location_status(session, back, LocationStatus.OK, _now())
+        drop_unreadable(session, [place.path for place in gone])
+        set_location_status(session, [place.path for place in gone], LocationStatus.MISSING, _now())
+        set_location_status(session, [place.path for place in back], LocationStatus.OK, _now())
     if changed:
-        add_images(project, [str(path) for path in changed])
+        add_images(project, [str(_on_disk(place.path)) for place in changed])
     with reading(project.database) as session:
         return {
             "missing": list_locations(session, LocationStatus.MISSING),
             "unreadable": list_locations(session, LocationStatus.UNREADABLE),
         }
+
+
+def look_at_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
+    """Do the same without recording anything: `missing` now, recorded as `unreadable`, `changed` since."""
+    gone, _, changed = _look(project, progress)
+    missing = [place for place in gone if place.status is not LocationStatus.UNREADABLE]
+    unreadable = [place for place in changed if place.status is LocationStatus.UNREADABLE]
+    return {
+        "missing": missing,
+        "unreadable": unreadable,
+        "changed": [place for place in changed if place not in unreadable],
+    }
+
+
+def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Location], list[Location]]:
+    """Locations whose file is gone, is back as it was, or has to be read again."""
+    with reading(project.database) as session:
+        locations = [place for place in list_locations(session) if not (is_given(place.path) or _is_left_out(place))]
+    gone, back, changed = [], [], []
+    for done, location in enumerate(locations, start=1):
+        stat = _stat(_on_disk(location.path))
+        if stat is None:
+            gone.append(location)
+        elif location.status is LocationStatus.UNREADABLE or _differs(stat, location):
+            changed.append(location)
+        elif location.status is LocationStatus.MISSING:
+            back.append(location)
+        progress("looking at files", done, len(locations))
+    return gone, back, changed
 
 
 def configured_images(project: Project) -> list[str]:

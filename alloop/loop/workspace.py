@@ -18,7 +18,7 @@ from alloop.loop.writer import actor
 from alloop.pool.ingest import full_path, printable
 from alloop.project import DATABASE_FILE, Project, open_project
 from alloop.store.migrate import head_revision, upgrade
-from alloop.store.session import reading, transaction
+from alloop.store.session import look_only, may_write, reading, sqlite_url, transaction
 from alloop.store.workspace import add_event, add_workspace, find_workspace_uuid
 
 
@@ -89,11 +89,15 @@ def backup_database(project: Project, target: Path) -> Path:
     return target
 
 
+def _open_source(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path) if may_write(sqlite_url(path)) else sqlite3.connect(look_only(path), uri=True)
+
+
 def _copy_sqlite(source: Path, target: Path) -> None:
     try:
         # A connection's own `with` ends a transaction and closes nothing.
         with (
-            contextlib.closing(sqlite3.connect(source)) as reader,
+            contextlib.closing(_open_source(source)) as reader,
             contextlib.closing(sqlite3.connect(target)) as copy,
         ):
             reader.backup(copy)

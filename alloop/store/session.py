@@ -2,16 +2,18 @@
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import DatabaseError as BrokenDatabase
 from sqlalchemy.orm import Session
 
-from alloop.errors import AlloopError, ConfigError, DatabaseError
+from alloop.errors import AlloopError, ConfigError, DatabaseError, TemporaryError
 from alloop.files import from_folder
 
 BUSY_SECONDS = 30
@@ -63,16 +65,41 @@ def connect(url: str | URL) -> Engine:
     """
     try:
         parsed = _with_driver(make_url(url))
-        database = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        # Who may only look sees what the file held when it was opened, so every look opens it anew.
+        looks = {} if may_write(parsed) else {"poolclass": NullPool}
+        database = create_engine(parsed, pool_pre_ping=not is_sqlite, **looks)
     except ArgumentError as error:
         raise ConfigError("[database] url is not a database URL.", "See SQLAlchemy's URL format.") from error
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigError(
             f"No driver for the database URL: {error}.", "For PostgreSQL: pip install 'alloop[postgres]'."
         ) from error
-    if parsed.get_backend_name() == "sqlite":
+    if is_sqlite and may_write(parsed):
         _prepare_sqlite(database)
+    elif is_sqlite:
+        _prepare_looking(database)
     return database
+
+
+def may_write(url: URL) -> bool:
+    """Whether this process may change a database. SQLite writes files beside it; of servers it is not known yet."""
+    if url.get_backend_name() != "sqlite":
+        return True
+    path = os.path.realpath(str(url.database))
+    return not os.path.exists(path) or (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK))  # noqa: PTH110, PTH120 (a folder that is closed to us is no error here)
+
+
+def look_only(path: Path) -> str:
+    """How SQLite opens a file for somebody who may only look: nothing is made beside it.
+
+    Without a journal (`-wal`) all that counts is in the file, which is read as it is. With one a writer is at work, or
+    was killed, and SQLite reads both; for that the writer's `-shm` must be there.
+    """
+    real = Path(os.path.realpath(path))
+    journal = real.with_name(f"{real.name}-wal")
+    has_journal = journal.exists() and journal.stat().st_size > 0
+    return f"file:{quote(str(real))}?mode=ro" + ("" if has_journal else "&immutable=1")
 
 
 @contextlib.contextmanager
@@ -92,12 +119,22 @@ def reading(database: Engine) -> Iterator[Session]:
 
     Raises:
         DatabaseError: The database cannot be opened or read.
+        TemporaryError: We may only look at a file, and somebody wrote into it meanwhile.
     """
     options: dict[str, Any] = {"alloop_reading": True}
     if database.url.get_backend_name() != "sqlite":  # SQLite's readers always see one moment
         options |= {"isolation_level": "REPEATABLE READ"}
+    looked_at = None if may_write(database.url) else Path(str(database.url.database))
+    before = looked_at and _stamp(looked_at)
     with _in_words(database), Session(database.execution_options(**options), expire_on_commit=False) as session:
         yield session
+    if looked_at and _stamp(looked_at) != before:
+        raise TemporaryError(f"{looked_at} changed while it was read.", "Try again in a moment.")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _with_driver(url: URL) -> URL:
@@ -130,10 +167,28 @@ def _prepare_sqlite(database: Engine) -> None:
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.close()
 
-    @event.listens_for(database, "begin")
-    def _begin(connection: Any) -> None:
-        looks_only = connection.get_execution_options().get("alloop_reading", False)
-        connection.exec_driver_sql("BEGIN" if looks_only else "BEGIN IMMEDIATE")
+    event.listen(database, "begin", _begin)
+
+
+def _begin(connection: Any) -> None:
+    looks_only = connection.get_execution_options().get("alloop_reading", False)
+    connection.exec_driver_sql("BEGIN" if looks_only else "BEGIN IMMEDIATE")
+
+
+def _prepare_looking(database: Engine) -> None:
+    """A file that we may not write, opened so that looking needs no right to write either."""
+
+    @event.listens_for(database, "do_connect")
+    def _open(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        arguments[0] = look_only(Path(str(database.url.database)))
+        options["uri"] = True
+
+    @event.listens_for(database, "connect")
+    def _begin_by_hand(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+
+    event.listen(database, "begin", _begin)
 
 
 @contextlib.contextmanager
@@ -153,6 +208,11 @@ def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
     where = describe(database.url)
     if "readonly" in what or "read-only" in what:
         return DatabaseError(f"{where} is read-only.", "Make the workspace writable, or copy it elsewhere.")
+    if "unable to open" in what and not may_write(database.url):
+        return DatabaseError(
+            f"{where} has changes that were not written into it yet, and you may only look at it.",
+            "Somebody who may write there must run a command once, for example `alloop status`.",
+        )
     if "unable to open" in what:
         return DatabaseError(f"{where} cannot be opened.", "Check that the folder exists and may be written to.")
     if "locked" in what:

@@ -3,14 +3,13 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import Outcome, alloop
 from factories import CLASSES, make_project, write_picture, write_pool, write_settings
+from somebody_else import as_somebody_else, closed_to_others
 from sqlalchemy import Engine, event, text
 
 from alloop.loop.labels import import_labels
@@ -175,44 +174,12 @@ def test_a_full_disk_under_the_database_is_said_in_words(tmp_path: Path, monkeyp
     assert alloop("pool", "add", project.folder / "more", "-C", project.folder, "--json").data["new"] == 200
 
 
-def as_somebody_else(folder: Path, *arguments: str) -> Outcome:
-    """The command in a process of a user who may read the workspace and not write it (root may write everything)."""
-    program = f"""
-import os, sys
-sys.path[:0] = {sys.path!r}
-import sqlite3, sqlalchemy.dialects.sqlite.pysqlite
-import alloop.cli.main, alloop.loop.runner, alloop.report.gather, alloop.loop.ingest  # while they can be read
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
-os.environ.update(HOME="/nonexistent", USER="somebody")
-sys.argv = ["alloop", *{list(arguments)!r}]
-alloop.cli.main.main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=folder, env={**os.environ}
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
 def test_a_read_only_workspace_is_said_to_be(tmp_path: Path):
     project = at_round_one(tmp_path)
     project.close()
-    # pytest keeps its folders to their owner; somebody else must be able to pass.
-    closed = {
-        parent: parent.stat().st_mode for parent in [tmp_path, *tmp_path.parents] if not parent.stat().st_mode & 1
-    }
-    for parent, mode in closed.items():
-        parent.chmod(mode | 0o055)
-    before = sorted(path for path in project.folder.rglob("*"))
-    for path in [project.folder, *before]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    try:
-        found = as_somebody_else(project.folder, "run", "-C", str(project.folder))
-    finally:
-        for path in [project.folder, *before]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        for parent, mode in closed.items():
-            parent.chmod(mode)
+    before = sorted(project.folder.rglob("*"))
+    with closed_to_others(project.folder):
+        (found,) = as_somebody_else(project.folder, ["run"])
 
     assert found.code == 1, found.err
     assert "Traceback" not in found.err
