@@ -68,16 +68,10 @@ def _describe_depth(added: "Added") -> list[str]:
     if added.depth is None:
         return []
     holder = 16 if added.depth <= 16 else 32
-    lines = [
+    return [
         f"{added.depth}-bit data in {holder}-bit files: 0 to {2**added.depth - 1} is black to white for all "
         f"{added.deep} images with more than 8 bits, for the model and for people."
     ]
-    if added.changed_depth:
-        again = "" if added.round_again is None else f", and round {added.round_again} is trained again"
-        lines.append(
-            f"{added.changed_depth} of them were read at another depth before: their features are computed anew{again}."
-        )
-    return lines
 
 
 def _say(added: "Added") -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from alloop.store.rounds import drop_model, find_last_round, set_scores, set_sta
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
+logger = logging.getLogger("alloop")
 _CLOCK_STEP = dt.timedelta(seconds=2)  # how coarse the times of a file system may be
 Shown = tuple[str, str]  # a path, and the content hash of the image that people should see there
 LEFT_OUT = "left out: "  # what the reason of a location begins with that is there and must not come back
@@ -120,6 +122,14 @@ def add_images(
         added.depth, added.deep = find_depth(session), count_deep(session)
         if before not in (None, added.depth):
             added.changed_depth, added.round_again = n_before, _train_again(session)
+            logger.warning(
+                "The largest value of images with more than 8 bits needs %s bits and not %s: the features of the %d "
+                "that were known are computed anew%s.",
+                added.depth,
+                before,
+                n_before,
+                "" if added.round_again is None else f", and round {added.round_again} is trained again",
+            )
         add_event(session, "alloop", "pool add", _now(), **dataclasses.asdict(added))
     return added
 

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from alloop.pool import formats
 
 _METADATA = 2**26  # bytes of texts and color profile in a PNG: editing programs keep a picture's history in them
+_PHOTOMETRIC = 0x0106  # TIFF tag; 0: zero is white
 _ORIENTATION = 0x0112  # EXIF tag; value 1 is upright
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -257,6 +258,11 @@ def _gray_values(image: Image.Image) -> _Values:
     return values
 
 
+def _zero_is_white(image: Image.Image) -> bool:
+    """Whether a TIFF says so, as X-ray devices have it; Pillow heeds it for 8 bits only."""
+    return bool(getattr(image, "tag_v2", {}).get(_PHOTOMETRIC, 1) == 0)
+
+
 def _unit_floats(image: Image.Image) -> npt.NDArray[np.float64]:
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
@@ -271,14 +277,14 @@ def _unit_floats(image: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _at_depth(image: Image.Image, values: _Values, depth: int) -> Image.Image:
-    """Deep values → RGB: 0 is black, the largest number of `depth` bits is white, rounded."""
+    """Deep values → RGB: 0 is black, the largest number of `depth` bits is white (or the reverse), rounded."""
     white = (1 << depth) - 1
     colors, alpha = (values[..., :3], values[..., 3:]) if values.ndim > 2 else (values, values[..., :0])
     if (peak := int(colors.max())) > white:
         raise UnreadableImage(f"holds {peak}, which is more than {depth} bits hold; run `alloop pool add` on it")
     scaled = _rounded(colors * (255 / white))
     if values.ndim == 2:
-        return Image.fromarray(scaled).convert("RGB")
+        return Image.fromarray(255 - scaled if _zero_is_white(image) else scaled).convert("RGB")
     if alpha.size:
         return _on_white(Image.fromarray(np.concatenate([scaled, _rounded(alpha / 257)], axis=-1)))
     if isinstance(

@@ -95,8 +95,8 @@ def test_a_larger_value_raises_the_depth_of_all_and_says_what_is_computed_anew(t
     added = alloop("pool", "add", "-C", project.folder)
 
     assert "14-bit data in 16-bit files: 0 to 16383 is black to white for all 31 images" in added.out
-    assert "30 of them were read at another depth before: their features are computed anew" in added.out
-    assert "and round 1 is trained again" in added.out
+    assert "needs 14 bits and not 10: the features of the 30 that were known are computed anew" in added.err
+    assert "and round 1 is trained again" in added.err
     now = {ref.sha256: ref.key for ref in refs_of(project)}
     assert {ref.depth for ref in refs_of(project)} == {14}
     assert not set(now.values()) & set(before.values())

@@ -166,6 +166,22 @@ def test_the_largest_number_of_the_depth_is_white(value, file_format):
     assert pixels.may_be_deep(data)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_zero_is_white_where_a_tiff_says_so(bits):
+    strip = np.array([0, 200 if bits == 8 else 3213], dtype=f"<u{bits // 8}").tobytes()
+    entries = [(256, 3, 2), (257, 3, 1), (258, 3, bits), (259, 3, 1), (262, 3, 0), (273, 4, 8), (277, 3, 1)]
+    entries += [(278, 3, 1), (279, 4, len(strip))]
+    fields = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + (struct.pack("<HH", value, 0) if kind == 3 else struct.pack("<I", value))
+        for tag, kind, value in entries
+    )
+    data = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", 9) + fields + b"\0" * 4
+
+    # 3213 x 255 / 4095 = 200.08
+    assert np.asarray(pixels.look(data).image)[0, :, 0].tolist() == [255, 55]
+    assert np.asarray(pixels.decode(data, depth=12)[0])[0, :, 0].tolist() == [255, 55]
+
+
 def deep_png(values, interlaced: bool = False, transparent: tuple[int, ...] = ()) -> bytes:
     """A PNG of 16 bits a channel, by hand: Pillow writes none with colors."""
     height, width, n = values.shape
