@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from command_line import alloop
 from factories import CLASSES, add_truth, make_project, write_pool
 from PIL import Image
 
+from alloop.files import sha256_of
 from alloop.loop.explain import explain
 from alloop.loop.ingest import add_images
 from alloop.loop.workspace import upgrade_database
@@ -23,6 +25,8 @@ from alloop.simulate.base import Base, prepare_images
 from alloop.simulate.labeled import read_folder
 from alloop.store.images import list_refs
 from alloop.store.session import reading
+
+SCHEMAS = Path(__file__).parents[2] / "assets" / "schemas"
 
 
 def write_deep(folder: Path, n: int, bits: int, *, first: int = 0) -> None:
@@ -226,22 +230,24 @@ def test_a_labeled_folder_is_compared_and_simulated_at_one_depth(tmp_path: Path)
 
 
 def test_a_pool_of_an_earlier_schema_gets_its_depth_at_the_next_look(tmp_path: Path):
-    folder = make_project(tmp_path, n=0, add=False).folder
-    write_deep(folder / "photos", 2, 12)
-    project = open_project(folder, {})
-    add_images(project, [str(folder / "photos")])
+    project = make_project(tmp_path, n=0, add=False)
+    write_deep(project.folder / "photos", 1, 12)
+    file = project.folder / "photos" / "0000.png"
     project.close()
-    with contextlib.closing(sqlite3.connect(folder / "alloop.db")) as connection:  # as the schema before left it
-        connection.execute("ALTER TABLE image DROP COLUMN depth")
-        connection.execute("UPDATE alembic_version SET version_num = '0004'")
-        old = connection.execute("SELECT sha256 FROM image").fetchall()
+    database = project.folder / "alloop.db"
+    shutil.copy(SCHEMAS / "0004.db", database)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        sha256, stat = sha256_of(file), file.stat()
+        connection.execute("UPDATE image SET mode = 'I;16', sha256 = ? WHERE id = 1", [sha256])
+        seen = [str(file), stat.st_size, stat.st_mtime_ns]
+        connection.execute("UPDATE image_location SET path = ?, size = ?, mtime_ns = ? WHERE image_id = 1", seen)
         connection.commit()
-    project = open_project(folder, {}, check_schema=False)
-    upgrade_database(project)
+    upgraded = open_project(project.folder, {}, check_schema=False)
+    upgrade_database(upgraded)
 
-    assert {ref.depth for ref in refs_of(project)} == {16}
-    added = add_images(project, [str(folder / "photos")])
+    assert [(ref.image_id, ref.depth) for ref in refs_of(upgraded) if ref.depth is not None] == [(1, 16)]
+    added = add_images(upgraded, [str(project.folder / "photos")])
 
-    assert (added.known, added.depth, added.changed_depth) == (2, 12, 2)
-    assert sorted((ref.sha256,) for ref in refs_of(project)) == sorted(old)
-    project.close()
+    assert (added.known, added.depth, added.changed_depth) == (1, 12, 1)
+    assert [(ref.sha256, ref.depth) for ref in refs_of(upgraded) if ref.depth is not None] == [(sha256, 12)]
+    upgraded.close()
