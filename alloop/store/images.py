@@ -5,7 +5,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, delete, exists, func, insert, select, update
+from sqlalchemy import Select, and_, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
@@ -188,11 +188,12 @@ def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: i
 
 
 def set_location_status(session: Session, paths: Sequence[str], status: LocationStatus, now: dt.datetime) -> None:
-    """Mark known image paths as there or as missing."""
+    """Mark known image paths as there or as missing; what is missing for a reason (`set_missing`) stays as it is."""
+    has_reason = and_(ImageLocation.status == LocationStatus.MISSING.value, ImageLocation.reason.is_not(None))
     for chunk in in_chunks(paths):
         session.execute(
             update(ImageLocation)
-            .where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_not(None))
+            .where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_not(None), ~has_reason)
             .values(status=status.value, reason=None, seen_at=now)
         )
 

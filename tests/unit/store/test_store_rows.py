@@ -43,6 +43,7 @@ from alloop.store.images import (
     list_refs,
     set_location,
     set_location_status,
+    set_missing,
     set_split,
 )
 from alloop.store.queries import (
@@ -80,6 +81,19 @@ MANY = 502  # more than one chunk of a statement's values
 def make_annotation(image_id: int, external_id: str, **changes: object) -> AnnotationRecord:
     record = AnnotationRecord(image_id, None, "s", external_id, 1, "ada", Outcome.LABEL, "cat", None, NOW)
     return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+
+
+def test_what_is_missing_for_a_reason_does_not_come_back_by_being_there(database: Engine):
+    with transaction(database) as session:
+        add_pool_image(session, 1)
+        path = make_image(1).path
+        set_missing(session, {path: "left out: @eaDir holds no photos of yours"}, NOW)
+
+        set_location_status(session, [path], LocationStatus.OK, NOW)
+
+        assert [place.reason for place in list_locations(session, LocationStatus.MISSING)] == [
+            "left out: @eaDir holds no photos of yours"
+        ]
 
 
 def test_lists_longer_than_a_statement_takes_are_found_whole(database: Engine):
