@@ -17,7 +17,7 @@ from alloop.loop.askable import list_askable
 from alloop.loop.evidence import Evidence, Known
 from alloop.loop.explanation import Asked, Explanation, Neighbor, Rank
 from alloop.loop.filter import find_matching
-from alloop.loop.near_copies import list_groups
+from alloop.loop.near_copies import keep_largest, list_groups, read_sizes
 from alloop.loop.pool_scores import PoolScores, load_scores
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -197,11 +197,15 @@ def _standing(
         return f"It is labeled: {labels[image_id]}."
     last = queries[-1].status if queries else None
     number = max((row.number for row in list_rounds(session)), default=0)
-    if image_id in {ref.image_id for ref in list_askable(session, config.acquisition, number)}:
+    askable = list_askable(session, config.acquisition, number)
+    if image_id in {ref.image_id for ref in askable}:
         only = config.acquisition.only
         if only is not None and image_id not in find_matching(session, only):
             return f"It is not asked about, since it does not match [acquisition] only = {only!r}."
-        return "It can be asked about."
+        groups = list_groups(session)
+        one_each = keep_largest(askable, groups, read_sizes(session, askable, groups))
+        is_asked = image_id in {ref.image_id for ref in one_each}
+        return "It can be asked about." if is_asked else "A larger near copy of it can be asked about in its place."
     if last in (QueryStatus.SKIPPED, QueryStatus.UNKNOWN):
         return f"It was asked about, and the answer was: {last.value}."
     if image_id not in find_refs(session, [image_id]):

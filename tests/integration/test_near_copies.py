@@ -183,6 +183,19 @@ def test_labels_that_disagree_split_a_group_and_labels_that_agree_again_join_it(
     assert together in groups(project)
 
 
+def test_it_is_explained_that_a_larger_near_copy_is_asked(tmp_path: Path):
+    project = parts(tmp_path)
+    at = ("-C", project.folder)
+    alloop("pool", "add", *at)
+    sizes = {shot: (project.folder / "shots" / f"part0-{shot}.png").stat().st_size for shot in range(SHOTS)}
+
+    said = {shot: alloop("explain", f"part0-{shot}.png", *at).out for shot in range(SHOTS)}
+
+    largest = max(sizes, key=sizes.__getitem__)
+    assert "It can be asked about." in said.pop(largest)
+    assert all("A larger near copy of it can be asked about in its place." in words for words in said.values())
+
+
 def test_a_copy_of_a_holdout_image_with_another_label_is_trained_on(tmp_path: Path):
     project = parts(tmp_path)
     at = ("-C", project.folder)
