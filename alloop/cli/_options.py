@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class Session:
         """
         err = written is not None and is_stdout(written)
         if self.as_json:
-            click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str), err=err)
+            click.echo(json.dumps(_plain(data), indent=2, ensure_ascii=False, default=str, allow_nan=False), err=err)
         elif text and self.verbosity >= 0:
             click.echo(text, err=err)
 
@@ -68,6 +69,15 @@ class Session:
 
             return silent
         return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for what is not finite: JSON has no nan and no infinity."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def common_options(function: Callable[..., None]) -> Callable[..., None]:

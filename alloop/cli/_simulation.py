@@ -58,15 +58,16 @@ def _worth(table: CurveTable) -> Lines:
     areas = _places([row.area for row in table.rows], higher=True)
     needs = [math.inf if row.to_match is None else row.to_match.labels for row in table.rows]
     matches = _places(needs, higher=False) if any(map(math.isfinite, needs)) else [0] * len(needs)
+    has_rest = any(row.rest is not None for row in table.rows)  # not where a pool was used up, nor with a test set
     lines = []
     for number, row in enumerate(table.rows):
         line = [(row.strategy, 0), (f"{100 * row.area:.1f} ± {100 * row.area_std:.1f}", areas[number])]
         line += [(_ahead(row), 0), (_reached(row.to_match, table.budgets[0]), matches[number])]
-        if row.rest is not None:
-            line.append((f"{100 * row.rest:.1f}", 0))
+        if has_rest:
+            line.append(("–" if row.rest is None else f"{100 * row.rest:.1f}", 0))
         lines.append([*line, (f"{row.seconds:.2f}", 0), (f"{row.select_seconds:.2f}", 0)])
     columns = ["strategy", "area %", "over random at the end, pp", "labels to random's end"]
-    columns += ["rest %"] if all(row.rest is not None for row in table.rows) else []
+    columns += ["rest %"] if has_rest else []
     return "What each strategy is worth", [*columns, "s / round", "s choosing"], lines
 
 

@@ -60,6 +60,8 @@ def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) ->
     n = curves[0][-1].accuracy.n if curves[0] else 0
     print_text(f"The holdout: {n} images that no strategy chose and no model trained on; people's mistakes included.")
     for name, arm in result.arms.items():
+        if arm.rest is None:
+            continue
         print_text(
             f"{name}: {arm.rest.value:.1%} [{arm.rest.low:.1%}, {arm.rest.high:.1%}] right on the {arm.rest.n} images "
             "nobody was asked about (known only in a demo)"
@@ -82,7 +84,7 @@ def _data(result: "DemoResult", picture: Path) -> dict[str, Any]:
         name: {
             "workspace": str(arm.workspace),
             "curve": [dataclasses.asdict(point) for point in arm.curve],
-            "rest": dataclasses.asdict(arm.rest),
+            "rest": None if arm.rest is None else dataclasses.asdict(arm.rest),
         }
         for name, arm in result.arms.items()
     }

@@ -1,11 +1,12 @@
 """First statistics for batch normalization in a trunk that starts from scratch."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from torch import nn
 
 from alloop.engine.build import Hardware
-from alloop.engine.features import trunk_batches
+from alloop.engine.features import load_batches, run_trunk
 from alloop.models.backbones import Backbone
 from alloop.records import ImageRef
 
@@ -37,10 +38,10 @@ def settle_statistics(backbone: Backbone, images: Sequence[ImageRef], hardware: 
         module.momentum = None  # a plain average over batches
         module.train()
     shown = images[:MOST_IMAGES]
-    if len(shown) % hardware.batch_size == 1:  # a lone image has no variance
-        shown = shown[:-1]
-    for _ in trunk_batches(shown, backbone, hardware):
-        pass
+    trunk = backbone.module.to(hardware.device)
+    for batch in load_batches(shown, backbone, dataclasses.replace(hardware, batch_size=max(2, hardware.batch_size))):
+        if len(batch.positions) > 1:  # a lone image has no variance
+            run_trunk(trunk, backbone, batch.images, hardware)
     for module, momentum in zip(fresh, momenta, strict=True):
         module.momentum = momentum
         module.eval()

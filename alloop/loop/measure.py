@@ -130,6 +130,10 @@ def evaluate(
     if not usable:
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
     raw, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
+    if not order:
+        raise LabelError(
+            f"None of the {len(usable)} labeled holdout images can be read.", "`alloop pool check` says why."
+        )
     targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
     config = validate_config(model.config, f"the config of model {model.name}")
     if config.evaluation.test is not None:
@@ -169,5 +173,5 @@ def _predict(
         )
         result = LocalExecutor().score(job, progress)
         parts = list(read_log_probs(result.path))
-    raw = torch.cat([rows for _, rows in parts]).double()
+    raw = torch.cat([torch.empty(0, len(model.classes)), *(rows for _, rows in parts)]).double()
     return raw, [int(image_id) for ids, _ in parts for image_id in ids]

@@ -127,12 +127,30 @@ def load_backbone(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _find(name, weights, search_paths).resized_to(image_size)
+        found = _find(name, weights, search_paths)
+    backbone = found.resized_to(image_size)
     built_for = getattr(backbone.module, "image_size", backbone.image_size)
     if name.startswith("vit_") and built_for != backbone.image_size:
         raise ConfigError(f"{name} takes images of {built_for} pixels only.", "Leave [model] image_size out.")
     backbone.module.eval().requires_grad_(requires_grad=False)
+    if backbone.image_size != found.image_size and not isinstance(backbone.module, Given):
+        _try_size(backbone, name)
     return backbone
+
+
+def _try_size(backbone: Backbone, name: str) -> None:
+    """Refuse a size that the trunk cannot take: too small for its strides, or no multiple of its patches."""
+    size = backbone.image_size
+    try:
+        with torch.inference_mode():
+            features = backbone.module(torch.zeros(1, 3, size, size))
+        if features.shape != (1, backbone.n_features) or not bool(torch.isfinite(features).all()):
+            raise ValueError(f"it gives {list(features.shape)} in place of [1, {backbone.n_features}] finite features")
+    except Exception as error:  # somebody else's code
+        raise ConfigError(
+            f"{name} cannot take images of {size} pixels: {str(error).partition(chr(10))[0].rstrip('.')}.",
+            "Set another [model] image_size, or leave it out.",
+        ) from error
 
 
 def _find(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:

@@ -28,7 +28,7 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
-from alloop.errors import ConfigError, ModelError, PoolError
+from alloop.errors import ConfigError, LabelError, ModelError, PoolError
 from alloop.evaluation.intervals import DRAWS, bootstrap_all, statistics_of, wilson
 from alloop.evaluation.metrics import Bins, accuracy, confidence_bins
 from alloop.files import make_output_folder, write_json
@@ -225,11 +225,24 @@ def _plan(settings: CompareSettings, data: LabeledImages, draw: Callable[[int], 
     plans = []
     for seed in range(settings.seeds):
         parts = draw(seed)
+        _check_classes(data, parts, seed)
         for method in settings.methods:
             digest = _digest(configs[method.name], data, parts, seed, settings)
             name = f"{method.name.replace('/', '+')}-seed{seed}-{digest[:12]}.json"
             plans.append(_Plan(method, seed, configs[method.name], parts, settings.out / "cells" / name))
     return plans
+
+
+def _check_classes(data: LabeledImages, parts: Parts, seed: int) -> None:
+    """A model needs two classes to learn from; where most images are of one, chance may leave no other."""
+    there = set(data.targets[parts.train].tolist())
+    if len(there) > 1:
+        return
+    counts = ", ".join(f"{n} of {name}" for name, n in zip(data.classes, np.bincount(data.targets), strict=False))
+    raise LabelError(
+        f"With seed {seed} the {len(parts.train)} images to train on are of one class only; all labels: {counts}.",
+        "Label more images of the rare classes, or train on more (--labels).",
+    )
 
 
 def split(data: LabeledImages, kind: SplitKind, seed: int, n_labels: int | None) -> Parts:

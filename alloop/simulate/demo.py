@@ -57,11 +57,11 @@ class DemoSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What one strategy came to. `rest` is measured on the images never asked about, against the truth."""
+    """What one strategy came to. `rest` is measured on the images never asked about, if any, against the truth."""
 
     workspace: Path
     curve: tuple[CurvePoint, ...]
-    rest: Interval
+    rest: Interval | None
 
 
 @dataclasses.dataclass(frozen=True)

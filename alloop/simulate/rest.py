@@ -16,8 +16,8 @@ from alloop.store.rounds import find_last_model
 from alloop.store.session import reading
 
 
-def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progress = silent) -> Interval:
-    """Accuracy of the newest model on the unlabeled train images, with a Wilson interval.
+def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progress = silent) -> Interval | None:
+    """Accuracy of the newest model on the unlabeled train images, with a Wilson interval; None where none are left.
 
     Under an active strategy these are not a random sample of the pool: what the model found hard was taken out.
 
@@ -34,6 +34,8 @@ def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progr
         refs = list_refs(session, Split.TRAIN, labeled=False)
     if model is None:
         raise ModelError("There is no model yet.", "Run a round first.")
+    if not refs:
+        return None
     job = ScoreJob(
         config=validate_config(model.config, f"the config of model {model.name}"),
         model=model.files(project.folder),

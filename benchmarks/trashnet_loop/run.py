@@ -94,6 +94,7 @@ labeling = {{ backend = "oracle", oracle = {{ file = "{truth_file}" }} }}
         run(project, RunOptions(rounds=None))
         seconds = time.perf_counter() - started
         ours = accuracy_on_rest(project, truth)
+        assert ours is not None, "the rounds use up the pool"
         theirs = logistic_regression(project, truth)
     row = {
         "strategy": strategy,

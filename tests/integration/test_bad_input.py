@@ -1,6 +1,7 @@
 """What goes wrong outside alloop: refused in words with the way out, and the workspace stays where it was."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -398,3 +399,27 @@ def test_a_backbone_that_is_not_one_is_named(tmp_path: Path):
     assert refused.code in {1, 2}
     assert "resnet5O" in refused.err
     assert value(project, "SELECT state FROM round WHERE number = 1") == "created"
+
+
+def test_a_holdout_that_cannot_be_read_is_not_measured(tmp_path: Path):
+    project = at_round_one(tmp_path, "train")
+    before = value(project, "SELECT count(*) FROM metric")
+    shutil.rmtree(project.folder / "cache")
+    shutil.rmtree(project.folder / "photos")
+
+    refused = alloop("evaluate", "-C", project.folder)
+
+    assert refused.code == 1
+    assert "None of the 8 labeled holdout images can be read." in refused.err
+    assert value(project, "SELECT count(*) FROM metric") == before
+
+
+def test_json_for_programs_has_null_where_a_number_is_not_finite(capsys: pytest.CaptureFixture[str]):
+    from alloop.cli._options import Session
+
+    Session(Path(), as_json=True, verbosity=0).show({"a": [float("nan"), (1.5, float("-inf"))], "b": {"c": "nan"}})
+
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": [None, [1.5, None]],
+        "b": {"c": "nan"},
+    }

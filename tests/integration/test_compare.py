@@ -209,3 +209,16 @@ def test_results_elsewhere_use_the_features_of_the_workspace(pictures: Path, tmp
     assert (tmp_path / "elsewhere" / "index.html").exists()
     assert (pictures.parent / "cache" / "features").is_dir()
     assert not (tmp_path / "elsewhere" / "cache").exists()
+
+
+def test_labels_that_may_leave_one_class_to_train_on_are_refused_before_anything_is_trained(
+    pictures: Path, trained: list[int]
+):
+    for picture in sorted((pictures / "dog").iterdir())[1:]:
+        picture.unlink()
+
+    refused = _compare(pictures, "--labels", "2")
+
+    assert refused.code == 1
+    assert "of one class only; all labels: 40 of cat, 1 of dog" in refused.err
+    assert trained == []

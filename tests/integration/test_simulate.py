@@ -455,3 +455,15 @@ def test_without_data_a_workspace_is_needed(tmp_path: Path):
 
     assert done.code == 2
     assert "not an alloop workspace" in done.err
+
+
+def test_batches_that_use_up_the_pool_leave_no_rest_to_be_measured_on(pool: Path):
+    done = _simulate(pool, "--rounds", "30", "--seeds", "1", strategies="random")
+
+    assert done.code == 0, done.err
+    run = _runs(pool)["random", 0]
+    assert len(_rows(run)) == ROWS - run["n_test"]
+    assert (run["rest"], run["n_rest"]) == (None, 0)
+    assert json.loads((pool.parent / "out" / "simulation.json").read_text())["summary"]["rows"][0]["rest"] is None
+    assert "rest %" not in done.out
+    assert "nan" not in done.out

@@ -74,3 +74,20 @@ def test_a_lone_last_image_is_left_out(toys):
     settle_statistics(backbone, toys.images[:9], _hardware(4))
 
     assert trunk[2].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, 4), (2, 4), (9, 1)])
+def test_statistics_need_two_images_at_a_time_whatever_the_batch_size(toys, batch_size: int, batches: int):
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.BatchNorm1d(4))
+
+    settle_statistics(Backbone(trunk, n_features=4, image_size=16), toys.images[:9], _hardware(batch_size))
+
+    assert trunk[2].num_batches_tracked == batches
+
+
+def test_a_single_readable_image_gives_no_statistics(toys):
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.BatchNorm1d(4))
+
+    settle_statistics(Backbone(trunk, n_features=4, image_size=16), toys.images[:1], _hardware(4))
+
+    assert trunk[2].num_batches_tracked == 0

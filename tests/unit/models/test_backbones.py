@@ -346,3 +346,23 @@ def test_pixels_see_shapes_and_not_plain_brightness():
     dark, bright = (features.reshape(64, 4, 4)[:, 1:3, 1:3] for features in (dark, bright))
     torch.testing.assert_close(dark, bright, atol=1e-4, rtol=0)
     assert dark.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("squeezenet1_1", 9), ("own:patches", 20), ("own:wrong_shape", 32), ("own:empty", 16)]
+)
+def test_a_size_that_the_trunk_cannot_take_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, size: int):
+    modules = {
+        "own:patches": nn.Sequential(nn.Unflatten(3, (-1, 16)), nn.Flatten()),
+        "own:wrong_shape": nn.Flatten(),
+        "own:empty": nn.Sequential(nn.Conv2d(3, 2, 16, 16), nn.Flatten(2)),
+    }
+    if name in modules:
+        made = Backbone(modules[name], 2, image_size=224)
+        monkeypatch.setattr(backbones, "_from_factory", lambda *_: made)
+
+    with pytest.raises(ConfigError, match=f"{name} cannot take images of {size} pixels") as caught:
+        load_backbone(name, "none", image_size=size)
+
+    assert "image_size" in caught.value.hint
+    assert len(str(caught.value).splitlines()) == 2
