@@ -32,11 +32,12 @@ def _consequences(new: Config, n_holdout: int) -> dict[tuple[str, str], str]:
         f"the holdout was drawn with the first round and keeps its {n_holdout} images. [evaluation] holdout_growth "
         "adds to it in later rounds."
     )
+    once_read = "images that are in the pool stay in it; files that were refused are tried again by `alloop pool add`."
     found = {
         ("project", "seed"): "what the earlier seed drew stays, the holdout above all; rounds that begin from now on "
         "draw with the new one.",
-        ("pool", "max_pixels"): "images that are in the pool stay in it; files that were refused are tried again by "
-        "`alloop pool add`.",
+        ("pool", "max_pixels"): once_read,
+        ("pool", "truncated"): once_read,
         ("labeling", "preannotate"): "tasks that people have already stay as they are; it counts for those sent from "
         "now on.",
     }
