@@ -1,0 +1,239 @@
+"""Part C: what alloop reaches of what the machine can do, both measured in this run.
+
+The ceiling of a trunk is its forward pass on tensors that are already on the card, in bfloat16 and channels-last memory
+order (float32 on a CPU), at the best of several batch sizes. No target: these are the figures that speed work starts
+from.
+"""
+
+import copy
+import itertools
+import os
+import time
+from dataclasses import replace
+
+import torch
+from pictures import load, make_large
+from rows import Options, Rows, parse, peak_gib, reset_peak, seconds_of, synchronize
+from torch import Tensor, nn
+
+from alloop.config.schema import Config, TrainConfig
+from alloop.engine.build import (
+    HEAD_DECAY,
+    HEAD_PRIOR,
+    HEAD_STEPS,
+    FinetuneRecipe,
+    Hardware,
+    HeadRecipe,
+    build_hardware,
+    build_loss,
+)
+from alloop.engine.features import load_batches, run_trunk, trunk_batches
+from alloop.engine.finetune import Labeled, Setup, finetune
+from alloop.engine.fit_heads import fit_heads
+from alloop.engine.objective import Objective
+from alloop.losses.multi_head import assign_specialties, class_weights
+from alloop.models.backbones import Backbone, load_backbone
+from alloop.models.heads import MultiHead
+from alloop.records import ImageRef
+
+TRUNKS = ("resnet50", "efficientnet_b0", "vit_b_16", "convnext_tiny")
+N_HEADS, N_CLASSES = 4, 10
+
+
+def main() -> None:
+    options = parse(__doc__)
+    rows = Rows(options.out, "C")
+    config = Config.model_validate({"project": {"classes": ["a", "b"]}})
+    hardware = build_hardware(config, str(options.device))
+    photos = load("trashnet", options).refs
+    side = (4000, 3000) if not options.tiny else (400, 300)
+    large = make_large(options.work / "large", options.size(30, 3), *side)
+    with rows.guarded("decoding"):
+        measure_decoding(photos, large, hardware, options, rows)
+    for name in TRUNKS:
+        with rows.guarded(name):
+            measure_trunk(name, photos, hardware, options, rows)
+    with rows.guarded("fine-tuning"):
+        measure_epoch(photos, hardware, options, rows)
+    for n in (options.size(5_000, 200), options.size(50_000, 400)):
+        measure_heads(n, options.size(2048, 64), options, rows)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def measure_decoding(
+    photos: tuple[ImageRef, ...], large: tuple[ImageRef, ...], hardware: Hardware, options: Options, rows: Rows
+) -> None:
+    """Images a second from JPEG file to pixels at the trunk's size, without a trunk."""
+    look = Backbone(nn.Identity(), 1, image_size=224, resize=256)
+    for workers, what in ((hardware.workers, "alloop's default"), (n_cores(), "all cores")):
+        for item, refs, times in (("TrashNet", photos, 4), ("12 megapixels", large, 2)):
+            images = refs * options.size(times, 1)
+            # DataLoader starts processes only above four batches: small batches let the few large pictures use them.
+            reader = replace(hardware, workers=workers, batch_size=min(hardware.batch_size, max(1, len(images) // 64)))
+            started = time.perf_counter()
+            n = sum(len(batch.positions) for batch in load_batches(images, look, reader))
+            rate = n / (time.perf_counter() - started)
+            rows.add(f"decoding, {item}", "rate", rate, "images/s", f"{workers} processes ({what}), start included")
+
+
+def n_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+# -- trunks -----------------------------------------------------------------------------------------------------------
+
+
+def measure_trunk(name: str, photos: tuple[ImageRef, ...], hardware: Hardware, options: Options, rows: Rows) -> None:
+    # Vision transformers take one size only.
+    backbone = load_backbone(name, "none", 64 if options.tiny and not name.startswith("vit") else None)
+    ceiling = best_rate(name, backbone, options, rows)
+    n = options.size(hardware.batch_size, 2)
+    pixels = torch.randint(0, 256, (n, 3, backbone.image_size, backbone.image_size), dtype=torch.uint8)
+    trunk = backbone.module.to(options.device)
+    reset_peak(options.device)
+    once = seconds_of(lambda: run_trunk(trunk, backbone, pixels, hardware), options, at_least=1.0)
+    report(rows, name, "features from memory", n / once, ceiling, f"batch {n}")
+    rows.add(name, "peak memory", peak_gib(options.device), "GiB", f"features, batch {n}")
+    images = photos[: options.size(len(photos), 4)] * options.size(4, 1)
+    for workers in dict.fromkeys((hardware.workers, n_cores())):
+        started = time.perf_counter()
+        for _ in trunk_batches(images, backbone, replace(hardware, workers=workers)):
+            pass
+        rate = len(images) / (time.perf_counter() - started)
+        report(rows, name, "features from JPEG files", rate, ceiling, f"{workers} processes, {len(images)} photos")
+
+
+def best_rate(name: str, backbone: Backbone, options: Options, rows: Rows) -> float:
+    """Images a second of the bare forward pass; says how it falls in float32, too."""
+    rates = {}
+    dtype = torch.bfloat16 if options.is_cuda else torch.float32
+    trunk = copy.deepcopy(backbone.module).to(options.device, dtype, memory_format=torch.channels_last)
+    for batch in (64, 128, 256, 512, 1024) if not options.tiny else (2,):
+        images = random_images(batch, backbone, options.device, dtype)
+        rates[batch] = batch / seconds_of(lambda: forward(trunk, images), options)  # noqa: B023
+    best = max(rates, key=lambda batch: rates[batch])
+    dtype_name = str(dtype).removeprefix("torch.")
+    rows.add(name, "ceiling", rates[best], "images/s", f"{dtype_name}, channels last, batch {best}")
+    plain = backbone.module.to(options.device)
+    images = random_images(best, backbone, options.device, torch.float32)
+    rate = best / seconds_of(lambda: forward(plain, images), options)
+    rows.add(name, "bare forward pass", rate, "images/s", f"float32 as PyTorch is set by default, batch {best}")
+    return rates[best]
+
+
+@torch.inference_mode()
+def forward(trunk: nn.Module, images: Tensor) -> Tensor:
+    output: Tensor = trunk(images)
+    return output
+
+
+def random_images(n: int, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Never zeros: cards multiply zeros faster."""
+    images = torch.randn(n, 3, backbone.image_size, backbone.image_size, device=device, dtype=dtype)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def report(rows: Rows, item: str, measure: str, rate: float, ceiling: float, note: str) -> None:
+    rows.add(item, measure, rate, "images/s", note)
+    rows.add(item, f"{measure} / ceiling", rate / ceiling, "", note)
+
+
+# -- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def measure_epoch(photos: tuple[ImageRef, ...], hardware: Hardware, options: Options, rows: Rows) -> None:
+    """An epoch of ResNet-50 from photos on disk, against a loop over the same batches that are already on the card."""
+    n, batch_size = options.size(512, 8), options.size(64, 4)
+    images = list((photos * 2)[:n])
+    targets = torch.arange(len(images)) % N_CLASSES
+    workers = options.size(n_cores(), 0)
+    setup = make_setup(replace(hardware, workers=workers), batch_size, options)
+    moments: list[float] = []
+    reset_peak(options.device)
+
+    def note_time(label: str, done: int, total: int) -> None:
+        if label == "epochs":
+            moments.append(time.perf_counter())
+
+    labeled = Labeled(images, targets)
+    finetune(setup, labeled, labeled.take([]), 0, note_time)
+    ours = min(later - earlier for earlier, later in itertools.pairwise(moments))
+    note = f"resnet50, {n} photos, batch {batch_size}, {workers} processes"
+    rows.add("fine-tuning", "an epoch", ours, "s", note)
+    rows.add("fine-tuning", "peak memory", peak_gib(options.device), "GiB", note)
+    bare = bare_epoch(images, targets, batch_size, hardware, options)
+    rows.add("fine-tuning", "a bare epoch", bare, "s", "the same batches, on the card beforehand, channels last")
+    rows.add("fine-tuning", "bare / alloop", bare / ours, "", note)
+
+
+def make_setup(hardware: Hardware, batch_size: int, options: Options) -> Setup:
+    train = TrainConfig()
+    recipe = FinetuneRecipe(options.size(3, 2), batch_size, 1e-3, 0.01, train.loss_scale, patience=9)
+    backbone = load_backbone("resnet50", "none").resized_to(options.size(224, 64))
+    heads = MultiHead(backbone.n_features, N_HEADS, N_CLASSES, torch.Generator().manual_seed(0))
+    return Setup(backbone, heads, make_objective().to(options.device), recipe, hardware)
+
+
+def bare_epoch(images: list[ImageRef], targets: Tensor, batch_size: int, hardware: Hardware, options: Options) -> float:
+    """Seconds of the shortest of three epochs."""
+    setup = make_setup(hardware, batch_size, options)
+    backbone = setup.backbone
+    trunk = backbone.module.to(options.device, memory_format=torch.channels_last).requires_grad_(requires_grad=True)
+    heads = setup.heads.to(options.device).requires_grad_(requires_grad=True)
+    loaded = load_batches(images, backbone, replace(hardware, batch_size=batch_size, workers=0))
+    batches = [(batch.images.to(options.device), targets[batch.positions].to(options.device)) for batch in loaded]
+    optimizer = torch.optim.AdamW([*trunk.parameters(), *heads.parameters()], lr=1e-4)
+    times = []
+    for _ in range(options.size(3, 1)):
+        synchronize(options.device)
+        started = time.perf_counter()
+        for pixels, labels in batches:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(options.device.type, torch.bfloat16, enabled=options.is_cuda):
+                features = trunk(backbone.normalize(pixels).contiguous(memory_format=torch.channels_last))
+            torch.autograd.backward(setup.objective(heads(features), labels))
+            optimizer.step()
+        synchronize(options.device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+# -- heads ------------------------------------------------------------------------------------------------------------
+
+
+def make_objective() -> Objective:
+    config = Config.model_validate({"project": {"classes": ["a", "b"]}})
+    specialties = assign_specialties(N_CLASSES, N_HEADS, torch.Generator().manual_seed(0))
+    return Objective(build_loss(config), class_weights(specialties, N_CLASSES), None, config.train.loss_scale)
+
+
+def measure_heads(n: int, n_features: int, options: Options, rows: Rows) -> None:
+    """Four heads by L-BFGS on features with ten clusters, on the CPU and on the card."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, N_CLASSES, (n,), generator=generator)
+    centers = torch.randn(N_CLASSES, n_features, generator=generator)
+    features = torch.randn(n, n_features, generator=generator) * 4 + centers[targets]
+    recipe = HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, "mean")
+    item = f"heads, {n:,} labels × {n_features:,}"
+    losses = {}
+    devices = [torch.device("cpu"), *([options.device] if options.is_cuda else [])]
+    for device in devices:
+        with rows.guarded(item):
+            on_device = features.to(device), targets.to(device)
+            objective = make_objective().to(device)
+            synchronize(device)
+            started = time.perf_counter()
+            seed = torch.Generator().manual_seed(1)
+            _, history = fit_heads(*on_device, N_CLASSES, N_HEADS, objective, recipe, seed)
+            synchronize(device)
+            note = f"{history['evaluations']} evaluations, loss {history['loss_after']:.6f}"
+            rows.add(item, f"fit on {device.type}", time.perf_counter() - started, "s", note)
+            losses[device.type] = history["loss_after"]
+    if not options.is_cuda:
+        rows.add(item, "fit on cuda", None, "s", "no card here")
+
+
+if __name__ == "__main__":
+    main()
