@@ -84,26 +84,12 @@ class HeadDropout:
             )
         if seed is not None:
             return self._consistent(heads, features, seed)
+        # Of an image's own generator, pass m takes the m-th draw; a shared one is drawn from in the order of the batch.
+        own = None if image_seeds is None else [torch.Generator().manual_seed(each) for each in image_seeds]
         return (
-            heads(self._dropped(features, heads.center, self._masks_of_pass(features, number, image_seeds, generator)))
-            for number in range(self.passes)
+            heads(self._dropped(features, heads.center, self.masks(features, generator if own is None else own)))
+            for _ in range(self.passes)
         )
-
-    def _masks_of_pass(
-        self,
-        features: Float[Tensor, "B D"],
-        number: int,
-        image_seeds: Sequence[int] | None,
-        generator: torch.Generator | None,
-    ) -> Float[Tensor, "B D"]:
-        if image_seeds is None:
-            assert generator is not None
-            return self.masks(features, generator)
-        masks = torch.empty(features.shape, dtype=torch.float32, device=features.device)
-        for row, seed in enumerate(image_seeds):
-            own = torch.Generator().manual_seed(derive_seed(seed, "mc-dropout", number))
-            masks[row : row + 1] = self.masks(features[row : row + 1], own)
-        return masks
 
     def _consistent(self, heads: MultiHead, features: Tensor, seed: int) -> Iterator[Tensor]:
         # One mask for all images can be put on the weights instead: K rows rather than B.
@@ -127,11 +113,23 @@ class HeadDropout:
         passes = self.passes_of(heads, features, seed=seed, image_seeds=image_seeds, generator=generator)
         return torch.cat(list(passes))
 
-    def masks(self, features: Float[Tensor, "B D"], generator: torch.Generator) -> Float[Tensor, "B D"]:
-        """0 for what is dropped, else 1 / (1 - rate), drawn on the CPU so that devices agree."""
+    def masks(
+        self, features: Float[Tensor, "B D"], generators: torch.Generator | Sequence[torch.Generator] | None
+    ) -> Float[Tensor, "B D"]:
+        """0 for what is dropped, else 1 / (1 - rate), drawn on the CPU so that devices agree.
+
+        Args:
+            features: What the masks are for.
+            generators: One for the whole batch, or one for each row.
+        """
         keep = 1 - self.rate
-        drawn = torch.rand(features.shape, generator=generator) < keep
-        return drawn.to(device=features.device, dtype=torch.float32) / keep
+        if isinstance(generators, Sequence):
+            drawn = torch.empty(features.shape)
+            for row, generator in zip(drawn, generators, strict=True):
+                torch.rand(row.shape, generator=generator, out=row)
+        else:
+            drawn = torch.rand(features.shape, generator=generators)
+        return (drawn < keep).to(device=features.device, dtype=torch.float32) / keep
 
     @staticmethod
     def _dropped(features: Tensor, center: Tensor, masks: Tensor) -> Tensor:
