@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.engine.build import HEAD_BATCH, HEAD_RATE, SMOOTH_LOSSES, HeadRecipe
+from alloop.engine.device import full_float32
 from alloop.engine.objective import Objective
 from alloop.losses.mixing import mix
 from alloop.losses.multi_head import multi_head_loss
@@ -26,7 +27,7 @@ def fit_heads(
     recipe: HeadRecipe,
     generator: torch.Generator,
 ) -> tuple[MultiHead, dict[str, object]]:
-    """Fit M heads to labeled features, on the CPU, in float32.
+    """Fit M heads to labeled features, in float32, on the device that the features are on (alloop's are on the CPU).
 
     Minimizes the objective, plus decay, plus the cross-entropy of `recipe.prior` images that lie at the features'
     center and belong to every class alike (not under LogitNorm, for which a center has no logits to normalize). Smooth
@@ -36,10 +37,10 @@ def fit_heads(
     Returns:
         The heads, and what happened, JSON-able.
     """
-    heads = MultiHead(features.shape[1], n_heads, n_classes, generator)
+    heads = MultiHead(features.shape[1], n_heads, n_classes, generator).to(features.device)
     heads.standardize_by(features)
-    problem = _Problem(heads, features, targets, objective, recipe)
-    with _threads_for(features):
+    problem = _Problem(heads, features, targets, objective.to(features.device), recipe)
+    with _threads_for(features), full_float32():
         is_fixed = recipe.mixing.kind == "none" and recipe.dropout is None
         is_smooth = is_fixed and objective.loss.name in SMOOTH_LOSSES
         history = _solve_in_span(problem) if is_smooth else _descend(problem, generator)
@@ -56,7 +57,7 @@ class _Problem:
         self.heads, self.features, self.targets = heads, features, targets
         self.recipe = recipe
         self._objective = objective
-        self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes)
+        self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes, device=features.device)
 
     def on(self, heads: MultiHead, features: Tensor) -> "_Problem":
         """The same problem with other heads, of other features of the same images."""
@@ -89,7 +90,7 @@ def _solve_in_span(problem: _Problem) -> dict[str, object]:
         return _solve(problem)
     standardized = (features.double() - heads.center.double()) / heads.scale.double()
     basis, rows = torch.linalg.qr(standardized.T)  # [D, N] and [N, N]
-    small = MultiHead(n, heads.n_heads, heads.n_classes)
+    small = MultiHead(n, heads.n_heads, heads.n_classes).to(features.device)
     with torch.no_grad():
         small.weight.copy_(heads.weight.double() @ basis)
         small.bias.copy_(heads.bias)

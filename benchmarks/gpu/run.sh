@@ -23,6 +23,9 @@ done
 [ -n "$out" ] || { echo "Error: name the folder of the results: --out FOLDER." >&2; exit 2; }
 case ",$parts," in *[!A-D,]*) echo "Error: --parts takes A, B, C and D between commas." >&2; exit 2 ;; esac
 
+# The tests of part A know one card only: the one that is visible.
+case $device in cuda:*) export CUDA_VISIBLE_DEVICES=${device#cuda:} device=cuda ;; esac
+
 began=$SECONDS
 budget=$(awk -v m="$minutes" 'BEGIN { printf "%d", m * 60 }')
 python=${PYTHON:-python3}

@@ -83,6 +83,22 @@ def test_so_do_ensembles_mixed_features_dropout_and_class_weights(both, toys: To
     measured("difference of NLL", abs(there - here), NLL)
 
 
+@pytest.mark.parametrize("n_heads", [1, 4])
+@pytest.mark.parametrize("name", ["cross-entropy", "logit-norm"])  # one for L-BFGS, one for mini-batches
+def test_heads_that_are_fitted_on_the_device_predict_as_well(
+    both, toys: Toys, sizes: Sizes, device: torch.device, measured, name: str, n_heads: int
+):
+    targets = torch.tensor(toys.targets)
+    objective = Objective(find_loss(name), _head_weights(n_heads), None, "mean")
+    recipe = HeadRecipe(sizes.steps, HEAD_DECAY, HEAD_PRIOR, "mean", updates=sizes.steps)
+
+    there, here = (
+        _fitted_nll(both[1].to(where), targets.to(where), objective, n_heads, recipe) for where in (device, CPU)
+    )
+
+    measured("difference of NLL", abs(there - here), NLL)
+
+
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_and_its_gradient_are_the_cpus(device: torch.device, measured, name: str, soft: bool):
