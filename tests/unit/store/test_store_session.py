@@ -1,6 +1,8 @@
 """Opening a database: readers beside a writer, all or nothing, errors in words."""
 
+import contextlib
 import datetime as dt
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -8,11 +10,11 @@ import pytest
 from factories import NOW, add_pool_image
 from sqlalchemy import Engine, text
 
-from alloop.errors import ConfigError, DatabaseError
+from alloop.errors import ConfigError, DatabaseError, TemporaryError
 from alloop.records import RoundState
 from alloop.store.images import count_pool
 from alloop.store.rounds import add_round, find_round, set_state
-from alloop.store.session import connect, reading, transaction
+from alloop.store.session import connect, reading, sqlite_url, transaction
 from alloop.store.workspace import add_event, list_events
 
 
@@ -156,3 +158,27 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
 
     with pytest.raises(DatabaseError, match=r"nowhere.*cannot be opened"), transaction(database) as session:
         count_pool(session)
+
+
+def test_a_file_that_changes_while_somebody_who_may_not_write_reads_it_is_to_be_tried_again(
+    migrated_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "looked at?.db"
+    path.write_bytes(migrated_sqlite.read_bytes())
+    monkeypatch.setattr("alloop.store.session.may_write", lambda url: False)
+    database = connect(sqlite_url(path))
+    with reading(database) as session:
+        assert session.execute(text("SELECT count(*) FROM workspace")).scalar_one() >= 0
+
+    with (
+        pytest.raises(TemporaryError, match=r"looked at\?\.db changed while it was read"),
+        reading(database) as session,
+    ):
+        session.execute(text("SELECT count(*) FROM workspace")).scalar_one()
+        with contextlib.closing(sqlite3.connect(path)) as writer:
+            writer.execute("CREATE TABLE more (id INTEGER)")
+            writer.commit()
+
+    with pytest.raises(DatabaseError, match="is read-only"), transaction(database) as session:
+        session.execute(text("CREATE TABLE even_more (id INTEGER)"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["looked at?.db"]
