@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alloop.errors import LabelError, LabelingError
-from alloop.files import explain_os_error
+from alloop.files import explain_os_error, sha256_of
 from alloop.names import as_answer, as_class, composed, file_spellings
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 from alloop.seeds import derive_seed
@@ -37,6 +37,7 @@ class Truth:
         self._folder = Path(os.path.abspath(file.parent))  # noqa: PTH100 - Path.absolute keeps `..`
         self._by_sha256: dict[str, Said] = {}
         self._by_name: dict[str, Said | None] = {}  # None: two rows say different things
+        self._files: dict[str, str] = {}  # bare name → full path of the row that has it
         self._by_letters: dict[str, Said | None] = {}  # the same with `/` for Windows' `\`, and letters composed
 
     def add(self, sha256: str, name: str, said: Said) -> None:
@@ -46,6 +47,7 @@ class Truth:
         if name:
             self._by_name[os.path.abspath(self._folder / name)] = said  # noqa: PTH100
             _note(self._by_name, Path(name).name, said)
+            self._files[composed(Path(name).name)] = os.path.abspath(self._folder / name)  # noqa: PTH100
             plain = composed(file_spellings(name)[-1])
             self._by_letters[composed(os.path.abspath(self._folder / plain))] = said  # noqa: PTH100
             _note(self._by_letters, Path(plain).name, said)
@@ -70,9 +72,14 @@ class Truth:
         names = (str(path), str(path.resolve()), path.name)
         for known, spelled in ((self._by_name, names), (self._by_letters, tuple(map(composed, names)))):
             name = next((name for name in spelled if name in known), None)
-            if name is not None:
+            if name is not None and (os.sep in name or not self._is_of_another(image)):
                 return self._only(known[name], path.name)
         raise LabelError(f"{self.file} has no label for {image.path}.", "Add a row for it.")
+
+    def _is_of_another(self, image: ImageRef) -> bool:
+        """Whether the row of the same file name is about a file that is there and is not this image."""
+        file = Path(self._files[composed(Path(image.path).name)])
+        return file.is_file() and sha256_of(file) != image.sha256
 
     def _only(self, said: Said | None, name: str) -> Said:
         if said is None:

@@ -5,16 +5,15 @@ import datetime as dt
 import itertools
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError, PoolError
-from alloop.files import sha256_of
 from alloop.loop.labels import ImportedLabel, record_imported
 from alloop.loop.near_copies import group_anew, list_groups, update_splits
+from alloop.loop.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
@@ -32,6 +31,7 @@ from alloop.store.images import (
     find_depth,
     find_image_ids,
     find_locations,
+    find_places,
     find_refs,
     find_splits,
     list_leaders,
@@ -40,6 +40,7 @@ from alloop.store.images import (
     set_location,
     set_location_status,
     set_missing,
+    set_replaced,
     set_unreadable,
 )
 from alloop.store.rounds import drop_model, find_last_round, set_scores, set_state
@@ -47,8 +48,6 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
 logger = logging.getLogger("alloop")
-_CLOCK_STEP = dt.timedelta(seconds=2)  # how coarse the times of a file system may be
-Shown = tuple[str, str]  # a path, and the content hash of the image that people should see there
 LEFT_OUT = "left out: "  # what the reason of a location begins with that is there and must not come back
 BATCH = 200  # files per transaction: what a killed ingest has to look at again
 
@@ -188,7 +187,7 @@ def check_images(project: Project, progress: Progress = silent) -> dict[str, lis
         set_location_status(session, [place.path for place in gone], LocationStatus.MISSING, _now())
         set_location_status(session, [place.path for place in back], LocationStatus.OK, _now())
     if changed:
-        add_images(project, [str(_on_disk(place.path)) for place in changed])
+        add_images(project, [str(on_disk(place.path)) for place in changed])
     with reading(project.database) as session:
         return {
             "missing": list_locations(session, LocationStatus.MISSING),
@@ -214,10 +213,15 @@ def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Lo
         locations = [place for place in list_locations(session) if not (is_given(place.path) or _is_left_out(place))]
     gone, back, changed = [], [], []
     for done, location in enumerate(locations, start=1):
-        stat = _stat(_on_disk(location.path))
+        path = on_disk(location.path)
+        stat = file_stat(path)
         if stat is None:
             gone.append(location)
-        elif location.status is LocationStatus.UNREADABLE or _differs(stat, location):
+        elif (
+            location.status is LocationStatus.UNREADABLE
+            or differs(stat, location)
+            or not has_hash(path, str(location.sha256), location)
+        ):
             changed.append(location)
         elif location.status is LocationStatus.MISSING:
             back.append(location)
@@ -250,33 +254,23 @@ def image_folders(project: Project) -> list[Path]:
 
 def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
     """Record those of the paths that are not there any more, and return them."""
-    gone = [path for path in paths if not is_given(path) and _stat(Path(path)) is None]
+    gone = [path for path in paths if not is_given(path) and file_stat(Path(path)) is None]
     set_location_status(session, gone, LocationStatus.MISSING, _now())
     return gone
-
-
-def still_there(places: Iterable[Location]) -> list[str]:
-    """Paths where the bytes that were recorded still lie. Nothing is recorded."""
-    return [place.path for place in places if is_given(place.path) or _holds(_on_disk(place.path), place)]
-
-
-def find_replaced(session: Session, shown: Iterable[Shown]) -> list[Shown]:
-    """Those of the files that hold other bytes than the ones meant. A file that is gone says nothing."""
-    wanted = list(dict.fromkeys(shown))
-    known = find_locations(session, [path for path, _ in wanted])
-    return [
-        (path, sha256)
-        for path, sha256 in wanted
-        if (on_disk := _on_disk(path)).is_file() and not _has_hash(on_disk, sha256, known.get(path))
-    ]
 
 
 def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
     """Record that these images do not lie there any more, and return the paths; others are there, not read yet."""
     listed = list(replaced)
-    known = find_locations(session, [path for path, _ in listed])
-    stale = [path for path, sha256 in listed if path in known and known[path].sha256 == sha256]
-    set_location_status(session, stale, LocationStatus.MISSING, _now())
+    ids = find_image_ids(session, [sha256 for _, sha256 in listed])
+    places = find_places(session, ids.values())
+    stale = [
+        place.path
+        for path, sha256 in listed
+        for place in places.get(ids.get(sha256, -1), ())
+        if os.path.realpath(place.path) == os.path.realpath(path)  # a server may know the file by way of a link
+    ]
+    set_replaced(session, stale, _now())
     return stale
 
 
@@ -326,6 +320,7 @@ def _fresh(project: Project, files: Sequence[Path], said: dict[str, str] | None,
             path: known[printable(str(path))] for path in batch if _unchanged(path, known.get(printable(str(path))))
         }
         added.unchanged += len(unchanged)
+        _note_verified(project, unchanged)
         if said is not None:
             hashes = {place.path: place.sha256 for place in unchanged.values() if place.sha256 is not None}
             with transaction(project.database) as session:
@@ -414,51 +409,22 @@ def _is_left_out(place: Location) -> bool:
 
 
 def _unchanged(path: Path, known: Location | None) -> bool:
-    if known is None or known.status is not LocationStatus.OK:
+    if known is None or known.sha256 is None or known.status is not LocationStatus.OK:
         return False
-    stat = _stat(path)
-    return stat is not None and not _differs(stat, known)
+    stat = file_stat(path)
+    return stat is not None and not differs(stat, known) and has_hash(path, known.sha256, known)
 
 
-def _holds(path: Path, place: Location) -> bool:
-    return path.is_file() and place.sha256 is not None and _has_hash(path, place.sha256, place)
-
-
-def _has_hash(path: Path, sha256: str, known: Location | None) -> bool:
-    """Whether a file has these bytes. One that looks exactly as when it was read with them is not read again.
-
-    A file that was touched about then or since is read: size and time may be those of the old bytes all the same.
-    """
-    stat = _stat(path)
-    if stat is None:
-        return False
-    if known is not None and known.sha256 == sha256 and not _differs(stat, known):
-        changed_at = dt.datetime.fromtimestamp(stat.st_ctime, dt.UTC)
-        if known.seen_at - changed_at > _CLOCK_STEP:
-            return True
-    try:
-        return sha256_of(path) == sha256
-    except OSError:
-        return False
-
-
-def _differs(stat: os.stat_result, known: Location) -> bool:
-    return (stat.st_size, stat.st_mtime_ns) != (known.size, known.mtime_ns)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _on_disk(recorded: str) -> Path:
-    """The path that a row means: the reverse of `printable`."""
-    if os.path.lexists(recorded):
-        return Path(recorded)
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), recorded.encode())
-    return Path(os.fsdecode(raw))
+def _note_verified(project: Project, unchanged: Mapping[Path, Location]) -> None:
+    """Remember when files that had been touched were found to be the same, so that they are not read each time."""
+    read = [
+        known.path
+        for path, known in unchanged.items()
+        if (stat := file_stat(path)) is not None and not looks_untouched(stat, known)
+    ]
+    if read:
+        with transaction(project.database) as session:
+            set_location_status(session, read, LocationStatus.OK, _now())
 
 
 def _now() -> dt.datetime:

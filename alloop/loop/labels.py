@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from alloop.consensus import majority
 from alloop.errors import AlloopError, LabelError, did_you_mean
-from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
+from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, sha256_of
 from alloop.loop.near_copies import update_splits
+from alloop.loop.presence import find_replaced, has_hash
 from alloop.names import as_class, composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Outcome
@@ -170,6 +171,12 @@ def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: b
     """
     with reading(project.database) as session:
         labels = list_labels(session)
+        replaced = [] if form != "folders" else find_replaced(session, [(x.path, x.sha256) for x in labels if x.path])
+    if replaced:
+        raise LabelError(
+            f"{len(replaced)} labeled images were replaced by other files, for example {replaced[0][0]}.",
+            "Run `alloop pool check`, which takes note of it; export as CSV keeps their labels without the files.",
+        )
     if form == "folders":
         _export_folders(labels, target, copy=copy)
         return len(labels)
@@ -270,6 +277,7 @@ class FileFinder:
 
     def __init__(self, locations: Sequence[Location], base: Path) -> None:
         self._base = base
+        self._places = {location.path: location for location in locations}
         self._by_path = {location.path: location.sha256 for location in locations if location.sha256}
         self._hashes = set(self._by_path.values())
         self._by_name: dict[str, set[str]] = {}
@@ -296,7 +304,7 @@ class FileFinder:
     def of_row(self, row: Row, path: Path, refusal: type[AlloopError], undone: str) -> str:
         """The image that a table's row names in `sha256` or `file`; refused, with the reason, where it names none."""
         where, name = f"{path}, line {row.line}", row.file
-        found = row.get("sha256").lower() or self(name)
+        found = row.get("sha256").lower() or self._content(name) or self(name)
         if found is None and (n := self.count(name)) > 1:
             raise refusal(
                 f"{where}: {n} images are called {name}.",
@@ -304,10 +312,20 @@ class FileFinder:
             )
         if found is None or found not in self._hashes:
             raise refusal(
-                f"{where}: {name or row.get('sha256')} is not in the pool.",
+                f"{where}: {name or row.get('sha256')} is not in the pool, or was replaced since it was added.",
                 f"Add the images with `alloop pool add` first. {undone}",
             )
         return found
+
+    def _content(self, name: str) -> str | None:
+        """Hash of the bytes that a file has now, whatever was read there once; None where there is no such file."""
+        for spelled in file_spellings(name):
+            path = os.path.normpath(self._base / spelled)
+            known = self._places.get(path)
+            if name and Path(path).is_file():
+                same = known is not None and known.sha256 is not None and has_hash(Path(path), known.sha256, known)
+                return known.sha256 if known is not None and same else sha256_of(Path(path))
+        return None
 
     def _find(self, by_path: Callable[[str], str | None], by_name: Mapping[str, set[str]], name: str) -> str | None:
         named = by_name.get(name, set())

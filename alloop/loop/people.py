@@ -24,8 +24,9 @@ from alloop.loop.answers import (
     record_lost,
     resettle_open,
 )
-from alloop.loop.ingest import Shown, add_images, find_replaced, mark_replaced, mark_vanished, still_there
+from alloop.loop.ingest import add_images, mark_replaced, mark_vanished
 from alloop.loop.last_push import begin_push, check_last_push, is_overtaken
+from alloop.loop.presence import Shown, find_replaced, still_there
 from alloop.loop.writer import actor, check_writer
 from alloop.pool.given import is_given
 from alloop.pool.picture import as_png

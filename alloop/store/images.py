@@ -198,6 +198,13 @@ def set_location_status(session: Session, paths: Sequence[str], status: Location
         )
 
 
+def set_replaced(session: Session, paths: Sequence[str], now: dt.datetime) -> None:
+    """Say that other bytes lie at these paths than those of their images: whoever looks next reads the files."""
+    for chunk in in_chunks(paths):
+        values = {"status": LocationStatus.MISSING.value, "reason": None, "mtime_ns": -1, "seen_at": now}
+        session.execute(update(ImageLocation).where(ImageLocation.path.in_(chunk)).values(**values))
+
+
 def set_unreadable(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
     """Say that images could once be read at these paths and cannot now: path → reason."""
     _set_reasons(session, LocationStatus.UNREADABLE, reasons, now)

@@ -12,9 +12,12 @@ from command_line import alloop
 from factories import make_project, write_picture
 from sqlalchemy import text
 
+from alloop.errors import LabelError
 from alloop.files import sha256_of
+from alloop.labeling.simulated import read_truth
 from alloop.loop.ingest import image_folders
 from alloop.project import Project
+from alloop.records import ImageRef
 
 
 def make_sheets(tmp_path: Path, n: int = 6) -> Project:
@@ -258,3 +261,96 @@ def test_folders_that_were_moved_away_are_not_served_any_more(tmp_path: Path):
     assert alloop("pool", "add", tmp_path / "elsewhere", "-C", project.folder).code == 0
 
     assert image_folders(project) == [tmp_path / "elsewhere"]
+
+
+def test_a_table_that_names_a_replaced_file_is_refused_until_the_file_is_added_again(tmp_path: Path):
+    project = make_project(tmp_path, 2)
+    path = project.folder / "photos" / "0001.png"
+    table = project.folder / "labels.csv"
+    replace(path, 999)
+    table.write_text("file,label\nphotos/0001.png,cat\n")
+
+    refused = alloop("labels", "import", table, "-C", project.folder)
+    before = labels(project)
+    assert alloop("pool", "add", path, "-C", project.folder).code == 0
+    imported = alloop("labels", "import", table, "-C", project.folder)
+
+    assert refused.code == 1
+    assert "was replaced since it was added" in refused.err
+    assert before == {}
+    assert imported.code == 0
+    assert labels(project) == {sha256_of(path): "cat"}
+
+
+def test_a_table_that_names_a_file_outside_the_pool_does_not_mean_the_one_of_the_same_name(tmp_path: Path):
+    project = make_project(tmp_path, 2)
+    other = write_picture(tmp_path / "other" / "0001.png", label="cat", number=77)
+    (tmp_path / "other" / "labels.csv").write_text("file,label\n0001.png,cat\n")
+
+    refused = alloop("labels", "import", tmp_path / "other" / "labels.csv", "-C", project.folder)
+    other.unlink()
+    by_name = alloop("labels", "import", tmp_path / "other" / "labels.csv", "-C", project.folder)
+
+    assert refused.code == 1
+    assert "0001.png is not in the pool" in refused.err
+    assert by_name.code == 0  # a bare name alone means the only image that is called so
+    assert labels(project) == {sha256_of(project.folder / "photos" / "0001.png"): "cat"}
+
+
+def test_a_replaced_file_is_not_exported_under_the_label_of_the_image_it_was(tmp_path: Path):
+    project = make_project(tmp_path, 2)
+    path = project.folder / "photos" / "0001.png"
+    (project.folder / "labels.csv").write_text("file,label\nphotos/0001.png,cat\n")
+    assert alloop("labels", "import", project.folder / "labels.csv", "-C", project.folder).code == 0
+    replace(path, 999)
+
+    refused = alloop("labels", "export", tmp_path / "out", "-C", project.folder)
+
+    assert refused.code == 1
+    assert f"1 labeled images were replaced by other files, for example {path}" in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_oracle_does_not_take_a_row_about_another_file_of_the_same_name(tmp_path: Path):
+    first = write_picture(tmp_path / "a" / "1.png", label="cat", number=1)
+    second = write_picture(tmp_path / "b" / "1.png", label="dog", number=2)
+    (tmp_path / "truth.csv").write_text("file,label\na/1.png,cat\n")
+    truth = read_truth(tmp_path / "truth.csv")
+
+    with pytest.raises(LabelError, match="has no label for"):
+        truth.label(ImageRef(2, sha256_of(second), str(second)))
+
+    moved = ImageRef(1, sha256_of(first), str(first.rename(tmp_path / "1.png")))
+    assert truth.label(moved) == "cat"
+
+
+@pytest.mark.parametrize("command", [["pool", "add", "photos"], ["pool", "check"]])
+def test_a_file_that_was_replaced_with_size_and_time_kept_is_read_again(
+    tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    project = make_project(tmp_path, 2)
+    path = project.folder / "photos" / "0001.png"
+    replace(path, 999)
+    monkeypatch.chdir(project.folder)
+
+    assert alloop(*command, "-C", project.folder).code == 0
+
+    with project.database.connect() as connection:
+        query = text("SELECT status FROM image_location JOIN image ON image.id = image_id WHERE sha256 = :sha")
+        assert [tuple(row) for row in connection.execute(query, {"sha": sha256_of(path)})] == [("ok",)]
+
+
+def test_a_file_replaced_before_its_push_is_not_asked_about(tmp_path: Path):
+    project = make_project(tmp_path, 6, labeling={"backend": "csv"}, loop={"batch_size": 8})
+    for step in ("train", "score", "select"):
+        assert alloop(step, "-C", project.folder).code == 0
+    path = project.folder / "photos" / "0003.png"
+    replace(path, 999)
+
+    pushed = alloop("push", "-C", project.folder, "--json")
+
+    assert pushed.data["tasks"] == 5
+    assert alloop("pool", "check", "-C", project.folder).code == 0
+    with project.database.connect() as connection:
+        query = text("SELECT sha256 FROM image_location JOIN image ON image.id = image_id WHERE path = :path")
+        assert [tuple(row) for row in connection.execute(query, {"path": str(path)})] == [(sha256_of(path),)]

@@ -248,8 +248,10 @@ def test_an_export_to_a_place_that_cannot_be_written_is_said_in_words(labeled: P
 
 def test_a_copy_that_cannot_be_made_leaves_no_half_export(labeled: Project, tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with (labeled.folder / "photos" / "0003.png").open("ab") as large:
-        large.write(bytes(200_000))
+    large = write_picture(labeled.folder / "photos" / "large.png", label="cat", number=7)
+    large.write_bytes(large.read_bytes() + bytes(200_000))
+    add_images(labeled, [str(large)])
+    import_labels(labeled, write_csv(labeled, "file,label", "large.png,cat"))
 
     with pytest.raises(WorkspaceError, match="larger than a file may be here"):
         try:
@@ -260,7 +262,7 @@ def test_a_copy_that_cannot_be_made_leaves_no_half_export(labeled: Project, tmp_
 
     assert not (tmp_path / "tree").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
-    assert export_labels(labeled, tmp_path / "tree", "folders", copy=True) == 3
+    assert export_labels(labeled, tmp_path / "tree", "folders", copy=True) == 4
 
 
 def test_an_image_with_a_name_as_long_as_names_may_be_is_exported(labeled: Project, tmp_path: Path):
