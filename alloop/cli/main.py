@@ -77,9 +77,8 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        cli.main(prog_name="alloop", standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
+        # The code with which a command left its context; what it returns otherwise is none.
+        code = cli.main(prog_name="alloop", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -95,7 +94,7 @@ def _run() -> int:
             raise
         _show(known)
         return known.exit_code
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _explain(error: OSError | MemoryError) -> AlloopError | None:
