@@ -39,7 +39,7 @@ def test_what_is_not_said_has_a_default():
         (
             "[pool]\nxyz = 1",
             "alloop.toml: [pool] has no setting 'xyz'; there are: images, near_duplicate_distance, near_duplicates, "
-            "max_pixels.",
+            "max_pixels, truncated.",
         ),
         ("[loop]\nbatch_size = 'five'", "alloop.toml: [loop] batch_size = 'five' is refused: "),
         ("[loop]\nbatch_size = 5.0", "alloop.toml: [loop] batch_size = 5.0 is refused: "),
