@@ -61,9 +61,8 @@ def cli() -> None:
 def main() -> None:
     """Run the program and turn errors into messages and exit codes (README, "Exit codes")."""
     _occupy_standard_descriptors()
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a path may hold bytes that are not UTF-8; stderr escapes them already
+    # A path may hold bytes that are not UTF-8; stderr escapes them already.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _flushed(_run())
