@@ -11,6 +11,7 @@
     ├── LabelingError           exit 1   the labeling back end refused: wrong token, project gone, other label config
     └── TemporaryError          exit 75  try again later
         ├── ServerUnavailable            the labeling server is down, slow or answers nonsense
+        ├── SourceUnreachable            much of the pool vanished at once: its disk may not be mounted
         └── LeaseHeld                    another alloop is writing to this workspace
 
 Bugs are not in this tree: they keep their traceback.
@@ -80,6 +81,10 @@ class TemporaryError(AlloopError):
 
 
 class ServerUnavailable(TemporaryError):
+    pass
+
+
+class SourceUnreachable(TemporaryError):
     pass
 
 

@@ -40,7 +40,8 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
 
     from alloop.errors import PoolError
     from alloop.loop.attributes import add_attributes
-    from alloop.loop.ingest import Added, add_images, configured_images
+    from alloop.loop.ingest import Added, add_images
+    from alloop.loop.reach import configured_images
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -122,11 +123,13 @@ def list_(session: Session, split: str | None, labeled: bool | None) -> None:
 
 
 @pool.command()
+@click.option("--accept-missing", is_flag=True, help="Record missing files also where much of a folder is missing.")
 @common_options
-def check(session: Session) -> None:
+def check(session: Session, accept_missing: bool) -> None:
     """Look at every file again and list what is missing or unreadable.
 
-    Files that changed are read anew; what could not be read before is tried again. Somebody who may not write in the
+    Files that changed are read anew; what could not be read before is tried again. Where much of a folder is missing at
+    once, its disk may not be mounted: nothing is recorded, and the exit code is 75. Somebody who may not write in the
     workspace is only told.
     """
     import dataclasses
@@ -140,7 +143,7 @@ def check(session: Session) -> None:
     is_recorded = may_write(project.database.url)
     if is_recorded:
         with writer(project.database):
-            found = check_images(project, session.progress())
+            found = check_images(project, session.progress(), accept_missing=accept_missing)
     else:
         found = look_at_images(project, session.progress())
     with reading(project.database) as rows:

@@ -14,10 +14,11 @@ from alloop.errors import LabelError, PoolError
 from alloop.loop.labels import ImportedLabel, record_imported
 from alloop.loop.near_copies import group_anew, list_groups, update_splits
 from alloop.loop.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
+from alloop.loop.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
-from alloop.pool.ingest import Skipped, expand, full_path, inspect_files, printable, reach_of
+from alloop.pool.ingest import Skipped, expand, inspect_files, printable, reach_of
 from alloop.pool.left_out import Reach
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -91,12 +92,11 @@ def add_images(
 
     Raises:
         PoolError: A path names nothing.
+        SourceUnreachable: It did, when images were added from there.
         LabelError: With `labels_from_folders`, a folder is not a class, or an image is in the folders of two.
     """
     skipped = Skipped()
-    files = list(expand(paths, skipped))
-    if not files:
-        raise PoolError(f"No images found in {', '.join(paths)}.", "Name a folder that has images in it.")
+    files = _find_files(project, paths, skipped)
     if labels_from_folders:
         _check_folders(files, project.config.project.classes)
     added = Added(skipped=skipped.not_images.total(), left_out=dict(skipped.names))
@@ -173,14 +173,38 @@ def _train_again(session: Session) -> int | None:
     return last.number
 
 
-def check_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
+def _find_files(project: Project, paths: Sequence[str], skipped: Skipped) -> list[Path]:
+    try:
+        files = list(expand(paths, skipped))
+        if not files:
+            raise PoolError(f"No images found in {', '.join(paths)}.", "Name a folder that has images in it.")
+    except PoolError:
+        with reading(project.database) as session:
+            check_reachable(session, project, paths)
+        raise
+    return files
+
+
+def check_images(
+    project: Project, progress: Progress = silent, *, accept_missing: bool = False
+) -> dict[str, list[Location]]:
     """Look whether every file is still there and the same; what changed is recorded.
 
     Files that could not be read are tried again, and forgotten when they are gone.
 
+    Args:
+        project: The workspace.
+        progress: Told how far that is.
+        accept_missing: Record what is missing also where much of a folder is.
+
     Returns:
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
+
+    Raises:
+        SourceUnreachable: Much of a folder has vanished at once, and that is not accepted.
     """
+    if not accept_missing:
+        require_reachable(project)
     gone, back, changed = _look(project, progress)
     with transaction(project.database) as session:
         drop_unreadable(session, [place.path for place in gone])
@@ -229,11 +253,6 @@ def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Lo
     return gone, back, changed
 
 
-def configured_images(project: Project) -> list[str]:
-    """What `[pool] images` names; relative to the workspace, wherever the command is given."""
-    return [full_path(name, str(project.folder)) for name in project.config.pool.images]
-
-
 def image_folders(project: Project) -> list[Path]:
     """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere.
 
@@ -252,9 +271,40 @@ def image_folders(project: Project) -> list[Path]:
     return outermost
 
 
-def mark_vanished(session: Session, paths: Iterable[str]) -> list[str]:
-    """Record those of the paths that are not there any more, and return them."""
+def look_again(project: Project) -> int:
+    """Find images again that were missing or could not be read when they were needed, and are back.
+
+    Returns:
+        How many files are.
+    """
+    with reading(project.database) as session:
+        missing = list_locations(session, LocationStatus.MISSING)
+        unreadable = list_locations(session, LocationStatus.UNREADABLE)
+    lost = [place for place in (*missing, *unreadable) if place.image_id is not None and not _is_left_out(place)]
+    there = [place for place in lost if is_there(place.path)]
+    missed = [place for place in there if place.status is LocationStatus.MISSING]
+    # Read, whatever time and size say: a file may be missing because another took its place.
+    same = [place.path for place in missed if place.sha256 and has_hash(Path(place.path), place.sha256, None)]
+    others = [Path(path) for path in {place.path for place in there}.difference(same)]
+    read = inspect_files(others, max_pixels=project.config.pool.max_pixels, workers=1)
+    readable = [found.path for found in read if isinstance(found, ImageFile)]
+    if same:
+        with transaction(project.database) as session:
+            set_location_status(session, same, LocationStatus.OK, _now())
+    if readable:
+        add_images(project, readable)
+    return len(same) + len(readable)
+
+
+def mark_vanished(session: Session, project: Project, paths: Iterable[str]) -> list[str]:
+    """Record those of the paths that are not there any more, and return them.
+
+    Raises:
+        SourceUnreachable: Much of a folder has vanished at once; nothing is recorded.
+    """
     gone = [path for path in paths if not is_given(path) and file_stat(Path(path)) is None]
+    if gone:
+        check_reachable(session, project)
     set_location_status(session, gone, LocationStatus.MISSING, _now())
     return gone
 
@@ -274,14 +324,19 @@ def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
     return stale
 
 
-def mark_unusable(session: Session, failed: Iterable[tuple[int, str]]) -> None:
+def mark_unusable(session: Session, project: Project, failed: Iterable[tuple[int, str]]) -> None:
     """Record images that could not be read just now, as (image id, reason): missing, or unreadable and why.
 
-    They are not asked about or trained on until `pool check` or `pool add` finds them readable again.
+    They are not asked about or trained on until the next `run`, `pool check` or `pool add` finds them readable again.
+
+    Raises:
+        SourceUnreachable: Much of a folder has vanished at once; nothing is recorded.
     """
     reasons = dict(failed)
+    if reasons:
+        check_reachable(session, project)
     paths = {ref.path: reasons[ref.image_id] for ref in find_refs(session, reasons).values()}
-    gone = set(mark_vanished(session, paths))
+    gone = set(mark_vanished(session, project, paths))
     set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, _now())
 
 

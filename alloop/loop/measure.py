@@ -21,6 +21,7 @@ from alloop.evaluation.metrics import accuracy, nll_per_image
 from alloop.loop.findings import GROWN
 from alloop.loop.holdout import list_grown
 from alloop.loop.holdout_file import write_holdout
+from alloop.loop.reach import require_reachable
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project
@@ -117,7 +118,9 @@ def evaluate(
     Raises:
         ModelError: There is no model yet.
         LabelError: No holdout image has a label.
+        SourceUnreachable: Much of the pool has vanished at once.
     """
+    require_reachable(project)
     with reading(project.database) as session:
         model = find_last_model(session)
         labels = {label.image_id: label.class_name for label in list_labels(session, Split.HOLDOUT)}

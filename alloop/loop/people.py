@@ -137,7 +137,7 @@ def push(project: Project, number: int, people: Connection | None = None, progre
     """
     people = people or connect_people(project)
     with transaction(project.database) as session:
-        unsent, refs = _sendable(session, list_unsent(session))
+        unsent, refs = _sendable(session, project, list_unsent(session))
         model = find_model(session, find_round(session, number).id)
     by_key = {query.key: query for query in unsent}
     done = _record_tasks(project, people, _reconcile(people, by_key), by_key)
@@ -369,11 +369,14 @@ def _forget_project(project: Project, source: str) -> None:
         add_event(session, actor(), GIVEN_UP, _now(), open_tasks=dropped)
 
 
-def _sendable(session: Session, unsent: Sequence[QueryRecord]) -> tuple[list[QueryRecord], dict[int, ImageRef]]:
+def _sendable(
+    session: Session, project: Project, unsent: Sequence[QueryRecord]
+) -> tuple[list[QueryRecord], dict[int, ImageRef]]:
     """Queries whose image is still there, with the same bytes; the others are withdrawn."""
     refs = find_refs(session, [query.image_id for query in unsent])
+    vanished = mark_vanished(session, project, [ref.path for ref in refs.values()])
     replaced = find_replaced(session, [(ref.path, ref.sha256) for ref in refs.values() if not is_given(ref.path)])
-    gone = {*mark_vanished(session, [ref.path for ref in refs.values()]), *mark_replaced(session, replaced)}
+    gone = {*vanished, *mark_replaced(session, replaced)}
     if gone:
         refs = find_refs(session, [query.image_id for query in unsent])
     for query in unsent:

@@ -15,6 +15,7 @@ from alloop.loop.askable import list_askable, list_holdout_to_ask
 from alloop.loop.attention import describe_lost, list_warnings
 from alloop.loop.filter import find_matching
 from alloop.loop.findings import gather_evidence
+from alloop.loop.ingest import look_again
 from alloop.loop.near_copies import group_anew
 from alloop.loop.people import Connection
 from alloop.loop.stopping import stop_reason
@@ -137,6 +138,8 @@ class _Run:
         self._closed = 0
 
     def run(self) -> RunResult:
+        if n := look_again(self._project):
+            logger.info("%d files of the pool are there again.", n)
         while (current := self._current()) is not None:
             began = time.perf_counter()
             stage = self._step(current)

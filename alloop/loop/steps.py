@@ -28,6 +28,7 @@ from alloop.loop.measure import HoldoutRows, record_holdout
 from alloop.loop.named_test import ensure_test_set
 from alloop.loop.near_copies import group_anew
 from alloop.loop.pool_scores import features_beside, load_scores
+from alloop.loop.reach import require_reachable
 from alloop.loop.round_settings import begin_holdout, compared_with, renew_settings, settings_of
 from alloop.loop.selection import Selected, Situation, choose_batch, read_situation
 from alloop.loop.stopping import Agreement
@@ -67,9 +68,11 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
     Raises:
         HistoryError: A setting changed in a way that would invalidate earlier rounds.
         PoolError: There are no images yet.
+        SourceUnreachable: Much of the pool has vanished at once.
         ConfigError: The label budget leaves nothing to train on, or the test set is not there.
         LabelError: The test set has a class that is not one of ours.
     """
+    require_reachable(project)
     group_anew(project)
     ensure_test_set(project)
     with transaction(project.database) as session:
@@ -101,6 +104,7 @@ def train(
 
     With labels of fewer than two classes there is nothing to train; the round goes on without a model.
     """
+    require_reachable(project)
     renew_settings(project, number, anew=True, accept_change=accept_change)
     with transaction(project.database) as session:
         current = _expect(session, number, *BEFORE_SELECTION)
@@ -141,7 +145,7 @@ def train(
             drop_model(session, current.id)
             add_event(session, actor(), "training skipped", _now(), number, labels=len(labeled))
         else:
-            mark_unusable(session, result.failed)
+            mark_unusable(session, project, result.failed)
             digest = label_digest(classes, labeled, holdout)
             _record_model(session, project, current, job, result, digest, metrics)
             add_event(session, actor(), "trained", _now(), number, labels=len(labeled), missing=missing)
@@ -163,6 +167,7 @@ def score(
 
     What is kept beside the scores is what the strategy needs: the configured one, or `strategy`.
     """
+    require_reachable(project)
     renew_settings(project, number, accept_change=accept_change)
     with reading(project.database) as session:
         current = _expect(session, number, RoundState.TRAINED, RoundState.SCORED)
@@ -201,7 +206,7 @@ def score(
                 failed=failed[:100],
                 agreement=_as_data(same),
             )
-            mark_unusable(session, result.failed)
+            mark_unusable(session, project, result.failed)
         set_state(session, current.id, current.state, RoundState.SCORED)
 
 
@@ -244,10 +249,10 @@ def select(
             selected = choose_batch(project, situation, scores, device, progress)
         except Unreadable as error:
             with transaction(project.database) as session:
-                mark_unusable(session, error.failed)
+                mark_unusable(session, project, error.failed)
             continue
         with transaction(project.database) as session:
-            if not mark_vanished(session, [ref.path for ref in selected.chosen]):
+            if not mark_vanished(session, project, [ref.path for ref in selected.chosen]):
                 _record_selection(session, situation, selected, 0 if scores is None else len(scores.suspects))
                 return len(selected.queries)
 

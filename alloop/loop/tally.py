@@ -13,7 +13,7 @@ class Tally:
 
     Attributes:
         labeled: Answered by as many people as must answer.
-        withdrawn: Their task was deleted, or their image vanished; the image may be asked about again.
+        withdrawn: Their task was deleted, or their file vanished or changed; the image may be asked about again.
     """
 
     labeled: int = 0
@@ -44,7 +44,7 @@ class Tally:
             "skipped": self.skipped,
             "submitted without a class": self.empty,
             "answered with what is no class": self.unknown,
-            "taken back, as their task was deleted or their file vanished": self.withdrawn,
+            "taken back, as their task was deleted, or their file vanished or changed": self.withdrawn,
         }
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
         return f"{self.labeled} of {self.asked} images answered" + (f"; {why}" if why else "")

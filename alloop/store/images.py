@@ -63,6 +63,14 @@ def find_places(session: Session, image_ids: Iterable[int]) -> dict[int, list[Lo
     return found
 
 
+def list_image_paths(session: Session, status: LocationStatus) -> list[tuple[int, str]]:
+    """(image id, path) of the paths that hold an image, or held one, by path."""
+    query = select(ImageLocation.image_id, ImageLocation.path).where(
+        ImageLocation.image_id.is_not(None), ImageLocation.status == status.value
+    )
+    return [(image_id, path) for image_id, path in session.execute(query.order_by(ImageLocation.path)) if image_id]
+
+
 def list_locations(session: Session, status: LocationStatus | None = None) -> list[Location]:
     """All paths, or those with a status, by path."""
     query = _location_query().order_by(ImageLocation.path)
