@@ -1,7 +1,10 @@
 """What becomes of a project when its Label Studio fails, changes, or is another one: words, exit codes, no loss."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
+import shutil
 import socket
 import sqlite3
 from pathlib import Path
@@ -424,3 +427,82 @@ def test_a_withdrawal_that_is_killed_is_finished_by_the_next_one(workspace: Work
 
     assert statuses(workspace) == {"answered": 3, "withdrawn": 5}
     assert len(workspace.tasks()) == 3
+
+
+# --- A restored database, a copied workspace, images that moved -------------------------------------------------------
+
+
+def test_answers_given_since_a_backup_reach_no_other_image_and_can_be_adopted(workspace: Workspace, tmp_path: Path):
+    settings(workspace, loop={"max_rounds": 3})
+    workspace.run()
+    workspace.answer()
+    workspace.run()
+    saved = tmp_path / "saved.db"
+    assert workspace.alloop("db", "backup", str(saved)).rc == 0
+    workspace.run()
+    asked = {task["data"]["alloop_sha256"] for task in workspace.tasks() if not task["annotations"]}
+    workspace.answer()
+    for path in workspace.folder.glob("alloop.db*"):
+        path.unlink()
+    shutil.copy(saved, workspace.folder / "alloop.db")
+    before = workspace.sql("SELECT count(*) FROM label")
+
+    pulled = workspace.alloop("pull", "--json")
+    after = workspace.sql("SELECT count(*) FROM label")
+    adopted = workspace.alloop("labels", "adopt", "--json").json()
+
+    assert pulled.rc == 0, pulled.err
+    assert "The database is older than its tasks" in pulled.err
+    assert pulled.json()["orphaned"] == len(asked) > 0
+    assert after == before
+    assert adopted == {"recorded": len(asked), "left_out": 0}
+    workspace.finish()
+    told = dict(workspace.sql("SELECT i.sha256, l.class_name FROM label l JOIN image i ON i.id = l.image_id"))
+    assert told == {sha256: workspace.truth[sha256] for sha256 in told}
+    assert asked <= told.keys()
+
+
+def test_a_copy_of_the_workspace_is_stopped_and_may_have_a_project_of_its_own(workspace: Workspace, tmp_path: Path):
+    settings(workspace, loop={"max_rounds": 3})
+    workspace.run()
+    copy = dataclasses.replace(workspace, folder=tmp_path / "copy")
+    shutil.copytree(workspace.folder, copy.folder)
+    workspace.answer()
+    workspace.run()
+    workspace.run()
+    n_tasks = len(workspace.tasks())
+
+    refused = [copy.alloop(command) for command in ("run", "pull")]
+    assert copy.alloop("push", "--new-project").rc == 0
+    copy.run()
+
+    assert [ended.rc for ended in refused] == [1, 1]
+    assert all("another copy of the workspace" in ended.err for ended in refused)
+    assert copy.sql("SELECT count(*) FROM annotation WHERE source = 'label-studio'") == [(0,)]
+    assert copy.project != workspace.project
+    assert len(copy.tasks()) == 8
+    assert len(workspace.tasks()) == n_tasks
+    assert workspace.alloop("pull").rc == 0
+    workspace.check()
+
+
+def test_open_tasks_follow_images_that_moved_and_keep_their_answers(workspace: Workspace):
+    workspace.run()
+    workspace.answer(most=3)
+    images = workspace.server.images
+    (images / "failures").rename(images / "failures-moved")
+    try:
+        lost = workspace.alloop("run")
+        assert workspace.alloop("pool", "add", str(images / "failures-moved")).rc == 0
+        assert workspace.alloop("run").rc == 0
+
+        assert lost.rc == 0
+        assert "5 images being asked about are not where they were" in lost.err
+        person = workspace.server.person("mover")
+        for task in workspace.tasks():
+            if not task["annotations"]:
+                shown = person.load_image(task["data"]["image"])
+                assert hashlib.sha256(shown).hexdigest() == task["data"]["alloop_sha256"]
+        assert annotations(workspace) == 3
+    finally:
+        (images / "failures-moved").rename(images / "failures")
