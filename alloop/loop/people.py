@@ -312,13 +312,14 @@ def _own_tasks(project: Project, place: Place, there: Sequence[ListedTask], reco
     """Ids of the tasks of our queries. The others are counted: made by this workspace all the same, or by others."""
     with reading(project.database) as session:
         queries, prefix = find_by_keys(session, [task.key for task in there]), key_prefix(session)
-        adopted = list_adopted(session, place)
+        adopted, sync = list_adopted(session, place), find_sync(session, place.source)
     others = [task for task in there if not is_ours(task, queries)]
     orphaned = [task for task in others if task.key.startswith(prefix)]
     recorded.orphaned = sum(place.scope(task.id) not in adopted for task in orphaned)
     recorded.foreign = len(others) - len(orphaned)
-    with transaction(project.database) as session:
-        set_strangers(session, place.source, recorded.orphaned, recorded.foreign)
+    if sync is not None and (sync.n_orphaned, sync.n_foreign) != (recorded.orphaned, recorded.foreign):
+        with transaction(project.database) as session:
+            set_strangers(session, place.source, recorded.orphaned, recorded.foreign)
     if recorded.orphaned:
         logger.warning("%s", describe_orphaned(recorded.orphaned))
     return frozenset(task.id for task in there) - {task.id for task in others}

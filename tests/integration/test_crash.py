@@ -13,9 +13,9 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 
 # Commits of each run of a whole project: the first asks, the second takes the answers and closes the round, the third
 # trains on them and stops. The twin test below says what to write here when a step commits more or less often.
-COMMITS = {"asking": 17, "closing": 7, "stopping": 6}
+COMMITS = {"asking": 22, "closing": 7, "stopping": 7}
 BATCHES, BATCH = 3, 3
-FILES = 20  # flushes and renames of files of the first run
+FILES = 23  # flushes and renames of files of the first run
 
 
 def points(run: str, n: int) -> list:
@@ -112,7 +112,8 @@ def test_killed_while_a_file_is_written(at: int, start: Workspace, twin: dict, t
         pytest.param("POST api/projects/", 1, id="project"),
         pytest.param("POST api/storages/", 1, id="image-storage"),
         *(pytest.param("…/import", at, id=f"batch-{at}-of-{BATCHES}") for at in range(1, BATCHES + 1)),
-        pytest.param("PATCH api/projects/", 1, id="order-of-tasks"),
+        pytest.param("PATCH api/projects/", 1, id="last-push"),
+        pytest.param("PATCH api/projects/", 2, id="order-of-tasks"),
     ],
 )
 def test_killed_around_a_request(part: str, at: int, when: str, start: Workspace, twin: dict, tmp_path: Path):
