@@ -54,7 +54,7 @@ def renew_settings(project: Project, number: int, *, anew: bool = False, accept_
     """
     with transaction(project.database) as session:
         current = find_round(session, number)
-        if not _is_free(session, current, anew):
+        if not is_free(session, current, anew=anew):
             return
         before = validate_config(current.config, f"the config of round {number}")
         changes = list(_differences(freeze_config(before), freeze_config(project.config)))
@@ -118,7 +118,8 @@ def _check(session: Session, config: Config, current: RoundRecord, before: Confi
     check_history(old, config, list_values(session), accept=accept)
 
 
-def _is_free(session: Session, current: RoundRecord, anew: bool) -> bool:
+def is_free(session: Session, current: RoundRecord, *, anew: bool = False) -> bool:
+    """Whether a round may take today's settings: nothing depends on those it has."""
     if current.state not in (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED):
         return False
     return anew or (current.scores_path is None and find_model(session, current.id) is None)

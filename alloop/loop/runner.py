@@ -18,6 +18,7 @@ from alloop.loop.findings import gather_evidence
 from alloop.loop.ingest import look_again
 from alloop.loop.near_copies import group_anew
 from alloop.loop.people import Connection
+from alloop.loop.round_settings import is_free
 from alloop.loop.stopping import stop_reason
 from alloop.loop.tally import Tally, tally
 from alloop.loop.unheeded import list_unheeded
@@ -110,9 +111,11 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
 def _say_unheeded(project: Project) -> None:
     with reading(project.database) as session:
         last, n_holdout = find_last_round(session), count_pool(session).holdout
-    if last is not None:
-        for words in list_unheeded(last.config, project.config, n_holdout):
-            logger.warning("%s", words)
+        # The first round takes today's settings as long as nothing depends on those it has, its holdout too.
+        if last is None or (last.number == 0 and is_free(session, last)):
+            return
+    for words in list_unheeded(last.config, project.config, n_holdout):
+        logger.warning("%s", words)
 
 
 def check_filter(project: Project) -> None:

@@ -51,7 +51,8 @@ def test_the_holdout_is_drawn_again_as_long_as_nobody_was_asked(tmp_path: Path):
     assert value(project, "SELECT count(*) FROM image WHERE split = 'holdout'") == 6
 
     project = write_settings(project, evaluation={"holdout_size": 2})
-    assert alloop("run", "-C", project.folder).code == 0
+    ran = alloop("run", "-C", project.folder)
+    assert (ran.code, "the holdout was drawn" in ran.err) == (0, False)
 
     assert value(project, "SELECT count(*) FROM image WHERE split = 'holdout'") == 2
     assert value(project, "SELECT count(*) FROM query WHERE reason = 'holdout'") == 2
