@@ -44,18 +44,18 @@ class Annotator(Protocol):
         ...
 
     def last_push(self) -> str | None:
-        """Id of the workspace's last push, as the project has it now; None where it has none.
+        """Return the id of the workspace's last push as stored in the project; None before the first push.
 
-        Every push changes it, so that a database which is older, or a second copy of the workspace, can be noticed.
+        Every push changes the id. This shows a database restored from a backup, or a second copy of the workspace.
         """
         ...
 
     def set_last_push(self, push_id: str) -> None:
-        """Have the project remember the id of the push that follows. Safe to repeat."""
+        """Store the id of the push that follows in the project. Safe to repeat."""
         ...
 
     def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
-        """Those keys that already have a task there, as key → task id. Should there be copies, the lowest id.
+        """Find the tasks that already exist for these keys, as key → task id. Of several tasks, take the lowest id.
 
         Args:
             images: Key → content hash of its image. A task of the same key about another image does not count.
@@ -78,19 +78,19 @@ class Annotator(Protocol):
         ...
 
     def list_tasks(self) -> Sequence[ListedTask]:
-        """All tasks with a key that exist there now; tells which were deleted, and which are not ours."""
+        """List all tasks with a key that exist now. Shows which tasks were deleted, and which are not ours."""
         ...
 
     def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
-        """See to it that tasks show their images where these lie now.
+        """Update the addresses of images in tasks whose files moved.
 
-        Only an address that leads to none of the places is replaced; answers and everything else in a task stay.
+        An address is replaced only if it leads to none of the image's places. Answers and other data of a task stay.
 
         Args:
             images: Task id → the same image in each place where it lies, the preferred one first.
 
         Returns:
-            How many tasks were changed.
+            Number of tasks that were changed.
         """
         ...
 

@@ -27,9 +27,9 @@ def check_classes(settings: Settings) -> None:
     """Refuse class names that the back end of `[labeling]` cannot ask for.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: The back end cannot ask for a class.
     """
-    # An interface that somebody wrote by hand is looked at when its project is opened.
+    # A hand-written labeling interface is checked when its project is opened.
     if settings.labeling.backend == "label-studio" and settings.labeling.label_studio.project_id is None:
         check_names(settings.project.classes)
 
@@ -44,7 +44,8 @@ def build_annotator(
         folder: The workspace.
         workspace_key: Stable over the workspace's life; lets an interrupted project creation be found again.
         environ: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are read from it.
-        as_png: Makes a picture for people of an image that browsers would not show as the model sees it.
+        as_png: Function that converts an image to PNG with the pixels that the model gets, for images that browsers
+            would show differently.
 
     Raises:
         ConfigError: A setting is missing, or the back end cannot ask for a class.

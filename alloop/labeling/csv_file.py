@@ -25,7 +25,7 @@ logger = logging.getLogger("alloop")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Cell:
-    """A row as it was last seen; `moment` is the time of the sheet in which it first looked like that."""
+    """A row as it was last seen; `moment` is the modification time of the sheet when the row last changed."""
 
     label: str
     annotator: str
@@ -42,19 +42,19 @@ class CsvAnnotator:
     """The `Annotator` over batch sheets.
 
     A task's id is its key, so rows may be sorted and moved between sheets. An empty label cell is no answer, a cleared
-    one takes the answer back, a deleted row deletes the task. A whole sheet that is away deletes nothing: somebody took
-    it along to fill it in, and its rows stay as they were last seen. When a cell got its value is known from the time
-    of its sheet. Both are remembered in a small file beside the sheets; should that be lost, everything reads as just
-    changed.
+    one takes the answer back, a deleted row deletes the task. A missing sheet deletes nothing: somebody took it away to
+    fill it in, and its rows count as they were last seen. The time of an answer is the modification time of its sheet.
+    Rows and times are stored in a small file beside the sheets; if that file is lost, every row counts as just changed.
 
     Args:
         folder: Where the sheets are.
         classes: Only tells which word means "skip".
-        as_png: Makes a picture of an image that programs would not show as the model sees it.
+        as_png: Function that converts an image to PNG with the pixels that the model gets, for images that other
+            programs would show differently.
         preannotate: Show the model's guess in a column of its own.
         annotations_per_image: Rows for each image, to be filled by different people.
         push_batch: Rows for each sheet.
-        workspace_key: Whose last push is remembered; several workspaces may share a folder.
+        workspace_key: Key of the workspace whose last push is stored; several workspaces may share a folder.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class CsvAnnotator:
                 "Set labeling.backend back to what the workspace began with, or start a new workspace.",
             )
         if project_ref is None:
-            # A new project waits for no sheet of an earlier one.
+            # A new project does not wait for sheets of an earlier one: their rows are forgotten.
             self._write_memory(self._present(self._sheets(), self._memory()))
         elif not (self._folder / _MEMORY).exists() and not list_sheets(self._folder):
             raise ServerUnavailable(
-                f"The sheets are not in {self._folder}: the folder is not there, or is empty.",
-                "Put it back, or correct [labeling.csv] folder; if it is lost, `alloop push --new-project` writes what "
-                "is still asked into new sheets.",
+                f"There are no sheets in {self._folder}: the folder does not exist or is empty.",
+                "Put the folder back, or correct [labeling.csv] folder. If the sheets are lost, `alloop push "
+                "--new-project` writes the open questions into new sheets.",
             )
         self._sheets()
         return _PROJECT
@@ -149,7 +149,7 @@ class CsvAnnotator:
         sheets = self._sheets()
         answered = {row["key"] for sheet in sheets for row in sheet.rows if row["label"]}
         free = asked - answered - {_key(name) for name in self._absent(sheets, self._read())}
-        # First of all, or a sheet that is removed here would be taken for one that somebody took along.
+        # Before the sheets are changed: a sheet removed below would otherwise count as taken away by somebody.
         self._write_memory({name: cell for name, cell in self._memory().items() if _key(name) not in free})
         for sheet in sheets:
             kept = [row for row in sheet.rows if row["key"] not in free]
@@ -163,7 +163,7 @@ class CsvAnnotator:
         return [read_sheet(path) for path in list_sheets(self._folder)]
 
     def _next_path(self) -> Path:
-        # People rename sheets as they like; only names of this very form hold a number of ours.
+        # People may rename sheets; only names of exactly this form hold a number that alloop gave.
         sheets = self._sheets()
         away = {cell.sheet for cell in self._absent(sheets, self._memory()).values()}
         names = away | {sheet.path.name for sheet in sheets}
@@ -186,12 +186,12 @@ class CsvAnnotator:
         }
 
     def _shown(self, row: Mapping[str, str], places: Sequence[ImageRef]) -> Mapping[str, str]:
-        """The row with a path that leads to its image."""
+        """Return the row with its file path replaced if the path leads to none of the image's places."""
         paths = [self._picture(image) for image in places if image.sha256 == row["sha256"].lower()]
         return {**row, "file": paths[0]} if paths and "file" in row and row["file"] not in paths else row
 
     def _picture(self, image: ImageRef) -> str:
-        """The file to look at: the image's own, or a picture beside the sheets if it has more than 8 bits a channel."""
+        """Return the path of the file to show: a PNG beside the sheets if the image has more than 8 bits a channel."""
         if image.depth is None:
             return image.path
         place = self._folder.absolute() / _PICTURES / f"{image.key}.png"
@@ -214,12 +214,12 @@ class CsvAnnotator:
                     )
                 )
         first = next(iter(cells.values()))
-        # Nobody replaces a picture that was made here, and its bytes are not the image's.
+        # A PNG that alloop made has other bytes than its image, so it cannot be compared with the image's hash.
         is_made = Path(first.file).parent.name == _PICTURES
         return TaskAnswers(_task(key, first), tuple(answers), None if is_made else first.file or None)
 
     def _read(self) -> _Seen:
-        """Every row, as it is in a sheet or as it was last seen in one that is away; remembers what changed."""
+        """Return every row as it is now, and rows of missing sheets as they were last seen. Store changes."""
         sheets, old = self._sheets(), self._memory()
         seen = {**self._absent(sheets, old), **self._present(sheets, old)}
         if seen != old:
@@ -227,7 +227,7 @@ class CsvAnnotator:
         return seen
 
     def _present(self, sheets: Sequence[Sheet], old: _Seen) -> _Seen:
-        """The rows there are. Those that differ from what they were have the time of their sheet."""
+        """Return the rows of the sheets that are there. Changed rows get the modification time of their sheet."""
         latest = max((cell.moment for cell in old.values()), default="")
         seen: _Seen = {}
         for sheet in sheets:
@@ -258,7 +258,7 @@ class CsvAnnotator:
             return {}
 
     def _absent(self, sheets: Sequence[Sheet], old: _Seen) -> _Seen:
-        """The rows of sheets that are away: neither the file is there nor, under another name, any of its rows."""
+        """Return the rows of missing sheets: those with no file of their name and none of their rows elsewhere."""
         here = {_external_id(row) for sheet in sheets for row in sheet.rows}
         there = {sheet.path.name for sheet in sheets} | {cell.sheet for name, cell in old.items() if name in here}
         return {name: cell for name, cell in old.items() if cell.sheet not in there}
@@ -267,8 +267,8 @@ class CsvAnnotator:
         away = Counter(cell.sheet for cell in self._absent(self._sheets(), seen).values() if not cell.label)
         for name, n in away.items():
             logger.warning(
-                "%s is not in %s: its %d open questions wait for it. If it is lost, `alloop push --new-project` asks "
-                "every open question anew.",
+                "%s is not in %s. Its %d open questions stay open until it is back. If it is lost, `alloop push "
+                "--new-project` asks all open questions again in new sheets.",
                 name or "A sheet",
                 self._folder,
                 n,

@@ -39,7 +39,7 @@ class ImageUrls(Protocol):
         ...
 
     def file(self, address: str) -> Path | None:
-        """The file here that an address of ours shows; None for a copy on the server, or another address."""
+        """Return the local file that an address shows; None for a copy on the server or an address not made here."""
         ...
 
 
@@ -51,7 +51,7 @@ class SharedFolder:
     there: str
 
     def path_here(self, name: str) -> Path | None:
-        """The file that the server names so, or None when it lies outside. The reverse of `name_there`."""
+        """Return the local file for a path on the server; None if it is outside the folder. Reverse of `name_there`."""
         root = posixpath.normpath(self.there) if self.there else ""
         inside = posixpath.relpath(name, root) if root else posixpath.normpath(name)
         return None if inside == ".." or inside.startswith(("../", "/")) else self.here / inside
@@ -72,7 +72,7 @@ class LocalFiles:
         document_root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, as the server names it.
         folders: Where images are, at or below the document root.
         pause: Waits before looking whether an unclear creation has happened after all.
-        way_out: What to do about an image that lies in none of the folders.
+        way_out: Hint for the error about an image that is in none of the folders.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class UrlPrefix:
 
 
 class Uploads:
-    """Images copied to the server, named by what their pixels are: one that is there already is never sent again."""
+    """Images copied to the server and named by their key. An image that the server already has is not sent again."""
 
     def __init__(self, connection: Connection, pause: Pause, as_png: AsPng) -> None:
         self._connection = connection
@@ -203,7 +203,7 @@ class Uploads:
         return None
 
     def _send(self, project_id: int, files: Mapping[str, tuple[str, bytes, str]]) -> dict[str, str]:
-        """Upload some files, by key. One that arrives twice wastes some disk and harms nothing."""
+        """Upload files, by key. A file that arrives twice wastes some disk space and does no other harm."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 fields = {f"file{number}": file for number, file in enumerate(files.values())}
@@ -223,7 +223,7 @@ class Uploads:
         )
 
     def _list(self, project_id: int) -> dict[str, str]:
-        """Addresses of what was uploaded before, by key; names are `<random>-<key><suffix>`."""
+        """Return the addresses of files uploaded before, by key. File names are `<random>-<key><suffix>`."""
         rows = self._connection.read(f"api/projects/{project_id}/file-uploads", {"all": "true"})
         found: dict[str, str] = {}
         for row in rows:
@@ -233,10 +233,10 @@ class Uploads:
 
 
 class Mixed:
-    """One way for what browsers draw as the model sees it, uploads (converted to PNG) for the rest.
+    """Serves images that browsers show correctly in one way, and uploads the others as PNG.
 
-    The rest is what browsers do not draw at all, such as TIFF, and images with more than 8 bits a channel, of which
-    they show the upper ones: 12-bit data would be nearly black.
+    The others are formats that browsers do not show, such as TIFF, and images with more than 8 bits a channel. Browsers
+    show only the upper 8 bits of these: 12-bit data would be nearly black.
     """
 
     def __init__(self, way: ImageUrls, uploads: Uploads) -> None:
@@ -260,7 +260,7 @@ def _is_shown(image: ImageRef) -> bool:
 
 
 def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
-    """Name, bytes and media type of an image that a browser draws as the model sees it: the file, or a PNG of it.
+    """Name, bytes and media type of a file that a browser shows as the model sees it: the image's own, or a PNG of it.
 
     Raises:
         LabelingError: The file cannot be read, or holds other bytes than the image.
@@ -270,7 +270,8 @@ def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != image.sha256:
             raise LabelingError(
-                f"{path} was replaced since it was added to the pool.", "Run `alloop pool add`, then the same again."
+                f"{path} was replaced since it was added to the pool, so it was not uploaded.",
+                "Run `alloop pool add`, then run this command again.",
             )
         with Image.open(io.BytesIO(data)) as opened:
             suffix = _SUFFIX.get(opened.format or "") if image.depth is None else None

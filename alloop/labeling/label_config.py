@@ -18,8 +18,8 @@ HASH_KEY = "alloop_sha256"
 # Class names cannot hold a slash (config/schema.py), so several choices at once can never read like a class.
 _JOINT = " / "
 
-# What Label Studio takes for a field of the task, anywhere in a text: it shows the field instead, which is nothing
-# where there is no such field, and records as the answer what it shows.
+# Label Studio replaces this, anywhere in a text, by the value of the task's field of that name: by nothing if the task
+# has no such field. The recorded answer is the replaced text.
 _FIELD = re.compile(r"\$[\w\[\].{}]", re.ASCII)
 
 
@@ -40,7 +40,7 @@ class Control:
 
 
 def names_field(name: str) -> bool:
-    """Whether Label Studio would read a class name, or a part of it, as the name of a task's field."""
+    """Return whether Label Studio would read a class name, or a part of it, as the name of a task's field."""
     return _FIELD.search(name) is not None
 
 
@@ -54,8 +54,8 @@ def check_names(classes: Sequence[str]) -> None:
     if fields:
         raise ConfigError(
             f"Label Studio cannot show the class {_listing(fields)}: it reads a word that begins with $ as a field of "
-            "the task, shows nothing in its place, and the answer would be empty.",
-            'Give the class a name without $ (USD 5), or take labeling.backend = "csv".',
+            "the task and shows nothing in its place, so the answers would be empty.",
+            'Rename the class without $ (for example USD 5), or set [labeling] backend = "csv".',
         )
 
 
@@ -217,7 +217,7 @@ def _parse(xml: str) -> ElementTree.Element:
 
 
 def _choice(name: str) -> str:
-    """A class as a hand-written interface may ask for it: an alias is what answers say, and never read as a field."""
+    """Return the XML of a choice for a class. A name with a field gets an alias, which is not replaced in answers."""
     return f'<Choice value="..." alias="{name}"/>' if names_field(name) else f'<Choice value="{name}"/>'
 
 

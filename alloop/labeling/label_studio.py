@@ -231,7 +231,7 @@ class LabelStudioAnnotator:
         return {"data": data} | ({"predictions": [guess]} if guess else {})
 
     def _wait_for(self, batch: Sequence[OutgoingTask], fate: Fate, attempt: int) -> dict[str, str]:
-        """What of a batch is there after an unclear failure: looked up until all is, or it cannot come any more."""
+        """Poll after a request with an unknown outcome until all tasks are found or can no longer arrive."""
         if fate is Fate.LOST:
             self._pause(attempt)
             return {}
@@ -258,10 +258,10 @@ class LabelStudioAnnotator:
             self._model_version = model_version
 
     def _addresses(self, places: Sequence[ImageRef]) -> list[str]:
-        """The addresses of an image's places that people can reach.
+        """Return the addresses of those places of an image that people can reach.
 
         Raises:
-            LabelingError: There are places, but people can reach none.
+            LabelingError: People can reach none of the places.
         """
         found: list[str] = []
         problem: LabelingError | None = None

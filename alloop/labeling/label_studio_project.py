@@ -114,13 +114,13 @@ def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
 
 
 def find_last_push(row: dict[str, Any], workspace_key: str) -> str | None:
-    """Id of a workspace's last push, from the project's description."""
+    """Return the id of a workspace's last push from the project's description; None before the first push."""
     words = (row.get("description") or "").split()
     return next((word.rpartition(":")[2] for word in words if word.startswith(_push_word(workspace_key))), None)
 
 
 def with_last_push(row: dict[str, Any], workspace_key: str, push_id: str) -> str:
-    """The project's description with another push id; whatever people wrote there stays."""
+    """Return the project's description with a new push id. Other text in the description stays."""
     description = str(row.get("description") or "").rstrip()
     word = _push_word(workspace_key) + push_id
     pattern = rf"(?<!\S){re.escape(_push_word(workspace_key))}\S*"

@@ -36,9 +36,9 @@ def task_ref(row: Row) -> str | None:
 
 
 def listed_task(row: Row) -> ListedTask | None:
-    """A task as the loop sees it; None for one that alloop did not push.
+    """Return a row as a task of the loop; None for a task that alloop did not push.
 
-    Every task was pushed with the hash of its image. One without was edited by hand: it may show anything.
+    alloop pushes every task with the hash of its image. A task without one was edited by hand and may show any image.
     """
     ref = task_ref(row)
     return None if ref is None else ListedTask(ref, row["data"][TASK_KEY], str(row["data"].get(HASH_KEY) or ""))
@@ -52,7 +52,7 @@ def task_number(ref: str) -> int:
 def refs_by_key(
     connection: Connection, project_id: int, wanted: Mapping[str, str], n_tasks: int
 ) -> dict[str, list[str]]:
-    """The tasks that carry each key and are about its image, lowest number first. Keys without a task are absent.
+    """Find the tasks that have each key and show its image, lowest number first. Keys without a task are absent.
 
     Args:
         connection: The server.
@@ -76,7 +76,7 @@ def refs_by_key(
 
 
 def all_tasks(connection: Connection, project_id: int) -> list[ListedTask]:
-    """All tasks there are that alloop pushed, this workspace's or another's."""
+    """List all tasks of the project that alloop pushed, from this workspace or another one."""
     rows = _by_id(connection, project_id, "id,data")
     return [task for row in rows if (task := listed_task(row)) is not None]
 
@@ -87,7 +87,7 @@ def existing_refs(connection: Connection, project_id: int, refs: Sequence[str]) 
 
 
 def some_rows(connection: Connection, project_id: int, refs: Sequence[str]) -> Iterator[Row]:
-    """Number and data of those of `refs` that are there."""
+    """Yield number and data of those tasks of `refs` that exist."""
     wanted = set(refs)
     rows = _some(connection, project_id, "task_only", "id,data", refs)
     return (row for row in rows if task_ref(row) in wanted)

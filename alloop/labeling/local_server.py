@@ -160,7 +160,7 @@ def _home(workspace: Path) -> Path:
 
 
 def _is_here(workspace: Path) -> bool:
-    """Whether the server was started where the workspace is now; one started before a move serves the old place."""
+    """Return whether the server serves the workspace's folder. A server started before a move serves the old folder."""
     credentials = read_credentials(workspace)
     return credentials is not None and credentials.document_root == str(_home(workspace) / "files")
 

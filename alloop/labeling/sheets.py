@@ -1,4 +1,4 @@
-"""Batch sheets: read as spreadsheet programs leave them, written as UTF-8 with commas."""
+"""Batch sheets: read in any form that spreadsheet programs save, written as UTF-8 with commas."""
 
 import codecs
 import csv

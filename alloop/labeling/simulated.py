@@ -77,7 +77,7 @@ class Truth:
         raise LabelError(f"{self.file} has no label for {image.path}.", "Add a row for it.")
 
     def _is_of_another(self, image: ImageRef) -> bool:
-        """Whether the row of the same file name is about a file that is there and is not this image."""
+        """Return whether the row with this file name means another file: one that exists and has other bytes."""
         file = Path(self._files[composed(Path(image.path).name)])
         return file.is_file() and sha256_of(file) != image.sha256
 
@@ -97,7 +97,7 @@ def read_truth(file: Path, people: Sequence[str] = (), classes: Collection[str] 
         file: The CSV.
         people: Columns to read in place of `label`: one for each person. An empty cell, -1 or NaN means that the person
             was not asked.
-        classes: What answers are spelled like, where they look alike.
+        classes: Class names. An answer that looks like a class is spelled like it.
 
     Raises:
         LabelError: A column is missing, a row lacks a label, or nobody answered.
@@ -168,7 +168,7 @@ class SimulatedAnnotator:
         return ""
 
     def last_push(self) -> str | None:
-        """Nothing: the oracle lies in the workspace folder, where nobody else pushes."""
+        """Return None: the oracle is a file in the workspace folder, and no other workspace pushes to it."""
         return None
 
     def set_last_push(self, push_id: str) -> None:
@@ -203,7 +203,7 @@ class SimulatedAnnotator:
         return [_task(entry) for entry in self._load().values()]
 
     def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
-        """Nothing: the oracle looks at no image."""
+        """Change nothing and return 0: the oracle does not look at images."""
         return 0
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
@@ -226,7 +226,7 @@ class SimulatedAnnotator:
         if len(given) < self._annotators:
             raise LabelError(
                 f"{self._truth.file} has {len(given)} answers about {image.path}; {self._annotators} are asked for.",
-                "Lower labeling.annotations_per_image, or take the image out.",
+                "Lower [labeling] annotations_per_image, or remove the image from the pool's folder.",
             )
         return given[: self._annotators]
 

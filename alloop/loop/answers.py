@@ -25,11 +25,11 @@ class Recorded:
 
     Attributes:
         new, edited, deleted: Annotation versions written.
-        orphaned: Tasks there that this workspace made but its database does not know, or knows as tasks about other
-            images: it was restored from a backup since, or another copy of the workspace made them. Left alone.
-        foreign: Tasks there that another workspace made; left alone.
+        orphaned: Number of tasks that this workspace made but its database does not know, or knows with another image.
+            The database was restored from a backup, or another copy of the workspace made them. They are not changed.
+        foreign: Number of tasks in the same project that another workspace made. They are not changed.
         unknown: New or edited answers whose value is not a class, as value → how many.
-        outdated: Answers that do not count: the file that people saw holds other bytes than the image asked about.
+        outdated: Number of answers that do not count, since the file that people saw has other bytes than the image.
         lost: Open queries whose task was deleted on the server; their images return to the pool.
     """
 
@@ -44,7 +44,7 @@ class Recorded:
 
     @property
     def has_changes(self) -> bool:
-        """Whether anything was written."""
+        """True if anything was written."""
         return any((self.new, self.edited, self.deleted, self.lost, self.outdated))
 
 
@@ -89,12 +89,12 @@ def record_answers(
     A task counts for a query only if it has the query's key and asks about the query's image; others are left alone.
 
     Args:
-        session: Where to record.
-        place: Where the answers come from.
-        tasks: What there is now.
-        recorded: Counts on.
-        replaced: (file, content hash of the image that a task asks about) where the file holds other bytes. New answers
-            to these tasks are kept and do not count; what was recorded before stays.
+        session: Database session to write to.
+        place: Source of the answers.
+        tasks: The tasks with all their answers now.
+        recorded: Counters to add to.
+        replaced: (file, content hash of the image that a task asks about) for files that now have other bytes. New
+            answers to these tasks are kept but do not count. Answers recorded earlier still count.
     """
     listed = list(tasks)
     queries = find_by_keys(session, [task.task.key for task in listed])
@@ -120,12 +120,12 @@ def record_answers(
 
 
 def adopt_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> int:
-    """Record the answers to tasks that this workspace made and its database does not know, for the images they show.
+    """Record the answers to tasks that this workspace made but its database does not know, for the images they show.
 
-    They become labels without a query: why and with which probability the image was chosen is not known any more.
+    The answers become labels without a query: the reason and the probability of the selection are lost.
 
     Returns:
-        How many tasks were left out because their image is not in the pool.
+        Number of tasks that were left out because their image is not in the pool.
     """
     prefix, listed = key_prefix(session), list(tasks)
     queries = find_by_keys(session, [found.task.key for found in listed])
@@ -156,24 +156,25 @@ def list_adopted(session: Session, place: Place) -> set[str]:
 
 
 def describe_orphaned(n: int) -> str:
-    """Tasks that the database does not know, in words."""
+    """Message about tasks that this workspace made but its database does not know."""
     return (
-        f"{n} tasks were made by this workspace, but its database does not know them: it was restored from a backup "
-        "since, or another copy of the workspace made them. Their answers are left alone; `alloop labels adopt` takes "
-        "them for the images that the tasks show."
+        f"{n} tasks were made by this workspace, but its database does not know them: the database was restored from a "
+        "backup, or another copy of the workspace made them. Their answers are not recorded. `alloop labels adopt` "
+        "records them for the images that the tasks show."
     )
 
 
 def describe_outdated(n: int) -> str:
-    """Answers about files that were replaced, in words."""
+    """Message about answers to questions whose image file was replaced."""
     return (
-        f"{n} answers do not count: since the question was sent, the file that people saw was replaced by another one. "
-        "They are kept, the questions are taken back, and what lies there now is a new image of the pool."
+        f"{n} answers do not count, because the image file was replaced after the question was sent: people may have "
+        "seen either picture. The answers are kept, the questions are withdrawn, and the new files are new images of "
+        "the pool."
     )
 
 
 def is_ours(task: ListedTask, queries: Mapping[str, QueryRecord]) -> bool:
-    """Whether a task is that of one of these queries (by key), about the same image."""
+    """Return whether a task belongs to one of these queries: same key and same image."""
     query = queries.get(task.key)
     return query is not None and task.asks_about(query.sha256)
 
@@ -209,7 +210,7 @@ def resettle_unknown(session: Session, place: Place) -> None:
 
 
 def resettle_open(session: Session, place: Place) -> None:
-    """Look again at queries that some people have answered: fewer may be asked of each image than when they did."""
+    """Settle open queries that have enough answers by now, since annotations_per_image may have been lowered."""
     settle_queries(session, place, list_queries(session, status=QueryStatus.OPEN))
 
 
@@ -223,11 +224,11 @@ def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Target:
-    """What the answers of a task are recorded for.
+    """Image and query that the answers of a task are recorded for.
 
     Attributes:
-        scope: What their stored ids begin with.
-        is_outdated: People see other bytes than the image's by now.
+        scope: Beginning of the stored ids of these answers.
+        is_outdated: True if the file that people see now has other bytes than the image.
     """
 
     image_id: int
@@ -270,18 +271,18 @@ def _changes(
 
 
 def _is_recorded(answer: Answer, before: AnnotationRecord | None, target: _Target) -> bool:
-    """Whether there is nothing to add to the newest version of an annotation."""
+    """Return whether the newest version of an annotation already says the same."""
     if before is None:
         return False
     if target.is_outdated and before.outcome is not Outcome.DELETED:
         return True
-    # An answer about other bytes stays one when the file is put back; only another answer counts then.
+    # An outdated answer stays outdated when the old file is put back. Only a changed answer counts then.
     is_same = before.outcome in (answer.outcome, Outcome.OUTDATED)
     return is_same and (before.annotator, before.value) == (answer.annotator, answer.value)
 
 
 def _spelled(answer: Answer, classes: Collection[str]) -> Answer:
-    """The answer with its class spelled as in the settings, and its annotator as one spells one name."""
+    """Return the answer with its class spelled as in the settings and the annotator's name cleaned."""
     value = None if answer.value is None else as_class(answer.value, classes)
     return dataclasses.replace(answer, value=value, annotator=clean(answer.annotator))
 

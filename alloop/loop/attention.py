@@ -1,4 +1,4 @@
-"""What somebody should look at, one sentence each: `run` and `status` say the same."""
+"""Sentences about what needs a person's attention. `run` and `status` show the same ones."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -15,7 +15,7 @@ from alloop.store.workspace import find_sync
 
 
 def list_warnings(session: Session, config: Config) -> list[str]:
-    """Read everything that a person should know of: images without an answer, and why; tasks, files, classes."""
+    """Collect sentences about images without an answer, unknown tasks, missing files and unlabeled classes."""
     classes, queries = config.project.classes, list_queries(session)
     sync = find_sync(session, config.labeling.backend)
     missing = list_locations(session, LocationStatus.MISSING)
@@ -37,26 +37,28 @@ def list_warnings(session: Session, config: Config) -> list[str]:
 
 
 def describe_unknown(values: Iterable[tuple[str, int]], classes: Collection[str]) -> list[str]:
-    """Answers that name no class, each with the class that was probably meant."""
+    """Sentences about answers that are not a class, each with the nearest class."""
     lines = []
     for value, n in values:
         if value not in classes:
             near = nearest(value, classes)
             hint = "" if near is None else f" The nearest class is '{near}'."
-            lines.append(f"{n} answers say '{value}', which is no class: add it to alloop.toml, or correct them.{hint}")
+            lines.append(
+                f"{n} answers say '{value}', which is not a class: correct them, or add it to [project] classes.{hint}"
+            )
     return lines
 
 
 def describe_lost(n: int) -> list[str]:
-    """Open tasks that a pull did not find any more."""
-    return [f"{n} open tasks were deleted where they were; their images are back in the pool."] if n else []
+    """Sentence about open tasks that a pull did not find any more."""
+    return [f"{n} open tasks were deleted in the labeling project; their images are back in the pool."] if n else []
 
 
 def describe_strangers(orphaned: int, foreign: int) -> list[str]:
-    """Tasks of the project that the database does not know."""
+    """Sentences about tasks in the labeling project that the database does not know."""
     lines = [describe_orphaned(orphaned)] if orphaned else []
     if foreign:
-        lines.append(f"{foreign} tasks in the project are another workspace's and are left alone.")
+        lines.append(f"{foreign} tasks in the labeling project belong to another workspace. They are not changed.")
     return lines
 
 
@@ -65,7 +67,7 @@ def _with(queries: Iterable[QueryRecord], status: QueryStatus) -> Iterable[Query
 
 
 def _images(queries: Iterable[QueryRecord], what: str, hint: str = "") -> str:
-    """A few of the images by their hashes."""
+    """Sentence that names the first three images by their hashes; empty without images."""
     hashes = [query.sha256[:12] for query in queries]
     some = ", ".join(hashes[:3]) + (" …" if len(hashes) > 3 else "")
     return f"{len(hashes)} images {what}: {some}{hint}" if hashes else ""
@@ -76,6 +78,6 @@ def _unreadable(n: int) -> str:
 
 
 def _unlabeled(counts: Collection[str], classes: Sequence[str]) -> str:
-    """Classes that nobody has answered yet, once others were."""
+    """Sentence about classes without a training label; empty as long as no class has one."""
     lacking = [name for name in classes if name not in counts]
     return f"No training label yet: {', '.join(lacking)}" if counts and lacking else ""

@@ -40,7 +40,7 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
             values = {name: row.get(name) for name in names}
             if given.setdefault(sha256, values) != values:
                 raise PoolError(
-                    f"{path}, line {row.line}: an earlier line says something else of the same image "
+                    f"{path}, line {row.line}: an earlier line has other values for the same image "
                     f"(sha256 {sha256[:12]}).",
                     "Keep one of the two lines. Nothing was recorded.",
                 )
@@ -53,13 +53,13 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def _check_names(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse names that SQL could not tell from those that images have already."""
+    """Refuse names that differ only in capitals from an attribute that exists: SQL does not tell them apart."""
     spelled = {name.lower(): name for name in known}
     for name in names:
         if (other := spelled.get(name.lower(), name)) != name:
             raise PoolError(
-                f"{path}: images have an attribute {other!r} already, and capitals do not tell {name!r} from it.",
-                f"Call the column {other}. Nothing was recorded.",
+                f"{path}: images already have an attribute {other!r}, and {name!r} differs from it only in capitals.",
+                f"Rename the column to {other!r}. Nothing was recorded.",
             )
 
 
@@ -79,5 +79,8 @@ def _read(path: Path) -> tuple[list[str], tuple[Row, ...]]:
             )
     twice = sorted({name for name in names if sum(other.lower() == name.lower() for other in names) > 1})
     if twice:
-        raise PoolError(f"{path}, line {table.line}: the column {twice[0]!r} is there twice; capitals do not count.")
+        raise PoolError(
+            f"{path}, line {table.line}: there are two columns {twice[0]!r}; capitals do not count.",
+            "Rename one of them. Nothing was recorded.",
+        )
     return names, table.rows

@@ -1,7 +1,7 @@
-"""Texts that an SQL condition takes for numbers.
+"""Find texts that an SQL condition compares with numbers.
 
-SQLite compares the two without a word: it makes a text of the number, or ranks every text above every number. Only
-conditions that SQLite has accepted are read here, and what their words do not tell is left alone.
+SQLite does this without an error: it converts the number to text, or ranks every text above every number. Only
+conditions that SQLite has accepted are read here. Expressions whose type is not clear from the condition are skipped.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _LOGIC = {"and", "or"}
 _CASE = {"case", "when", "then", "else", "end"}
 _COMPARES = {"=", "==", "!=", "<>", "<", "<=", ">", ">=", "is", "in", "between"}
-_MATCHES = {"like", "glob", "escape", "collate"}  # what stands beside them is text anyway
+_MATCHES = {"like", "glob", "escape", "collate"}  # their operands are texts in any case
 _CALCULATES = {"+", "-", "*", "/", "%", "&", "|", "~", "<<", ">>"}
 _GIVE_TEXT = {"lower", "upper", "trim", "ltrim", "rtrim", "replace", "substr", "substring", "typeof"}
 _GIVE_NUMBER = {"length", "instr", "like", "glob"}
@@ -34,12 +34,13 @@ _TAKE_NUMBER = {"abs", "round"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """Something that is compared.
+    """An operand of a comparison.
 
     Attributes:
-        kind: "digits" is a text that reads like a number: SQLite takes it for one beside a column of numbers only.
-        words: As the condition has it.
-        column: The column that it is, in lower case; None for anything else.
+        kind: Type of the value. "digits" is a text that looks like a number: SQLite converts it only if it is compared
+            with a column of numbers.
+        words: The text in the condition.
+        column: Name of the column in lower case; None if the operand is not a column.
     """
 
     kind: Literal["text", "number", "digits"]
@@ -54,17 +55,17 @@ class _Token:
 
     @property
     def name(self) -> str:
-        """In lower case and without quotes; empty unless it is a name or a sign."""
+        """Token in lower case and without quotes; empty unless it is a name or a sign."""
         if self.kind == "name" and self.words[0] in '"[`':
             return self.words[1:-1].lower()
         return self.words.lower() if self.kind in ("name", "sign") else ""
 
 
-_Items: TypeAlias = "list[_Token | _Items]"  # what stands in parentheses is a list in the list
+_Items: TypeAlias = "list[_Token | _Items]"  # a pair of parentheses becomes a nested list
 
 
 def is_number(value: str) -> bool:
-    """Whether a cell is a number, and remains the same as one: no leading zeros, not infinite, integers in 64 bits."""
+    """Return whether a cell is a plain number that SQLite stores exactly: no leading zeros, finite, at most 64 bits."""
     if not _NUMBER.fullmatch(value):
         return False
     digits = value.lstrip("+-")
@@ -72,11 +73,11 @@ def is_number(value: str) -> bool:
 
 
 def find_text_as_number(condition: str, is_text: Mapping[str, bool]) -> Value | None:
-    """The first text that the condition compares or calculates with as if it were a number.
+    """Return the first text that the condition compares or calculates with as if it were a number.
 
     Args:
         condition: SQL that SQLite has accepted.
-        is_text: Column in lower case → whether it holds texts.
+        is_text: Column name in lower case → True if the column holds texts.
     """
     walk = _Walk(is_text)
     walk.values(_nested(_tokens(condition)), is_condition=True)
@@ -100,14 +101,14 @@ def _nested(tokens: Iterator[_Token]) -> _Items:
 
 
 class _Walk:
-    """Goes through a condition and collects the texts that are taken for numbers."""
+    """Walks through a condition and collects the texts that are used as numbers."""
 
     def __init__(self, is_text: Mapping[str, bool]) -> None:
         self._is_text = is_text
         self.found: list[Value] = []
 
     def values(self, items: _Items, *, is_condition: bool = False) -> list[Value]:
-        """What an expression may be; empty for the result of a comparison, and for what its words do not tell."""
+        """Return the possible values of an expression; empty for a comparison and for an unknown type."""
         if any(_name(item) in _CASE for item in items):
             for part in _split(items, _CASE):
                 self.values(part)
@@ -177,7 +178,7 @@ class _Walk:
                 self.found += [value for value in values if value.kind == "digits"]
 
     def _number(self, values: Sequence[Value]) -> None:
-        # A column says more than a text beside it.
+        # Columns come first: the error can name the cell.
         self.found += sorted((value for value in values if value.kind == "text"), key=lambda value: not value.column)
 
 
@@ -190,14 +191,14 @@ def _words(items: _Items) -> str:
 
 
 def _split(items: _Items, at: set[str]) -> Iterator[_Items]:
-    """Pieces between the given names and signs; an empty piece at an end is left out."""
+    """Yield the pieces between the given names and signs. Empty pieces are left out."""
     for is_mark, piece in itertools.groupby(items, key=lambda item: _name(item) in at):
         if not is_mark:
             yield list(piece)
 
 
 def _with_ranges(items: _Items) -> _Items:
-    """The same, with the AND of BETWEEN as a comparison."""
+    """Return the items with the AND of each BETWEEN replaced by a comparison sign."""
     result: _Items = []
     is_range = False
     for item in items:

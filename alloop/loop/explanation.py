@@ -37,7 +37,7 @@ class Neighbor:
     path: str
     class_name: str
     similarity: float
-    depth: int | None = None  # bits that it is read with, if it has more than 8
+    depth: int | None = None  # bits a channel at which the image is read; None for an image with 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Explanation:
         ranks: Strategy → score and rank; also `ood`.
         neighbors: The nearest first.
         note: Why there are no neighbors.
-        depth: Bits that it is read with, if it has more than 8 a channel.
+        depth: Bits a channel at which the image is read; None for an image with 8 bits.
     """
 
     image_id: int

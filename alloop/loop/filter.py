@@ -32,7 +32,7 @@ def find_matching(session: Session, only: str) -> frozenset[int]:
     image lacks is NULL.
 
     Raises:
-        ConfigError: The condition is wrong; names the columns there are. Or it takes a text for a number.
+        ConfigError: The condition is wrong (the error names the available columns), or it uses a text as a number.
     """
     facts = list_facts(session)
     if is_glob(only):
@@ -51,7 +51,11 @@ def is_glob(only: str) -> bool:
 
 
 def matching_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset[int]:
-    """Those of the images for which an SQL condition holds."""
+    """Return the ids of the images for which an SQL condition holds.
+
+    Raises:
+        ConfigError: SQLite refuses the condition, or the condition uses a text as a number.
+    """
     names = sorted({name for image in facts for name in image.attributes})
     kinds = dict(zip(OWN, _OWN_KINDS, strict=True)) | {name: _kind(name, facts) for name in names}
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
@@ -97,22 +101,22 @@ def _refusal(condition: str, text: Value, facts: Sequence[ImageFacts]) -> Config
     only = f"[acquisition] only = {condition!r}"
     if text.column is None:
         return ConfigError(
-            f"{only} takes the text {text.words} for a number.",
+            f"{only} uses the text {text.words} as a number.",
             "Compare texts with texts ('2020' in quotes) and numbers with numbers (2020).",
         )
     cells = [(cell, image) for image in facts for cell in _column(image, text.column) if not is_number(str(cell))]
     cell, image = cells[0]
     of = image.paths[0] if image.paths else f"image {image.image_id}"
-    others = f", and no number for {len(cells) - 1} others" if len(cells) > 1 else ""
+    others = f" (and is not a number for {len(cells) - 1} other images)" if len(cells) > 1 else ""
     return ConfigError(
-        f"{only} takes {text.words} for a number, but it is {cell!r} for {of}{others}.",
-        "Give plain numbers with `alloop pool add --attributes` (3.5, not 3,5 or 03; an empty cell is not known), or "
-        "compare it with texts, in quotes.",
+        f"{only} uses {text.words} as a number, but its value is {cell!r} for {of}{others}.",
+        "Correct the table to plain numbers (3.5, not 3,5 or 03; leave unknown values empty) and read it again with "
+        "`alloop pool add --attributes`, or compare with texts in quotes.",
     )
 
 
 def _column(image: ImageFacts, column: str) -> Iterator[str | int]:
-    """The cell of an image, if it has one; capitals do not count, as in SQL."""
+    """Yield the image's value in a column, if it has one. Capitals in the name do not count, as in SQL."""
     names = [name for name in (*OWN, *image.attributes) if name.lower() == column]
     yield from (cell for cell in _cells(image, names) if cell is not None)
 

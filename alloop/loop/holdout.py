@@ -26,10 +26,9 @@ def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:
 def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tuple[int, int]:
     """Set aside a uniform sample of near-duplicate groups, the largest image of each.
 
-    The sample is the start of these images in the order of a seeded hash of their contents: every subset of groups is
-    equally likely over seeds, however many images they have, and neither file names nor the order of adding matter. The
-    other members of a chosen group are
-    excluded: they may be neither trained on nor measured.
+    The largest images are sorted by a seeded hash of their contents, and the first ones are taken. Over seeds every
+    subset of groups is equally likely, whatever the size of the groups. File names and the order of adding do not
+    matter. The other members of a chosen group are excluded: they are neither trained on nor measured.
 
     Returns:
         (images drawn, groups they were drawn from); each was drawn with probability drawn / groups.
@@ -84,7 +83,7 @@ def grow_holdout(session: Session, n: int, seed: int) -> tuple[list[int], int]:
 
 
 def _draw(session: Session, refs: Sequence[ImageRef], groups: Mapping[int, int], n: int, seed: int) -> list[int]:
-    """Put the largest images of n groups into the holdout and set the rest of these groups aside."""
+    """Put the largest image of each of n groups into the holdout and exclude the other members of these groups."""
     one_each = keep_largest(refs, groups, read_sizes(session, refs, groups))
     order = np.argsort(tie_keys([ref.sha256 for ref in one_each], seed), kind="stable")
     drawn = [one_each[int(position)].image_id for position in order[:n]]

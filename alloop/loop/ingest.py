@@ -49,7 +49,7 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
 logger = logging.getLogger("alloop")
-LEFT_OUT = "left out: "  # what the reason of a location begins with that is there and must not come back
+LEFT_OUT = "left out: "  # begins the reason of a location whose file exists but must not become an image again
 BATCH = 200  # files per transaction: what a killed ingest has to look at again
 
 
@@ -62,21 +62,21 @@ class Added:
     unchanged: int = 0  # path, size and time as last seen: not read again
     unreadable: int = 0
     near_duplicates: int = 0  # of the new ones
-    images: int = 0  # in the pool, near copies of another one among them
-    copies: int = 0
+    images: int = 0  # in the whole pool
+    copies: int = 0  # images of the whole pool that are near copies of another one
     labeled: int = 0
     skipped: int = 0  # files in folders that are plainly not images
     deep: int = 0  # images of the whole pool with more than 8 bits a channel
-    depth: int | None = None  # bits whose largest number is white in all of these
-    changed_depth: int = 0  # images that were read at another depth before: their features are computed anew
-    round_again: int | None = None  # the round that is trained again for that
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # name → how many; what is not the user's
-    regrouped: str = ""  # what became of the pool's near copies where their settings changed
-    dropped: int = 0  # images of the pool that such folders had brought in
+    depth: int | None = None  # bits a channel at which all of these are read
+    changed_depth: int = 0  # images that were read at another depth before: their features are computed again
+    round_again: int | None = None  # round that is trained again because the depth changed
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # hidden and system names → number of entries
+    regrouped: str = ""  # sentence about the new groups of near copies, if their settings changed
+    dropped: int = 0  # files that were in the pool and are in such folders
 
     @property
     def has_many_copies(self) -> bool:
-        """Whether near copies are so many that they may be different objects in front of the same background."""
+        """True if more than a third are near copies: they may be different objects in front of the same background."""
         return 3 * self.copies > self.images
 
     @property
@@ -122,8 +122,8 @@ def add_images(
         if before not in (None, added.depth):
             added.changed_depth, added.round_again = n_before, _train_again(session)
             logger.warning(
-                "The largest value of images with more than 8 bits needs %s bits and not %s: the features of the %d "
-                "that were known are computed anew%s.",
+                "The largest value of images with more than 8 bits needs %s bits, not %s: the features of the %d such "
+                "images that were in the pool are computed again%s.",
                 added.depth,
                 before,
                 n_before,
@@ -134,7 +134,7 @@ def add_images(
 
 
 class _Leaders:
-    """The leaders of near-duplicate groups, all seen at one depth: near copies must not differ by it."""
+    """Index of the leaders of near-duplicate groups. All fingerprints are compared at one depth."""
 
     def __init__(self, project: Project, depth: int | None) -> None:
         self._project = project
@@ -142,13 +142,13 @@ class _Leaders:
         self._index = self._read()
 
     def reach(self, depth: int) -> None:
-        """See all images at this depth if it is beyond the one they are seen at."""
+        """Raise the depth of the index to this depth if it is larger than the current one."""
         if depth > (self._depth or 0):
             self._depth = depth
             self._index = self._read()
 
     def find(self, file: ImageFile) -> tuple[int, int] | None:
-        """The leader that an image is a near copy of, and the distance."""
+        """Return the leader that an image is a near copy of, and the distance; None if there is no such leader."""
         return self._index.find(at_depth(file.phash, file.depth, self._depth))
 
     def add(self, image_id: int, file: ImageFile) -> None:
@@ -163,7 +163,7 @@ class _Leaders:
 
 
 def _train_again(session: Session) -> int | None:
-    """Begin an open round anew that has a model or scores, made at another depth, and no queries yet."""
+    """Reset an open round that has a model or scores at the old depth and no queries yet; return its number."""
     last = find_last_round(session)
     if last is None or last.state not in (RoundState.TRAINED, RoundState.SCORED):
         return None
@@ -195,13 +195,13 @@ def check_images(
     Args:
         project: The workspace.
         progress: Told how far that is.
-        accept_missing: Record what is missing also where much of a folder is.
+        accept_missing: Record missing files even if much of a folder is missing.
 
     Returns:
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
 
     Raises:
-        SourceUnreachable: Much of a folder has vanished at once, and that is not accepted.
+        SourceUnreachable: Much of a folder has vanished at once, and `accept_missing` is False.
     """
     if not accept_missing:
         require_reachable(project)
@@ -220,7 +220,11 @@ def check_images(
 
 
 def look_at_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
-    """Do the same without recording anything: `missing` now, recorded as `unreadable`, `changed` since."""
+    """Look at every file without recording anything.
+
+    Returns:
+        Locations by kind: `missing` now; `unreadable`, as recorded; `changed` since they were read.
+    """
     gone, _, changed = _look(project, progress)
     missing = [place for place in gone if place.status is not LocationStatus.UNREADABLE]
     unreadable = [place for place in changed if place.status is LocationStatus.UNREADABLE]
@@ -232,7 +236,7 @@ def look_at_images(project: Project, progress: Progress = silent) -> dict[str, l
 
 
 def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Location], list[Location]]:
-    """Locations whose file is gone, is back as it was, or has to be read again."""
+    """Return the locations whose file is gone, those whose file is back unchanged, and those to read again."""
     with reading(project.database) as session:
         locations = [place for place in list_locations(session) if not (is_given(place.path) or _is_left_out(place))]
     gone, back, changed = [], [], []
@@ -261,7 +265,7 @@ def image_folders(project: Project) -> list[Path]:
     named = {Path(name) for name in configured_images(project) if Path(name).is_dir()}
     with reading(project.database) as session:
         places = list_locations(session, LocationStatus.OK)
-        # What was moved away is still recorded where it was.
+        # Files that were moved away are still recorded at their old place.
         parents = {Path(place.path).parent for place in places if not is_given(place.path)}
         parents = {folder for folder in parents if folder.is_dir()}
     outermost: list[Path] = []
@@ -272,10 +276,10 @@ def image_folders(project: Project) -> list[Path]:
 
 
 def look_again(project: Project) -> int:
-    """Find images again that were missing or could not be read when they were needed, and are back.
+    """Look again for files that were missing or unreadable, and record those that are back.
 
     Returns:
-        How many files are.
+        Number of files that are back.
     """
     with reading(project.database) as session:
         missing = list_locations(session, LocationStatus.MISSING)
@@ -283,7 +287,7 @@ def look_again(project: Project) -> int:
     lost = [place for place in (*missing, *unreadable) if place.image_id is not None and not _is_left_out(place)]
     there = [place for place in lost if is_there(place.path)]
     missed = [place for place in there if place.status is LocationStatus.MISSING]
-    # Read, whatever time and size say: a file may be missing because another took its place.
+    # Files are read even if time and size are as recorded: another file may have taken the place of a missing one.
     same = [place.path for place in missed if place.sha256 and has_hash(Path(place.path), place.sha256, None)]
     others = [Path(path) for path in {place.path for place in there}.difference(same)]
     read = inspect_files(others, max_pixels=project.config.pool.max_pixels, workers=1)
@@ -310,7 +314,7 @@ def mark_vanished(session: Session, project: Project, paths: Iterable[str]) -> l
 
 
 def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
-    """Record that these images do not lie there any more, and return the paths; others are there, not read yet."""
+    """Record that these files do not hold their images any more, and return the paths. The new bytes are read later."""
     listed = list(replaced)
     ids = find_image_ids(session, [sha256 for _, sha256 in listed])
     places = find_places(session, ids.values())
@@ -318,7 +322,7 @@ def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
         place.path
         for path, sha256 in listed
         for place in places.get(ids.get(sha256, -1), ())
-        if os.path.realpath(place.path) == os.path.realpath(path)  # a server may know the file by way of a link
+        if os.path.realpath(place.path) == os.path.realpath(path)  # a server may reach the file through a link
     ]
     set_replaced(session, stale, _now())
     return stale
@@ -341,10 +345,10 @@ def mark_unusable(session: Session, project: Project, failed: Iterable[tuple[int
 
 
 def _leave_out(project: Project, paths: Sequence[str]) -> int:
-    """Record as missing what is in the pool from folders that are not walked, and return how many files that were.
+    """Record files of the pool as missing if they are in folders that are not walked; return their number.
 
-    A file stays if anything that is named now, in the settings too, leads to it; and if it lies below nothing that is
-    named, or belongs to the test set, which was named.
+    A file stays in the pool if a path that is named now or in the settings leads to it, if it is below none of these
+    paths, or if it belongs to the test set.
     """
     reaches = [reach_of(path) for path in dict.fromkeys([*paths, *configured_images(project)])]
     with reading(project.database) as session:
@@ -353,14 +357,15 @@ def _leave_out(project: Project, paths: Sequence[str]) -> int:
     known = [place.path for place in places if splits.get(place.image_id or 0) is not Split.HOLDOUT]
     found = {path: stop for path in known if (stop := _stop(Path(path), reaches)) is not None}
     if found:
-        reasons = {path: f"{LEFT_OUT}{stop} holds no photos of yours" for path, stop in found.items()}
+        why = "is a name of a system, or alloop wrote it"
+        reasons = {path: f"{LEFT_OUT}{stop} {why}" for path, stop in found.items()}
         with transaction(project.database) as session:
             set_missing(session, reasons, _now())
     return len(found)
 
 
 def _stop(file: Path, reaches: Sequence[Reach]) -> str | None:
-    """The name at which every walk that begins above a file ends before it."""
+    """Return the name at which every walk from a folder above stops before the file; None if a walk reaches it."""
     stops = [reach.stop(file) for reach in reaches if file.is_relative_to(reach.root)]
     return stops[0] if stops and None not in stops else None
 
@@ -471,7 +476,7 @@ def _unchanged(path: Path, known: Location | None) -> bool:
 
 
 def _note_verified(project: Project, unchanged: Mapping[Path, Location]) -> None:
-    """Remember when files that had been touched were found to be the same, so that they are not read each time."""
+    """Record that touched files were found unchanged, so that they are not read again each time."""
     read = [
         known.path
         for path, known in unchanged.items()

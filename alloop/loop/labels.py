@@ -49,7 +49,7 @@ class ImportedLabel:
 def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
     """Rebuild the labels of these images (None: of all) from the annotations as they are now.
 
-    Labels that disagree split a group of near copies, so that what is set aside may change with them.
+    Labels that disagree split a group of near copies, so the images that are excluded may change too.
     """
     set_labels(session, agree(list_current(session, image_ids=image_ids), classes, image_ids or ()), _now())
     update_splits(session, image_ids)
@@ -148,15 +148,16 @@ def listed_files(path: Path) -> list[Path]:
 
 
 def find_named(path: Path, row: Row) -> Path:
-    """The file that a row of a table names, from the table's own folder.
+    """Return the file that a row of a table names, relative to the table's own folder.
 
     Raises:
-        LabelError: It is not there.
+        LabelError: The file does not exist.
     """
     folder = path.absolute().parent
     file = find_file(folder, row.file)
     if file is None:
-        raise LabelError(f"{path}, line {row.line} names {folder / row.file}, which is not there.", "Correct the file.")
+        where = f"{path}, line {row.line}"
+        raise LabelError(f"{where} names {folder / row.file}, which does not exist.", "Correct the table.")
     return file
 
 
@@ -174,8 +175,9 @@ def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: b
         replaced = [] if form != "folders" else find_replaced(session, [(x.path, x.sha256) for x in labels if x.path])
     if replaced:
         raise LabelError(
-            f"{len(replaced)} labeled images were replaced by other files, for example {replaced[0][0]}.",
-            "Run `alloop pool check`, which takes note of it; export as CSV keeps their labels without the files.",
+            f"{len(replaced)} labeled images were replaced by other files, for example {replaced[0][0]}. Nothing was "
+            "exported.",
+            "Run `alloop pool check`, which records it, and export again; or use --format csv, which exports no files.",
         )
     if form == "folders":
         _export_folders(labels, target, copy=copy)
@@ -201,11 +203,11 @@ def _exported(label: LabelRecord) -> dict[str, str | float | int | None]:
 
 def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) -> None:
     if target.exists() and not target.is_dir():
-        raise LabelError(f"{target} is not a folder.", "Name a new folder, or --format csv or jsonl.")
+        raise LabelError(f"{target} is not a folder.", "Name a new folder, or set --format csv or jsonl.")
     if target.is_dir() and (found := next(target.iterdir(), None)):
         raise LabelError(
             f"{target} is not empty: it holds {found.name}.",
-            "Name a new folder: an export never mixes with what is there.",
+            "Name a new folder: an export never goes into a folder that holds other files.",
         )
     gone = [label for label in labels if label.path is None or not Path(label.path).exists()]
     if gone:
@@ -226,7 +228,7 @@ def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) 
 
 
 def _exported_name(source: Path, sha256: str) -> str:
-    """The same file name in two folders is common; the hash keeps them apart. File systems take up to 255 bytes."""
+    """Return a file name of at most 255 bytes with a part of the hash, so that equal names of two folders differ."""
     end = f"-{sha256[:8]}{source.suffix}"
     return source.stem.encode()[: 255 - len(end.encode())].decode(errors="ignore") + end
 
@@ -281,7 +283,7 @@ class FileFinder:
         self._by_path = {location.path: location.sha256 for location in locations if location.sha256}
         self._hashes = set(self._by_path.values())
         self._by_name: dict[str, set[str]] = {}
-        # What is not ASCII is found under both ways to compose its letters, where that is one image.
+        # Names with letters beyond ASCII are found in both Unicode forms (NFC, NFD) if they mean only one image.
         self._by_letters: dict[str, set[str]] = {}
         for path, sha256 in self._by_path.items():
             name = os.path.basename(path)  # noqa: PTH119 (strings, a million of them)
@@ -318,7 +320,7 @@ class FileFinder:
         return found
 
     def _content(self, name: str) -> str | None:
-        """Hash of the bytes that a file has now, whatever was read there once; None where there is no such file."""
+        """Return the hash of the bytes that a file has now, whatever is recorded; None if the file does not exist."""
         for spelled in file_spellings(name):
             path = os.path.normpath(self._base / spelled)
             known = self._places.get(path)

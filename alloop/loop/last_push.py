@@ -1,9 +1,9 @@
-"""Noticing that somebody else has pushed: a restored database, or a second copy of the workspace.
+"""Detection of a restored database and of a second copy of the workspace.
 
-Every push has a random id. It is kept in the database, in the workspace folder, and with the tasks (the description of
-a Label Studio project, a file beside the sheets). Where the tasks have another id than the database, there was a push
-that the database does not know. If the folder remembers that push, the database is older than its folder: it was
-restored from a backup. If not, the push came from another copy of the workspace, or the whole folder was restored.
+Every push has a random id. It is stored in the database, in the workspace folder, and with the tasks (in the
+description of a Label Studio project, or in a file beside the sheets). If the id with the tasks is not the database's,
+there was a push that the database does not know. If the folder has that id, the database is older than its folder: it
+was restored from a backup. If not, another copy of the workspace pushed, or the whole folder was restored.
 """
 
 import datetime as dt
@@ -25,21 +25,21 @@ logger = logging.getLogger("alloop")
 
 
 def is_overtaken(project: Project, annotator: Annotator) -> bool:
-    """Whether a push came from elsewhere that neither our database nor our folder knows."""
+    """Return whether the last push is known neither to our database nor to our folder: another copy made it."""
     there = annotator.last_push()
     return there is not None and there not in _known(project, annotator) and there != _in_folder(project, annotator)
 
 
 def check_last_push(project: Project, annotator: Annotator, *, take_over: bool = False) -> None:
-    """Compare the three ids; called whenever the project was opened, and before every push.
+    """Compare the three ids. Called whenever the project was opened, and before every push.
 
-    A restored database goes on, with a warning: which tasks are its own is told by key and hash. A copy does not, as it
-    would take answers to questions of the other one, and ask people the same things twice.
+    A restored database continues with a warning: key and hash show which tasks are its own. A copy is stopped: it would
+    record answers to questions of the other copy and ask people the same questions twice.
 
     Args:
         project: The workspace.
-        annotator: Its project is open, and recorded in the database.
-        take_over: Go on here although another copy has pushed.
+        annotator: Labeling back end. Its project is open and recorded in the database.
+        take_over: Continue here although another copy has pushed.
 
     Raises:
         LabelingError: Another copy has pushed.
@@ -51,8 +51,8 @@ def check_last_push(project: Project, annotator: Annotator, *, take_over: bool =
         raise LabelingError(
             f"The last push of this workspace to its {annotator.source} project did not come from {project.folder}: "
             "another copy of the workspace made it, or this folder was restored from a backup made before it.",
-            "To go on here, run `alloop push --take-over`; the other copy will stop at its next command. To give this "
-            "copy a project of its own, run `alloop push --new-project`. Labels pulled so far are safe.",
+            "To continue here, run `alloop push --take-over`; the other copy is stopped once this one has pushed. To "
+            "give this copy a project of its own, run `alloop push --new-project`. Labels pulled so far are kept.",
         )
     if there not in known:
         _say_so(project, annotator, take_over=take_over)
@@ -60,7 +60,11 @@ def check_last_push(project: Project, annotator: Annotator, *, take_over: bool =
 
 
 def begin_push(project: Project, annotator: Annotator) -> None:
-    """Give the push that follows its id. Killed anywhere in here, the next command still finds an id that it knows."""
+    """Store a new id for the push that follows. If this is killed midway, the next command still knows the id it finds.
+
+    Raises:
+        LabelingError: Another copy of the workspace has pushed.
+    """
     check_last_push(project, annotator)
     push_id = secrets.token_hex(8)
     with transaction(project.database) as session:
@@ -71,19 +75,19 @@ def begin_push(project: Project, annotator: Annotator) -> None:
 
 def _say_so(project: Project, annotator: Annotator, *, take_over: bool) -> None:
     if take_over:
-        words = "This workspace goes on in the place of its other copy."
+        words = "This workspace continues in place of its other copy."
     else:
         words = (
-            "The database is older than its tasks: it was restored from a backup, and pushes that came after the "
-            "backup are not in it. alloop goes on with what the database knows."
+            "The database is older than its tasks: it was restored from a backup, and pushes made after the backup are "
+            "not in it. alloop continues with the tasks that the database knows."
         )
-    logger.warning("%s Tasks that it does not know are left alone; `alloop labels adopt` takes their answers.", words)
+    logger.warning("%s Other tasks are not changed; `alloop labels adopt` records their answers.", words)
     with transaction(project.database) as session:
         add_event(session, actor(), "taken over" if take_over else "database restored", dt.datetime.now(dt.UTC))
 
 
 def _settle(project: Project, annotator: Annotator, push_id: str) -> None:
-    """Have database and folder agree with the tasks; writes nothing where they do."""
+    """Store the id in the database and in the folder; write nothing if it is there already."""
     if _in_folder(project, annotator) != push_id:
         write_json(_path(project), {**_read(_path(project)), annotator.source: push_id})
     with reading(project.database) as session:

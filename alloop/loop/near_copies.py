@@ -1,7 +1,8 @@
-"""Near copies: images that show the same thing. One of a group is asked, and a group is never trained on and measured.
+"""Near copies: images that show the same thing. People are asked about one image of each group.
 
-The database holds the groups that fingerprints make. Labels that disagree say that a group does not show the same
-thing; what counts everywhere is `list_groups`, which takes them into account.
+No group is in both the train split and the holdout.
+The database stores groups made from fingerprints. Images with different labels do not show the same thing, so labels
+split groups. Other rooms use `list_groups`, which takes the labels into account.
 """
 
 import dataclasses
@@ -31,11 +32,11 @@ Sizes = Mapping[int, tuple[int, int]]  # image → (pixels, bytes)
 
 
 def list_groups(session: Session, labels: Mapping[int, str] | None = None) -> dict[int, int]:
-    """Image → its group of near copies, named by one of its members, for the whole pool.
+    """Return the group of near copies of every image: image id → group id, which is the id of one of its members.
 
     Args:
-        session: To read from.
-        labels: Image → class, in place of the labels there are now.
+        session: Database session to read from.
+        labels: Image id → class, used in place of the current labels.
     """
     groups = store.list_groups(session)
     shared = {image_id: group for image_id, group in groups.items() if group != image_id}
@@ -44,16 +45,16 @@ def list_groups(session: Session, labels: Mapping[int, str] | None = None) -> di
 
 
 def update_splits(session: Session, image_ids: Collection[int] | None = None) -> Counter[tuple[Split, bool]]:
-    """Set near copies of holdout images aside, and give back those that are none any more.
+    """Exclude near copies of holdout images, and return images that are no longer near copies to the train split.
 
-    The holdout keeps its images; of all others a group decides.
+    The holdout keeps its images. For every other image, its group decides.
 
     Args:
-        session: To write to.
-        image_ids: Images whose label or group changed; None: any may have.
+        session: Database session to write to.
+        image_ids: Images whose label or group changed; None if any may have changed.
 
     Returns:
-        How many images changed, by what they are for now and whether they have a label.
+        Number of images that changed, by new split and by whether they have a label.
     """
     members = store.find_shared_groups(session, image_ids)
     groups = {**members, **_split_by_labels(session, members, None)}
@@ -74,7 +75,7 @@ def update_splits(session: Session, image_ids: Collection[int] | None = None) ->
 
 @dataclasses.dataclass(frozen=True)
 class Regrouped:
-    """A pool grouped with other settings: what they were and are, and what became of its images."""
+    """Result of grouping the pool again: old and new setting, and numbers of images that changed."""
 
     old: str | None
     new: str
@@ -88,29 +89,29 @@ class Regrouped:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is something to say."""
+        """True if the user should be told."""
         return self.old is not None or self.copies != self.copies_before or self.set_aside + self.given_back > 0
 
     def __str__(self) -> str:
         before = f"{self.copies_before} of {self.images} images were near copies of another"
-        said = [f"Near copies were grouped anew ({_in_words(self.new)}): {before}, {self.copies} are now."]
+        said = [f"Near copies were grouped again ({_in_words(self.new)}): {before}, now {self.copies} are."]
         if self.set_aside:
             said.append(
-                f"{self.set_aside} are set aside as near copies of holdout images ({self.set_aside_labeled} of them "
+                f"{self.set_aside} are excluded as near copies of holdout images ({self.set_aside_labeled} of them "
                 f"labeled, {self.set_aside_open} being asked about): no model is trained on them."
             )
         if self.given_back:
-            said.append(f"{self.given_back} that were set aside may be asked about and trained on.")
+            said.append(f"{self.given_back} that were excluded may be asked about and trained on again.")
         return " ".join(said)
 
 
 def group_anew(project: Project, progress: Progress = silent) -> Regrouped | None:
-    """Group the pool again where `[pool]` says other than when its groups were made; its holdout keeps its images.
+    """Group the pool again if the settings in `[pool]` changed since it was grouped. The holdout keeps its images.
 
-    The groups come from the fingerprints in the database, as they would have if the images had been added so.
+    The groups are made from the fingerprints in the database, as if the images had been added with the new settings.
 
     Returns:
-        What changed; None where nothing did.
+        The numbers that changed; None if nothing did.
     """
     wanted = _setting(project.config.pool)
     with reading(project.database) as session:
@@ -148,17 +149,17 @@ def group_anew(project: Project, progress: Progress = silent) -> Regrouped | Non
 
 
 def read_sizes(session: Session, refs: Iterable[ImageRef], groups: Mapping[int, int]) -> Sizes:
-    """Sizes of those images that share their group with another one of them."""
+    """Return the sizes of those images that share their group with another one of `refs`."""
     image_ids = [ref.image_id for ref in refs]
     counts = Counter(groups[image_id] for image_id in image_ids)
     return store.find_sizes(session, [image_id for image_id in image_ids if counts[groups[image_id]] > 1])
 
 
 def keep_largest(refs: Sequence[ImageRef], groups: Mapping[int, int], sizes: Sizes) -> list[ImageRef]:
-    """One image of each group, in the order given: that with most pixels, then most bytes, then the smallest hash.
+    """Keep one image of each group, in the order given: most pixels, then most bytes, then the smallest hash.
 
-    People see most in the largest, and a thumbnail is never asked about in place of its photo. The choice depends on
-    nothing that changes from round to round.
+    People see most in the largest image, so a photo is asked about and not its thumbnail. The choice stays the same
+    from round to round.
     """
     largest: dict[int, tuple[int, int, str]] = {}
     for ref in refs:
@@ -184,21 +185,21 @@ def _in_words(setting: str) -> str:
 def _group(
     fingerprints: Sequence[tuple[int, str]], settings: PoolConfig, progress: Progress
 ) -> list[tuple[int, int, int]]:
-    """(image, group, distance to its first member) for images in the order in which they were added."""
+    """Return (image id, group id, distance to the group's first member) for images in the order of adding."""
     index = NearDuplicateIndex(settings.near_duplicate_distance)
     groups = []
     for done, (image_id, phash) in enumerate(fingerprints, start=1):
-        is_compared = settings.near_duplicates and len(phash) == LENGTH  # rows of an array have no fingerprint
+        is_compared = settings.near_duplicates and len(phash) == LENGTH  # rows of a features file have no fingerprint
         groups.append((image_id, *(index.assign(image_id, phash) if is_compared else (image_id, 0))))
         progress("grouping near copies", done, len(fingerprints))
     return groups
 
 
 def _split_by_labels(session: Session, members: Mapping[int, int], labels: Mapping[int, str] | None) -> dict[int, int]:
-    """New groups for the members of groups whose labels disagree.
+    """Return new groups for the members of groups whose labels disagree: image id → group id.
 
-    Each class keeps the members that carry it together. A member without a label goes with the labeled member that its
-    fingerprint is nearest to; of equally near ones with that added first.
+    Members of one class form a group. A member without a label joins the labeled member with the nearest fingerprint;
+    of equally near ones, the one that was added first.
     """
     classes = find_classes(session, members) if labels is None else labels
     said: dict[int, set[str]] = defaultdict(set)

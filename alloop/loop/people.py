@@ -79,11 +79,11 @@ def connect_people(project: Project, *, new_project: bool = False, take_over: bo
     Args:
         project: The workspace.
         new_project: Give up the project there was.
-        take_over: Go on although another copy of the workspace has pushed to the project.
+        take_over: Continue although another copy of the workspace has pushed to the project.
 
     Raises:
         LabelingError: The project is gone or cannot hold our classes; the token is refused; another copy of the
-            workspace has pushed.
+            workspace has pushed; or images are being asked about through another back end.
         ServerUnavailable: The server is.
     """
     backend = project.config.labeling.backend
@@ -96,7 +96,7 @@ def connect_people(project: Project, *, new_project: bool = False, take_over: bo
         raise _moved(elsewhere, backend)
     connection = _open_project(project)
     if new_project and is_overtaken(project, connection.annotator):
-        # What was found is the project of the workspace that this one was copied from, before its first push.
+        # The project found belongs to the workspace that this one was copied from: this copy has not pushed yet.
         _forget_project(project, connection.annotator.source)
         connection = _open_project(project)
     check_last_push(project, connection.annotator, take_over=take_over)
@@ -118,10 +118,10 @@ def _open_project(project: Project) -> Connection:
 def _moved(elsewhere: Mapping[str, int], backend: str) -> LabelingError:
     source, n = next(iter(elsewhere.items()))
     return LabelingError(
-        f"{n} images are being asked about through '{source}', but alloop.toml: [labeling] backend is '{backend}' now, "
-        "where no answer to them can come from.",
-        f"Set it back to '{source}' until they are answered and pulled, or send them to '{backend}' with `alloop push "
-        f"--new-project`: answers given in '{source}' and not pulled yet are then lost.",
+        f"{n} images are being asked about through '{source}', but [labeling] backend in alloop.toml is now "
+        f"'{backend}', which cannot receive these answers.",
+        f"Set [labeling] backend back to '{source}' until the images are answered and pulled. Or send them to "
+        f"'{backend}' with `alloop push --new-project`: answers in '{source}' that were not pulled yet are then lost.",
     )
 
 
@@ -167,7 +167,7 @@ def push(project: Project, number: int, people: Connection | None = None, progre
 def pull(project: Project, people: Connection | None = None, progress: Progress = silent) -> Recorded:
     """Record every answer that came since the last pull, page by page; then look for tasks that were deleted.
 
-    Answers to tasks that the database does not know, or knows as tasks about other images, are never taken.
+    Answers to tasks that the database does not know, or knows with another image, are not recorded.
     """
     people = people or connect_people(project)
     place, recorded = people.place, Recorded()
@@ -207,12 +207,12 @@ def pull(project: Project, people: Connection | None = None, progress: Progress 
 
 
 def adopt(project: Project, progress: Progress = silent) -> tuple[int, int]:
-    """Take the answers of tasks that this workspace made and its database does not know, for the images they show.
+    """Record answers to tasks that this workspace made but its database does not know, for the images they show.
 
-    Taking them again takes only what is new or was changed since.
+    A second call records only new and changed answers.
 
     Returns:
-        (answers recorded, tasks left out because their image is not in the pool).
+        (number of answers recorded, number of tasks left out because their image is not in the pool).
     """
     people, recorded, n_left_out = connect_people(project), Recorded(), 0
     seen = 0
@@ -228,7 +228,7 @@ def adopt(project: Project, progress: Progress = silent) -> tuple[int, int]:
 
 
 def _follow_moves(project: Project, people: Connection) -> None:
-    """Have open tasks show their images where these lie now; what cannot be is said, and stops nothing."""
+    """Update the addresses of images in open tasks. Log a warning if that is not possible."""
     with reading(project.database) as session:
         pushed = list_pushed(session, people.place.source, people.place.project_ref)
         waiting = {task_id: query for task_id, query in pushed.items() if query.status is QueryStatus.OPEN}
@@ -238,9 +238,9 @@ def _follow_moves(project: Project, people: Connection) -> None:
     gone = [places[image_id][0].path for image_id, paths in there.items() if not paths]
     if gone:
         logger.warning(
-            "%d images being asked about are not where they were, for example %s: people cannot see them. If they were "
-            "moved, name the new folder with `alloop pool add FOLDER`, and the next `alloop run` puts its address into "
-            "the tasks.",
+            "%d images being asked about are not where they were, for example %s: people may not see them. If they "
+            "were moved, run `alloop pool add FOLDER` with their new folder; the next `alloop run` then updates the "
+            "tasks.",
             len(gone),
             gone[0],
         )
@@ -255,7 +255,7 @@ def _follow_moves(project: Project, people: Connection) -> None:
         logger.warning("People may not see the images being asked about. %s %s", error.message, error.hint)
         return
     if changed:
-        logger.info("%d open tasks show their images where these lie now.", changed)
+        logger.info("%d open tasks got the new addresses of their images.", changed)
         with transaction(project.database) as session:
             add_event(session, actor(), "tasks follow images", _now(), tasks=changed)
 
@@ -298,7 +298,7 @@ def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
 
 
 def _replaced_files(session: Session, tasks: Sequence[TaskAnswers]) -> list[Shown]:
-    """Files that hold other bytes than the images of these answered tasks: people may have seen those."""
+    """Return files of answered tasks that now have other bytes than their images: people may have seen either."""
     queries = find_by_keys(session, [found.task.key for found in tasks])
     shown = [
         (found.file, queries[found.task.key].sha256)
@@ -309,7 +309,7 @@ def _replaced_files(session: Session, tasks: Sequence[TaskAnswers]) -> list[Show
 
 
 def _own_tasks(project: Project, place: Place, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
-    """Ids of the tasks of our queries. The others are counted: made by this workspace all the same, or by others."""
+    """Return the ids of the tasks of our queries. Count the others as orphaned or foreign in `recorded`."""
     with reading(project.database) as session:
         queries, prefix = find_by_keys(session, [task.key for task in there]), key_prefix(session)
         adopted, sync = list_adopted(session, place), find_sync(session, place.source)
@@ -354,9 +354,9 @@ def _settle_copies(project: Project, people: Connection, by_key: Mapping[str, Qu
 def _forget_project(project: Project, source: str) -> None:
     """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay.
 
-    The workspace gets another identity and its open queries other keys, so that neither the project that was left nor a
-    copy of the workspace has anything in common with what comes. Given up already (by this very command, killed before
-    it had a new one): nothing more to forget.
+    The workspace gets a new identity and its open queries get new keys, so that tasks of the old project or of a copy
+    of the workspace are never taken for new ones. If the project was given up already (the same command was killed
+    before it made a new one), nothing changes.
     """
     with transaction(project.database) as session:
         if find_sync(session, source) is None:
@@ -373,7 +373,7 @@ def _forget_project(project: Project, source: str) -> None:
 def _sendable(
     session: Session, project: Project, unsent: Sequence[QueryRecord]
 ) -> tuple[list[QueryRecord], dict[int, ImageRef]]:
-    """Queries whose image is still there, with the same bytes; the others are withdrawn."""
+    """Return the queries whose image file still has the same bytes, and their images. Withdraw the other queries."""
     refs = find_refs(session, [query.image_id for query in unsent])
     vanished = mark_vanished(session, project, [ref.path for ref in refs.values()])
     replaced = find_replaced(session, [(ref.path, ref.sha256) for ref in refs.values() if not is_given(ref.path)])

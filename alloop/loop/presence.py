@@ -1,4 +1,4 @@
-"""Whether files still hold the images that were read from them. Looks at the disk and records nothing."""
+"""Checks that files still hold the images that were read from them. Reads the disk and records nothing."""
 
 import datetime as dt
 import os
@@ -13,11 +13,11 @@ from alloop.pool.given import is_given
 from alloop.store.images import Location, find_locations
 
 Shown = tuple[str, str]  # a path, and the content hash of the image that people should see there
-_CLOCK_STEP = dt.timedelta(seconds=2)  # how coarse the times of a file system may be
+_CLOCK_STEP = dt.timedelta(seconds=2)  # coarsest resolution of a file system's times
 
 
 def still_there(places: Iterable[Location]) -> list[str]:
-    """Paths where the bytes that were recorded still lie. Nothing is recorded."""
+    """Return the paths whose files still have the recorded bytes."""
     return [
         place.path
         for place in places
@@ -26,7 +26,7 @@ def still_there(places: Iterable[Location]) -> list[str]:
 
 
 def find_replaced(session: Session, shown: Iterable[Shown]) -> list[Shown]:
-    """Those of the files that hold other bytes than the ones meant. A file that cannot be read says nothing."""
+    """Return those files that have other bytes than the given hash. Files that cannot be read are left out."""
     wanted = list(dict.fromkeys(shown))
     known = find_locations(session, [path for path, _ in wanted])
     return [
@@ -37,15 +37,15 @@ def find_replaced(session: Session, shown: Iterable[Shown]) -> list[Shown]:
 
 
 def has_hash(path: Path, sha256: str, known: Location | None, *, otherwise: bool = False) -> bool:
-    """Whether a file has these bytes. One that looks exactly as when it was read with them is not read again.
+    """Return whether a file has the bytes with this hash. The file is not read if it was not touched since it was read.
 
-    A file that was touched about then or since is read: size and time may be those of the old bytes all the same.
+    A file that was touched since, or shortly before, is read: its size and time may be the same with other bytes.
 
     Args:
         path: The file.
-        sha256: Of the bytes.
-        known: What is recorded of it.
-        otherwise: What to say of a file that is not there or cannot be read.
+        sha256: Content hash of the expected bytes.
+        known: Recorded location of the file, if there is one.
+        otherwise: Return value for a file that does not exist or cannot be read.
     """
     stat = file_stat(path)
     if stat is None:
@@ -59,18 +59,18 @@ def has_hash(path: Path, sha256: str, known: Location | None, *, otherwise: bool
 
 
 def looks_untouched(stat: os.stat_result, known: Location) -> bool:
-    """Whether a file looks as when it was read, and was touched neither since nor about then."""
+    """Return whether size and time are as recorded, and the file was last touched well before it was read."""
     changed_at = dt.datetime.fromtimestamp(stat.st_ctime, dt.UTC)
     return not differs(stat, known) and known.seen_at - changed_at > _CLOCK_STEP
 
 
 def differs(stat: os.stat_result, known: Location) -> bool:
-    """Whether a file looks other than when it was read."""
+    """Return whether a file's size or modification time is not as recorded."""
     return (stat.st_size, stat.st_mtime_ns) != (known.size, known.mtime_ns)
 
 
 def file_stat(path: Path) -> os.stat_result | None:
-    """Size and times of a file; None where there is none that can be looked at."""
+    """Return size and times of a file; None if it does not exist or cannot be accessed."""
     try:
         return path.stat()
     except OSError:
@@ -78,7 +78,7 @@ def file_stat(path: Path) -> os.stat_result | None:
 
 
 def on_disk(recorded: str) -> Path:
-    """The path that a row means: the reverse of `printable`."""
+    """Return the path on disk that a recorded path means. Reverse of `printable`."""
     if os.path.lexists(recorded):
         return Path(recorded)
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), recorded.encode())

@@ -1,12 +1,13 @@
-"""Whether the pool can be reached: where much of it vanishes at once, a disk is not mounted, and no image is gone.
+"""Check that the pool's files can be reached. If many are gone at once, a disk is probably not mounted.
 
-The rule, for each folder of the pool (those that `[pool] images` names, and the outermost ones of images elsewhere):
+A folder of the pool counts as unreachable if
 
-- the folder is not there, or
-- all of its images are gone at once, two at least, or
-- more than half of its images are gone at once, ten at least.
+- the folder does not exist, or
+- all of its images are gone, and it had at least two, or
+- more than half of its images are gone, and at least ten.
 
-An image is gone when none of its files can be read. Of large folders 200 images are looked at, evenly over their names.
+The folders are those that `[pool] images` names, and the outermost folders of other images. An image is gone if none of
+its files can be read. Of a large folder, 200 images are checked, spread evenly over their names.
 """
 
 import glob
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import SourceUnreachable
 from alloop.pool.given import is_given
-from alloop.pool.ingest import full_path
+from alloop.pool.ingest import full_path, spelled_out
 from alloop.project import Project
 from alloop.records import LocationStatus
 from alloop.store.images import list_image_paths
@@ -28,12 +29,12 @@ AT_LEAST, SAMPLE = 10, 200
 
 
 def configured_images(project: Project) -> list[str]:
-    """What `[pool] images` names; relative to the workspace, wherever the command is given."""
+    """Return the absolute paths and globs of `[pool] images`; relative ones are relative to the workspace."""
     return [full_path(name, str(project.folder)) for name in project.config.pool.images]
 
 
 def require_reachable(project: Project) -> None:
-    """Look at some images of every folder of the pool before work begins that needs them.
+    """Check some images of every folder of the pool, before work that needs them begins.
 
     Raises:
         SourceUnreachable: Much of a folder has vanished at once.
@@ -43,12 +44,12 @@ def require_reachable(project: Project) -> None:
 
 
 def check_reachable(session: Session, project: Project, named: Sequence[str] | None = None) -> None:
-    """Look at some images of every folder of the pool.
+    """Check some images of every folder of the pool.
 
     Args:
-        session: Knows which images were there when they were last looked at.
+        session: Database session; its locations say which files existed when they were last checked.
         project: The workspace.
-        named: Only folders and globs that are, or lie below, one of these; None: all.
+        named: Check only files below these folders and globs; None: all files.
 
     Raises:
         SourceUnreachable: Much of a folder has vanished at once.
@@ -69,7 +70,7 @@ def check_reachable(session: Session, project: Project, named: Sequence[str] | N
 
 
 def is_there(path: str) -> bool:
-    """Whether a file can be read: on a disk that is gone, or a server that does not answer, none can."""
+    """Return whether a file can be read. On a disk that is not mounted, no file can."""
     return os.access(path, os.R_OK)
 
 
@@ -82,13 +83,13 @@ def _check_folder(root: str, ids: Sequence[int], everywhere: Mapping[int, Sequen
         of = f"{len(looked_at)} images" + (f" looked at, of {len(ids)}," if len(looked_at) < len(ids) else "")
         raise SourceUnreachable(
             f"{gone} of {of} in {root} cannot be reached any more: a disk may not be mounted. Nothing was recorded.",
-            "Run it again when they are back. If they have moved, `alloop pool add` them from where they are now; if "
-            "they are gone for good, say so with `alloop pool check --accept-missing`.",
+            "Run the command again when the files are back. If they were moved, run `alloop pool add` with their new "
+            "folder. If they are gone for good, run `alloop pool check --accept-missing`.",
         )
 
 
 def _roots(parents: Iterable[str], configured: Iterable[str]) -> dict[str, str]:
-    """Folder of images → the outermost folder of the pool that it lies in."""
+    """Return folder of images → the outermost folder of the pool that contains it."""
     folders = set(parents)
     tops = folders | {_base(name) for name in configured}
     return {
@@ -98,18 +99,15 @@ def _roots(parents: Iterable[str], configured: Iterable[str]) -> dict[str, str]:
 
 
 def _base(name: str) -> str:
-    """The folder that a folder or glob is about: all of it up to the first wildcard."""
+    """Return the folder of a folder or glob: its path up to the first wildcard."""
     if os.path.lexists(name) or not glob.has_magic(name):
         return name
-    parts = Path(name).parts
-    n_plain = next((n for n, part in enumerate(parts) if glob.has_magic(part) and _unescaped(part) == part), len(parts))
-    return str(Path(*(_unescaped(part) for part in parts[:n_plain])))
-
-
-def _unescaped(part: str) -> str:
-    """A part of a glob in which only brackets around one sign stood, as `glob.escape` writes them, without these."""
-    plain = part.replace("[[]", "[").replace("[*]", "*").replace("[?]", "?")
-    return plain if glob.escape(plain) == part else part
+    folder = Path()
+    for part in Path(name).parts:
+        if (plain := spelled_out(part)) is None:
+            break
+        folder /= plain
+    return str(folder)
 
 
 def _is_in(path: str, place: str) -> bool:

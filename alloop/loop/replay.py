@@ -137,7 +137,7 @@ def _situation(
 
 
 def _pool(session: Session, groups: Mapping[int, int], number: int, then: dt.datetime) -> list[ImageRef]:
-    """The train split as it was: no near copies of the holdout then, without what later rounds moved into it."""
+    """Return the train split as it was then: without near copies of the holdout as it was then."""
     later = {
         image_id
         for event in list_events(session, GROWN, limit=100_000)
@@ -174,8 +174,8 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         )
         if then.get("near_copies") != now["near_copies"]:
             changes.append(
-                "Of near copies the most uncertain one was a candidate then, by an earlier alloop; it is the "
-                f"{now['near_copies']} one now."
+                "An earlier alloop took the most uncertain image of each group of near copies as a candidate; this one "
+                f"takes the {now['near_copies']}."
             )
     if then["known"] != now["known"]:
         changes.append(

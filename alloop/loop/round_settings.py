@@ -1,4 +1,4 @@
-"""The settings that a round runs with: today's until something depends on them, then those of that day."""
+"""Settings of a round: the current ones until a model, score or query depends on them, then the stored ones."""
 
 import datetime as dt
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger("alloop")
 
 
 def settings_of(project: Project, current: RoundRecord) -> Config:
-    """The settings of a round. Limits of the machine, which change no result, are today's."""
+    """Return the stored settings of a round. Limits of the machine, which change no result, are the current ones."""
     frozen, today = validate_config(current.config, f"the config of round {current.number}"), project.config
     return set_values(
         frozen,
@@ -40,12 +40,12 @@ def settings_of(project: Project, current: RoundRecord) -> Config:
 
 
 def renew_settings(project: Project, number: int, *, anew: bool = False, accept_change: bool = False) -> None:
-    """Give a round today's settings, unless a model, a score or a query depends on those it has; says what changed.
+    """Give a round the current settings unless a model, a score or a query depends on its own. Log what changed.
 
     Args:
         project: The workspace.
-        number: The round.
-        anew: Its model will be trained again, so that nothing depends on the one there is.
+        number: Number of the round.
+        anew: True if the round's model will be trained again, so that nothing depends on the existing one.
         accept_change: Accept a model that differs from that of earlier rounds.
 
     Raises:
@@ -76,7 +76,7 @@ def renew_settings(project: Project, number: int, *, anew: bool = False, accept_
             begin_holdout(session, project.config, number, seed)
         add_event(session, actor(), RENEWED, _now(), number, changes=changes)
     if changes:
-        logger.info("Round %d takes today's settings: %s.", number, "; ".join(changes))
+        logger.info("Round %d takes the current settings: %s.", number, "; ".join(changes))
 
 
 def begin_holdout(session: Session, config: Config, number: int, seed: int) -> None:
@@ -91,28 +91,29 @@ def begin_holdout(session: Session, config: Config, number: int, seed: int) -> N
         raise ConfigError(
             f"alloop.toml: [loop] label_budget = {budget} leaves no label to train on: the holdout alone takes "
             f"{drawn}.",
-            "Raise the budget, or lower [evaluation] holdout_size.",
+            "Raise [loop] label_budget, or lower [evaluation] holdout_size.",
         )
     add_event(session, actor(), "holdout drawn", _now(), number, images=drawn, groups=of)
 
 
 def compared_with(session: Session, before: RoundRecord, config: Config) -> Mapping[str, Any]:
-    """The settings that those of a later round must go with: of the round before, and of the newest model before it.
+    """Return the settings that a later round's settings are compared with.
 
-    Rounds that never trained a model have no accuracy that could be compared.
+    They are those of the round before, with the [model] table of the newest model up to it. Without a model there is no
+    accuracy to compare with, so the new [model] table is taken.
     """
     model = find_last_model(session, up_to=before.number)
     return {**before.config, "model": freeze_config(config)["model"] if model is None else model.config["model"]}
 
 
 def _check(session: Session, config: Config, current: RoundRecord, before: Config, accept_change: bool) -> None:
-    # A model that the round has in its settings already was accepted when it began.
+    # A [model] table that the round already has was accepted when the round began.
     accept = accept_change or before.model == config.model
     if current.number > 0:
         old = compared_with(session, find_round(session, current.number - 1), config)
     else:
         now = freeze_config(config)
-        # Nothing was measured yet, so that a test set may take the place of the holdout.
+        # Nothing was measured yet, so a test set may still replace the holdout.
         old = {**current.config, "model": now["model"]}
         old["evaluation"] = old["evaluation"] if before.evaluation.test is not None else now["evaluation"]
     check_history(old, config, list_values(session), accept=accept)
@@ -126,13 +127,13 @@ def is_free(session: Session, current: RoundRecord, *, anew: bool = False) -> bo
 
 
 def _holdout_of(config: Config) -> tuple[Any, ...]:
-    """What the drawing of the holdout depends on."""
+    """Return the settings that the draw of the holdout depends on."""
     settings = config.evaluation
     return settings.holdout_size, settings.holdout_share, settings.test, config.project.seed
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], table: str = "") -> Iterator[str]:
-    """Settings that are not the same, in words; addresses and keys of servers are not shown."""
+    """Yield one phrase for each setting that changed. Addresses and keys of servers are not shown."""
     for key in now:
         old, new = before.get(key), now[key]
         if isinstance(new, dict) and isinstance(old, dict) and key != "loss_parameters":

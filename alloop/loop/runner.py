@@ -48,9 +48,9 @@ class RunResult:
     """Where a run ended.
 
     Attributes:
-        asked, open, answered: Queries of that round; answered ones have a label.
-        because: Why the round ended, or how its queries stand.
-        attention: What somebody should look at, a sentence each.
+        asked, open, answered: Numbers of queries of that round; answered ones have a label.
+        because: Reason why the round ended, or the state of its queries.
+        attention: Sentences about what needs a person's attention.
     """
 
     stage: Stage

@@ -28,7 +28,7 @@ from alloop.store.images import count_pool, find_refs, list_refs
 from alloop.store.queries import list_open_images
 from alloop.store.rounds import RoundRecord, find_model
 
-NEAR_COPIES = "largest"  # the one of a group that is asked; rounds that do not say so took the most uncertain one
+NEAR_COPIES = "largest"  # image of a group that is asked about; rounds without this entry took the most uncertain one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Situation:
     Attributes:
         refs: The images that may be asked about.
         groups: Image → its group of near copies.
-        sizes: Of the images that share their group with another one that may be asked about.
+        sizes: Sizes of the images that share their group with another one that may be asked about.
         known: Training images that are labeled or being asked about.
         n: How many to choose, the holdout not counted.
         holdout: What the holdout asks.
@@ -149,7 +149,7 @@ def choose_batch(
 
 
 def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidates:
-    """One image of each group of near copies, the largest, of those that may be asked and have a score if any have."""
+    """Return the largest image of each group of near copies among the askable images, and among those with a score."""
     settings, seed = situation.config.acquisition, situation.current.seed
     refs = list(situation.refs)
     if scores is not None:

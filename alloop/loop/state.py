@@ -29,7 +29,7 @@ def settle(
     labels = {who for who, outcome, value in answers if outcome is Outcome.LABEL and value in classes}
     outcomes = {outcome for _, outcome, _ in answers}
     if labels:
-        # Who comes after a file was replaced sees another image: the answers there are have to do.
+        # After a file was replaced, further people would see another image: the answers so far have to be enough.
         is_over = len(labels) >= annotations_per_image or Outcome.OUTDATED in outcomes
         return QueryStatus.ANSWERED if is_over else QueryStatus.OPEN
     if Outcome.LABEL in outcomes:

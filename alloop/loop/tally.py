@@ -1,4 +1,4 @@
-"""How the questions of a round stand: with a label, or settled without one, and why. Pure."""
+"""Counts of a round's questions: with a label, settled without a label, or open. Pure."""
 
 import dataclasses
 import math
@@ -9,11 +9,12 @@ from alloop.records import QueryStatus
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tally:
-    """Questions of one round, by what became of them.
+    """Numbers of questions of one round, by outcome.
 
     Attributes:
-        labeled: Answered by as many people as must answer.
-        withdrawn: Their task was deleted, or their file vanished or changed; the image may be asked about again.
+        labeled: Questions that got enough answers for a label.
+        withdrawn: Questions whose task was deleted, or whose file vanished or changed; the image may be asked about
+            again.
     """
 
     labeled: int = 0
@@ -25,25 +26,25 @@ class Tally:
 
     @property
     def asked(self) -> int:
-        """All of them."""
+        """Number of all questions."""
         return self.labeled + self.skipped + self.empty + self.unknown + self.withdrawn + self.open
 
     def is_enough(self, share: float) -> bool:
-        """Whether the round may be closed.
+        """Return whether the round may be closed.
 
-        As many questions as are wanted are settled, and not in vain: somebody gave a label, or skipped all there was.
-        Answers that name no class, empty ones and deleted tasks alone are mistakes that a person can still mend.
+        The given share of questions must be settled, and there must be a label, or every answer is a skip. Unknown
+        classes, empty answers and deleted tasks alone are not enough: a person can still correct these mistakes.
         """
         if self.asked - self.open < math.ceil(share * self.asked):
             return False
         return self.labeled > 0 or (self.skipped > 0 and self.empty + self.unknown == 0)
 
     def describe(self) -> str:
-        """How many images have a label, and why others that are settled do not."""
+        """Return a sentence: how many images have a label, and why settled ones have none."""
         reasons = {
             "skipped": self.skipped,
             "submitted without a class": self.empty,
-            "answered with what is no class": self.unknown,
+            "answered with an unknown class": self.unknown,
             "taken back, as their task was deleted, or their file vanished or changed": self.withdrawn,
         }
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
@@ -51,7 +52,7 @@ class Tally:
 
 
 def tally(counts: Mapping[QueryStatus, int]) -> Tally:
-    """The same from how many queries have each status."""
+    """Make a tally from the number of queries of each status."""
     return Tally(
         labeled=counts.get(QueryStatus.ANSWERED, 0),
         skipped=counts.get(QueryStatus.SKIPPED, 0),

@@ -1,4 +1,4 @@
-"""Changes of alloop.toml that come too late for what exists already, each said once in words."""
+"""Messages about changes of alloop.toml that do not affect what exists already, such as a drawn holdout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from alloop.config.schema import Config
 
 
 def list_unheeded(before: Mapping[str, Any], new: Config, n_holdout: int) -> list[str]:
-    """Settings that changed since the last round began and do not change what it, or a round before it, made.
+    """List messages about settings that changed since the last round began but do not affect existing results.
 
-    Settings that count from the next round on, or at once, are not listed.
+    Settings that count at once, or from the next round on, are not listed.
 
     Args:
-        before: The frozen config of the last round.
-        new: The settings now.
-        n_holdout: Images of the holdout, which is drawn once.
+        before: Stored config of the last round.
+        new: Current settings.
+        n_holdout: Number of images in the holdout, which is drawn once.
     """
     now = new.model_dump(mode="json")
     changed = {
@@ -27,19 +27,19 @@ def list_unheeded(before: Mapping[str, Any], new: Config, n_holdout: int) -> lis
 
 
 def _consequences(new: Config, n_holdout: int) -> dict[tuple[str, str], str]:
-    """What is true of each setting that only counts once, as long as it counts at all."""
+    """Return (section, key) → consequence for each setting whose change comes too late for something."""
     drawn = (
         f"the holdout was drawn with the first round and keeps its {n_holdout} images. [evaluation] holdout_growth "
         "adds to it in later rounds."
     )
     once_read = "images that are in the pool stay in it; files that were refused are tried again by `alloop pool add`."
     found = {
-        ("project", "seed"): "what the earlier seed drew stays, the holdout above all; rounds that begin from now on "
-        "draw with the new one.",
+        ("project", "seed"): "draws made with the old seed stay, above all the holdout; rounds that begin from now on "
+        "use the new seed.",
         ("pool", "max_pixels"): once_read,
         ("pool", "truncated"): once_read,
-        ("labeling", "preannotate"): "tasks that people have already stay as they are; it counts for those sent from "
-        "now on.",
+        ("labeling", "preannotate"): "tasks that were sent already stay as they are; it counts for tasks sent from now "
+        "on.",
     }
     if new.evaluation.test is None:
         found |= {("evaluation", "holdout_size"): drawn, ("evaluation", "holdout_share"): drawn}
@@ -48,15 +48,15 @@ def _consequences(new: Config, n_holdout: int) -> dict[tuple[str, str], str]:
         found["project", "name"] = "the project in Label Studio keeps its title; it can be changed there."
     if backend == "csv":
         found["labeling", "annotations_per_image"] = (
-            "sheets that are out keep their rows. Where more people have to answer, copy the row and raise its number "
-            "in the column 'copy', or end the round with `alloop round close`."
+            "sheets that were written already keep their rows. If more people have to answer, copy the row and raise "
+            "its number in the column 'copy', or end the round with `alloop round close`."
         )
-        found["labeling.csv", "folder"] = "sheets that are out are read from the new folder only; move them there."
+        found["labeling.csv", "folder"] = "sheets are read from the new folder only; move the existing sheets there."
     return found
 
 
 def _settings(config: Mapping[str, Any], above: str = "") -> list[tuple[str, str, Any]]:
-    """(section, key, value) of every setting."""
+    """Return (section, key, value) of every setting."""
     found: list[tuple[str, str, Any]] = []
     for key, value in config.items():
         if isinstance(value, Mapping) and key != "loss_parameters":
@@ -67,7 +67,7 @@ def _settings(config: Mapping[str, Any], above: str = "") -> list[tuple[str, str
 
 
 def _find(config: Mapping[str, Any], section: str, key: str) -> Any:
-    """A setting; None where an earlier alloop had none."""
+    """Return the value of a setting; None if an earlier alloop did not have the setting."""
     table: Any = config
     for name in section.split("."):
         table = table.get(name, {})

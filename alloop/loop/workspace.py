@@ -25,15 +25,17 @@ from alloop.store.workspace import add_event, add_workspace, find_workspace_uuid
 def new_config(
     folder: Path, name: str | None, classes: Sequence[str], images: Sequence[str], label_studio_url: str
 ) -> str:
-    """The alloop.toml of a new workspace. Images are named from where the command was given.
+    """Return the text of a new workspace's alloop.toml. Paths of images are relative to the current folder.
 
     Raises:
-        WorkspaceError: A folder of images has a name that TOML cannot hold.
+        WorkspaceError: A folder of images has a name that is not valid UTF-8.
     """
     places = [full_path(image, os.getcwd()) for image in images]  # noqa: PTH109
     odd = [printable(place) for place in places if printable(place) != place]
     if odd:
-        raise WorkspaceError(f"{odd[0]} is not valid UTF-8.", "Rename that folder; its images could not be used.")
+        raise WorkspaceError(
+            f"The folder name {odd[0]} is not valid UTF-8, so alloop.toml cannot hold it.", "Rename the folder."
+        )
     return render_config(printable(name or folder.absolute().name)[:40], classes, places, label_studio_url)
 
 

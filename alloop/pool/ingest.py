@@ -46,8 +46,8 @@ class Skipped:
 
     Attributes:
         not_images: Files in walked folders and among a glob's matches, by extension in lower case.
-        names: Files and folders that are hidden, or that systems, network drives and alloop itself made, by name. Of a
-            walked folder what lies in it is not counted; of a glob each match is.
+        names: Number of hidden files and folders, and of those that systems, network drives or alloop made, by name. In
+            a walk a folder counts as one; of a glob each match counts.
         special: Pipes, sockets and devices.
     """
 
@@ -57,7 +57,7 @@ class Skipped:
 
     @property
     def hidden(self) -> int:
-        """How many files and folders of the user's folders are none of the user's."""
+        """Number of files and folders in `names`."""
         return self.names.total()
 
 
@@ -81,7 +81,7 @@ def expand(paths: Sequence[str], skipped: Skipped | None = None) -> Iterator[Pat
 
 
 def full_path(name: str, folder: str) -> str:
-    """A file, folder or glob as an absolute one: counted from `folder`, whose own name is never read as a glob."""
+    """Return an absolute path or glob. It is relative to `folder`, whose own name is never read as a glob."""
     named = os.path.expanduser(name)  # noqa: PTH111 - a glob is not a path
     plain = os.path.abspath(os.path.join(folder, named))  # noqa: PTH100, PTH118
     if os.path.lexists(plain) or not glob.has_magic(named):
@@ -90,23 +90,23 @@ def full_path(name: str, folder: str) -> str:
 
 
 def printable(path: str) -> str:
-    """The path with bytes that are not UTF-8 written as hex escapes: fit for a terminal, JSON and a database."""
+    """Return the path with bytes that are not UTF-8 as hex escapes, for a terminal, JSON and a database."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def reach_of(path: str) -> Reach:
-    """Which files a folder or glob comes to; a glob begins in the last folder before its first wildcard."""
+    """Return the reach of a folder or glob. A glob's root is the last folder before its first wildcard."""
     absolute = full_path(path, os.getcwd())  # noqa: PTH109
     if os.path.lexists(absolute):
         return Reach(Path(absolute))
-    parts = [_spelled_out(part) for part in Path(absolute).parts]
+    parts = [spelled_out(part) for part in Path(absolute).parts]
     n_first = next((n for n, part in enumerate(parts) if part is None), len(parts) - 1)
     named = [part for part in parts if part is not None]
     return Reach(Path(*named[:n_first]), named[n_first:])
 
 
-def _spelled_out(part: str) -> str | None:
-    """The one name that a part of a glob means; None where it has a wildcard."""
+def spelled_out(part: str) -> str | None:
+    """Return the only name that a part of a glob matches; None if the part has a wildcard."""
     name = re.sub(r"\[([*?[])\]", r"\1", part)
     return name if glob.escape(name) == part else None
 
@@ -214,7 +214,7 @@ def inspect_file(path: Path, max_pixels: int, may_be_cut: bool = False) -> Image
     Args:
         path: An absolute path, as `expand` gives it.
         max_pixels: Width times height above which an image is refused, before it is decoded.
-        may_be_cut: Take files that end too early.
+        may_be_cut: Accept files that end too early.
 
     Returns:
         Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint at the image's own

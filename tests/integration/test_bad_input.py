@@ -211,7 +211,7 @@ def test_a_class_that_label_studio_reads_as_a_field_is_refused_by_init_and_by_ru
     refused = alloop("init", "--classes", "cat,$5", tmp_path / "a")
 
     assert (refused.code, "cannot show the class '$5'" in refused.err) == (2, True)
-    assert 'labeling.backend = "csv"' in refused.err
+    assert '[labeling] backend = "csv"' in refused.err
     assert not (tmp_path / "a").exists()
 
     project = make_project(tmp_path, n=4, classes=("cat", "$5"))  # answered by an oracle, which can

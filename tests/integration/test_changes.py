@@ -224,7 +224,7 @@ def test_answers_of_a_class_that_is_not_one_are_named_and_count_when_it_becomes_
     step(project)
 
     shown = alloop("status", "-C", project.folder)
-    assert "answers say 'bird', which is no class: add it to alloop.toml, or correct them." in shown.out
+    assert "answers say 'bird', which is not a class: correct them, or add it to [project] classes." in shown.out
     unknown = value(project, "SELECT count(*) FROM annotation WHERE value = 'bird'")
     assert unknown
     n = value(project, "SELECT count(*) FROM label")

@@ -232,7 +232,7 @@ def test_a_round_that_took_the_most_uncertain_of_near_copies_is_said_to_be_of_an
     said = alloop("replay", "0", "-C", project.folder)
 
     assert said.code == 0  # there were no near copies
-    assert "Of near copies the most uncertain one was a candidate then, by an earlier alloop" in said.out
+    assert "An earlier alloop took the most uncertain image of each group of near copies" in said.out
 
 
 def test_a_round_whose_scores_are_gone_cannot_be_chosen_again(tmp_path: Path):

@@ -245,7 +245,7 @@ def test_open_questions_follow_their_images_to_another_folder(tmp_path: Path):
     assert "6 images being asked about are not where they were, for example" in lost.err
     assert "alloop pool add" in lost.err
     assert "not where they were" not in found.err
-    assert "6 open tasks show their images where these lie now" in found.err
+    assert "6 open tasks got the new addresses of their images" in found.err
     (sheet,) = (tmp_path / "sheets").glob("*.csv")
     with sheet.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))

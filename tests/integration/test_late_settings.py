@@ -71,7 +71,7 @@ def late_of(backend: str) -> Mapping[tuple[str, str], str]:
         ({"evaluation": {"holdout_share": 0.5}}, "keeps its 5 images. [evaluation] holdout_growth adds to it"),
         ({"project": {"seed": 8}}, "[project] seed was 7 and is 8 now: what the earlier seed drew stays"),
         ({"labeling": {**CSV, "preannotate": True}}, "[labeling] preannotate was false and is true now: tasks that"),
-        ({"labeling": {**CSV, "annotations_per_image": 2}}, "sheets that are out keep their rows"),
+        ({"labeling": {**CSV, "annotations_per_image": 2}}, "sheets that were written already keep their rows"),
         ({"pool": {"max_pixels": 900}}, "[pool] max_pixels was 178956970 and is 900 now: images that are in the pool"),
     ],
 )
@@ -118,7 +118,8 @@ def test_another_back_end_is_refused_while_images_are_out_in_the_first_one(tmp_p
 
     assert refused.code == 1
     assert (
-        "9 images are being asked about through 'csv', but alloop.toml: [labeling] backend is 'oracle'" in refused.err
+        "9 images are being asked about through 'csv', but [labeling] backend in alloop.toml is now 'oracle'"
+        in refused.err
     )
     assert "alloop push --new-project" in refused.err
     assert alloop("push", "--new-project", "-C", project.folder).code == 0

@@ -100,7 +100,7 @@ def test_near_copies_that_are_no_longer_taken_for_such_are_given_back_and_the_ho
     told = said.err if command == "run" else said.out
     assert "16 of 24 images were near copies of another, 0 are now." in told
     assert "([pool] near_duplicates = false)" in told
-    assert "4 that were set aside may be asked about and trained on." in told
+    assert "4 that were excluded may be asked about and trained on again." in told
     assert splits(project, "holdout") == before
     assert splits(project, "excluded") == set()
     assert len(groups(project)) == 24

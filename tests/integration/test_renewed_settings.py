@@ -1,4 +1,4 @@
-"""A round takes today's settings until a model, a score or a query depends on those it began with."""
+"""A round takes the current settings until a model, a score or a query depends on those it began with."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_a_first_run_that_failed_goes_on_with_the_settings_as_they_were_mended(t
 
     assert ran.code == 0, ran.err
     assert (
-        "Round 0 takes today's settings: [model] backbone: 'nowhere:make' → 'pixels'; [loop] batch_size: 6 → 3."
+        "Round 0 takes the current settings: [model] backbone: 'nowhere:make' → 'pixels'; [loop] batch_size: 6 → 3."
         in ran.err
     )
     assert value(project, "SELECT count(*) FROM round") == 1

@@ -43,7 +43,8 @@ def test_a_round_whose_answers_are_no_classes_stays_open_and_names_the_nearest_c
     assert ran.out.splitlines() == [
         "Round 0: 0 of 8 images answered; 8 answered with what is no class. Correct the answers, or ask anew after "
         "`alloop round close`.",
-        "8 answers say 'Cat', which is no class: add it to alloop.toml, or correct them. The nearest class is 'cat'.",
+        "8 answers say 'Cat', which is not a class: correct them, or add it to [project] classes. "
+        "The nearest class is 'cat'.",
     ]
     assert alloop("run", "-C", asked.folder, "--fail-if-waiting").code == 3
     data = alloop("run", "-C", asked.folder, "--json").data
@@ -91,7 +92,7 @@ def test_a_round_whose_tasks_were_all_deleted_stays_open_until_it_is_closed_by_h
         "Round 0: 0 of 8 images answered; 8 taken back, as their task was deleted, or their file vanished or changed. "
         "Correct the answers, or ask anew after `alloop round close`."
     )
-    assert "8 open tasks were deleted where they were; their images are back in the pool." in ran.out
+    assert "8 open tasks were deleted in the labeling project; their images are back in the pool." in ran.out
     assert alloop("round", "close", "-C", asked.folder).code == 0
     assert alloop("run", "-C", asked.folder).out.startswith("Round 1: 8 of 8 images wait")
 
@@ -121,7 +122,7 @@ def test_a_sheet_that_is_lost_is_asked_anew_and_a_folder_that_is_away_is_a_tempo
     ran = alloop("run", "-C", asked.folder)
 
     assert ran.code == 75
-    assert f"The sheets are not in {asked.folder / 'sheets'}" in ran.err
+    assert f"There are no sheets in {asked.folder / 'sheets'}" in ran.err
     assert value(asked, "SELECT count(*) FROM query WHERE status = 'open'") == 8
 
 

@@ -161,7 +161,7 @@ def test_images_that_moved_are_added_from_where_they_are_now(tmp_path: Path):
         path.rename(inner / path.name)
     add_truth(project.folder / "truth.csv", {str(path): "cat" for path in inner.glob("*.png")})
     refused = alloop("run", *at)
-    assert (refused.code, "`alloop pool add` them" in refused.err) == (75, True)
+    assert (refused.code, "`alloop pool add` with their new folder" in refused.err) == (75, True)
 
     assert alloop("pool", "add", *at, "--json").data["known"] == 16
 

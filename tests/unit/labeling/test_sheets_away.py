@@ -62,7 +62,7 @@ def test_a_sheet_that_is_away_deletes_nothing_and_is_named(sheets: Path, caplog:
         logging.getLogger("alloop").addHandler(caplog.handler)
         assert answers(sheets) == {"k1": ["cat"], "k2": [], "k3": [], "k4": [], "k5": []}
         logging.getLogger("alloop").removeHandler(caplog.handler)
-    assert f"batch-0001.csv is not in {sheets}: its 2 open questions wait for it." in caplog.text
+    assert f"batch-0001.csv is not in {sheets}. Its 2 open questions stay open until it is back." in caplog.text
 
     fill(sheets.parent / "batch-0001.csv", "dog")
     (sheets.parent / "batch-0001.csv").rename(sheets / "filled in.csv")
@@ -129,7 +129,7 @@ def test_a_new_project_gives_up_the_sheets_that_are_away(sheets: Path):
 def test_a_folder_of_sheets_that_is_not_there_is_waited_for(sheets: Path):
     sheets.rename(sheets.parent / "elsewhere")
 
-    with pytest.raises(ServerUnavailable, match="The sheets are not in"):
+    with pytest.raises(ServerUnavailable, match="There are no sheets in"):
         make_people(sheets).open_project("sheets")
 
     make_people(sheets).open_project(None)

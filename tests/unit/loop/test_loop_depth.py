@@ -99,7 +99,10 @@ def test_a_larger_value_raises_the_depth_of_all_and_says_what_is_computed_anew(t
     added = alloop("pool", "add", "-C", project.folder)
 
     assert "14-bit data in 16-bit files: 0 to 16383 is black to white for all 31 images" in added.out
-    assert "needs 14 bits and not 10: the features of the 30 that were known are computed anew" in added.err
+    assert (
+        "needs 14 bits, not 10: the features of the 30 such images that were in the pool are computed again"
+        in added.err
+    )
     assert "and round 1 is trained again" in added.err
     now = {ref.sha256: ref.key for ref in refs_of(project)}
     assert {ref.depth for ref in refs_of(project)} == {14}
@@ -121,7 +124,7 @@ def test_a_model_of_another_depth_is_not_measured(tmp_path: Path):
     refused = alloop("evaluate", "-C", project.folder)
 
     assert refused.code == 1
-    assert "was trained on images read with 10 bits, and the pool's are read with 14 now" in refused.err
+    assert "was trained on images read with 10 bits, but the pool's images are now read with 14 bits" in refused.err
     assert alloop("run", "-C", project.folder).code == 0
     assert alloop("evaluate", "-C", project.folder).code == 0
     assert alloop("replay", "1", "-C", project.folder).code == 0  # at the depth of that time

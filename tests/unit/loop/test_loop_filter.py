@@ -177,7 +177,7 @@ def test_a_text_beside_a_number_is_refused_by_its_words(only: str, words: str):
     with pytest.raises(ConfigError) as caught:
         matching_condition(TYPED, only)
 
-    assert f"takes the text {words} for a number" in caught.value.message
+    assert f"uses the text {words} as a number" in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_an_attribute_keeps_its_capitals(tmp_path: Path):
     ("content", "because"),
     [
         ("file,site\n0000.png,A\nnone.png,B\n", "line 3: none.png is not in the pool"),
-        ("file,site\n0000.png,A\n0000.png,B\n", "line 3: an earlier line says something else"),
+        ("file,site\n0000.png,A\n0000.png,B\n", "line 3: an earlier line has other values for the same image"),
         ("site\nA\n", "has the columns site"),
         ("file\n0000.png\n", "has the columns file"),
         ("file,width\n0000.png,3\n", "cannot be called 'width'"),

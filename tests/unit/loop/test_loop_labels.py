@@ -253,7 +253,7 @@ def test_a_copy_that_cannot_be_made_leaves_no_half_export(labeled: Project, tmp_
     add_images(labeled, [str(large)])
     import_labels(labeled, write_csv(labeled, "file,label", "large.png,cat"))
 
-    with pytest.raises(WorkspaceError, match="larger than a file may be here"):
+    with pytest.raises(WorkspaceError, match="larger than the largest file allowed here"):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
             export_labels(labeled, tmp_path / "tree", "folders", copy=True)
