@@ -8,6 +8,7 @@
     ├── PoolError               exit 1   no images, nothing left to ask
     ├── LabelError              exit 1   labels that cannot be used: unknown class, too few
     ├── ModelError              exit 1   backbone, weights, a model or cache file that is damaged
+    ├── DeviceError             exit 1   the device has too little memory
     ├── LabelingError           exit 1   the labeling back end refused: wrong token, project gone, other label config
     └── TemporaryError          exit 75  try again later
         ├── ServerUnavailable            the labeling server is down, slow or answers nonsense
@@ -93,7 +94,7 @@ class LeaseHeld(TemporaryError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant, if any is near: cat for Cat, 001 for the 1 that Excel makes of it."""
+    """Return the known name that is nearest, if any is near: cat for Cat, 001 for the 1 that Excel makes of it."""
     names = list(known)
     for plain in (str.casefold, _as_number):
         same = [other for other in names if plain(other) == plain(name)]
@@ -105,7 +106,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _as_number(text: str) -> str:
-    """A number as spreadsheet programs write it back: without zeros around it."""
+    """Write a number as spreadsheet programs save it: without leading and trailing zeros. Other text stays as it is."""
     whole, _, rest = text.strip().partition(".")
     is_number = whole.isdecimal() and (not rest or rest.isdecimal())
     return f"{whole.lstrip('0')}.{rest.rstrip('0')}" if is_number else text

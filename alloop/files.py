@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: temporary name, flush, rename. And the checksums that prove it."""
+"""Atomic writing of files and folders (temporary name, flush, rename), and checksums of files."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ from typing import Any
 from alloop.errors import WorkspaceError
 
 STDOUT = Path("/dev/stdout")
-OUTPUT_MARK = ".alloop-output"  # in folders of results: their pictures are no photos of the user's
+OUTPUT_MARK = ".alloop-output"  # marks folders of results: their pictures must not become images of the pool
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-_NAME = 40  # characters of a name that its temporary name begins with; a file system takes no name of over 255 bytes
+_NAME = 40  # characters of the name that a temporary name repeats; file systems refuse names of more than 255 bytes
 
 
 def explain_os_error(error: OSError, path: Path) -> WorkspaceError:
@@ -29,11 +29,11 @@ def explain_os_error(error: OSError, path: Path) -> WorkspaceError:
         return WorkspaceError(f"The disk is full: {path} could not be written.", "Free some space and run it again.")
     if error.errno in _READ_ONLY:
         return WorkspaceError(
-            f"{path} cannot be written: {error.strerror}.", "Make its folder writable, or choose another place."
+            f"{path} could not be written: {error.strerror}.", "Make its folder writable, or choose another place."
         )
     if error.errno == errno.EFBIG:
         return WorkspaceError(
-            f"{path} could not be written: it is larger than a file may be here.",
+            f"{path} could not be written: it is larger than the largest file allowed here.",
             "Raise the limit (`ulimit -f`), or choose another disk.",
         )
     hint = "Choose another place." if error.errno in _NO_PLACE else ""
@@ -44,7 +44,7 @@ def explain_os_error(error: OSError, path: Path) -> WorkspaceError:
 def _in_words(path: Path) -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # whoever read our output has seen enough: no failure of ours
+    except BrokenPipeError:  # the reader closed our output; `main` turns this into an exit code
         raise
     except OSError as error:
         raise explain_os_error(error, path) from error
@@ -54,9 +54,9 @@ def _in_words(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name `path`.
 
-    A link is followed: the file it leads to is replaced, and the link stays. A pipe, a device, or what standard output
-    goes to gets the bytes and is not replaced. On any failure the temporary file is removed, and whatever file was at
-    `path` stays as it was.
+    A link is followed: the file it leads to is replaced, and the link stays. Pipes, devices and standard output receive
+    the bytes and are not replaced. On any failure the temporary file is removed, and the file at `path` stays as it
+    was.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -83,10 +83,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to be filled; on success all that is in it appears at `path`, on failure nothing.
+    """Yield a temporary folder to fill. On success its content appears at `path`; on failure nothing does.
 
-    A new folder takes its name at the end. One that is there already must be empty; it may be where a disk is mounted
-    or where somebody is at work, so it stays, and what was made inside it moves up.
+    If `path` does not exist, the temporary folder is renamed to it. If it exists, it must be empty. It is kept, since
+    it may be a mount point or somebody's current folder: the temporary folder is made inside it, and its content moves
+    up.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -110,7 +111,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether bytes pass through it to somewhere else, so that there is no file to be replaced."""
+    """Return whether a path is a pipe, a device or our own standard output, and not a file that can be replaced."""
     try:
         status = path.stat()
     except OSError:
@@ -120,14 +121,14 @@ def is_stream(path: Path) -> bool:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether this is where standard output goes, under whatever name."""
+    """Return whether a path, under any name, is where standard output goes."""
     with contextlib.suppress(OSError):
         return os.path.samestat(path.stat(), os.fstat(1))
     return False
 
 
 def from_folder(folder: Path, path: Path | str) -> Path:
-    """An absolute path; a relative one counts from `folder`, and `~` is the home folder."""
+    """Return the absolute path. A relative path is relative to `folder`; `~` is the home folder."""
     return Path(os.path.abspath(folder / Path(path).expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`
 
 
@@ -138,10 +139,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make a folder for results, marked so that `alloop pool add` does not walk it; one that holds files stays as is.
+    """Make a folder for results and mark it, so that `alloop pool add` skips it. A folder with files is not marked.
 
     Raises:
-        WorkspaceError: It cannot be made.
+        WorkspaceError: The folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def _standard_descriptor(status: os.stat_result) -> int | None:
 
 
 def _pour(source: Path, path: Path) -> None:
-    """Write a file's bytes into a stream. Our own output may not have a name to be opened by, such as a socket's."""
+    """Write a file's bytes into a stream. Our own output is duplicated: a socket cannot be opened by its name."""
     descriptor = _standard_descriptor(path.stat())
     if descriptor is not None:
         sys.stdout.flush()
@@ -192,7 +193,7 @@ def _take_name(temporary: Path, target: Path) -> None:
 
 
 def _move_up(folder: Path) -> None:
-    """Move what is in a folder beside it; all of it, or nothing."""
+    """Move a folder's content into its parent folder: all of it, or nothing."""
     entries = sorted(folder.iterdir())
     try:
         for entry in entries:

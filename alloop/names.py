@@ -1,18 +1,18 @@
-"""Names as people type them: which spellings mean the same class, and which file a table means."""
+"""Names as people type them: finds the class that a spelling means, and the file that a table names."""
 
 import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-_JOINERS = "\u200c\u200d"  # Persian and Indic words and emoji need them; between ASCII letters nothing does
-# Signs that show nothing although Unicode does not list them as format signs: fillers, joiners, variation selectors.
+_JOINERS = "\u200c\u200d"  # needed in Persian and Indic words and in emoji, but never beside ASCII letters
+# Invisible characters that Unicode does not list as format characters: fillers, joiners, variation selectors.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\u180b\u180c\u180d\u180f")
 _NOT_ASKED = frozenset({"", "-1", "-1.0", "nan"})
-_SELECTORS = frozenset(chr(code) for code in range(0xFE00, 0xFE10))  # a heart in color is still a heart
+_SELECTORS = frozenset(chr(code) for code in range(0xFE00, 0xFE10))  # choose the color or text form of a character
 
 
 def clean(text: str) -> str:
-    """A cell or an answer without what nobody sees: composed letters (NFC), no hidden signs, no blanks around."""
+    """Return a text without invisible characters and blanks around it, with composed letters (NFC)."""
     if text.isascii():
         return text.strip()
     shown = "".join(sign for at, sign in enumerate(text) if not _is_hidden(text, at))
@@ -20,7 +20,7 @@ def clean(text: str) -> str:
 
 
 def look(text: str) -> str:
-    """A text by which two names that look alike are equal."""
+    """Return a text that is equal for two names that look alike."""
     if text.isascii():
         return " ".join(text.split())
     visible = "".join(sign for sign in clean(text) if sign not in _JOINERS and sign not in _SELECTORS)
@@ -28,7 +28,7 @@ def look(text: str) -> str:
 
 
 def as_class(text: str, classes: Collection[str]) -> str:
-    """The class that looks like this text, as it is spelled in `classes`; the cleaned text where none does."""
+    """Return the class that looks like this text, as spelled in `classes`; the cleaned text if none does."""
     if text in classes:
         return text
     wanted = look(text)
@@ -36,27 +36,27 @@ def as_class(text: str, classes: Collection[str]) -> str:
 
 
 def as_answer(text: str, classes: Collection[str]) -> str | None:
-    """One person's answer in a table; None where the person was not asked: an empty cell, -1 or NaN, unless a class."""
+    """Return a person's answer in a table; None for an empty cell, -1 or NaN (not asked), unless that is a class."""
     answer = as_class(text, classes)
     return None if answer.lower() in _NOT_ASKED and answer not in classes else answer
 
 
 def hidden_signs(text: str) -> list[str]:
-    """Code points, with their names, of the signs in a text that nobody sees."""
+    """Return code points and names of the invisible characters in a text."""
     signs = dict.fromkeys(sign for at, sign in enumerate(text) if _is_hidden(text, at))
     return [f"U+{ord(sign):04X} {unicodedata.name(sign, '')}".rstrip() for sign in signs]
 
 
 def file_spellings(name: str) -> list[str]:
-    """What a file name in a table may mean, as written first: blanks around it dropped, Windows' backslashes turned."""
+    """Return the spellings to try for a file name in a table, as written first: without blanks, with / as separator."""
     turned = name.replace("\\", "/")
     return list(dict.fromkeys((name, name.strip(), turned, turned.strip())))
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file that a table in a folder means by a name; None where there is none, or more than one.
+    """Return the file that a table in a folder means by a name; None if there is no such file, or more than one.
 
-    A file whose name is spelled as in the table comes first; else the only one whose letters are composed differently.
+    A file whose name is written as in the table comes first, then the only one in another Unicode form (NFC, NFD).
     """
     for spelled in file_spellings(name):
         if spelled and (folder / spelled).is_file():
@@ -69,7 +69,7 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def composed(path: str) -> str:
-    """A path with composed letters (NFC): equal for the two ways in which systems write `é`."""
+    """Return a path with composed letters (NFC). It is equal for both ways in which systems write `é`."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
@@ -83,7 +83,7 @@ def _is_hidden(text: str, at: int) -> bool:
 
 
 def _composed_alike(folder: Path, parts: Sequence[str]) -> list[Path]:
-    """Paths below a folder whose parts are the same letters, however composed."""
+    """Return the paths below a folder whose parts have the same letters in any Unicode form."""
     places = [folder]
     for part in parts:
         places = [entry for place in places for entry in _entries(place, part)]

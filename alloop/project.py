@@ -52,7 +52,7 @@ class Paths:
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """An open workspace, to be closed by whoever opened it: `with open_project(folder) as project`.
+    """An open workspace. Close it after use: `with open_project(folder) as project`.
 
     Attributes:
         shared_cache: Where features lie, when several workspaces share them; None: in the folder.
@@ -86,7 +86,7 @@ class Project:
 
 
 def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check_schema: bool = True) -> Project:
-    """Open a workspace. Whoever opens it closes it.
+    """Open a workspace. The caller closes it.
 
     Raises:
         ConfigError: There is none here, or its settings are wrong.
@@ -104,7 +104,7 @@ def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check
 
 
 def database_url(folder: Path, config: Config) -> URL:
-    """The configured database, or the SQLite file of the workspace.
+    """Return the URL of the configured database, or of the workspace's SQLite file.
 
     Raises:
         ConfigError: `[database] url` is not a database URL, or names no file.

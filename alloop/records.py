@@ -55,7 +55,7 @@ class Outcome(enum.StrEnum):
     LABEL = "label"
     SKIP = "skip"  # looked and declined
     EMPTY = "empty"  # submitted without choosing a class
-    OUTDATED = "outdated"  # said while the file held other bytes than the image that was asked about
+    OUTDATED = "outdated"  # answered while the file had other bytes than the image that was asked about
     DELETED = "deleted"  # tombstone: the annotation was removed where it was made
 
 
@@ -72,7 +72,7 @@ class ImageFile:
     """A readable image file as found on disk, before it is known to the database.
 
     Attributes:
-        depth: Bits that hold its largest value, of an image with more than 8 bits a channel; None for any other.
+        depth: Number of bits that hold the largest value of an image with more than 8 bits a channel; None for others.
     """
 
     path: str
@@ -103,10 +103,10 @@ class ImageRef:
     """An image of the pool, and one place where its bytes were last seen.
 
     Attributes:
-        depth: Bits whose largest number is white, the same for all images of the pool with more than 8 bits a channel;
-            None for an image with 8.
-        is_admitted: `pool add` has looked at these very bytes and taken them, so a file that is cut off is read as far
-            as it goes.
+        depth: Number of bits at which the image is read, the same for all images of the pool with more than 8 bits a
+            channel: their largest number is white. None for an image with 8 bits.
+        is_admitted: True if `pool add` has accepted these bytes: a file that ends too early is then read as far as it
+            goes.
     """
 
     image_id: int
@@ -117,7 +117,7 @@ class ImageRef:
 
     @property
     def key(self) -> str:
-        """What stands for its pixels, 64 hex digits: the hash of its bytes, and of its depth if it has one."""
+        """Identity of its pixels, 64 hex digits: the hash of the bytes, and of the depth if the image has one."""
         if self.depth is None:
             return self.sha256
         return hashlib.sha256(f"{self.sha256} read with {self.depth} bits".encode()).hexdigest()
@@ -153,8 +153,8 @@ class OutgoingTask:
     """What a labeling back end needs to ask about one image.
 
     Attributes:
-        key: Stable, and unique also among copies of the workspace; a push that may have half-happened is reconciled
-            by it.
+        key: Stable key, unique even among copies of the workspace. Finds the tasks of a push that may have been
+            interrupted.
         predicted, confidence: The model's guess and its certainty in [0, 1] (1 - entropy / ln K); None without one.
         model_version: Name of the model that guessed.
     """
@@ -190,9 +190,9 @@ class ListedTask:
     """A task as the labeling back end has it.
 
     Attributes:
-        key: What `OutgoingTask.key` was.
-        sha256: Content hash of the image it asks about. The key alone proves nothing: a restored database may give the
-            same key to another image. None only where the back end has never noted it.
+        key: Key of the `OutgoingTask` that the task was made from.
+        sha256: Content hash of the image that the task asks about. The key alone is not enough: databases of an earlier
+            alloop may give one key to two images after a restore. None if the back end did not store a hash.
     """
 
     id: str
@@ -200,7 +200,7 @@ class ListedTask:
     sha256: str | None
 
     def asks_about(self, sha256: str) -> bool:
-        """Whether this is the task about an image."""
+        """Return whether the task asks about this image; True if the task has no hash."""
         return self.sha256 in (None, sha256)
 
 
@@ -209,7 +209,7 @@ class TaskAnswers:
     """Every annotation a task has now. One that was known and is not listed any more has been deleted.
 
     Attributes:
-        file: Path of the file on this disk that people see; None where they see a copy, or it is not known.
+        file: Path of the local file that people see; None if they see a copy, or if the file is not known.
     """
 
     task: ListedTask

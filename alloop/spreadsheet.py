@@ -1,4 +1,4 @@
-"""Tables as people hand them in: any separator, encoding and line end that spreadsheet programs write."""
+"""Reading of tables from people, with any separator, encoding and line end that spreadsheet programs write."""
 
 import codecs
 import csv
@@ -17,7 +17,7 @@ _log = logging.getLogger("alloop")
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _SEPARATORS = ",;\t|"
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods; .xls
-MEND = "If a program is still writing it, try again; otherwise restore it from a backup or mend that line."
+MEND = "If a program is still writing the file, try again; otherwise correct that line or restore it from a backup."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Row:
     """One line of a table.
 
     Attributes:
-        line: Its number in the file, from 1; of a cell with line ends in it the last one.
-        cells: By column, cleaned; a line that ends early has fewer.
-        file: The cell of the column `file` exactly as written: names of files may hold what is cleaned elsewhere.
+        line: Number of the line in the file, from 1; the last one if a cell holds line ends.
+        cells: Cleaned cells by column; a line that ends early has fewer.
+        file: Cell of the column `file` exactly as written, since cleaning could change a file's name.
     """
 
     line: int
@@ -35,7 +35,7 @@ class Row:
     file: str
 
     def get(self, column: str) -> str:
-        """A cell; empty where the line ends before it."""
+        """Return a cell; empty if the line ends before it."""
         return self.cells.get(column, "")
 
 
@@ -44,8 +44,8 @@ class Table:
     """A header and its rows.
 
     Attributes:
-        titles: The header as written.
-        columns: The same as names of columns: one that was asked for is spelled as asked, others are only cleaned.
+        titles: Header cells as written.
+        columns: Names of the columns: a requested column has the requested spelling, other titles are only cleaned.
         line: Number of the header's line.
     """
 
@@ -63,20 +63,21 @@ def read_table(
     one_of: Sequence[str] = (),
     takes: Sequence[str] = (),
 ) -> Table:
-    """Read a table whatever program saved it.
+    """Read a table that any spreadsheet program saved.
 
-    The first line that is not empty is the header. Capitals, blanks and an explanation in parentheses do not matter in
-    the titles of columns that are asked for. Empty lines, and empty columns without a title, are passed over.
+    The first line that is not empty is the header. In titles of requested columns, capitals, blanks around them and an
+    explanation in parentheses do not matter. Empty lines, and empty columns without a title, are skipped.
 
     Args:
-        path: The file.
-        refusal: Kind of the error.
-        needs: Columns that must be there.
-        one_of: Columns of which one must be there.
-        takes: Columns that may be there.
+        path: File to read.
+        refusal: Class of the errors.
+        needs: Columns that must exist.
+        one_of: Columns of which at least one must exist.
+        takes: Columns that may exist.
 
     Raises:
-        AlloopError: Of the kind `refusal`: the file cannot be read or lacks a column; names file, line and column.
+        AlloopError: An error of the class `refusal`: the file cannot be read or a column is missing. Names file, line
+            and column.
     """
     text = _decode(path, refusal)
     body, separator = _after_sep_line(text)
@@ -93,7 +94,7 @@ def read_table(
 
 
 def bare_name(title: str) -> str:
-    """A column's name without the explanation in parentheses, in small letters."""
+    """Return a column's title in lower case, without an explanation in parentheses."""
     return clean(title.partition("(")[0]).lower()
 
 
@@ -120,7 +121,7 @@ def _decode(path: Path, refusal: type[AlloopError]) -> str:
 
 @functools.cache
 def _say_guessed(path: Path) -> None:
-    """Once for each file: sheets are read several times in a run."""
+    """Warn once for each file, since sheets are read several times in a run."""
     _log.warning(
         "%s is not UTF-8 and was read as Windows-1252, as Excel writes it in western Europe. If its letters look "
         "wrong, save it as CSV UTF-8.",
@@ -129,13 +130,13 @@ def _say_guessed(path: Path) -> None:
 
 
 def _after_sep_line(text: str) -> tuple[str, str | None]:
-    """Drop Excel's own line `sep=;` and return the separator that it names."""
+    """Return the text without Excel's line `sep=;`, and the separator that the line names; None without such a line."""
     found = re.match(r'"?sep=(.)"?[^\S\r\n\t]*(\r\n|\n|\r)', text, flags=re.IGNORECASE)
     return (text[found.end() :], found[1]) if found else (text, None)
 
 
 def _separator(text: str, known: Sequence[str]) -> str:
-    """The sign that cuts the header into the most columns we know, and of those into the most."""
+    """Return the separator that gives the most known columns in the header; of equals, the most columns."""
     header = next((line for line in io.StringIO(text, newline="") if line.strip(f'{_SEPARATORS}" \r\n')), "")
 
     def fit(sign: str) -> tuple[int, int]:
@@ -148,7 +149,7 @@ def _separator(text: str, known: Sequence[str]) -> str:
 def _lines(
     path: Path, refusal: type[AlloopError], text: str, separator: str, first: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of every line that is not empty."""
+    """Yield line number and cells of every line that is not empty."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for cells in reader:
@@ -159,7 +160,7 @@ def _lines(
 
 
 def _meant(titles: Sequence[str], name: str) -> list[int]:
-    """Places of the titles that mean a column: those spelled like it, else with other capitals, else with a remark."""
+    """Return the positions of titles that mean a column: equal, else equal but for capitals, else with a remark."""
     for spelled in (clean, _lower, bare_name):
         wanted = name if spelled is clean else name.lower()
         if places := [place for place, title in enumerate(titles) if spelled(title) == wanted]:
@@ -179,7 +180,7 @@ def _columns(
     rows: Sequence[Sequence[str]],
     refusal: type[AlloopError],
 ) -> tuple[list[str], list[str]]:
-    """Titles and column names, without the empty columns at the end."""
+    """Return titles and column names, without empty columns at the end."""
     n = len(titles)
     while n and not titles[n - 1].strip() and not any(cells[n - 1].strip() for cells in rows if len(cells) >= n):
         n -= 1
@@ -187,7 +188,7 @@ def _columns(
     for name in known:
         places = _meant(titles[:n], name)
         if len(places) > 1:
-            raise refusal(f"{path}, line {line}: the column {name!r} is there twice.", "Keep one of the two.")
+            raise refusal(f"{path}, line {line}: the column {name!r} is there twice.", "Remove one of the two.")
         for place in places:
             columns[place] = name
     return list(titles[:n]), columns
@@ -224,7 +225,7 @@ def _row(
     if any(cell.strip() for cell in cells[len(columns) :]):
         raise refusal(
             f"{path}, line {line}: it has {len(cells)} cells, and the header has {len(columns)} columns.",
-            "A cell that holds the separator must stand in quotes.",
+            "Put cells that hold the separator in quotes, or remove the extra cells.",
         )
     written = cells[at] if at is not None and at < len(cells) else ""
     return Row(line, dict(zip(columns, map(clean, cells), strict=False)), written)

@@ -23,13 +23,13 @@ PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
 
 class OutFile(click.Path):
-    """A file to be written; `-` is standard output."""
+    """Path of a file to write; `-` means standard output."""
 
     def __init__(self, *, dir_okay: bool = False) -> None:
         super().__init__(path_type=Path, dir_okay=dir_okay, allow_dash=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """As any path."""
+        """Return the path; `STDOUT` for `-`."""
         path = Path(str(super().convert(value, param, ctx)))
         return STDOUT if str(path) == "-" else path
 
@@ -53,8 +53,8 @@ class Session:
 
         Args:
             data: The result.
-            text: The same in words.
-            written: A file that the command wrote; if that was standard output, the result does not go there, too.
+            text: The same result in words.
+            written: File that the command wrote. If it was standard output, the result goes to stderr instead.
         """
         err = written is not None and is_stdout(written)
         if self.as_json:
@@ -72,7 +72,7 @@ class Session:
 
 
 def _plain(value: Any) -> Any:
-    """The same with null for what is not finite: JSON has no nan and no infinity."""
+    """Replace nan and infinity by None, since JSON cannot hold them."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Tables and sentences for a terminal and for a page: no figure is ever cut, however narrow the terminal is."""
+"""Tables and sentences for a terminal and for a page. Numbers are never cut, even in a narrow terminal."""
 
 import os
 import textwrap
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
 
-WIDE = 120  # where nobody's terminal sets a width, lines are for files and mails
+WIDE = 120  # line width when the output goes to a file or a pipe
 ENDLESS = 100_000
 MARKS = {0: "", 1: " ¹", 2: " ²"}  # so that a table without colors still says which is best
 STYLES = {0: "", 1: "bold", 2: "underline"}
@@ -22,7 +22,7 @@ Lines = tuple[str, list[str], list[list[tuple[str, int]]]]  # title, columns, (t
 def print_lines(
     tables: Sequence[Lines], notes: Sequence[str], page: Path, *, left: frozenset[str] = frozenset({"method", "score"})
 ) -> None:
-    """Tables and what is to be known about them, on stdout; the columns named in `left` are words."""
+    """Print tables, then notes about them, on stdout. Columns named in `left` hold words and are left-aligned."""
     for table in tables:
         print_table(table, left=left)
     for note in notes:
@@ -31,12 +31,12 @@ def print_lines(
 
 
 def print_table(table: Lines, *, left: frozenset[str], is_plain: bool = False) -> None:
-    """A table on stdout; one that is wider than the terminal is split into several with the same first columns.
+    """Print a table on stdout. Split a table that is wider than the terminal into several with the same first columns.
 
     Args:
-        table: Its title may be empty.
-        left: Columns of words.
-        is_plain: Lines between columns are left out.
+        table: Title (may be empty), columns and lines.
+        left: Names of the columns that hold words; they are left-aligned.
+        is_plain: Leave out the lines between columns.
     """
     from rich.console import Console
 
@@ -44,12 +44,12 @@ def print_table(table: Lines, *, left: frozenset[str], is_plain: bool = False) -
     width = console.width if console.is_terminal or "COLUMNS" in os.environ else ENDLESS
     for part in _parts(table, left, is_plain, width):
         grid = _grid(part, left, is_plain)
-        # rich never prints wider than its console; what does not fit one is left to the terminal to fold.
+        # rich cuts at its console's width, so the console is made as wide as the table; the terminal folds long lines.
         Console(width=max(console.width, _width(grid))).print(grid)
 
 
 def print_text(text: str, style: str | None = None) -> None:
-    """A paragraph on stdout, folded between words only: a path or a figure that is longer than a line stays whole."""
+    """Print a paragraph on stdout, folded between words only. A path longer than a line is not broken."""
     console = _console()
     for line in text.split("\n"):
         folded = textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
@@ -64,7 +64,7 @@ def _console() -> "Console":
 
 
 def _parts(table: Lines, left: frozenset[str], is_plain: bool, width: int) -> Iterator[Lines]:
-    """As many columns at a time as the width takes, after those that say what a line is about."""
+    """Split a table into parts that fit the width. Each part begins with the columns that name its lines."""
     _, columns, _ = table
     n_keys = max(1, next((place for place, name in enumerate(columns) if name not in left), len(columns)))
     keys, taken, title = list(range(n_keys)), list[int](), table[0]
@@ -97,7 +97,7 @@ def _grid(table: Lines, left: frozenset[str], is_plain: bool) -> "Grid":
 
 
 def _width(grid: "Grid") -> int:
-    """Signs that a table needs so that nothing in it is cut."""
+    """Number of characters that a line of the table needs so that no cell is cut."""
     from rich.console import Console
 
     console = Console(width=ENDLESS)

@@ -45,7 +45,8 @@ def check(session: Session) -> None:
 def backup(session: Session, target: Path | None) -> None:
     """Copy the database, also while others write to it.
 
-    Without TARGET into the workspace's folder backups/, named by date and time. TARGET `-` is standard output.
+    Without TARGET, the copy goes into the workspace's folder backups/ and is named by date and time. With `-` as
+    TARGET, it goes to standard output.
     """
     from alloop.loop.workspace import backup_database, default_backup
 

@@ -29,7 +29,7 @@ def explain(session: Session, image: str, is_open: bool, device: str | None) -> 
     found = gather(project, image, device, session.progress())
     data, lines = dataclasses.asdict(found), describe(found)
     if is_open:
-        # Who may only look at the workspace gets the page elsewhere.
+        # A user who may not write in the workspace gets the page in a temporary folder.
         place = project.folder / "runs" if os.access(project.folder, os.W_OK) else Path(tempfile.mkdtemp())
         page = place / "explain" / f"{found.sha256[:12]}.html"
         write_explanation(found, page)

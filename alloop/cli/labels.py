@@ -33,11 +33,11 @@ def import_(session: Session, file: Path) -> None:
 @labels.command()
 @common_options
 def adopt(session: Session) -> None:
-    """Take answers that people gave to tasks that the database does not know.
+    """Record answers to tasks that this workspace made but its database does not know.
 
-    There are such tasks after the database was restored from a backup, and where another copy of the workspace pushed
-    to the same project; `alloop status` counts them. Their answers go to the images that the tasks show, told by
-    SHA-256. Answers that come later are taken by calling this again.
+    Such tasks exist after the database was restored from a backup, or after another copy of the workspace pushed to the
+    same project. `alloop status` counts them. Each answer is recorded for the image that its task shows, found by
+    SHA-256. Run the command again to record answers that come later.
     """
     from alloop.loop.people import adopt as adopt_answers
     from alloop.loop.writer import writer
@@ -47,7 +47,10 @@ def adopt(session: Session) -> None:
         recorded, left_out = adopt_answers(project, session.progress())
     words = f"{recorded} answers recorded."
     if left_out:
-        words += f" {left_out} tasks were left out: their images are not in the pool (`alloop pool add`)."
+        words += (
+            f" {left_out} tasks were left out, because their images are not in the pool. Add the images with `alloop "
+            "pool add`, then run `alloop labels adopt` again."
+        )
     session.show({"recorded": recorded, "left_out": left_out}, words)
 
 
@@ -57,14 +60,14 @@ def adopt(session: Session) -> None:
     "--format",
     "form",
     type=click.Choice(["csv", "jsonl", "folders"]),
-    help="What to write.  [default: by TARGET's ending; without one a folder per class, or CSV into a pipe]",
+    help="Format.  [default: by TARGET's ending; without an ending: a folder per class, or CSV into a pipe]",
 )
 @click.option("--copy", is_flag=True, help="With folders: copy images instead of linking to them.")
 @common_options
 def export(session: Session, target: Path, form: str | None, copy: bool) -> None:
     """Write all labels as CSV, JSON lines or a folder per class.
 
-    TARGET is the file, or a new folder; - is standard output.
+    TARGET is a file or a new folder; - is standard output.
     """
     from alloop.files import is_stream
     from alloop.loop.labels import export_labels

@@ -39,7 +39,7 @@ ENTRIES = {
     "demo": Entry("alloop.cli.demo:demo", "See a whole project on scikit-learn's digits."),
 }
 
-NOBODY_READS = 141  # what a shell reports of a program that a closed pipe ended: 128 + SIGPIPE
+NOBODY_READS = 141  # exit code that shells report for a program ended by a closed pipe: 128 + SIGPIPE
 _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -67,8 +67,8 @@ def main() -> None:
     try:
         code = _flushed(_run())
     except (BrokenPipeError, SystemExit):
-        # The reader of our output has gone. click and rich end the program by themselves then, and nothing else does:
-        # a command that wants another exit code leaves by its context.
+        # The reader of our output has closed it. In that case click and rich raise SystemExit. Nothing else does:
+        # commands set their exit code through their context.
         _drop_output()
         code = NOBODY_READS
     sys.exit(code)
@@ -76,7 +76,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        # The code with which a command left its context; what it returns otherwise is none.
+        # The exit code if the command left through its context; any other return value is not an exit code.
         code = cli.main(prog_name="alloop", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -97,20 +97,23 @@ def _run() -> int:
 
 
 def _explain(error: OSError | MemoryError) -> AlloopError | None:
-    """What the machine refused, in words; None where that is not what happened."""
+    """Return an error message for what the machine refused; None for any other error, which keeps its traceback."""
     if isinstance(error, MemoryError):
         return AlloopError(
-            f"There is not enough memory{f': {error}' if str(error) else ''}.", "Free some, or use less."
+            f"There is not enough memory{f': {error}' if str(error) else ''}.",
+            "Close other programs, then run it again.",
         )
     if isinstance(error, BrokenPipeError):
         return None
     if error.filename is not None:
         return AlloopError(f"{os.fsdecode(error.filename)}: {error.strerror}.", "Check the path and its permissions.")
-    return AlloopError(f"{error.strerror}.", "Free some and run it again.") if error.errno in _SCARCE else None
+    if error.errno in _SCARCE:
+        return AlloopError(f"The system reports: {error.strerror}.", "Free some disk space or memory and run it again.")
+    return None
 
 
 def _flushed(code: int) -> int:
-    """The exit code, once all output is written."""
+    """Write out all buffered output and return the exit code; 1 instead of 0 if the output could not be written."""
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -125,9 +128,10 @@ def _flushed(code: int) -> int:
 
 
 def _occupy_standard_descriptors() -> None:
-    """Let no file of ours get the number of a stream that was closed: what is printed would go into it.
+    """Open /dev/null for each standard stream that is closed.
 
-    What is printed then goes nowhere; a file that somebody wants on standard output is still refused.
+    Otherwise the next file that alloop opens would get the stream's number, and printed text would go into that file.
+    /dev/null is opened for reading, so that writing a result to a closed standard output still fails.
     """
     for descriptor in range(3):
         try:
@@ -139,7 +143,7 @@ def _occupy_standard_descriptors() -> None:
 
 
 def _drop_output() -> None:
-    """Forget what could not be written, so that Python does not try again at the end."""
+    """Discard output that could not be written, so that Python does not try again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
@@ -156,7 +160,7 @@ def _show(error: AlloopError) -> None:
 
         traceback.print_exc()
     if "--json" in sys.argv:
-        with contextlib.suppress(OSError):  # standard output may be what the error is about
+        with contextlib.suppress(OSError):  # the error may be that standard output cannot be written
             click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}))
     click.echo(f"Error: {error}", err=True)
 

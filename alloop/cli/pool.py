@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from alloop.loop.ingest import Added
 
 
-SHOWN = 8  # names of what was left out
+SHOWN = 8  # names of left-out files and folders in one message
 
 
 @click.group()
@@ -65,7 +65,7 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
 
 
 def _describe_depth(added: "Added") -> list[str]:
-    """How images with more than 8 bits a channel are read; nothing where there are none."""
+    """Sentence about how images with more than 8 bits a channel are read; empty without such images."""
     if added.depth is None:
         return []
     holder = 16 if added.depth <= 16 else 32
@@ -123,14 +123,14 @@ def list_(session: Session, split: str | None, labeled: bool | None) -> None:
 
 
 @pool.command()
-@click.option("--accept-missing", is_flag=True, help="Record missing files also where much of a folder is missing.")
+@click.option("--accept-missing", is_flag=True, help="Record missing files even if much of a folder is missing.")
 @common_options
 def check(session: Session, accept_missing: bool) -> None:
     """Look at every file again and list what is missing or unreadable.
 
-    Files that changed are read anew; what could not be read before is tried again. Where much of a folder is missing at
-    once, its disk may not be mounted: nothing is recorded, and the exit code is 75. Somebody who may not write in the
-    workspace is only told.
+    Files that changed are read again, and so are files that could not be read before. If much of a folder is missing at
+    once, its disk may not be mounted: nothing is recorded, and the exit code is 75. If you may not write in the
+    workspace, the result is shown but not recorded.
     """
     import dataclasses
 
@@ -151,7 +151,7 @@ def check(session: Session, accept_missing: bool) -> None:
     lines = ["\t".join(filter(None, ["missing", location.path, location.reason])) for location in found["missing"]]
     lines += [f"unreadable\t{location.path}\t{location.reason}" for location in found["unreadable"]]
     lines += [f"changed\t{location.path}" for location in found.get("changed", ())]
-    lines += [] if is_recorded else ["Nothing was recorded, since you may only look at this workspace. As recorded:"]
+    lines += [] if is_recorded else ["Nothing was recorded, since you may not write in this workspace. Recorded state:"]
     lines.append(
         f"{counts.images} images, {counts.missing} of them missing; {counts.unreadable} files could not be read."
     )

@@ -30,8 +30,8 @@ def report(session: Session, out: Path | None, is_shown: bool) -> None:
     project = session.project()
     if out is None and not os.access(project.folder, os.W_OK):
         raise WorkspaceError(
-            f"You may only look at {project.folder}, so the page cannot go there.",
-            "Name a place of your own: `alloop report --out report.html`.",
+            f"You have no permission to write in {project.folder}, so the report cannot go there.",
+            "Name a file elsewhere: `alloop report --out ~/report.html`.",
         )
     path = write_report(project, out or project.folder / "report.html")
     session.show({"report": str(path)}, f"Report in {path}.", written=path)

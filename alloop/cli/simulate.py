@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at once, in processes.  [default: half of the cores]")
 @click.option("--budget-minutes", type=click.FloatRange(min=0), help="Begin nothing new after this time.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: simulate/ here]")
-@click.option("--json-out", type=OutFile(), help="Write every run as JSON here, too; - is standard output.")
+@click.option("--json-out", type=OutFile(), help="Also write every run as JSON to this file; - is standard output.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
 def simulate(

@@ -112,7 +112,7 @@ def select(
 
 @click.command()
 @click.option("--new-project", is_flag=True, help="Give up the project there was and push open queries to a new one.")
-@click.option("--take-over", is_flag=True, help="Go on here although another copy of the workspace has pushed.")
+@click.option("--take-over", is_flag=True, help="Continue here although another copy of the workspace has pushed.")
 @common_options
 def push(session: Session, new_project: bool, take_over: bool) -> None:
     """Send the chosen images to the annotators."""
@@ -171,7 +171,11 @@ def evaluate(session: Session, device: str | None) -> None:
 
 
 def _round_number(project: "Project") -> int:
-    """The round that is under way; an error where there is none."""
+    """Number of the round that is under way.
+
+    Raises:
+        AlloopError: No round is under way.
+    """
     from alloop.errors import AlloopError
 
     number = _open_round(project)
@@ -181,7 +185,7 @@ def _round_number(project: "Project") -> int:
 
 
 def _open_round(project: "Project") -> int | None:
-    """The round that is under way."""
+    """Number of the round that is under way; None if the last round is closed or no round was started."""
     from alloop.records import RoundState
     from alloop.store.rounds import find_last_round
     from alloop.store.session import reading

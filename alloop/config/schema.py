@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A table. Unknown keys are refused, values are not coerced from other types, and nothing changes after loading.
 
-    Numbers are finite: each round stores its settings as JSON, which has no other ones.
+    Infinite numbers and nan are refused: each round stores its settings as JSON, which cannot hold them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
@@ -45,10 +45,10 @@ class ProjectConfig(Section):
 
 
 def _check_look(classes: tuple[str, ...]) -> None:
-    """Names that people cannot tell apart are refused: their answers would be those of either class."""
+    """Refuse names that look the same: nobody could tell which of the two classes an answer means."""
     for name in classes:
         if hidden := hidden_signs(name):
-            raise ValueError(f"class {name!r} holds a sign that nobody sees ({', '.join(hidden)}); write it without")
+            raise ValueError(f"class {name!r} holds an invisible character ({', '.join(hidden)}); remove it")
     seen: dict[str, str] = {}
     for name in classes:
         other = seen.setdefault(look(name), name)

@@ -85,7 +85,7 @@ def build_hardware(config: Config, device: str | None) -> Hardware:
 
 
 def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
-    """The trunk that [model] names, on the CPU, in eval mode. A weights file counts from the first search path.
+    """The trunk that [model] names, on the CPU, in eval mode. A weights file is relative to the first search path.
 
     Untrained trunks that are fine-tuned start from other weights in each network of an ensemble.
     """
@@ -155,8 +155,8 @@ def build_mixing(config: Config) -> Mixing:
 
 
 def search_paths(cache: Path) -> tuple[Path, ...]:
-    """Where a factory of one's own is looked for: the folder that holds the cache (the workspace), and here.
+    """Folders in which a user's own factory is searched: the workspace, then the current folder.
 
-    The cache itself may be a link to another disk.
+    The workspace is the folder that holds the cache. Links are not resolved: the cache may be a link to another disk.
     """
     return (cache.absolute().parent, Path.cwd())

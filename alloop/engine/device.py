@@ -1,4 +1,4 @@
-"""Which device runs a job, how exactly it computes, and what to do when it has too little memory."""
+"""Choice of the device that runs a job, its numeric precision, and handling of too little memory."""
 
 import contextlib
 import functools
@@ -22,8 +22,8 @@ _OUT_OF_MEMORY = re.compile(
     r"|nvjpeg\w* failed: 5\b",  # the same as a number
     re.IGNORECASE,
 )
-# A full card makes these fail in ways that name no memory: there is no room for a handle or a workspace. They have
-# other causes too, so that a smaller batch is tried, and the error stays what it is if that fails.
+# On a full GPU these calls fail without mentioning memory, because no room is left for a handle or a workspace. The
+# errors have other causes too: a smaller batch is tried, and if that fails the error is raised unchanged.
 _MAYBE_OUT_OF_MEMORY = re.compile(
     r"cublas_status_not_initialized|cudnn_status_not_initialized|cudnn_status_internal_error"
     r"|unable to find an engine to execute this computation|no valid execution plans",
@@ -54,9 +54,9 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """The same operations give the same bits, as far as the device can; what cannot is said by a warning of torch's.
+    """Make the same operations give the same bits, as far as the device can. torch warns of operations that cannot.
 
-    cuBLAS needs a setting besides, which `alloop/__init__.py` makes before torch is loaded.
+    cuBLAS needs one more setting, which `alloop/__init__.py` makes before torch is loaded.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -69,10 +69,11 @@ def deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 means float32 on CUDA, too, whatever the process has set.
+    """Compute float32 operations on CUDA in full float32, whatever the process has set.
 
-    By default PyTorch rounds the inputs of convolutions to TF32, 10 bits instead of 23. Features then differ from the
-    CPU's by about 1e-3 instead of 1e-6, yet share its cache. Mixed precision (bfloat16) is not touched.
+    By default PyTorch rounds the inputs of convolutions to TF32: 10 bits of mantissa instead of 23. Features would
+    then differ from the CPU's by about 1e-3 instead of 1e-6, although both share one cache. Mixed precision (bfloat16)
+    is not changed.
     """
     settings = _tf32_settings()
     before = []
@@ -89,9 +90,10 @@ def full_float32() -> Iterator[None]:
 
 
 def _tf32_settings() -> list[tuple[Any, str, object]]:
-    """(Place, name, value) of what keeps TF32 off: old names first, since they set the new ones of torch 2.9, too.
+    """(Object, attribute, value) of each setting that turns TF32 off.
 
-    The old name alone is not enough: convolutions then follow `torch.backends.fp32_precision`.
+    The old names come first, since setting them also changes the new ones of torch 2.9. The old names alone are not
+    enough: convolutions would follow `torch.backends.fp32_precision`.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     settings: list[tuple[Any, str, object]] = [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
@@ -103,7 +105,7 @@ def _tf32_settings() -> list[tuple[Any, str, object]]:
 def list_devices() -> list[str]:
     """Names of what this machine can compute on."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a driver that does not fit: `_why_not_cuda` says so, and to whom it matters
+        warnings.simplefilter("ignore")  # torch warns of a driver that does not fit; `_why_not_cuda` reports it
         has_cuda = torch.cuda.is_available()
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if has_cuda else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
@@ -112,13 +114,13 @@ def list_devices() -> list[str]:
 
 @functools.cache
 def _say_why_not_cuda() -> None:
-    """Warn once that the CPU is used although there is a card."""
+    """Warn once that the CPU is used although the machine has an NVIDIA GPU."""
     if reason := _why_not_cuda():
         log.warning("computing on the CPU: %s", reason)
 
 
 def _why_not_cuda() -> str:
-    """Why an NVIDIA card of this machine cannot be used; "" if there is no card, or if it was hidden on purpose."""
+    """Reason why this machine's NVIDIA GPU cannot be used; "" without a GPU, or if CUDA_VISIBLE_DEVICES hides it."""
     if not _has_nvidia_driver() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
     try:
@@ -134,14 +136,14 @@ def _has_nvidia_driver() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice. Only PyTorch's CUDA allocator has an error of its own for that."""
+    """Return whether an error means too little memory. Only PyTorch's CUDA allocator has its own error class for it."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
 
 
 def may_fit_smaller(error: BaseException) -> bool:
-    """Whether a smaller batch may get through."""
+    """Return whether the same work may succeed with a smaller batch."""
     return is_out_of_memory(error) or (
         isinstance(error, RuntimeError) and _MAYBE_OUT_OF_MEMORY.search(str(error)) is not None
     )
@@ -149,10 +151,10 @@ def may_fit_smaller(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained_shortage() -> Iterator[None]:
-    """Turn a lack of memory that smaller batches did not mend into an error that says what to do.
+    """Turn an out-of-memory error that smaller batches did not avoid into an error that says what to do.
 
     Raises:
-        DeviceError: There is too little memory.
+        DeviceError: The device has too little memory.
     """
     try:
         yield
@@ -162,14 +164,15 @@ def explained_shortage() -> Iterator[None]:
         # The rest of torch's text is about its allocator.
         reason = str(error).splitlines()[0].partition(" Including ")[0].rstrip(".")
         raise DeviceError(
-            f"The device has too little memory, even with the smallest batch: {reason}.",
-            "End what else uses it, set a smaller [model] backbone or image_size, or use --device cpu. "
-            "Features computed so far are kept.",
+            f"The device has too little memory, even for the smallest batch: {reason}. Features computed so far are "
+            "kept.",
+            "End other programs that use the device, set a smaller [model] backbone or [model] image_size, or use "
+            "--device cpu.",
         ) from error
 
 
 def release_memory() -> None:
-    """Give back what PyTorch keeps for later. Call it where no exception holds tensors any more."""
+    """Free the GPU memory that PyTorch keeps for reuse. Call it only when no exception holds tensors any more."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -57,7 +57,7 @@ def ensure_features(
 
 
 def depth_of_all(images: Sequence[ImageRef]) -> int | None:
-    """The depth at which images with more than 8 bits are read; None where there are none."""
+    """Depth in bits at which images with more than 8 bits a channel are read; None without such images."""
     return max((image.depth for image in images if image.depth is not None), default=None)
 
 

@@ -186,10 +186,10 @@ class _Best:
 
 
 def _copy_states(setup: Setup) -> list[dict[str, Tensor]]:
-    """Weights of trunk and heads, on the CPU.
+    """Copy the weights of trunk and heads to the CPU.
 
     Raises:
-        ModelError: One is not finite. Losses do not show what the last step before has done.
+        ModelError: A weight is not finite. The loss alone does not show it, since it was computed before the last step.
     """
     modules = (setup.backbone.module, setup.heads)
     if not all(bool(torch.isfinite(weight).all()) for module in modules for weight in module.parameters()):

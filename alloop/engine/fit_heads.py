@@ -27,7 +27,7 @@ def fit_heads(
     recipe: HeadRecipe,
     generator: torch.Generator,
 ) -> tuple[MultiHead, dict[str, object]]:
-    """Fit M heads to labeled features, in float32, on the device that the features are on (alloop's are on the CPU).
+    """Fit M heads to labeled features, in float32, on the features' device (alloop keeps features on the CPU).
 
     Minimizes the objective, plus decay, plus the cross-entropy of `recipe.prior` images that lie at the features'
     center and belong to every class alike (not under LogitNorm, for which a center has no logits to normalize). Smooth

@@ -17,9 +17,9 @@ from alloop.seeds import derive_seed
 
 
 class Predictor:
-    """Predicts with the networks of one model version; always the same way for the same images.
+    """Predicts with the networks of one model version. The same images always get the same predictions.
 
-    Dropout masks belong to a pass and an image, told by its content hash: not to its batch, its place or the device.
+    A dropout mask depends on the pass and on the image's content hash; not on the batch, the position or the device.
     """
 
     def __init__(self, config: Config, seed: int) -> None:
@@ -41,9 +41,10 @@ class Predictor:
         """Raw logits of the heads, pass by pass.
 
         Args:
-            heads: Of one network.
-            features: [B, D].
-            sha256s: Of the images [B]; None where features are no image's: masks are drawn one after the other.
+            heads: Heads of one network.
+            features: Features [B, D].
+            sha256s: Content hashes of the images [B]. None if the features do not belong to images: dropout masks are
+                then drawn one after the other.
         """
         with torch.inference_mode():
             return self.logits_with_gradient(heads, features, sha256s)
@@ -51,7 +52,7 @@ class Predictor:
     def logits_with_gradient(
         self, heads: MultiHead, features: Float[Tensor, "B D"], sha256s: Sequence[str] | None = None
     ) -> Float[Tensor, "M B K"]:
-        """The same, with a gradient with respect to the features where they have one."""
+        """Raw logits as from `logits`, differentiable with respect to the features if these require a gradient."""
         if self._dropout is None:
             rows: Tensor = heads(features)
             return rows

@@ -205,7 +205,7 @@ def _check_backbone(job: ScoreJob, version: ModelVersion, backbone: Backbone) ->
     depth = version.metadata.get("depth"), depth_of_all(job.images)
     if None not in depth and depth[0] != depth[1]:
         raise ModelError(
-            f"The model in {job.model.folder} was trained on images read with {depth[0]} bits, and the pool's are read "
-            f"with {depth[1]} now.",
+            f"The model in {job.model.folder} was trained on images read with {depth[0]} bits, but the pool's images "
+            f"are now read with {depth[1]} bits.",
             "Train it again with `alloop train`.",
         )

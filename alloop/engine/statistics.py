@@ -40,7 +40,7 @@ def settle_statistics(backbone: Backbone, images: Sequence[ImageRef], hardware: 
     shown = images[:MOST_IMAGES]
     trunk = backbone.module.to(hardware.device)
     for batch in load_batches(shown, backbone, dataclasses.replace(hardware, batch_size=max(2, hardware.batch_size))):
-        if len(batch.positions) > 1:  # a lone image has no variance
+        if len(batch.positions) > 1:  # batch statistics of a single image have no variance
             run_trunk(trunk, backbone, batch.images, hardware)
     for module, momentum in zip(fresh, momenta, strict=True):
         module.momentum = momentum

@@ -31,7 +31,7 @@ from alloop.models.state import load_weights
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 GIVEN = "features:"  # how the names of trunks begin that only stand for features computed elsewhere
-STRIP = 16  # times as long as wide: what is longer is cut before it is resized, and would take gigabytes otherwise
+STRIP = 16  # images more than this many times longer than wide are cut before resizing, which would take gigabytes
 DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer before a download is given up
 
 
@@ -79,9 +79,9 @@ class Backbone:
         return cut
 
     def _middle(self, image: Tensor, shorter: int) -> Tensor:
-        """Of a strip, of which nearly all would be enlarged only to be cut off, the middle; any other image whole.
+        """Return the middle of a strip, and any other image whole. Most of a strip would be enlarged and then cut off.
 
-        Twice what is cut out is kept: far more than any interpolation looks at beyond the cut.
+        The middle is twice as long as the final cut, so that interpolation at the cut's edges gives the same pixels.
         """
         height, width = image.shape[-2:]
         if max(height, width) <= STRIP * min(height, width):
@@ -139,7 +139,11 @@ def load_backbone(
 
 
 def _try_size(backbone: Backbone, name: str) -> None:
-    """Refuse a size that the trunk cannot take: too small for its strides, or no multiple of its patches."""
+    """Refuse an image size that the trunk cannot take: too small for its strides, or not a multiple of its patches.
+
+    Raises:
+        ConfigError: The trunk fails on an image of this size, or gives features of a wrong shape or not finite ones.
+    """
     size = backbone.image_size
     try:
         with torch.inference_mode():

@@ -71,9 +71,10 @@ class HeadDropout:
             features: From the trunk, once.
             seed: Consistent masks: pass m uses one mask for every image, and the same one in every call with this
                 seed, so that a pool scored in chunks shares its M networks (joint acquisition needs that).
-            image_seeds: Instead, one for each image [B]: a mask for every image and pass, the same one whatever else is
-                in the batch.
-            generator: Instead: a mask for every image and pass, drawn in the order of the batch.
+            image_seeds: Seeds of the images [B], instead of `seed`: every image and pass gets its own mask, which does
+                not depend on the rest of the batch.
+            generator: Generator, instead of `seed`: every image and pass gets its own mask, drawn in the order of the
+                batch.
 
         Raises:
             ValueError: Not exactly one of the three.
@@ -84,7 +85,7 @@ class HeadDropout:
             )
         if seed is not None:
             return self._consistent(heads, features, seed)
-        # Of an image's own generator, pass m takes the m-th draw; a shared one is drawn from in the order of the batch.
+        # Pass m uses the m-th draw of an image's own generator. A shared generator is used in the order of the batch.
         own = None if image_seeds is None else [torch.Generator().manual_seed(each) for each in image_seeds]
         return (
             heads(self._dropped(features, heads.center, self.masks(features, generator if own is None else own)))
@@ -116,11 +117,11 @@ class HeadDropout:
     def masks(
         self, features: Float[Tensor, "B D"], generators: torch.Generator | Sequence[torch.Generator] | None
     ) -> Float[Tensor, "B D"]:
-        """0 for what is dropped, else 1 / (1 - rate), drawn on the CPU so that devices agree.
+        """Draw masks [B, D]: 0 for dropped features, else 1 / (1 - rate). Drawn on the CPU, so that devices agree.
 
         Args:
-            features: What the masks are for.
-            generators: One for the whole batch, or one for each row.
+            features: Features [B, D] to make masks for.
+            generators: One generator for the whole batch, or one for each row.
         """
         keep = 1 - self.rate
         if isinstance(generators, Sequence):

@@ -50,8 +50,8 @@ class ImageDataset(Dataset[Item]):
 
     Args:
         images: What to read, in order.
-        transform: Applied to each uint8 tensor [3, H, W]. What it raises is a bug and is not caught, except that memory
-            did not suffice for this image.
+        transform: Function applied to each uint8 tensor [3, H, W]. Its errors are bugs and are not caught, except too
+            little memory for this image.
     """
 
     def __init__(self, images: Sequence[ImageRef], transform: Transform) -> None:

@@ -1,4 +1,4 @@
-"""One depth for images of which no database knows it: labeled folders and tables, and strange images."""
+"""A common depth for images that are not in a database: labeled folders and tables, and strange images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from alloop.records import ImageRef
 
 
 def with_own_depth(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
-    """The same images, each at its own depth. One that cannot be read is left as it is: decoding it says why."""
+    """Return the images, each with its own depth. Unreadable images stay as they are; decoding reports the reason."""
     return tuple(dataclasses.replace(image, depth=_own_depth(Path(image.path))) for image in images)
 
 
 def share_depth(*groups: Sequence[ImageRef]) -> tuple[tuple[ImageRef, ...], ...]:
-    """The same groups of images, all that have a depth at the greatest one."""
+    """Return the groups of images with the largest depth given to all images that have a depth."""
     depth = max((image.depth for group in groups for image in group if image.depth is not None), default=None)
     return tuple(
         tuple(image if image.depth is None else dataclasses.replace(image, depth=depth) for image in group)

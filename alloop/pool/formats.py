@@ -1,4 +1,4 @@
-"""Formats that Pillow alone does not read: their names, and what a user can do about them."""
+"""Names of image formats that Pillow alone does not read, with a way out for the user."""
 
 import functools
 import importlib
@@ -20,7 +20,7 @@ _SIGNATURES = {
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
 }
-# Where the bytes stand, the bytes, and what such a file is.
+# Position of the bytes, the bytes, and the message about such a file.
 _OTHERS = (
     (0, b"\xff\x0a", f"a JPEG XL picture, which alloop does not read; {_CONVERT}"),
     (4, b"JXL \r\n\x87\n", f"a JPEG XL picture, which alloop does not read; {_CONVERT}"),
@@ -39,13 +39,13 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def prepare(data: bytes) -> None:
-    """Let Pillow read HEIC, where `pillow-heif` is installed and the file is one."""
+    """Enable Pillow to read HEIC if the file is one and `pillow-heif` is installed."""
     if _is_heif(data):
         _reads_heif()
 
 
 def why_unreadable(data: bytes) -> str:
-    """Say what a file is that Pillow cannot open."""
+    """Return the reason, and a way out, for a file that Pillow cannot open."""
     if _is_heif(data):
         if _reads_heif():
             return "truncated or damaged: begins like a HEIC file, but cannot be read"
@@ -55,7 +55,7 @@ def why_unreadable(data: bytes) -> str:
         return known
     name = next((name for signature, name in _SIGNATURES.items() if data.startswith(signature)), None)
     if name is None:
-        return "not an image, or of a format that cannot be read"
+        return "not an image, or in a format that alloop does not read"
     layout = _tiff_layout(data) if name == "TIFF" else None
     return layout or f"truncated or damaged: begins like a {name} file, but its header cannot be read"
 
@@ -74,7 +74,7 @@ def _reads_heif() -> bool:
 
 
 def _tiff_layout(data: bytes) -> str | None:
-    """Bands, bits and compression of a sound TIFF that Pillow has no picture for; None where they cannot be read."""
+    """Describe bands, bits and compression of an intact TIFF that Pillow cannot show; None if its tags are damaged."""
     try:
         file = io.BytesIO(data)
         header = file.read(8)

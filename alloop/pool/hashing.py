@@ -47,7 +47,7 @@ def fingerprint(image: Image.Image) -> str:
 
 
 def at_depth(phash: str, own: int | None, depth: int | None) -> str:
-    """A fingerprint that was taken at an image's own depth, as it is at the pool's: the thumbnail is darker."""
+    """Convert a fingerprint from an image's own depth to the pool's depth, where its thumbnail is darker."""
     if own is None or depth is None or own == depth:
         return phash
     factor = ((1 << own) - 1) / ((1 << depth) - 1)
@@ -147,7 +147,7 @@ class NearDuplicateIndex:
 
 
 def bits_apart(one: str, other: str) -> int:
-    """In how many bits of the pHash two fingerprints differ."""
+    """Number of bits in which the pHashes of two fingerprints differ."""
     return (int(one[:16], 16) ^ int(other[:16], 16)).bit_count()
 
 

@@ -1,4 +1,4 @@
-"""Names that a walk passes over: folders of systems and devices, and what alloop itself has written."""
+"""Names that a walk leaves out: files and folders of systems and network drives, and folders that alloop wrote."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -15,36 +15,37 @@ _NOISE = frozenset(
     }
 )  # fmt: skip
 _WORKSPACE_FILE = "alloop.toml"
-# In a workspace. Photos may lie in any other folder of it.
+# Folders of a workspace that alloop writes. Its other folders may hold photos.
 _OWN = frozenset({"cache", "runs", "backups", "simulate", "compare", "label-studio"})
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, as macOS and Linux hide it."""
+    """Return whether a file or folder is hidden on macOS and Linux: its name begins with a dot."""
     return name.startswith(".")
 
 
 def is_noise(name: str) -> bool:
-    """Whether a system or a network drive made this file or folder: thumbnails, wastebaskets, snapshots."""
+    """Return whether a system or network drive made this file or folder: thumbnails, wastebaskets, snapshots."""
     return name.lower() in _NOISE
 
 
 def is_own(folder: Path) -> bool:
-    """Whether alloop wrote this folder: a part of a workspace, or results that carry its mark."""
+    """Return whether alloop wrote this folder: a part of a workspace, or a folder of results with its mark."""
     return (folder.name in _OWN and _exists(folder.parent / _WORKSPACE_FILE)) or _exists(folder / OUTPUT_MARK)
 
 
 def is_left_out(folder: Path) -> bool:
-    """Whether a walk passes over a folder that it comes to."""
+    """Return whether a walk leaves out this folder."""
     return is_hidden(folder.name) or is_noise(folder.name) or is_own(folder)
 
 
 class Reach:
-    """Whether a walk of a folder comes to the files below it, remembered for each folder.
+    """Files that a walk of a folder reaches. The answer is stored for each folder.
 
     Args:
-        root: The folder that is walked. What leads to it does not matter: it was named.
-        named: Names below it that were spelled out, too, as in the glob `photos/*/@eaDir/*.jpg`.
+        root: Folder that is walked. The names of its parent folders do not matter.
+        named: Names below it that a glob spells out, such as `@eaDir` in `photos/*/@eaDir/*.jpg`; they are not left
+            out.
     """
 
     def __init__(self, root: Path, named: Collection[str] = ()) -> None:
@@ -53,9 +54,9 @@ class Reach:
         self._named = frozenset(named)
 
     def stop(self, file: Path) -> str | None:
-        """The first name on the way to a file for which it is not reached; None when it is.
+        """Return the first name on the way to a file at which the walk stops; None if the walk reaches the file.
 
-        Hidden names do not count: whatever the pool has of them was named.
+        Hidden names do not stop it: hidden files are in the pool only if somebody named them.
         """
         if file == self.root:
             return None

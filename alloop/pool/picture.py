@@ -1,4 +1,4 @@
-"""An image of the pool as people see it: the very pixels that the model gets. Knows nothing of torch."""
+"""Images of the pool with the pixels that both people and the model get. Knows nothing of torch."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from alloop.records import ImageRef
 
 
 def picture_of(image: ImageRef) -> Image.Image:
-    """The image upright, in RGB, at the pool's depth.
+    """Decode an image upright, in RGB, at the pool's depth.
 
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
@@ -21,7 +21,7 @@ def picture_of(image: ImageRef) -> Image.Image:
 
 
 def as_png(image: ImageRef) -> bytes:
-    """The same as a PNG, for browsers that would not show it, or not as the model sees it.
+    """Return an image as PNG, for browsers that would not show it, or would show other pixels than the model gets.
 
     Raises:
         PoolError: As `picture_of`.
@@ -32,10 +32,10 @@ def as_png(image: ImageRef) -> bytes:
 
 
 def decode_bytes(data: bytes, path: Path, depth: int | None = None, *, may_be_cut: bool = False) -> Image.Image:
-    """An image file's bytes in RGB; the path is for errors.
+    """Decode an image file's bytes to RGB. The path is used in errors only.
 
     Raises:
-        PoolError: They cannot be decoded.
+        PoolError: The bytes cannot be decoded.
     """
     try:
         return pixels.decode(data, depth=depth, may_be_cut=may_be_cut)[0]
@@ -46,7 +46,7 @@ def decode_bytes(data: bytes, path: Path, depth: int | None = None, *, may_be_cu
 
 
 def read_verified(image: ImageRef) -> bytes:
-    """The bytes of an image of the pool. What is stored under a content hash is never computed from other bytes.
+    """Read the bytes of an image of the pool and check their hash.
 
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
@@ -61,10 +61,10 @@ def read_verified(image: ImageRef) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file.
+    """Read a whole file.
 
     Raises:
-        PoolError: It is missing or unreadable.
+        PoolError: The file is missing or unreadable.
     """
     try:
         return path.read_bytes()

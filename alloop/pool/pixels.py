@@ -3,8 +3,9 @@
 Pillow is the reference. Orientation from EXIF is applied, transparency lies on white, and wide ranges are scaled to
 8 bits, never clipped. Knows nothing of torch.
 
-An image with more than 8 bits a channel is deep. Its file does not say what is white: cameras write 10, 12 or 14 bits
-into 16. `depth_of` says how many bits an image needs, and the caller hands in the depth that all images share.
+An image with more than 8 bits a channel is called deep. Its file does not say which value is white: cameras store 10,
+12 or 14 bits in 16. `depth_of` gives the number of bits that an image needs; the caller passes the depth that all
+images share.
 """
 
 import contextlib
@@ -20,8 +21,8 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from alloop.pool import formats
 
-_METADATA = 2**26  # bytes of texts and color profile in a PNG: editing programs keep a picture's history in them
-_PHOTOMETRIC = 0x0106  # TIFF tag; 0: zero is white
+_METADATA = 2**26  # most bytes of texts and color profile in a PNG: editing programs store a picture's history there
+_PHOTOMETRIC = 0x0106  # TIFF tag; value 0: zero is white
 _ORIENTATION = 0x0112  # EXIF tag; value 1 is upright
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,10 +36,10 @@ _TRANSPOSES = {
 # Pillow keeps the upper byte of deep colors only. Reading the same file in the other byte order gives the lower one.
 # libtiff hands over numbers in the machine's own order (N).
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_GRAY_ALPHA = "LA;16B"  # there is no other order of it; its four bytes a pixel are read as they are
-_FULL = 16  # bits of a deep image of which nothing else is known
+_GRAY_ALPHA = "LA;16B"  # Pillow has no other byte order for it; its four bytes a pixel are read unchanged
+_FULL = 16  # bits of a deep image whose depth is not known
 
-_Values = npt.NDArray[np.int64]  # of a deep image, [H, W] or [H, W, 3 or 4]; alpha has 16 bits
+_Values = npt.NDArray[np.int64]  # values of a deep image, [H, W] or [H, W, 3 or 4]; alpha has 16 bits
 
 
 class UnreadableImage(Exception):
@@ -50,8 +51,8 @@ class Looked:
     """An upright RGB image at its own depth.
 
     Attributes:
-        format, mode: "JPEG", "CMYK": what the file had.
-        depth: Bits that hold its largest value; None unless it is deep.
+        format, mode: Format and color mode of the file, such as "JPEG" and "CMYK".
+        depth: Number of bits that hold the image's largest value; None unless it is deep.
     """
 
     image: Image.Image
@@ -77,7 +78,7 @@ def decode(
     Args:
         data: The file's bytes.
         max_pixels: Width times height above which the image is refused before it is decoded; None: any size.
-        depth: Bits whose largest number is white, for a deep image; None: all that the file has.
+        depth: Number of bits at which a deep image is read: their largest number is white. None: 16.
         may_be_cut: Read a file that ends too early as far as it goes; the rest is gray or black.
 
     Returns:
@@ -94,12 +95,12 @@ def decode(
 
 
 def depth_of(peak: int) -> int:
-    """Bits that hold a deep image's largest value: 8, 10, 12, 14, 16 or another even number, as devices have them."""
+    """Smallest even number of bits, at least 8, that holds a deep image's largest value. Devices use even numbers."""
     return max(8, peak.bit_length() + peak.bit_length() % 2)
 
 
 def may_be_deep(data: bytes) -> bool:
-    """Whether the header says so; False for what cannot be opened."""
+    """Return whether the header says that an image is deep; False if the file cannot be opened."""
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data)) as image:
             return _is_deep_gray(image) or _deep_color(image) is not None
@@ -109,7 +110,11 @@ def may_be_deep(data: bytes) -> bool:
 
 @contextlib.contextmanager
 def _decoding(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Iterator[Image.Image]:
-    """A loaded image; what does not become pixels raises UnreadableImage."""
+    """Yield the loaded image.
+
+    Raises:
+        UnreadableImage: The file cannot be decoded, or its values cannot become pixels.
+    """
     if not data:
         raise UnreadableImage("empty file")
     with _quiet_pillow():
@@ -150,13 +155,13 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _is_cut(error: Exception) -> bool:
-    """Whether a file ends too early, as far as Pillow tells that from damage."""
+    """Return whether an error means that the file ends too early, as far as Pillow tells that from damage."""
     return isinstance(error, OSError | SyntaxError) and "truncated" in str(error).lower()
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, ValueError) and "PngImagePlugin.MAX_TEXT" in str(error):
-        return f"its texts or its color profile take more than {_METADATA >> 20} MiB; save it without metadata"
+        return f"its texts or its color profile have more than {_METADATA >> 20} MiB; save it without metadata"
     way_out = '; [pool] truncated = "accept" reads such files as far as they go' if _is_cut(error) else ""
     return f"truncated or damaged: {str(error) or type(error).__name__}{way_out}"
 
@@ -179,7 +184,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """An image turned as the file that it came from says."""
+    """Turn an image upright, by the EXIF orientation of the opened file."""
     # Pillow's own exif_transpose also rewrites the EXIF block, which costs time and fails where the block is odd.
     try:
         orientation = opened.getexif().get(_ORIENTATION, 1)
@@ -217,7 +222,7 @@ def _is_deep_gray(image: Image.Image) -> bool:
 
 
 def _deep_color(image: Image.Image) -> str | None:
-    """The name that Pillow gives to the file's layout of deep colors ("RGB;16B"); None for anything else."""
+    """Return Pillow's name of a file's layout of deep colors, such as "RGB;16B"; None if its colors are not deep."""
     layouts = {tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0] for tile in _tiles(image)}
     layout = str(next(iter(layouts))) if len(layouts) == 1 else ""
     return layout if layout[:-1] in ("RGB;16", "RGBA;16") or layout == _GRAY_ALPHA else None
@@ -228,7 +233,7 @@ def _tiles(image: Image.Image) -> Sequence[ImageFile._Tile]:
 
 
 def _deep_values(data: bytes, image: Image.Image) -> _Values | None:
-    """Numbers as the file has them; None for an image that is not deep."""
+    """Return the values stored in the file; None for an image that is not deep."""
     if _is_deep_gray(image):
         return _gray_values(image)
     with Image.open(io.BytesIO(data)) as again:  # a loaded image has forgotten its layout
@@ -252,14 +257,15 @@ def _gray_values(image: Image.Image) -> _Values:
     values = np.asarray(image).astype(np.int64)
     if (least := int(values.min())) < 0:
         raise UnreadableImage(
-            f"holds numbers below 0 (the least is {least}; 2147483648 and more read as such, too), for which there is "
-            "no black that all agree on; add what is missing to 0 to all images and save them again"
+            f"holds numbers below 0 (the smallest is {least}; Pillow also reads numbers from 2147483648 on as "
+            "negative), and it is not known which number is black; add the same number to all images so that 0 is "
+            "black, and save them again"
         )
     return values
 
 
 def _zero_is_white(image: Image.Image) -> bool:
-    """Whether a TIFF says so, as X-ray devices have it; Pillow heeds it for 8 bits only."""
+    """Return whether a TIFF says that zero is white, as X-ray devices write. Pillow applies this to 8 bits only."""
     return bool(getattr(image, "tag_v2", {}).get(_PHOTOMETRIC, 1) == 0)
 
 
@@ -270,18 +276,18 @@ def _unit_floats(image: Image.Image) -> npt.NDArray[np.float64]:
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 1:
         raise UnreadableImage(
-            f"holds floats from {low:g} to {high:g}, for which there is no black and white that all agree on; scale "
-            "all images alike to [0, 1], or save integers"
+            f"holds floats from {low:g} to {high:g}, and it is not known which are black and white; scale all images "
+            "in the same way to [0, 1], or save integers"
         )
     return values
 
 
 def _at_depth(image: Image.Image, values: _Values, depth: int) -> Image.Image:
-    """Deep values → RGB: 0 is black, the largest number of `depth` bits is white (or the reverse), rounded."""
+    """Convert deep values to RGB: 0 is black and the largest number of `depth` bits white, or the reverse; rounded."""
     white = (1 << depth) - 1
     colors, alpha = (values[..., :3], values[..., 3:]) if values.ndim > 2 else (values, values[..., :0])
     if (peak := int(colors.max())) > white:
-        raise UnreadableImage(f"holds {peak}, which is more than {depth} bits hold; run `alloop pool add` on it")
+        raise UnreadableImage(f"holds {peak}, which needs more than {depth} bits; run `alloop pool add` on it")
     scaled = _rounded(colors * (255 / white))
     if values.ndim == 2:
         return Image.fromarray(255 - scaled if _zero_is_white(image) else scaled).convert("RGB")
@@ -305,9 +311,9 @@ def _rounded(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow has limits of its own and warns where we report.
+    """Switch off Pillow's own limits and warnings, since alloop checks and reports itself.
 
-    All these settings are global to a process, so decoding belongs in processes, not in threads.
+    These settings are global to a process, so decoding in parallel needs processes, not threads.
     """
     before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     is_lenient = ImageFile.LOAD_TRUNCATED_IMAGES

@@ -59,9 +59,9 @@ class StatusReport:
     """Everything `alloop status` says. Images are named by their hashes; `suspects` are those being asked about.
 
     Attributes:
-        orphaned: Tasks that this workspace made and its database does not know, at the last pull.
-        foreign: Tasks of other workspaces in the same project.
-        attention: What somebody should look at, a sentence each.
+        orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
+        foreign: Number of tasks of other workspaces in the same project.
+        attention: Sentences about what needs a person's attention.
     """
 
     name: str

@@ -216,7 +216,7 @@ def prepare_images(
         add_images(project, [image.path for image in data.images], progress=progress)
         ensure_test_set(project, progress)
         with transaction(project.database) as session:
-            # A workspace's labeled images are read as the workspace reads them.
+            # Labeled images of a workspace are read at the workspace's depth.
             raise_depth(session, max((image.depth or 0 for image in data.images), default=0))
             refs = list_refs(session)
             unreadable = list_locations(session, LocationStatus.UNREADABLE)

@@ -234,14 +234,18 @@ def _plan(settings: CompareSettings, data: LabeledImages, draw: Callable[[int], 
 
 
 def _check_classes(data: LabeledImages, parts: Parts, seed: int) -> None:
-    """A model needs two classes to learn from; where most images are of one, chance may leave no other."""
+    """Refuse training images of only one class. If one class is frequent, a random draw may hold no other.
+
+    Raises:
+        LabelError: All training images of this seed are of one class.
+    """
     there = set(data.targets[parts.train].tolist())
     if len(there) > 1:
         return
     counts = ", ".join(f"{n} of {name}" for name, n in zip(data.classes, np.bincount(data.targets), strict=False))
     raise LabelError(
-        f"With seed {seed} the {len(parts.train)} images to train on are of one class only; all labels: {counts}.",
-        "Label more images of the rare classes, or train on more (--labels).",
+        f"With seed {seed}, the {len(parts.train)} training images are of one class only. All labels: {counts}.",
+        "Label more images of the rare classes, or train on more images (--labels).",
     )
 
 
@@ -448,7 +452,7 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
     _refuse_failed(failed, everything)
     note = settings.out / "trunk.json"  # a run that goes on uses the same figure
     digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or of no use: timed again
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: timed again
         known = json.loads(note.read_text())
         if known["backbone"] == digest:
             return float(known["seconds_per_image"])

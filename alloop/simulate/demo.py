@@ -57,7 +57,7 @@ class DemoSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What one strategy came to. `rest` is measured on the images never asked about, if any, against the truth."""
+    """Result of one strategy. `rest` is the accuracy, against the truth, on images never asked about, if any."""
 
     workspace: Path
     curve: tuple[CurvePoint, ...]

@@ -45,14 +45,14 @@ class GivenData:
 def read_features(path: Path, test: Path | None = None) -> GivenData:
     """Read archives with the arrays F [N, D], numbers, and y [N], whole numbers or text. Nothing is unpickled.
 
-    That of the pool may have a third, `annotators` [N, P], with what P people answered, like y; -1, NaN or empty text
-    where a person was not asked. Simulated rounds put their questions to these people then; y is what a test set and
-    the rows never asked about are measured by.
+    The file of the pool may have a third array, `annotators` [N, P]: the answers of P people in the form of y; -1, NaN
+    or empty text means that the person was not asked. Simulated rounds then use these answers. The test set and the
+    rows never asked about are measured against y.
 
     Raises:
         PoolError: A file or array cannot be read, has another shape, or has features that are not finite.
-        LabelError: Fewer than two classes, the test set or somebody's answer has one that the pool does not have, or
-            nobody answered about a row.
+        LabelError: There are fewer than two classes, the test set or an answer has a class that the pool does not have,
+            or nobody answered about a row.
     """
     features, labels, answers = _read(path)
     names = np.unique(labels)
@@ -83,21 +83,21 @@ def _people(path: Path, answers: npt.NDArray[np.generic], names: npt.NDArray[np.
         strange = [answer for answer in row if answer is not None and answer not in known]
         if strange:
             raise LabelError(
-                f"{path}: annotators has the answer {strange[0]}, and y has no such class (row {number}).",
-                "Take those rows out. -1, nan and empty text mean that somebody was not asked.",
+                f"{path}: annotators has the answer {strange[0]!r} in row {number}, but y has no such class.",
+                "Correct the answer or remove the row. -1, NaN and empty text mean that a person was not asked.",
             )
         if not any(row):
-            raise LabelError(f"{path}: nobody answered about row {number}.", "Take such rows out.")
+            raise LabelError(f"{path}: nobody answered about row {number}.", "Remove such rows.")
     return RealPeople(tuple(f"annotator{number + 1}" for number in range(answers.shape[1])), said)
 
 
 def _word(answer: object) -> str:
-    """An answer as a class is written: numbers that had to be fractions because of a NaN are whole again."""
+    """Write an answer like a class. Integers that were stored as floats because of a NaN become integers again."""
     return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
 
 
 def _positions(people: RealPeople, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Answers as positions of classes [N, P]; −1: not asked."""
+    """Return the answers as positions of classes [N, P]; -1 means not asked."""
     place = {name: position for position, name in enumerate(names)}
     return np.array([[-1 if said is None else place[said] for said in row] for row in people.answers], dtype=np.int64)
 
@@ -153,17 +153,21 @@ def _read(
 
 
 def _check_exact(path: Path, name: str, numbers: npt.NDArray[Any] | None) -> None:
-    """Refuse class numbers that another one would be taken for."""
+    """Refuse class numbers so large that two of them could become the same number.
+
+    Raises:
+        PoolError: A number is beyond 2**53 (floats) or 2**63 - 1 (integers).
+    """
     if numbers is None or numbers.dtype.kind not in "fu":
         return
     limit = 2**53 if numbers.dtype.kind == "f" else 2**63 - 1
     beyond = numbers[np.abs(numbers) > limit]
     if beyond.size:
-        raise PoolError(f"{path}: {name} has {beyond[0]}, which is beyond {limit}.", "Write the classes as text.")
+        raise PoolError(f"{path}: {name} has {beyond[0]}, which is beyond {limit}.", "Store the classes as text.")
 
 
 def _comparable(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Labels of two files alike: numbers signed, text cleaned as in any table."""
+    """Return labels in a form that can be compared between files: numbers signed, text cleaned as in tables."""
     if labels.dtype.kind == "U":
         return np.array([clean(text) for text in labels.tolist()])
     return labels.astype(np.int64) if labels.dtype.kind == "u" else labels

@@ -87,13 +87,13 @@ def read_csv(path: Path, progress: Progress = silent, people: Sequence[str] = ()
         people: Columns with what real people answered, one each. Of copies of an image the first one's answers count.
 
     Raises:
-        LabelError: A column or a file is missing; too few images; the same image with two labels; an answer is no
-            class, or nobody answered about an image.
+        LabelError: A column or a file is missing; there are too few images; an image has two labels; an answer is not a
+            class; or nobody answered about an image.
     """
     rows = []
     for row in read_table(path, LabelError, ["file", "label", *people]).rows:
         if not row.get("label"):
-            raise LabelError(f"{path}, line {row.line} has no label.", "Correct the file.")
+            raise LabelError(f"{path}, line {row.line} has no label.", "Fill it in or remove the line.")
         said = tuple(row.get(person) for person in people)
         rows.append((str(find_named(path, row)), row.get("label"), said))
     return _labeled(rows, tuple(people), str(path), progress)
@@ -211,16 +211,20 @@ def _real_people(
     classes: tuple[str, ...],
     source: str,
 ) -> RealPeople:
-    """What people answered about each image, where they were asked."""
+    """Return the answers of people about each image.
+
+    Raises:
+        LabelError: An answer is not a class, or nobody answered about an image.
+    """
     said = tuple(tuple(as_answer(text, classes) for text in row) for row in answers)
     for path, row in zip(paths, said, strict=True):
         if strange := [answer for answer in row if answer is not None and answer not in classes]:
             raise LabelError(
-                f"{source}: somebody's answer about {path} is {strange[0]!r}, and no image is labeled so.",
-                "Correct the answer, or take the image out. An empty cell, -1 and nan mean that nobody was asked.",
+                f"{source}: somebody answered {strange[0]!r} about {path}, but no image has this label.",
+                "Correct the answer or remove the row. An empty cell, -1 and NaN mean that a person was not asked.",
             )
         if not any(row):
-            raise LabelError(f"{source}: nobody answered about {path}.", "Take the image out, or name other columns.")
+            raise LabelError(f"{source}: nobody answered about {path}.", "Remove the row, or name other columns.")
     return RealPeople(names, said)
 
 

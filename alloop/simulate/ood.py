@@ -47,7 +47,7 @@ class OodScore:
 
 
 def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress = silent) -> tuple[ImageRef, ...]:
-    """All images below a folder, each content once and at its own depth, numbered after those that are known.
+    """Return all images below a folder, each content once and at its own depth. Ids continue after the known images'.
 
     Raises:
         LabelError: There are none; or one of them is also among the labeled images.

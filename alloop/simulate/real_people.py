@@ -10,7 +10,7 @@ class RealPeople:
     """Answers about the images of a pool.
 
     Attributes:
-        names: Of P people.
+        names: Names of P people.
         answers: Class names, a tuple of P for each image, in the pool's order; None where a person was not asked.
     """
 
@@ -18,7 +18,7 @@ class RealPeople:
     answers: tuple[tuple[str | None, ...], ...]
 
     def check_enough(self, wanted: int) -> None:
-        """Refuse to ask more people about an image than answered.
+        """Refuse to ask more people about an image than answered it.
 
         Raises:
             LabelError: An image has fewer answers than `wanted`.
@@ -27,7 +27,7 @@ class RealPeople:
         few = [place for place, n in enumerate(counts) if n < wanted]
         if few:
             raise LabelError(
-                f"{len(few)} of {len(counts)} images have fewer than {wanted} answers; the first of them is number "
-                f"{few[0] + 1} of the data, with {counts[few[0]]}.",
-                "Ask fewer people about each image (--annotators-per-image), or take these images out.",
+                f"{len(few)} of {len(counts)} images have fewer than {wanted} answers. The first of them is number "
+                f"{few[0] + 1} of the data, with {counts[few[0]]} answers.",
+                "Ask fewer people about each image (--annotators-per-image), or remove these images.",
             )

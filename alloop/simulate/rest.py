@@ -17,7 +17,7 @@ from alloop.store.session import reading
 
 
 def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progress = silent) -> Interval | None:
-    """Accuracy of the newest model on the unlabeled train images, with a Wilson interval; None where none are left.
+    """Accuracy of the newest model on the unlabeled train images, with a Wilson interval; None without such images.
 
     Under an active strategy these are not a random sample of the pool: what the model found hard was taken out.
 

@@ -242,7 +242,7 @@ def run_cell(plan: CellPlan) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What hundreds of rounds say is heard with -vv only; what is wrong, always."""
+    """Hide info messages of simulated rounds unless -vv is given. Warnings are always shown."""
     logger = logging.getLogger("alloop")
     before = logger.level
     logger.setLevel(before if before == logging.DEBUG else max(before, logging.WARNING))

@@ -57,9 +57,9 @@ def list_current(
     adopted: bool = False,
     then: dt.datetime | None = None,
 ) -> list[AnnotationRecord]:
-    """The newest version of every annotation (or what it was then), tombstones included, by image and time.
+    """List the newest version of every annotation (or the newest one then), tombstones included, by image and time.
 
-    With `adopted`, only those that belong to no query.
+    With `adopted`, list only annotations without a query.
     """
     query = _current(then)
     if adopted:
@@ -124,7 +124,7 @@ def list_labels(session: Session, split: Split | None = None) -> list[LabelRecor
 
 
 def find_classes(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
-    """Image → class, for those of the images that have a label."""
+    """Find the labels of images: image id → class. Images without a label are absent."""
     found: dict[int, str] = {}
     for chunk in in_chunks(image_ids):
         rows = session.execute(select(Label.image_id, Label.class_name).where(Label.image_id.in_(chunk)))

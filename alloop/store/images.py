@@ -53,7 +53,7 @@ def find_locations(session: Session, paths: Sequence[str]) -> dict[str, Location
 
 
 def find_places(session: Session, image_ids: Iterable[int]) -> dict[int, list[Location]]:
-    """Image → every path where its bytes are, or were when last looked at, in order of path."""
+    """Find the places of images: image id → every path where its bytes are, or were last seen, in order of path."""
     found: dict[int, list[Location]] = {}
     for chunk in in_chunks(image_ids):
         query = _location_query().where(ImageLocation.image_id.in_(chunk)).order_by(ImageLocation.path)
@@ -118,23 +118,23 @@ def add_image(session: Session, file: ImageFile, now: dt.datetime) -> int:
 
 
 def set_depth(session: Session, image_id: int, file: ImageFile) -> None:
-    """Record what a known image's file says of its depth, and its fingerprint at that depth."""
+    """Record the depth of a known image, and its fingerprint at that depth."""
     session.execute(update(Image).where(Image.id == image_id).values(depth=file.depth, phash=file.phash))
 
 
 def find_depth(session: Session, then: dt.datetime | None = None) -> int | None:
-    """Bits that hold the largest value of the pool, or of what was there by then; None: all have 8 bits a channel."""
+    """Return the largest depth of the pool's images, in bits, now or at a time; None if all have 8 bits a channel."""
     query = select(func.max(Image.depth))
     return session.scalar(query if then is None else query.where(Image.added_at <= then))
 
 
 def raise_depth(session: Session, depth: int) -> None:
-    """Read images with more than 8 bits a channel at this depth, which some image outside of the pool needs."""
+    """Raise the depth of images with more than 8 bits a channel to one that an image outside of the pool needs."""
     session.execute(update(Image).where(Image.depth < depth).values(depth=depth))
 
 
 def count_deep(session: Session) -> int:
-    """Images with more than 8 bits a channel."""
+    """Number of images with more than 8 bits a channel."""
     return session.scalar(select(func.count()).where(Image.depth.is_not(None))) or 0
 
 
@@ -196,7 +196,7 @@ def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: i
 
 
 def set_location_status(session: Session, paths: Sequence[str], status: LocationStatus, now: dt.datetime) -> None:
-    """Mark known image paths as there or as missing; what is missing for a reason (`set_missing`) stays as it is."""
+    """Mark known image paths as there or missing. Paths that are missing for a reason (`set_missing`) stay missing."""
     has_reason = and_(ImageLocation.status == LocationStatus.MISSING.value, ImageLocation.reason.is_not(None))
     for chunk in in_chunks(paths):
         session.execute(
@@ -207,19 +207,19 @@ def set_location_status(session: Session, paths: Sequence[str], status: Location
 
 
 def set_replaced(session: Session, paths: Sequence[str], now: dt.datetime) -> None:
-    """Say that other bytes lie at these paths than those of their images: whoever looks next reads the files."""
+    """Record that the files at these paths have other bytes than their images, so that they are read again."""
     for chunk in in_chunks(paths):
         values = {"status": LocationStatus.MISSING.value, "reason": None, "mtime_ns": -1, "seen_at": now}
         session.execute(update(ImageLocation).where(ImageLocation.path.in_(chunk)).values(**values))
 
 
 def set_unreadable(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
-    """Say that images could once be read at these paths and cannot now: path → reason."""
+    """Record that images at these paths cannot be read any more: path → reason."""
     _set_reasons(session, LocationStatus.UNREADABLE, reasons, now)
 
 
 def set_missing(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
-    """Say why images at these paths count as missing although files are there: path → reason."""
+    """Record a reason why images at these paths count as missing although the files exist: path → reason."""
     _set_reasons(session, LocationStatus.MISSING, reasons, now)
 
 
@@ -236,7 +236,7 @@ def drop_unreadable(session: Session, paths: Sequence[str]) -> None:
 
 
 def list_leaders(session: Session) -> list[tuple[int, str, int | None]]:
-    """(image id, perceptual hash, its depth) of the first member of every near-duplicate group, oldest first."""
+    """List (image id, perceptual hash, depth) of the first member of every near-duplicate group, oldest first."""
     query = (
         select(Image.id, Image.phash, Image.depth)
         .join(NearDuplicate, NearDuplicate.image_id == Image.id)
@@ -264,14 +264,19 @@ def add_to_group(session: Session, image_id: int, group_id: int, distance: int) 
 
 
 def list_groups(session: Session) -> dict[int, int]:
-    """Image id → near-duplicate group id, for the whole pool, as fingerprints have it; labels may split a group."""
+    """Return image id → near-duplicate group id for the whole pool, by fingerprints only. Labels may split a group."""
     return {
         image_id: group for image_id, group in session.execute(select(NearDuplicate.image_id, NearDuplicate.group_id))
     }
 
 
 def find_shared_groups(session: Session, image_ids: Iterable[int] | None = None) -> dict[int, int]:
-    """Image id → near-duplicate group id, of groups with several members: all, or those of these images."""
+    """Return image id → near-duplicate group id for all members of groups with several members.
+
+    Args:
+        session: Database session to read from.
+        image_ids: Only groups with one of these images; None: all groups.
+    """
     member, other = NearDuplicate, aliased(NearDuplicate)
     query = select(member.image_id, member.group_id)
     shared = exists().where(other.group_id == member.group_id, other.image_id != member.image_id)
@@ -286,13 +291,13 @@ def find_shared_groups(session: Session, image_ids: Iterable[int] | None = None)
 
 
 def list_fingerprints(session: Session) -> list[tuple[int, str, int | None]]:
-    """(image id, fingerprint, depth) of every image, oldest first."""
+    """List (image id, fingerprint, depth) of every image, oldest first."""
     query = select(Image.id, Image.phash, Image.depth).order_by(Image.id)
     return [(image_id, phash, depth) for image_id, phash, depth in session.execute(query)]
 
 
 def find_fingerprints(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
-    """Image id → fingerprint."""
+    """Find the fingerprints of images: image id → fingerprint."""
     found: dict[int, str] = {}
     for chunk in in_chunks(image_ids):
         rows = session.execute(select(Image.id, Image.phash).where(Image.id.in_(chunk)))
@@ -301,7 +306,7 @@ def find_fingerprints(session: Session, image_ids: Iterable[int]) -> dict[int, s
 
 
 def replace_groups(session: Session, groups: Sequence[tuple[int, int, int]]) -> None:
-    """Put every image into another near-duplicate group: (image id, group id, distance)."""
+    """Replace all near-duplicate groups by new ones: (image id, group id, distance to the group's first member)."""
     session.execute(delete(NearDuplicate))
     rows = [{"image_id": image_id, "group_id": group, "distance": distance} for image_id, group, distance in groups]
     if rows:
@@ -309,7 +314,7 @@ def replace_groups(session: Session, groups: Sequence[tuple[int, int, int]]) -> 
 
 
 def find_splits(session: Session, image_ids: Iterable[int] | None = None) -> dict[int, Split]:
-    """Image id → what it may be used for; of these images, or of all."""
+    """Find the splits of these images (None: of all): image id → split."""
     splits = {split.value: split for split in Split}
     query = select(Image.id, Image.split)
     if image_ids is None:
@@ -347,7 +352,7 @@ def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]
 
 
 def find_sizes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[int, int]]:
-    """Image id → (pixels, bytes of its file)."""
+    """Find the sizes of images: image id → (number of pixels, bytes of its file)."""
     found: dict[int, tuple[int, int]] = {}
     for chunk in in_chunks(image_ids):
         query = (
@@ -427,7 +432,7 @@ def list_facts(session: Session) -> list[ImageFacts]:
 
 
 def list_attribute_names(session: Session) -> list[str]:
-    """The names of all attributes that images have."""
+    """List the names of all attributes of images."""
     return list(session.scalars(select(ImageAttribute.name).distinct().order_by(ImageAttribute.name)))
 
 
@@ -461,7 +466,7 @@ def find_split(session: Session, image_id: int) -> Split:
 
 
 def list_split(session: Session, split: Split) -> list[int]:
-    """All images of a split, whether their files are there or not."""
+    """List the ids of all images of a split, with or without a file."""
     return list(session.scalars(select(Image.id).where(Image.split == split.value)))
 
 

@@ -38,7 +38,7 @@ def upgrade(database: Engine) -> None:
     """
     refuse_newer(database)
     config = AlembicConfig()
-    # Alembic's settings are those of configparser, where % begins a reference to another setting.
+    # Alembic uses configparser, where % begins a reference to another setting.
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     with transaction(database) as session:
         config.attributes["connection"] = session.connection()
@@ -56,11 +56,11 @@ def require_current(database: Engine) -> None:
     if current is None:
         raise DatabaseError(
             f"The database {describe(database.url)} is empty.",
-            "If this project had another one, put it back; `alloop db upgrade` creates the tables of a new one.",
+            "If the workspace had a database before, put it back. For a new one, run `alloop db upgrade`.",
         )
     if current != head_revision():
         raise DatabaseError(
-            f"The database {describe(database.url)} has schema {current}, this alloop works with {head_revision()}.",
+            f"The database {describe(database.url)} has schema {current}, but this alloop needs {head_revision()}.",
             "Run `alloop db backup`, then `alloop db upgrade`.",
         )
 

@@ -117,7 +117,7 @@ def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime)
 
 
 def set_keys(session: Session, keys: Mapping[int, str]) -> None:
-    """Rename queries: query id → key."""
+    """Give queries new keys: query id → key."""
     for query_id, key in keys.items():
         session.execute(update(Query).where(Query.id == query_id).values(key=key))
 
@@ -130,7 +130,7 @@ def drop_open_tasks(session: Session, source: str) -> int:
 
 
 def count_open_by_source(session: Session) -> dict[str, int]:
-    """Back end → how many open queries have a task there."""
+    """Count the open queries that have a task, by back end."""
     query = (
         select(Task.source, func.count())
         .join(Query, Query.id == Task.query_id)

@@ -106,7 +106,7 @@ def set_state(session: Session, round_id: int, old: RoundState, new: RoundState)
 
 
 def set_config(session: Session, round_id: int, config: Mapping[str, Any], seed: int) -> None:
-    """Give a round other settings, and the seed that follows from them."""
+    """Replace the settings of a round, and the seed that follows from them."""
     session.execute(update(Round).where(Round.id == round_id).values(config=dict(config), seed=seed))
 
 
@@ -150,7 +150,7 @@ def find_model(session: Session, round_id: int) -> ModelRecord | None:
 
 
 def find_last_model(session: Session, up_to: int | None = None) -> ModelRecord | None:
-    """The newest model version, or the newest of the rounds up to a number."""
+    """Find the newest model version, of all rounds or of rounds up to a number."""
     query = select(ModelVersion).order_by(ModelVersion.id.desc()).limit(1)
     if up_to is not None:
         query = query.join(Round, Round.id == ModelVersion.round_id).where(Round.number <= up_to)

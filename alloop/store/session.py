@@ -24,15 +24,15 @@ Value = TypeVar("Value")
 
 
 def sqlite_url(path: Path) -> URL:
-    """The database in a file. A path written into the text of a URL would be cut at its first `?`."""
+    """Return the URL of a SQLite file. Made from parts, since a path in a URL's text would be cut at its first `?`."""
     return URL.create("sqlite", database=str(path))
 
 
 def read_url(text: str, folder: Path) -> URL:
-    """What `[database] url` says. The file of a SQLite database counts from `folder`, wherever the command is given.
+    """Read `[database] url`. A relative path of a SQLite file is relative to `folder`.
 
     Raises:
-        ConfigError: It is not a URL, or it is SQLite's and names no file.
+        ConfigError: The text is not a database URL, or it is SQLite's and names no file.
     """
     try:
         url = make_url(text)
@@ -42,17 +42,17 @@ def read_url(text: str, folder: Path) -> URL:
     if backend != "sqlite":
         return url
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise ConfigError("[database] url names no file.", "Write it like sqlite:///labels.db.")
+        raise ConfigError("[database] url does not name a file.", "Write it like sqlite:///labels.db.")
     if "?" in text and not set(url.query) & _SQLITE_OPTIONS:
         raise ConfigError(
-            f"[database] url: what follows the '?' is cut off, which leaves {url.database}.",
-            "Rename the folder or file that has a '?' in its name.",
+            f"[database] url would be cut at its '?', which leaves {url.database}.",
+            "Rename the folder or file whose name has a '?'.",
         )
     return url.set(database=str(from_folder(folder, url.database)))
 
 
 def describe(url: URL) -> str:
-    """How messages name a database: the file, or the URL without its password."""
+    """Name of a database in messages: the file, or the URL without its password."""
     is_file = url.get_backend_name() == "sqlite"
     return str(url.database) if is_file else url.render_as_string(hide_password=True)
 
@@ -66,7 +66,7 @@ def connect(url: str | URL) -> Engine:
     try:
         parsed = _with_driver(make_url(url))
         is_sqlite = parsed.get_backend_name() == "sqlite"
-        # Who may only look sees what the file held when it was opened, so every look opens it anew.
+        # A read-only connection shows the file as it was when opened, so every read opens the file again.
         looks = {} if may_write(parsed) else {"poolclass": NullPool}
         database = create_engine(parsed, pool_pre_ping=not is_sqlite, **looks)
     except ArgumentError as error:
@@ -83,7 +83,7 @@ def connect(url: str | URL) -> Engine:
 
 
 def may_write(url: URL) -> bool:
-    """Whether this process may change a database. SQLite writes files beside it; of servers it is not known yet."""
+    """Return whether this process may write to a database. SQLite also writes beside the file. True for servers."""
     if url.get_backend_name() != "sqlite":
         return True
     path = os.path.realpath(str(url.database))
@@ -91,10 +91,10 @@ def may_write(url: URL) -> bool:
 
 
 def look_only(path: Path) -> str:
-    """How SQLite opens a file for somebody who may only look: nothing is made beside it.
+    """Return the SQLite URI that opens a file for reading only. SQLite then makes no files beside it.
 
-    Without a journal (`-wal`) all that counts is in the file, which is read as it is. With one a writer is at work, or
-    was killed, and SQLite reads both; for that the writer's `-shm` must be there.
+    Without a journal (`-wal`), the file alone is complete and is read as it is. With a journal, a writer is at work or
+    was killed: SQLite then reads both files, and needs the writer's `-shm` file.
     """
     real = Path(os.path.realpath(path))
     journal = real.with_name(f"{real.name}-wal")
@@ -119,7 +119,7 @@ def reading(database: Engine) -> Iterator[Session]:
 
     Raises:
         DatabaseError: The database cannot be opened or read.
-        TemporaryError: We may only look at a file, and somebody wrote into it meanwhile.
+        TemporaryError: The SQLite file, opened for reading only, was changed by somebody else meanwhile.
     """
     options: dict[str, Any] = {"alloop_reading": True}
     if database.url.get_backend_name() != "sqlite":  # SQLite's readers always see one moment
@@ -176,7 +176,7 @@ def _begin(connection: Any) -> None:
 
 
 def _prepare_looking(database: Engine) -> None:
-    """A file that we may not write, opened so that looking needs no right to write either."""
+    """Open a SQLite file that we may not write in read-only mode."""
 
     @event.listens_for(database, "do_connect")
     def _open(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
@@ -210,8 +210,8 @@ def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
         return DatabaseError(f"{where} is read-only.", "Make the workspace writable, or copy it elsewhere.")
     if "unable to open" in what and not may_write(database.url):
         return DatabaseError(
-            f"{where} has changes that were not written into it yet, and you may only look at it.",
-            "Somebody who may write there must run a command once, for example `alloop status`.",
+            f"{where} has changes in a journal that SQLite has to write into it first, but you may not write there.",
+            "Ask somebody who may write there to run a command once, for example `alloop status`.",
         )
     if "unable to open" in what:
         return DatabaseError(f"{where} cannot be opened.", "Check that the folder exists and may be written to.")

@@ -69,9 +69,9 @@ def _one_of(column: str, values: type[Any]) -> CheckConstraint:
 
 
 class Workspace(Base):
-    """One row: which workspace this database belongs to. Task keys and the server's project carry its uuid.
+    """One row: the workspace that this database belongs to. Task keys and the server's project contain its uuid.
 
-    `near_copies` is the distance with which its images were grouped, or "off"; unset before any were.
+    `near_copies` is the distance that the images were grouped with, or "off"; empty before the first grouping.
     """
 
     __tablename__ = "workspace"
@@ -94,7 +94,7 @@ class Image(Base):
     format: Mapped[str] = mapped_column(String(16))
     mode: Mapped[str] = mapped_column(String(16))
     phash: Mapped[str] = mapped_column(String(128))  # at the image's own depth
-    depth: Mapped[int | None]  # bits that hold its largest value; None for an image with 8 bits a channel
+    depth: Mapped[int | None]  # number of bits that hold its largest value; None for an image with 8 bits a channel
     added_at: Mapped[dt.datetime]
     __table_args__ = (_one_of("split", Split), CheckConstraint("length(sha256) = 64", name="sha256"))
 
@@ -298,10 +298,10 @@ class SyncState(Base):
     identity: Mapped[str] = mapped_column(String(64))
     mark: Mapped[str | None] = mapped_column(Text)
     pulled_at: Mapped[dt.datetime | None]
-    # Random ids of our last push there, and of one that may have been interrupted.
+    # Random ids of our last push to the project, and of a push that may have been interrupted.
     last_push: Mapped[str | None] = mapped_column(String(16))
     next_push: Mapped[str | None] = mapped_column(String(16))
-    # Tasks there that this database does not know, when last counted: this workspace's own, and those of others.
+    # Numbers of tasks in the project that this database does not know, at the last pull: of this workspace, of others.
     n_orphaned: Mapped[int | None]
     n_foreign: Mapped[int | None]
 

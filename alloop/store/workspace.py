@@ -23,10 +23,10 @@ class Sync:
     Attributes:
         project_ref: How the back end calls it, as people see it there.
         identity: Tells it from projects of other servers that are called the same; empty where there are no others.
-        last_push: Random id of our last push there; None before the first.
-        next_push: Id of a push that was begun after it and may have been interrupted.
-        n_orphaned: Tasks there that this workspace made and its database does not know, when last counted.
-        n_foreign: Tasks there of other workspaces, when last counted.
+        last_push: Random id of our last push to the project; None before the first.
+        next_push: Id of a later push that was begun and may have been interrupted.
+        n_orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
+        n_foreign: Number of tasks of other workspaces in the project, at the last pull.
     """
 
     project_ref: str
@@ -50,7 +50,7 @@ def add_workspace(session: Session, now: dt.datetime) -> str:
 
 
 def renew_workspace_uuid(session: Session) -> None:
-    """Give the database another identity than its copies have."""
+    """Give the database a new identity, different from that of its copies."""
     session.execute(update(Workspace).values(uuid=uuid.uuid4().hex))
 
 
@@ -67,23 +67,23 @@ def find_workspace_uuid(session: Session) -> str:
 
 
 def key_prefix(session: Session) -> str:
-    """The beginning of the keys of all tasks of this workspace; the number of a round follows."""
+    """Return the beginning of the keys of all tasks of this workspace. The number of a round follows it."""
     return f"{find_workspace_uuid(session)[:12]}-r"
 
 
 def new_key_prefix(session: Session, round_number: int) -> str:
-    """The beginning of keys that no task has had. Seeds repeat after a restore and in a copy; keys must not."""
+    """Return the beginning of keys that no task has had. It is random: seeds repeat after a restore and in a copy."""
     return f"{key_prefix(session)}{round_number}-{secrets.token_hex(4)}"
 
 
 def find_near_copies(session: Session) -> str | None:
-    """The setting that near copies were grouped with; None before any were, or by an alloop that did not say."""
+    """Return the setting that near copies were grouped with; None before the first grouping, or if not recorded."""
     found: str | None = session.scalar(select(Workspace.near_copies))
     return found
 
 
 def set_near_copies(session: Session, setting: str) -> None:
-    """Remember the setting that near copies were grouped with."""
+    """Record the setting that near copies were grouped with."""
     session.execute(update(Workspace).values(near_copies=setting))
 
 
@@ -182,17 +182,17 @@ def set_project(session: Session, source: str, project_ref: str, identity: str =
 
 
 def set_next_push(session: Session, source: str, push_id: str) -> None:
-    """Remember the id of a push that is about to begin."""
+    """Record the id of a push that is about to begin."""
     session.execute(update(SyncState).where(SyncState.source == source).values(next_push=push_id))
 
 
 def set_last_push(session: Session, source: str, push_id: str) -> None:
-    """Remember the id that our project has now."""
+    """Record the id of the last push, as our project has it now."""
     session.execute(update(SyncState).where(SyncState.source == source).values(last_push=push_id, next_push=None))
 
 
 def set_strangers(session: Session, source: str, orphaned: int, foreign: int) -> None:
-    """Remember how many tasks of our project this database does not know."""
+    """Record the numbers of tasks in our project that this database does not know."""
     counted = {"n_orphaned": orphaned, "n_foreign": foreign}
     session.execute(update(SyncState).where(SyncState.source == source).values(**counted))
 

@@ -1,4 +1,4 @@
-"""Remember the last push, to notice a restored database or a copied workspace; answers about a file since replaced.
+"""Store the last push, to notice a restored database or a copied workspace; allow the outcome 'outdated'.
 
 Revision ID: 0004
 Revises: 0003

@@ -1,4 +1,4 @@
-"""Remember with which settings near copies were grouped.
+"""Store the setting that near copies were grouped with.
 
 Revision ID: 0006
 Revises: 0005

@@ -220,5 +220,5 @@ def test_labels_that_may_leave_one_class_to_train_on_are_refused_before_anything
     refused = _compare(pictures, "--labels", "2")
 
     assert refused.code == 1
-    assert "of one class only; all labels: 40 of cat, 1 of dog" in refused.err
+    assert "of one class only. All labels: 40 of cat, 1 of dog" in refused.err
     assert trained == []

@@ -77,11 +77,11 @@ def test_whoever_may_only_read_can_look_at_everything(workspace: Path):
         assert copy.execute("SELECT count(*) FROM image").fetchone() == (30,)
     lines = check.out.splitlines()
     assert lines[:2] == [f"missing\t{gone}", f"changed\t{changed}"]
-    assert lines[2] == "Nothing was recorded, since you may only look at this workspace. As recorded:"
+    assert lines[2] == "Nothing was recorded, since you may not write in this workspace. Recorded state:"
     assert lines[3].startswith("30 images, 0 of them missing")
     # What needs the right to write says so and names the way out.
     assert (report.code, run.code) == (1, 1)
-    assert "alloop report --out report.html" in report.err
+    assert "alloop report --out ~/report.html" in report.err
     assert "is read-only" in run.err
     assert "Make the workspace writable" in run.err
     assert listing(workspace) == before
@@ -108,6 +108,6 @@ def test_a_journal_is_read_with_the_file_or_the_database_is_refused(workspace: P
     assert found.code == 0, found.err
     assert [Path(path).name for path in found.data["missing"]] == ["0003.png"]
     assert refused.code == 1
-    assert "has changes that were not written into it yet, and you may only look at it" in refused.err
+    assert "has changes in a journal that SQLite has to write into it first, but you may not write there" in refused.err
     assert "`alloop status`" in refused.err
     assert len(alloop("status", "-C", workspace.parent / "copy", "--json").data["missing"]) == 1

@@ -196,7 +196,7 @@ def test_a_single_image_that_does_not_fit_ends_training_and_keeps_the_last_model
 
     monkeypatch.setattr(finetuning.Setup, "logits", full)
 
-    with pytest.raises(DeviceError, match="even with the smallest batch: CUDA out of memory") as caught:
+    with pytest.raises(DeviceError, match="even for the smallest batch: CUDA out of memory") as caught:
         run_train(_job(toys, epochs=2))
 
     assert "--device cpu" in caught.value.hint

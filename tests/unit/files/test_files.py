@@ -94,7 +94,7 @@ def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path):
 def test_a_file_larger_than_files_may_be_leaves_the_old_one(tmp_path: Path, small_files_only: None):
     write_bytes(tmp_path / "report.html", b"old")
 
-    with pytest.raises(WorkspaceError, match="larger than a file may be here") as caught:
+    with pytest.raises(WorkspaceError, match="larger than the largest file allowed here") as caught:
         write_bytes(tmp_path / "report.html", bytes(2000))
 
     assert "ulimit" in caught.value.hint
@@ -139,7 +139,10 @@ def test_a_folder_that_fails_half_way_leaves_nothing(tmp_path: Path, is_there: b
     if is_there:
         (tmp_path / "tree").mkdir()
 
-    with pytest.raises(WorkspaceError, match="larger than a file may be"), atomic_folder(tmp_path / "tree") as folder:
+    with (
+        pytest.raises(WorkspaceError, match="larger than the largest file allowed"),
+        atomic_folder(tmp_path / "tree") as folder,
+    ):
         (folder / "a").write_bytes(bytes(500))
         (folder / "b").write_bytes(bytes(2000))
 

@@ -132,7 +132,7 @@ def test_a_png_with_a_large_color_profile_is_read():
 
 
 def test_metadata_that_would_fill_the_memory_are_refused_as_what_they_are():
-    with pytest.raises(pixels.UnreadableImage, match="take more than 64 MiB; save it without metadata"):
+    with pytest.raises(pixels.UnreadableImage, match="have more than 64 MiB; save it without metadata"):
         pixels.decode(png(first=b"\0" * (FULL + 1)))
 
 

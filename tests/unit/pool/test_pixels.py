@@ -99,7 +99,7 @@ def test_floats_between_zero_and_one_are_scaled():
 def test_floats_of_another_range_are_refused_as_each_image_would_have_a_white_of_its_own(values, said):
     image = Image.fromarray(np.array([values], dtype=np.float32))
 
-    with pytest.raises(pixels.UnreadableImage, match=rf"holds floats {said}.*scale all images alike"):
+    with pytest.raises(pixels.UnreadableImage, match=rf"holds floats {said}.*scale all images in the same way"):
         pixels.decode(encode(image, "TIFF"))
 
 
@@ -256,7 +256,7 @@ def test_numbers_below_zero_are_refused(values):
 
     for read in (pixels.look, pixels.decode):
         with pytest.raises(
-            pixels.UnreadableImage, match=rf"below 0 \(the least is {values[0][0]}|the least is -2147483648"
+            pixels.UnreadableImage, match=rf"below 0 \(the smallest is {values[0][0]}|the smallest is -2147483648"
         ):
             read(data)
 
@@ -264,7 +264,7 @@ def test_numbers_below_zero_are_refused(values):
 def test_a_value_beyond_the_depth_is_refused_not_clipped():
     data = encode(Image.fromarray(np.array([[0, 5000]], dtype=np.uint16)), "PNG")
 
-    with pytest.raises(pixels.UnreadableImage, match="holds 5000, which is more than 12 bits hold"):
+    with pytest.raises(pixels.UnreadableImage, match="holds 5000, which needs more than 12 bits"):
         pixels.decode(data, depth=12)
 
 

@@ -82,7 +82,7 @@ def test_what_people_answered_stays_beside_their_image(tmp_path: Path):
     [
         (("ann", "cyd"), "dog", "It needs 'file', 'label', 'ann' and 'cyd'"),
         (("bob",), "", r"nobody answered about .*5\.png"),
-        (("bob",), "cow", "is 'cow', and no image is labeled so"),
+        (("bob",), "cow", "somebody answered 'cow' about .*, but no image has this label"),
     ],
 )
 def test_answers_that_are_missing_or_no_class_are_refused(
