@@ -159,7 +159,7 @@ def test_a_text_that_is_taken_for_a_number_is_refused_with_its_cell(only: str, c
     with pytest.raises(ConfigError) as caught:
         matching_condition(TYPED, only)
 
-    assert f"it is {cell} for /pool/{image}" in caught.value.message
+    assert f"its value is {cell} for /pool/{image}" in caught.value.message
     assert "in quotes" in caught.value.hint
 
 
@@ -261,7 +261,9 @@ def test_an_attribute_keeps_its_capitals(tmp_path: Path):
     add_attributes(project, tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("file,site\n0001.png,B\n")
 
-    with pytest.raises(PoolError, match="an attribute 'Site' already"):
+    with pytest.raises(
+        PoolError, match="already have an attribute 'Site', and 'site' differs from it only in capitals"
+    ):
         add_attributes(project, tmp_path / "b.csv")
 
     assert described(project) == {"0000.png": {"Site": "A"}}
@@ -279,7 +281,7 @@ def test_an_attribute_keeps_its_capitals(tmp_path: Path):
         ("file,width\n0000.png,3\n", "cannot be called 'width'"),
         ("file,a b\n0000.png,3\n", "cannot be called 'a b'"),
         ('file,"x"") drop"\n0000.png,3\n', "cannot be called"),
-        ("file,Site,site\n0000.png,3,4\n", "twice"),
+        ("file,Site,site\n0000.png,3,4\n", "two columns 'Site'"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_as_a_whole(tmp_path: Path, content: str, because: str):
