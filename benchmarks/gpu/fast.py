@@ -1,8 +1,8 @@
-"""Part C: what alloop reaches of what the machine can do, both measured in this run.
+"""Part C: alloop's speed compared with the speed that the machine allows, both measured in this run.
 
 The ceiling of a trunk is its forward pass on tensors that are already on the card, in bfloat16 and channels-last memory
-order (float32 on a CPU), at the best of several batch sizes. No target: these are the figures that speed work starts
-from.
+order (float32 on a CPU), at the best of several batch sizes. The numbers are a starting point for speed work, not a
+target.
 """
 
 import copy
@@ -106,7 +106,7 @@ def measure_trunk(name: str, photos: tuple[ImageRef, ...], hardware: Hardware, o
 
 
 def best_rate(name: str, backbone: Backbone, options: Options, rows: Rows) -> float:
-    """Images a second of the bare forward pass; says how it falls in float32, too."""
+    """Return images a second of the bare forward pass at the best batch size; also record it in float32."""
     rates = {}
     dtype = torch.bfloat16 if options.is_cuda else torch.float32
     trunk = copy.deepcopy(backbone.module).to(options.device, dtype, memory_format=torch.channels_last)
@@ -130,7 +130,7 @@ def forward(trunk: nn.Module, images: Tensor) -> Tensor:
 
 
 def random_images(n: int, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Never zeros: cards multiply zeros faster."""
+    """Return random images [n, 3, S, S]. Not zeros, since cards multiply zeros faster."""
     images = torch.randn(n, 3, backbone.image_size, backbone.image_size, device=device, dtype=dtype)
     return images.contiguous(memory_format=torch.channels_last)
 

@@ -1,4 +1,4 @@
-"""What every part of the GPU benchmark shares: its options, its rows, its clocks."""
+"""Options, rows of results and clocks that all parts of the GPU benchmark share."""
 
 import argparse
 import contextlib
@@ -20,8 +20,8 @@ class Options:
     """The options of a part.
 
     Attributes:
-        device: As alloop names it.
-        tiny: Sizes that two CPU cores manage in seconds; the figures then mean nothing.
+        device: Device, as alloop names it.
+        tiny: True for sizes that two CPU cores finish in seconds; the numbers then mean nothing.
         out: Folder of the results.
         work: Folder that the pictures are unpacked to.
         seconds: Time that this part may take.
@@ -93,7 +93,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """Most memory that tensors took since `reset_peak`; None on a CPU."""
+    """Largest memory of tensors since `reset_peak`, in GiB; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
@@ -116,10 +116,10 @@ def seconds_of(work, options: Options, at_least: float = 0.4) -> float:
 
 
 class Busy:
-    """Samples ten times a second for which share of the time the card was running something.
+    """Samples, ten times a second, the share of time in which the card was busy.
 
-    The driver averages over a sixth of a second to a second, so that steps of less than a second are only roughly
-    right. `share` is None where the driver does not tell.
+    The driver averages over a sixth of a second to a second, so the share is only rough for steps of less than a
+    second.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -139,7 +139,7 @@ class Busy:
             self._thread.join()
 
     def take(self) -> float | None:
-        """The mean share in percent since the last call."""
+        """Return the mean share in percent since the last call; None if the driver does not report it."""
         samples, self._samples = self._samples, []
         return statistics.fmean(samples) if samples else None
 

@@ -69,7 +69,7 @@ def late_of(backend: str) -> Mapping[tuple[str, str], str]:
     [
         ({"evaluation": {"holdout_size": 12}}, "[evaluation] holdout_size was 8 and is 12 now: the holdout was drawn"),
         ({"evaluation": {"holdout_share": 0.5}}, "keeps its 5 images. [evaluation] holdout_growth adds to it"),
-        ({"project": {"seed": 8}}, "[project] seed was 7 and is 8 now: what the earlier seed drew stays"),
+        ({"project": {"seed": 8}}, "[project] seed was 7 and is 8 now: draws made with the old seed stay"),
         ({"labeling": {**CSV, "preannotate": True}}, "[labeling] preannotate was false and is true now: tasks that"),
         ({"labeling": {**CSV, "annotations_per_image": 2}}, "sheets that were written already keep their rows"),
         ({"pool": {"max_pixels": 900}}, "[pool] max_pixels was 178956970 and is 900 now: images that are in the pool"),

@@ -41,7 +41,7 @@ def test_a_round_whose_answers_are_no_classes_stays_open_and_names_the_nearest_c
 
     assert ran.code == 0
     assert ran.out.splitlines() == [
-        "Round 0: 0 of 8 images answered; 8 answered with what is no class. Correct the answers, or ask anew after "
+        "Round 0: 0 of 8 images answered; 8 answered with an unknown class. Correct the answers, or ask anew after "
         "`alloop round close`.",
         "8 answers say 'Cat', which is not a class: correct them, or add it to [project] classes. "
         "The nearest class is 'cat'.",
@@ -74,7 +74,7 @@ def test_a_round_that_closes_says_how_many_got_a_label_and_why_others_did_not(as
     ran = alloop("run", "-C", asked.folder)
 
     assert ran.out.startswith(
-        "Round 0 is closed: 6 of 8 images answered; 1 skipped, 1 answered with what is no class. Run again"
+        "Round 0 is closed: 6 of 8 images answered; 1 skipped, 1 answered with an unknown class. Run again"
     )
     assert "1 images were skipped and are not asked again" in ran.out
     assert "1 answers say 'Dog'" in ran.out

@@ -324,7 +324,7 @@ def test_answers_of_people_who_were_not_asked_are_left_out(pool: Path, kind: str
     assert data.people.answers[:2] == (("0", "0"), ("1", None))
     done = _simulate(pool, "--annotators-per-image", "2")
     assert done.code == 1
-    assert "60 of 90 images have fewer than 2 answers; the first of them is number 2" in done.err
+    assert "60 of 90 images have fewer than 2 answers. The first of them is number 2" in done.err
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_answers_of_people_who_were_not_asked_are_left_out(pool: Path, kind: str
         (np.full((ROWS, 2), -1), [], 1, "nobody answered about row 0"),
         (np.zeros((5, 3), int), [], 1, "annotators is [5, 3], and F has 90 rows"),
         (np.zeros(ROWS, int), [], 1, "annotators is [90], and F has 90 rows"),
-        (np.full((ROWS, 2), 7), [], 1, "annotators has the answer 7, and y has no such class"),
+        (np.full((ROWS, 2), 7), [], 1, "annotators has the answer '7' in row 0, but y has no such class"),
         (np.full((ROWS, 2), "0"), [], 1, "annotators is <U1, but y is int64"),
         (np.zeros((ROWS, 2), int), ["--annotators-per-image", "3"], 2, "oracle.columns names 2 people"),
         (np.zeros((ROWS, 2), int), ["--set", "labeling.oracle.noise=0.1"], 2, "noise is for people who are made up"),
