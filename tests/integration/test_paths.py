@@ -102,7 +102,7 @@ def test_the_database_counts_from_the_workspace_wherever_the_command_is_given(
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:labels.db?uri=true"])
 def test_a_database_without_a_file_is_refused(url: str, tmp_path: Path):
-    with pytest.raises(ConfigError, match="names no file"):
+    with pytest.raises(ConfigError, match="does not name a file"):
         read_url(url, tmp_path)
 
 
