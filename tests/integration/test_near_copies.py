@@ -98,7 +98,7 @@ def test_near_copies_that_are_no_longer_taken_for_such_are_given_back_and_the_ho
     said = alloop("run", "-v", *at) if command == "run" else alloop("pool", "add", *at)
 
     told = said.err if command == "run" else said.out
-    assert "16 of 24 images were near copies of another, 0 are now." in told
+    assert "16 of 24 images were near copies of another, now 0 are." in told
     assert "([pool] near_duplicates = false)" in told
     assert "4 that were excluded may be asked about and trained on again." in told
     assert splits(project, "holdout") == before
@@ -121,7 +121,7 @@ def test_copies_of_holdout_images_are_set_aside_when_the_setting_finds_them_late
     edit(project)
     added = alloop("pool", "add", *at, "--json").data
 
-    assert "24 images were near copies of another, 16 are now" in added["regrouped"]
+    assert "24 images were near copies of another, now 16 are" in added["regrouped"]
     assert "no model is trained on them" in added["regrouped"]
     assert splits(project, "holdout") == before
     held = {(part(name), is_scratched(name)) for name in before}
