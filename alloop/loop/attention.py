@@ -7,9 +7,9 @@ from sqlalchemy.orm import Session
 from alloop.config.schema import Config
 from alloop.errors import nearest
 from alloop.loop.answers import describe_orphaned
-from alloop.records import LocationStatus, QueryStatus, Split
+from alloop.records import QueryStatus, Split
 from alloop.store.annotations import list_class_counts, list_values
-from alloop.store.images import count_pool, list_locations
+from alloop.store.images import count_pool, list_missing
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.workspace import find_sync
 
@@ -18,7 +18,7 @@ def list_warnings(session: Session, config: Config) -> list[str]:
     """Collect sentences about images without an answer, unknown tasks, missing files and unlabeled classes."""
     classes, queries = config.project.classes, list_queries(session)
     sync = find_sync(session, config.labeling.backend)
-    missing = list_locations(session, LocationStatus.MISSING)
+    missing = list_missing(session)
     lines = [
         _images(
             (query for query in queries if query.suspect and query.status is QueryStatus.OPEN),

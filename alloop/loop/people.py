@@ -234,20 +234,20 @@ def _follow_moves(project: Project, people: Connection) -> None:
         waiting = {task_id: query for task_id, query in pushed.items() if query.status is QueryStatus.OPEN}
         places = find_places(session, {query.image_id for query in waiting.values()})
         refs = find_refs(session, places)
-    there = {image_id: still_there(found) for image_id, found in places.items()}
-    gone = [places[image_id][0].path for image_id, paths in there.items() if not paths]
+    there = {query.image_id: still_there(places.get(query.image_id, ())) for query in waiting.values()}
+    gone = [image_id for image_id, paths in there.items() if not paths]
     if gone:
         logger.warning(
             "%d images being asked about are not where they were, for example %s: people may not see them. If they "
             "were moved, run `alloop pool add FOLDER` with their new folder; the next `alloop run` then updates the "
             "tasks.",
             len(gone),
-            gone[0],
+            next((places[image_id][0].path for image_id in gone if image_id in places), _hash_of(waiting, gone[0])),
         )
     images = {
         task_id: [dataclasses.replace(refs[query.image_id], path=path) for path in there[query.image_id]]
         for task_id, query in waiting.items()
-        if there.get(query.image_id) and query.image_id in refs
+        if there[query.image_id] and query.image_id in refs
     }
     try:
         changed = people.annotator.show(images) if images else 0
@@ -258,6 +258,11 @@ def _follow_moves(project: Project, people: Connection) -> None:
         logger.info("%d open tasks got the new addresses of their images.", changed)
         with transaction(project.database) as session:
             add_event(session, actor(), "tasks follow images", _now(), tasks=changed)
+
+
+def _hash_of(waiting: Mapping[str, QueryRecord], image_id: int) -> str:
+    """An image in words that has no path any more: another image lies where it was."""
+    return next(f"image {query.sha256[:12]}" for query in waiting.values() if query.image_id == image_id)
 
 
 def withdraw(project: Project, number: int, people: Connection | None = None) -> int:

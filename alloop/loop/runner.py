@@ -25,9 +25,9 @@ from alloop.loop.unheeded import list_unheeded
 from alloop.loop.writer import writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import RoundState
+from alloop.records import QueryStatus, RoundState
 from alloop.store.images import count_pool
-from alloop.store.queries import count_by_status, list_unsent
+from alloop.store.queries import count_by_status, list_queries, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
 from alloop.store.session import reading
 
@@ -197,7 +197,7 @@ class _Run:
             logger.warning("%s Trying again in %g s.", error.message, self._project.config.labeling.poll_seconds)
             return Stage.WAITING
         found = self._tally(number)
-        if not found.is_enough(self._project.config.loop.min_answered):
+        if not found.is_enough(self._project.config.loop.min_answered) and not self._was_never_sent(number):
             return Stage.WAITING
         steps.close(self._project, number, found.describe())
         self._closed += 1
@@ -239,6 +239,12 @@ class _Run:
     def _has_unsent(self) -> bool:
         with reading(self._project.database) as session:
             return bool(list_unsent(session))
+
+    def _was_never_sent(self, number: int) -> bool:
+        """Whether every question was taken back before it became a task, so that there is nobody to wait for."""
+        with reading(self._project.database) as session:
+            queries = list_queries(session, find_round(session, number).id)
+        return all(query.status is QueryStatus.WITHDRAWN and query.task_id is None for query in queries)
 
     def _tally(self, number: int) -> Tally:
         with reading(self._project.database) as session:

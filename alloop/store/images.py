@@ -77,6 +77,16 @@ def list_locations(session: Session, status: LocationStatus | None = None) -> li
     return _locations(session, query if status is None else query.where(ImageLocation.status == status.value))
 
 
+def list_missing(session: Session) -> list[Location]:
+    """Paths where an image was and is not, by path, of images that are nowhere else."""
+    elsewhere = aliased(ImageLocation)
+    is_elsewhere = exists().where(
+        elsewhere.image_id == ImageLocation.image_id, elsewhere.status == LocationStatus.OK.value
+    )
+    query = _location_query().where(ImageLocation.status == LocationStatus.MISSING.value, ~is_elsewhere)
+    return _locations(session, query.order_by(ImageLocation.path))
+
+
 def _location_query() -> "Select[ImageLocation, str | None]":
     return select(ImageLocation, Image.sha256).outerjoin(Image, Image.id == ImageLocation.image_id)
 

@@ -354,3 +354,46 @@ def test_a_file_replaced_before_its_push_is_not_asked_about(tmp_path: Path):
     with project.database.connect() as connection:
         query = text("SELECT sha256 FROM image_location JOIN image ON image.id = image_id WHERE path = :path")
         assert [tuple(row) for row in connection.execute(query, {"path": str(path)})] == [(sha256_of(path),)]
+
+
+def test_an_open_question_whose_file_is_another_image_now_is_reported(tmp_path: Path):
+    project = make_sheets(tmp_path)
+    path = project.folder / "photos" / "0003.png"
+    before = sha256_of(path)
+    replace(path, 999)
+    assert alloop("pool", "add", "-C", project.folder, path).code == 0
+
+    ran = alloop("run", "-C", project.folder)
+
+    assert f"1 images being asked about are not where they were, for example image {before[:12]}" in ran.err
+
+
+def test_a_file_that_is_away_is_not_missed_while_its_image_is_elsewhere(tmp_path: Path):
+    project = make_sheets(tmp_path, 12)
+    photos, elsewhere = project.folder / "photos", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(3):
+        shutil.move(photos / f"{number:04d}.png", elsewhere)
+    assert alloop("pool", "add", elsewhere, "-C", project.folder).code == 0
+    (photos / "0005.png").unlink()
+    assert alloop("pool", "check", "-C", project.folder).code == 0
+
+    shown = alloop("status", "-C", project.folder)
+
+    assert f"1 files are missing, for example {photos / '0005.png'}" in shown.out
+
+
+def test_a_round_of_which_nothing_could_be_sent_is_not_waited_for(tmp_path: Path):
+    project = make_project(tmp_path, 24, labeling={"backend": "csv"}, loop={"batch_size": 4})
+    at = ("-C", project.folder)
+    assert [alloop(step, *at).code for step in ("train", "score", "select")] == [0, 0, 0]
+    for number in range(24):
+        replace(project.folder / "photos" / f"{number:04d}.png", 100 + number)
+
+    closed = alloop("run", *at, "--fail-if-waiting")
+    onward = alloop("run", *at, "--fail-if-waiting")
+
+    assert (closed.code, closed.out.startswith("Round 0 is closed: 0 of")) == (0, True)
+    assert onward.code == 3
+    assert onward.out.startswith("Round 1:")
+    assert "images wait for annotators" in onward.out
