@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from alloop.errors import LabelingError, ServerUnavailable
-from alloop.files import write_bytes, write_json
+from alloop.files import make_output_folder, write_bytes, write_json
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 _PROJECT = "sheets"
 _MEMORY = ".seen.json"
 _PUSHES = ".pushes.json"
+_LAST_SHEET = ".last-sheet.json"
 _NEVER = "1970-01-01T00:00:00.000000+00:00"
 _PICTURES = "pictures"
 
@@ -116,7 +117,7 @@ class CsvAnnotator:
         for start in range(0, len(tasks), self._push_batch):
             batch = tasks[start : start + self._push_batch]
             rows = [self._question(task, copy) for task in batch for copy in range(1, self._copies + 1)]
-            write_sheet(self._next_path(), self._header(), rows)
+            write_sheet(self._new_path(), self._header(), rows)
             self._read()
             yield {task.key: task.key for task in batch}
 
@@ -162,14 +163,21 @@ class CsvAnnotator:
     def _sheets(self) -> list[Sheet]:
         return [read_sheet(path) for path in list_sheets(self._folder)]
 
-    def _next_path(self) -> Path:
+    def _new_path(self) -> Path:
+        """A name that no sheet ever had: a sheet that somebody took along comes back and replaces none."""
         # People may rename sheets; only names of exactly this form hold a number that alloop gave.
-        sheets = self._sheets()
-        away = {cell.sheet for cell in self._absent(sheets, self._memory()).values()}
-        names = away | {sheet.path.name for sheet in sheets}
+        names = {path.name for path in list_sheets(self._folder)} | {cell.sheet for cell in self._memory().values()}
         ours = (re.fullmatch(r"batch-([0-9]{4,})\.csv", name) for name in names)
-        last = max((int(found[1]) for found in ours if found), default=0)
-        return self._folder / f"batch-{last + 1:04d}.csv"
+        number = max((int(found[1]) for found in ours if found), default=0)
+        number = 1 + max(number, self._last_sheet())
+        write_json(self._folder / _LAST_SHEET, number)
+        return self._folder / f"batch-{number:04d}.csv"
+
+    def _last_sheet(self) -> int:
+        try:
+            return int(json.loads((self._folder / _LAST_SHEET).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return 0
 
     def _header(self) -> list[str]:
         # What a person fills in comes first, and a full column last: Excel leaves empty cells at a line's end away.
@@ -196,6 +204,7 @@ class CsvAnnotator:
             return image.path
         place = self._folder.absolute() / _PICTURES / f"{image.key}.png"
         if not place.exists():
+            make_output_folder(place.parent)
             write_bytes(place, self._as_png(image))
         return str(place)
 

@@ -140,7 +140,7 @@ def test_a_renamed_sheet_is_pushed_beside(tmp_path: Path, name: str):
     list(annotator.push([make_task("q2")]))
     list(annotator.push([make_task("q3")]))
 
-    assert {path.name for path in list_sheets(tmp_path)} == {f"{name}.csv", "batch-0001.csv", "batch-0002.csv"}
+    assert {path.name for path in list_sheets(tmp_path)} == {f"{name}.csv", "batch-0002.csv", "batch-0003.csv"}
     assert {task.key for task in annotator.list_tasks()} == {"q1", "q2", "q3"}
 
 

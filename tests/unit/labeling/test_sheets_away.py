@@ -111,6 +111,40 @@ def test_a_new_sheet_does_not_take_the_name_of_one_that_is_away(sheets: Path):
     assert keys(sheets) == ["k1", "k2", "k3", "k4", "k5", "k6"]
 
 
+def test_a_sheet_that_a_new_project_gave_up_replaces_none_when_it_comes_back(sheets: Path):
+    taken = (sheets / "batch-0002.csv").read_bytes()
+    (sheets / "batch-0002.csv").unlink()
+    people = make_people(sheets)
+    people.open_project(None)
+
+    list(people.push(make_tasks(6)))
+
+    assert sorted(path.name for path in sheets.glob("*.csv")) == ["batch-0001.csv", "batch-0003.csv"]
+    (sheets / "batch-0002.csv").write_bytes(taken)
+    assert keys(sheets) == ["k1", "k2", "k3", "k4", "k5", "k6"]
+
+
+def test_a_number_is_not_used_again_after_its_sheet_was_taken_back_or_renamed(sheets: Path):
+    people = make_people(sheets)
+    people.withdraw(["k4", "k5"])
+    (sheets / "batch-0001.csv").rename(sheets / "anna.csv")
+    people.list_tasks()
+
+    list(people.push(make_tasks(6)))
+
+    assert sorted(path.name for path in sheets.glob("*.csv")) == ["anna.csv", "batch-0003.csv"]
+
+
+def test_losing_the_last_number_stops_no_push(sheets: Path):
+    for text in ("{half", "[3]", '"x"', "null"):
+        (sheets / ".last-sheet.json").write_text(text)
+        (sheets / ".seen.json").unlink()
+
+        list(make_people(sheets).push(make_tasks(len(list(sheets.glob("*.csv"))) + 4)))
+
+    assert [path.name for path in sorted(sheets.glob("*.csv"))] == [f"batch-000{n}.csv" for n in range(1, 7)]
+
+
 def test_what_was_taken_back_is_not_waited_for_and_what_is_away_is_not_taken_back(sheets: Path):
     (sheets / "batch-0002.csv").unlink()
 
