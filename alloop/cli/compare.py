@@ -94,7 +94,9 @@ def compare(
         return
     settings = _settings(session, config, methods, seeds, out, calibration, split, labels, budget_minutes, device)
     if ood is not None:
-        images, strangers = share_depth(data.images, read_strangers(ood, data.images, session.progress()))
+        may_be_cut = config.pool.truncated == "accept"
+        strange = read_strangers(ood, data.images, session.progress(), may_be_cut=may_be_cut)
+        images, strangers = share_depth(data.images, strange)
         data = dataclasses.replace(data, images=images)
         settings = dataclasses.replace(settings, strangers=strangers, odin_images=odin_images)
     comparison = run_comparison(settings, data, session.progress())
@@ -122,8 +124,11 @@ def _load(
     config = load_config(session.workspace) if has_workspace else plain
     if is_list:
         return config, None
-    progress = session.progress()
-    data = read_folder(folder, progress) if folder is not None else read_csv(Path(str(table)), progress)
+    progress, may_be_cut = session.progress(), config.pool.truncated == "accept"
+    if folder is not None:
+        data = read_folder(folder, progress, may_be_cut=may_be_cut)
+    else:
+        data = read_csv(Path(str(table)), progress, may_be_cut=may_be_cut)
     return set_values(config, project={"classes": list(data.classes)}), data
 
 

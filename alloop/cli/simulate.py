@@ -156,11 +156,12 @@ def _images(session: Session, config: "Config", folder: Path | None, table: Path
     """Labeled images from elsewhere, or those of the workspace."""
     from alloop.simulate.labeled import read_csv, read_folder, read_workspace
 
+    may_be_cut = config.pool.truncated == "accept"
     if folder is not None:
-        return read_folder(folder, session.progress())
+        return read_folder(folder, session.progress(), may_be_cut=may_be_cut)
     if table is None:
         return read_workspace(session.project())
-    return read_csv(table, session.progress(), config.labeling.oracle.columns)
+    return read_csv(table, session.progress(), config.labeling.oracle.columns, may_be_cut=may_be_cut)
 
 
 def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str, Any]], *, needed: bool) -> "Config":

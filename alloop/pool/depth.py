@@ -10,7 +10,7 @@ from alloop.records import ImageRef
 
 def with_own_depth(images: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
     """Return the images, each with its own depth. Unreadable images stay as they are; decoding reports the reason."""
-    return tuple(dataclasses.replace(image, depth=_own_depth(Path(image.path))) for image in images)
+    return tuple(dataclasses.replace(image, depth=_own_depth(image)) for image in images)
 
 
 def share_depth(*groups: Sequence[ImageRef]) -> tuple[tuple[ImageRef, ...], ...]:
@@ -22,9 +22,9 @@ def share_depth(*groups: Sequence[ImageRef]) -> tuple[tuple[ImageRef, ...], ...]
     )
 
 
-def _own_depth(path: Path) -> int | None:
+def _own_depth(image: ImageRef) -> int | None:
     try:
-        data = path.read_bytes()
-        return pixels.look(data).depth if pixels.may_be_deep(data) else None
+        data = Path(image.path).read_bytes()
+        return pixels.look(data, may_be_cut=image.is_admitted).depth if pixels.may_be_deep(data) else None
     except (OSError, pixels.UnreadableImage):
         return None

@@ -62,8 +62,13 @@ class Parts:
     test: Positions
 
 
-def read_folder(folder: Path, progress: Progress = silent) -> LabeledImages:
+def read_folder(folder: Path, progress: Progress = silent, *, may_be_cut: bool = False) -> LabeledImages:
     """A folder with one folder per class; whatever lies below a class's folder belongs to it.
+
+    Args:
+        folder: The folder.
+        progress: Told how many images were read.
+        may_be_cut: Take files that end too early.
 
     Raises:
         LabelError: Fewer than two classes or too few images; the same image in two classes.
@@ -75,16 +80,19 @@ def read_folder(folder: Path, progress: Progress = silent) -> LabeledImages:
             "Move the images into folders named like their classes, or give a CSV with --csv.",
         )
     rows = [(str(file), clean(kind.name), ()) for kind in kinds for file in expand([str(kind)])]
-    return _labeled(rows, (), str(folder), progress)
+    return _labeled(rows, (), str(folder), progress, may_be_cut)
 
 
-def read_csv(path: Path, progress: Progress = silent, people: Sequence[str] = ()) -> LabeledImages:
+def read_csv(
+    path: Path, progress: Progress = silent, people: Sequence[str] = (), *, may_be_cut: bool = False
+) -> LabeledImages:
     """A CSV with the columns `file` (relative to the CSV, or in full) and `label`.
 
     Args:
         path: The CSV.
         progress: Told how many images were read.
         people: Columns with what real people answered, one each. Of copies of an image the first one's answers count.
+        may_be_cut: Take files that end too early.
 
     Raises:
         LabelError: A column or a file is missing; there are too few images; an image has two labels; an answer is not a
@@ -96,7 +104,7 @@ def read_csv(path: Path, progress: Progress = silent, people: Sequence[str] = ()
             raise LabelError(f"{path}, line {row.line} has no label.", "Fill it in or remove the line.")
         said = tuple(row.get(person) for person in people)
         rows.append((str(find_named(path, row)), row.get("label"), said))
-    return _labeled(rows, tuple(people), str(path), progress)
+    return _labeled(rows, tuple(people), str(path), progress, may_be_cut)
 
 
 def read_workspace(project: Project) -> LabeledImages:
@@ -178,7 +186,11 @@ def _some(train: Positions, n_labels: int | None) -> Positions:
 
 
 def _labeled(
-    rows: Sequence[tuple[str, str, tuple[str, ...]]], people: tuple[str, ...], source: str, progress: Progress
+    rows: Sequence[tuple[str, str, tuple[str, ...]]],
+    people: tuple[str, ...],
+    source: str,
+    progress: Progress,
+    may_be_cut: bool,
 ) -> LabeledImages:
     """Rows of a path, its label and what people answered."""
     by_content: dict[str, tuple[str, str, tuple[str, ...]]] = {}
@@ -197,7 +209,10 @@ def _labeled(
     return LabeledImages(
         classes=classes,
         images=_at_one_depth(
-            [ImageRef(n, *pair) for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)]
+            [
+                ImageRef(n, *pair, is_admitted=may_be_cut)
+                for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)
+            ]
         ),
         targets=np.array([classes.index(label) for label in labels], dtype=np.int64),
         people=_real_people(people, answers, paths, classes, source) if people else None,

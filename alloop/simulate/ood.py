@@ -46,8 +46,16 @@ class OodScore:
     outside: tuple[int, ...]
 
 
-def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress = silent) -> tuple[ImageRef, ...]:
+def read_strangers(
+    folder: Path, known: Sequence[ImageRef], progress: Progress = silent, *, may_be_cut: bool = False
+) -> tuple[ImageRef, ...]:
     """Return all images below a folder, each content once and at its own depth. Ids continue after the known images'.
+
+    Args:
+        folder: The folder.
+        known: Images that show the classes.
+        progress: Told how many files were read.
+        may_be_cut: Take files that end too early.
 
     Raises:
         LabelError: There are none; or one of them is also among the labeled images.
@@ -62,7 +70,7 @@ def read_strangers(folder: Path, known: Sequence[ImageRef], progress: Progress =
         what = f"holds {found[both[0].sha256]}, which is also labeled" if both else "holds no images"
         raise LabelError(f"{folder} {what}.", "Name a folder of images that show none of the classes.")
     first = max((image.image_id for image in known), default=0) + 1
-    return with_own_depth([ImageRef(first + n, sha256, path) for n, (sha256, path) in enumerate(found.items())])
+    return with_own_depth([ImageRef(first + n, *pair, is_admitted=may_be_cut) for n, pair in enumerate(found.items())])
 
 
 def measure_strangers(

@@ -1,5 +1,6 @@
 """Labeled images for a comparison: where they come from, how they are split."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from factories import write_picture
+from PIL import Image
 
-from alloop.errors import LabelError
+from alloop.errors import LabelError, PoolError
+from alloop.pool.picture import picture_of
 from alloop.simulate.labeled import Parts, read_csv, read_folder, split_holdout, split_stratified
+from alloop.simulate.ood import read_strangers
 
 
 def _write(folder: Path, n: int = 6) -> None:
@@ -38,6 +42,32 @@ def test_thumbnails_and_results_beside_the_classes_are_no_class(tmp_path: Path):
     (tmp_path / "results" / ".alloop-output").touch()
 
     assert read_folder(tmp_path).classes == ("cat", "dog")
+
+
+def test_files_that_end_too_early_are_taken_where_the_settings_say_so(tmp_path: Path):
+    (tmp_path / "strange").mkdir()
+    for place, first in (("all/cat", 0), ("all/dog", 6), ("strange", 12)):
+        for number in range(6):
+            file = io.BytesIO()
+            Image.effect_noise((32, 32), 40 + first + number).convert("RGB").save(file, "JPEG")
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            (tmp_path / place / f"{number}.jpg").write_bytes(file.getvalue()[:-40])
+    for label in ("cat", "dog"):
+        for number in range(6):
+            (tmp_path / f"{label}{number}.jpg").write_bytes((tmp_path / f"all/{label}/{number}.jpg").read_bytes())
+    rows = "".join(f"{label}{number}.jpg,{label}\n" for label in ("cat", "dog") for number in range(6))
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows)
+
+    for may_be_cut in (True, False):
+        folder = read_folder(tmp_path / "all", may_be_cut=may_be_cut)
+        table = read_csv(tmp_path / "labels.csv", may_be_cut=may_be_cut)
+        strangers = read_strangers(tmp_path / "strange", (), may_be_cut=may_be_cut)
+        for image in (*folder.images, *table.images, *strangers):
+            if may_be_cut:
+                assert picture_of(image).size == (32, 32)
+            else:
+                with pytest.raises(PoolError, match="truncated"):
+                    picture_of(image)
 
 
 def test_a_csv_names_files_from_where_it_lies(tmp_path: Path):
