@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from alloop.composition import strategy_name
+from alloop.errors import LabelError
 from alloop.evaluation.learning_curves import Curves, Reached, area, difference, labels_to_match, wins
 from alloop.seeds import derive_seed
 from alloop.simulate.run import Cell, Simulation
@@ -60,7 +61,11 @@ class CurveTable:
 
 
 def tabulate(simulation: Simulation) -> CurveTable:
-    """Everything over the seeds that all strategies with cells have, up to the round that all of them reached."""
+    """Everything over the seeds that all strategies with cells have, up to the round that all of them reached.
+
+    Raises:
+        LabelError: A run has no round: there was no image to ask about.
+    """
     by_arm: dict[str, dict[int, Cell]] = {name: {} for name in simulation.arms}
     for cell in simulation.cells:
         by_arm[cell.strategy][cell.seed] = cell
@@ -70,7 +75,13 @@ def tabulate(simulation: Simulation) -> CurveTable:
         return CurveTable((), (), (), (), ())
     used = {name: [cells[seed] for seed in seeds] for name, cells in present.items()}
     every = [cell for cells in used.values() for cell in cells]
-    n_rounds = min(len(cell.accuracy) for cell in every)
+    shortest = min(every, key=lambda cell: len(cell.accuracy))
+    n_rounds = len(shortest.accuracy)
+    if n_rounds == 0:
+        raise LabelError(
+            f"{shortest.strategy}, seed {shortest.seed}: no image could be asked about ({shortest.ended}).",
+            "Leave images outside of the test set and the holdout, and let [acquisition] only match some of them.",
+        )
     first = max(every, key=lambda cell: len(cell.picks))
     budgets = tuple(itertools.accumulate(len(batch) for batch in first.picks[:n_rounds]))
     curves = {name: np.array([cell.accuracy[:n_rounds] for cell in cells]) for name, cells in used.items()}

@@ -1,7 +1,10 @@
 """Two strategies whose curves can be read off."""
 
+import dataclasses
+
 import pytest
 
+from alloop.errors import LabelError
 from alloop.evaluation.learning_curves import Reached
 from alloop.simulate.curve_table import table_json, tabulate
 from alloop.simulate.run import Cell, Simulation
@@ -77,6 +80,13 @@ def test_what_was_not_reached_is_null_in_json():
 
     assert table.rows[1].to_match == Reached(float("inf"), float("inf"), float("inf"))
     assert table_json(table)["rows"][1]["to_match"] == {"labels": None, "low": None, "high": None}
+
+
+def test_a_run_without_a_round_is_named_with_its_reason():
+    empty = dataclasses.replace(_cell("random", 0), ended="stopped: pool exhausted")
+
+    with pytest.raises(LabelError, match=r"random, seed 0: no image could be asked about \(stopped: pool exhausted\)"):
+        tabulate(Simulation(("random",), (empty,), (), ()))
 
 
 def test_without_a_seed_in_common_there_is_no_table():
