@@ -76,19 +76,20 @@ class Members:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, number: int) -> Fitted | None:
-        record = self._folder / f"member-{number}.json"
-        if not record.exists():
+        """What an interrupted run of the same job left behind; None if there is nothing, or it is damaged."""
+        try:
+            data = json.loads((self._folder / f"member-{number}.json").read_bytes())
+            if data["key"] != self._key or sha256_of(self._weights(number)) != data["weights_sha256"]:
+                return None
+            return Fitted(
+                network=read_network(self._weights(number)),
+                holdout_log_probs=torch.tensor(data["holdout_log_probs"]).reshape(data["shape"]),
+                holdout_ids=tuple(data["holdout_ids"]),
+                history=data["history"],
+                failed=tuple((image_id, reason) for image_id, reason in data["failed"]),
+            )
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RuntimeError):
             return None
-        data = json.loads(record.read_bytes())
-        if data["key"] != self._key or sha256_of(self._weights(number)) != data["weights_sha256"]:
-            return None
-        return Fitted(
-            network=read_network(self._weights(number)),
-            holdout_log_probs=torch.tensor(data["holdout_log_probs"]).reshape(data["shape"]),
-            holdout_ids=tuple(data["holdout_ids"]),
-            history=data["history"],
-            failed=tuple((image_id, reason) for image_id, reason in data["failed"]),
-        )
 
     def _write(self, number: int, fitted: Fitted) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -229,6 +229,25 @@ def test_members_left_on_disk_come_back_as_they_were(toys):
     assert (again.holdout_ids, again.history, again.failed) == (fitted.holdout_ids, fitted.history, fitted.failed)
 
 
+@pytest.mark.parametrize("left", [b"", b"{half", b"[]", b"{}", b"null", b"\xff\xfe"])
+def test_a_member_whose_record_is_damaged_is_trained_again(toys, left):
+    job = toys.train_job(toys.config(uncertainty="ensemble", members=2))
+    kept = members_of.Members(job, 2)
+    fitted = kept.fit(0, lambda number: training._fit(job, number, ((0, 1, 2),), *_here(job)))
+    next(kept._folder.glob("member-0.json")).write_bytes(left)
+
+    assert members_of.Members(job, 2).fit(0, lambda _: fitted) is fitted
+
+
+def test_a_member_whose_weights_are_gone_is_trained_again(toys):
+    job = toys.train_job(toys.config(uncertainty="ensemble", members=2))
+    kept = members_of.Members(job, 2)
+    fitted = kept.fit(0, lambda number: training._fit(job, number, ((0, 1, 2),), *_here(job)))
+    next(kept._folder.glob("*.safetensors")).unlink()
+
+    assert members_of.Members(job, 2).fit(0, lambda _: fitted) is fitted
+
+
 def _here(job):
     return build_hardware(job.config, None), silent
 
