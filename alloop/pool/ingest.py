@@ -127,7 +127,7 @@ def _match(path: str, skipped: Skipped) -> tuple[list[Path], bool]:
 
 def _reached(matches: Iterable[Path], reach: Reach, skipped: Skipped) -> Iterator[Path]:
     for match in matches:
-        stop = reach.stop(match)
+        stop = reach.stop(match, is_folder=match.is_dir())
         if stop is None:
             yield match
         else:

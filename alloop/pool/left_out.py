@@ -10,8 +10,8 @@ _NOISE = frozenset(
     {
         "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
         "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "@sharebin",
-        "$recycle.bin", "system volume information", "lost+found", "network trash folder", "temporary items",
-        "__macosx", "__pycache__",
+        "~snapshot", "$recycle.bin", "system volume information", "lost+found", "network trash folder",
+        "temporary items", "__macosx", "__pycache__",
     }
 )  # fmt: skip
 _WORKSPACE_FILE = "alloop.toml"
@@ -53,13 +53,15 @@ class Reach:
         self._stops: dict[Path, str | None] = {root: None}
         self._named = frozenset(named)
 
-    def stop(self, file: Path) -> str | None:
+    def stop(self, file: Path, *, is_folder: bool = False) -> str | None:
         """Return the first name on the way to a file at which the walk stops; None if the walk reaches the file.
 
         Hidden names do not stop it: hidden files are in the pool only if somebody named them.
         """
         if file == self.root:
             return None
+        if is_folder:
+            return self._stop(file)
         at_folder = self._stop(file.parent)
         if at_folder is not None or file.name in self._named:
             return at_folder

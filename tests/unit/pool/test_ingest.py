@@ -376,7 +376,7 @@ def test_ingest_hashing_and_cache_do_not_import_torch():
     "folder",
     [
         "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "@__thumb", "System Volume Information", "lost+found",
-        "#snapshot", ".thumbnails", ".Trash-1000", ".@__thumb", ".Spotlight-V100", ".ipynb_checkpoints",
+        "#snapshot", "~snapshot", ".thumbnails", ".Trash-1000", ".@__thumb", ".Spotlight-V100", ".ipynb_checkpoints",
     ],
 )  # fmt: skip
 def test_folders_of_systems_and_network_drives_are_walked_only_when_they_are_named(folder, tmp_path):
@@ -409,6 +409,9 @@ def test_of_a_workspace_among_photos_only_the_photos_are_found(tmp_path):
     assert sorted(skipped.names) == ["backups", "cache", "compare", "label-studio", "results", "runs", "simulate"]
     assert names(expand([str(tmp_path / "cats")]), tmp_path) == found[:3]
     assert names(expand([str(tmp_path / "cats/runs")]), tmp_path) == ["cats/runs/round-0000/picture.png"]
+    for place in ["*/*", "elsewhere/*", "cats/[rc]*"]:  # a glob names none of the folders that it matches
+        assert set(names(expand([str(tmp_path / place)]), tmp_path)) <= set(found)
+    assert names(expand([f"{tmp_path}/*/results"]), tmp_path) == ["elsewhere/results/cells/curves.png"]
 
 
 def test_the_file_that_makes_a_folder_a_workspace_is_the_one_that_settings_are_read_from():
