@@ -11,6 +11,7 @@ images share.
 import contextlib
 import dataclasses
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,11 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from alloop.pool import formats
 
-_METADATA = 2**26  # most bytes of texts and color profile in a PNG: editing programs store a picture's history there
-_PHOTOMETRIC = 0x0106  # TIFF tag; value 0: zero is white
+# It logs what it cannot read, too; without any handler Python would print that between our own lines.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_METADATA = 2**26  # bytes of texts and color profile in a PNG: editing programs keep a picture's history in them
+_PHOTOMETRIC = 0x0106  # TIFF tag; 0: zero is white
 _ORIENTATION = 0x0112  # EXIF tag; value 1 is upright
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -198,3 +199,14 @@ def test_a_cut_file_comes_into_the_pool_by_a_setting_and_is_trained_on(tmp_path:
         assert alloop("run", "-C", project.folder).code == 0
     assert alloop("status", "-C", project.folder, "--json").data["pool"]["labeled"] == 13
     assert alloop("pool", "check", "-C", project.folder).out == checked.out  # it could be trained on
+
+
+def test_pillow_prints_nothing_between_our_lines(tmp_path: Path):
+    (tmp_path / "bands.tif").write_bytes(tiff(12, 8))
+    code = "import sys, pathlib, alloop.pool.ingest as i; print(i.inspect_file(pathlib.Path(sys.argv[1]), 999).reason)"
+    command = [sys.executable, "-c", code, tmp_path / "bands.tif"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert "a TIFF of 12 bands" in done.stdout
+    assert done.stderr == ""
