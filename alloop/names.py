@@ -50,7 +50,7 @@ def hidden_signs(text: str) -> list[str]:
 def file_spellings(name: str) -> list[str]:
     """Return the spellings to try for a file name in a table, as written first: without blanks, with / as separator."""
     turned = name.replace("\\", "/")
-    return list(dict.fromkeys((name, name.strip(), turned, turned.strip())))
+    return list(dict.fromkeys((name, name.strip(), turned, turned.strip(), clean(name), clean(turned))))
 
 
 def find_file(folder: Path, name: str) -> Path | None:

@@ -32,8 +32,10 @@ def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config
             f"{folder} is not an alloop workspace: it has no {FILE_NAME}.",
             "Make one with `alloop init DIR --classes A,B`, or name one with --workspace DIR.",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: it is not UTF-8.", "Save it as UTF-8 in your editor.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     return parse_config(text, str(path), environ)
 
 
@@ -145,7 +147,8 @@ def _explain_one(details: ErrorDetails, name: str, variables: Mapping[tuple[str,
     table = f"[{'.'.join(keys[:-2])}] " if is_item else table
     setting = f"{keys[-2]}[{keys[-1]}]" if is_item else keys[-1]
     value = "" if MAY_BE_SECRET & {*keys} else f" = {details['input']!r}"
-    return f"{where}: {table}{setting}{value} is refused: {_lower_first(details['msg'])}."
+    reason = "it is a list; write it in brackets" if details["type"] == "tuple_type" else _lower_first(details["msg"])
+    return f"{where}: {table}{setting}{value} is refused: {reason}."
 
 
 def _nearest(keys: tuple[str, ...]) -> str:

@@ -37,6 +37,10 @@ def test_what_is_not_said_has_a_default():
             "alloop.toml: [labeling.label_studio] has no setting 'urll'; did you mean 'url'?",
         ),
         (
+            '[pool]\nimages = "photos"',
+            "alloop.toml: [pool] images = 'photos' is refused: it is a list; write it in brackets.",
+        ),
+        (
             "[pool]\nxyz = 1",
             "alloop.toml: [pool] has no setting 'xyz'; there are: images, near_duplicate_distance, near_duplicates, "
             "max_pixels, truncated.",
@@ -268,3 +272,10 @@ def test_the_template_says_what_was_asked_and_is_commented():
 )
 def test_methods_that_do_not_go_together_are_refused_with_the_reason(text: str, message: str):
     assert message in refusal(f"{VALID}{text}")
+
+
+def test_settings_in_another_encoding_are_refused_with_the_way_out(tmp_path: Path):
+    (tmp_path / "alloop.toml").write_text(VALID, encoding="utf-16")
+
+    with pytest.raises(ConfigError, match=r"alloop.toml cannot be read: it is not UTF-8\.\nSave it as UTF-8"):
+        load_config(tmp_path, {})

@@ -51,6 +51,8 @@ def test_a_file_is_found_as_written_then_as_it_is_meant(tmp_path: Path):
     assert find_file(tmp_path, " a.png ") == tmp_path / "a.png"
     assert find_file(tmp_path, " b.png") == tmp_path / " b.png"
     assert find_file(tmp_path, "sub\\c.png") == tmp_path / "sub" / "c.png"
+    assert find_file(tmp_path, "a.png\u200b") == tmp_path / "a.png"
+    assert find_file(tmp_path, "\u200esub\\c.png") == tmp_path / "sub" / "c.png"
     assert find_file(tmp_path, f"sub\\{NFC}.png") == tmp_path / "sub" / f"{NFD}.png"
     assert find_file(tmp_path, "b.png") is None
     assert find_file(tmp_path, "") is None
