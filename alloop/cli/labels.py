@@ -33,7 +33,7 @@ def import_(session: Session, file: Path) -> None:
 @labels.command()
 @common_options
 def adopt(session: Session) -> None:
-    """Record answers to tasks that this workspace made but its database does not know.
+    """Record answers to tasks that the database does not know.
 
     Such tasks exist after the database was restored from a backup, or after another copy of the workspace pushed to the
     same project. `alloop status` counts them. Each answer is recorded for the image that its task shows, found by

@@ -76,7 +76,7 @@ class Members:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, number: int) -> Fitted | None:
-        """What an interrupted run of the same job left behind; None if there is nothing, or it is damaged."""
+        """Return the network that an interrupted run of the same job left; None without one, or where it is damaged."""
         try:
             data = json.loads((self._folder / f"member-{number}.json").read_bytes())
             if data["key"] != self._key or sha256_of(self._weights(number)) != data["weights_sha256"]:

@@ -164,7 +164,7 @@ class CsvAnnotator:
         return [read_sheet(path) for path in list_sheets(self._folder)]
 
     def _new_path(self) -> Path:
-        """A name that no sheet ever had: a sheet that somebody took along comes back and replaces none."""
+        """Return a name that no sheet ever had, so that a sheet that comes back replaces none."""
         # People may rename sheets; only names of exactly this form hold a number that alloop gave.
         names = {path.name for path in list_sheets(self._folder)} | {cell.sheet for cell in self._memory().values()}
         ours = (re.fullmatch(r"batch-([0-9]{4,})\.csv", name) for name in names)
