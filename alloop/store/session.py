@@ -221,6 +221,11 @@ def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
         )
     if "full" in what:
         return DatabaseError(f"The disk is full: {where} could not be written.", "Free some space and run it again.")
+    if "I/O error" in what:  # SQLite's word for a full disk, too, where it keeps its journal
+        return DatabaseError(
+            f"{where} could not be read or written: {what}.",
+            "The disk may be full, damaged or not there any more; free some space and run it again.",
+        )
     if "not a database" in what or "malformed" in what:
         return DatabaseError(f"{where} is damaged: {what}.", "Restore a backup (`alloop db backup` makes them).")
     return DatabaseError(f"{where}: {what}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from factories import NOW, add_pool_image
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from alloop.errors import ConfigError, DatabaseError, TemporaryError
 from alloop.records import RoundState
@@ -182,3 +183,10 @@ def test_a_file_that_changes_while_somebody_who_may_not_write_reads_it_is_to_be_
     with pytest.raises(DatabaseError, match="is read-only"), transaction(database) as session:
         session.execute(text("CREATE TABLE even_more (id INTEGER)"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["looked at?.db"]
+
+
+def test_a_full_disk_is_explained_where_sqlite_speaks_of_the_disk_only(tmp_path: Path):
+    database = connect(sqlite_url(tmp_path / "alloop.db"))
+
+    with pytest.raises(DatabaseError, match=r"disk I/O error\.\n.*free some space"), transaction(database):
+        raise OperationalError("SELECT 1", None, sqlite3.OperationalError("disk I/O error"))
