@@ -204,8 +204,9 @@ def test_an_images_masks_do_not_depend_on_its_batch_or_place(toys, mode):
     for rows in found[1:]:
         for image_id, row in rows.items():
             np.testing.assert_allclose(row, found[0][image_id], atol=1e-5)
-    passes = np.array(found[0][toys.images[80].image_id]).reshape(4, 3)
-    assert (passes.std(axis=0) > 1e-4).all()
+    # Passes differ for every image. A class that an image is surely not of may move less than others, by chance.
+    passes = np.array(list(found[0].values())).reshape(-1, 4, 3)
+    assert (passes.std(axis=1).max(axis=1) > 1e-4).all()
 
 
 def test_a_trunk_is_fine_tuned_under_dropout(toys):
