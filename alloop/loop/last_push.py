@@ -17,6 +17,7 @@ from alloop.files import write_json
 from alloop.labeling.annotator import Annotator
 from alloop.loop.writer import actor
 from alloop.project import Project
+from alloop.store.queries import count_open_by_source, find_by_keys
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import Sync, add_event, find_sync, set_last_push, set_next_push
 
@@ -42,10 +43,11 @@ def check_last_push(project: Project, annotator: Annotator, *, take_over: bool =
         take_over: Continue here although another copy has pushed.
 
     Raises:
-        LabelingError: Another copy has pushed.
+        LabelingError: Another copy has pushed, or none of our tasks is there.
     """
     there, known = annotator.last_push(), _known(project, annotator)
-    if there is None:  # no push yet, or somebody cleared the description
+    if there is None:  # no push yet, somebody cleared the description, or this is not where our tasks are
+        _check_any_is_there(project, annotator)
         return
     if there not in known and there != _in_folder(project, annotator) and not take_over:
         raise LabelingError(
@@ -71,6 +73,28 @@ def begin_push(project: Project, annotator: Annotator) -> None:
         set_next_push(session, annotator.source, push_id)
     annotator.set_last_push(push_id)
     _settle(project, annotator, push_id)
+
+
+def _check_any_is_there(project: Project, annotator: Annotator) -> None:
+    """Look for our tasks where a push is not remembered that the database knows: all of them would read as deleted.
+
+    Raises:
+        LabelingError: Questions are open, and none of our tasks is there.
+    """
+    with reading(project.database) as session:
+        sync, n_open = find_sync(session, annotator.source), count_open_by_source(session).get(annotator.source, 0)
+    if sync is None or sync.last_push is None or n_open == 0:
+        return
+    keys = [task.key for task in annotator.list_tasks()]
+    with reading(project.database) as session:
+        found = find_by_keys(session, keys)
+    if not found:
+        raise LabelingError(
+            f"None of this workspace's tasks is in its {annotator.source} project: {n_open} images are being asked "
+            "about. Nothing was recorded.",
+            "Put the tasks back, or correct where they are ([labeling.csv] folder). If they are lost, run `alloop push "
+            "--new-project`: every open question is asked again.",
+        )
 
 
 def _say_so(project: Project, annotator: Annotator, *, take_over: bool) -> None:

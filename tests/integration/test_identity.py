@@ -397,3 +397,20 @@ def test_a_round_of_which_nothing_could_be_sent_is_not_waited_for(tmp_path: Path
     assert onward.code == 3
     assert onward.out.startswith("Round 1:")
     assert "images wait for annotators" in onward.out
+
+
+def test_the_sheets_of_another_workspace_delete_no_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    project = make_sheets(tmp_path)
+    at = ("-C", project.folder)
+    (tmp_path / "second").mkdir()
+    make_sheets(tmp_path / "second")
+
+    with monkeypatch.context() as patch:
+        patch.setenv("ALLOOP__LABELING__CSV__FOLDER", str(tmp_path / "second" / "sheets"))
+        ran = alloop("run", *at)
+
+    assert ran.code == 1
+    assert "None of this workspace's tasks is in its csv project: 6 images are being asked about" in ran.err
+    assert "--new-project" in ran.err
+    assert fill(project.folder, "cat") == 6
+    assert alloop("run", *at).out.startswith("Round 0 is closed: 6 of 6 images answered")
