@@ -116,7 +116,7 @@ def test_a_sheet_that_is_lost_is_asked_anew_and_a_folder_that_is_away_is_a_tempo
     alloop("run", "-C", asked.folder)
 
     assert alloop("push", "--new-project", "-C", asked.folder, "--json").data["tasks"] == 8
-    assert len(read_sheet(asked.folder / "sheets" / "batch-0001.csv").rows) == 8
+    assert len(read_sheet(asked.folder / "sheets" / "batch-0002.csv").rows) == 8
     (asked.folder / "sheets").rename(asked.folder / "elsewhere")
 
     ran = alloop("run", "-C", asked.folder)
