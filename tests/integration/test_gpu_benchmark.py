@@ -23,7 +23,7 @@ def test_the_gpu_benchmark_runs_all_parts_on_a_cpu(tmp_path):
         check=False,
     )
 
-    rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     failed = [row for row in rows if row["measure"] in {"failed", "not run", "stopped at its limit"}]
     assert not failed, failed
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
