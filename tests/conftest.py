@@ -17,6 +17,9 @@ from databases import new_url as new_url
 from label_studio_server import label_studio as label_studio  # a fixture; starts nothing until a test asks for it
 from postgres_server import postgres_port as postgres_port
 
+# pytest-xdist gives its workers the width of a terminal, to which the commands under test would fold their lines.
+os.environ.pop("COLUMNS", None)
+
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

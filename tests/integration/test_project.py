@@ -18,6 +18,7 @@ from alloop.loop.runner import RunOptions, Stage, run
 from alloop.loop.workspace import backup_database
 from alloop.loop.writer import writer
 from alloop.project import Project, open_project
+from alloop.store.migrate import head_revision
 from alloop.store.session import connect
 
 TABLES = (
@@ -409,8 +410,9 @@ def test_a_database_says_whether_it_is_sound_and_can_be_copied_while_open(tmp_pa
     project = make_project(tmp_path, n=20)
     run_all(project)
 
-    assert alloop("db", "check", "-C", project.folder, "--json").data == {"schema": "0003", "sound": True}
-    assert alloop("db", "upgrade", "-C", project.folder).out == "The database has schema 0003 already.\n"
+    schema = head_revision()
+    assert alloop("db", "check", "-C", project.folder, "--json").data == {"schema": schema, "sound": True}
+    assert alloop("db", "upgrade", "-C", project.folder).out == f"The database has schema {schema} already.\n"
     copied = Path(alloop("db", "backup", "-C", project.folder, "--json").data["backup"])
     assert copied.parent == project.folder / "backups"
     target = tmp_path / "copy.db"
@@ -449,7 +451,8 @@ def test_a_workspace_can_be_moved(tmp_path: Path):
     moved = tmp_path / "elsewhere" / "pets"
     project.folder.rename(moved)
 
-    assert len(alloop("pool", "check", "-C", moved, "--json").data["missing"]) == 20
+    # All images of a folder are gone at once, as if a disk were not mounted.
+    assert alloop("pool", "check", "-C", moved).code == 75
     assert alloop("pool", "add", moved / "photos", "-C", moved, "--json").data["known"] == 20
     # The oracle names files by their old places; their names are unique.
     assert alloop("run", "-C", moved, "--json").code == 0
