@@ -17,9 +17,6 @@ from databases import new_url as new_url
 from label_studio_server import label_studio as label_studio  # a fixture; starts nothing until a test asks for it
 from postgres_server import postgres_port as postgres_port
 
-# pytest-xdist gives its workers the width of a terminal, to which the commands under test would fold their lines.
-os.environ.pop("COLUMNS", None)
-
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -29,6 +26,16 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real image sets at {DATA}; set ALLOOP_DATA")
     return DATA
+
+
+@pytest.fixture(autouse=True)
+def _fold_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give commands under test an endless line.
+
+    Otherwise lines would be folded by the length of the test's folder, and by the width of a terminal that
+    pytest-xdist gives to its workers.
+    """
+    monkeypatch.setenv("COLUMNS", "10000")
 
 
 @pytest.fixture(autouse=True)
