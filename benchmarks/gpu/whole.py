@@ -52,8 +52,7 @@ def run_rounds(mode: str, n_rounds: int, pictures: Pictures, options: Options, r
     """Rounds by the loop that people use. Each step is a row."""
     folder = options.work / mode
     create_workspace(folder, settings(mode, n_rounds, pictures, options))
-    project = open_project(folder)
-    try:
+    with open_project(folder) as project:
         add_images(project, [str(pictures.folder)])
         write_answers(pictures, folder / "answers.csv")
         reset_peak(options.device)
@@ -73,8 +72,6 @@ def run_rounds(mode: str, n_rounds: int, pictures: Pictures, options: Options, r
         rest = accuracy_on_rest(project, truth)
         interval = f"95 % interval {rest.low * 100:.1f} to {rest.high * 100:.1f}, {rest.n} images never asked about"
         rows.add(mode, "accuracy", rest.value * 100, "%", interval)
-    finally:
-        project.close()
 
 
 def settings(mode: str, n_rounds: int, pictures: Pictures, options: Options) -> str:
