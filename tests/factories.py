@@ -14,7 +14,7 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config
-from alloop.loop.ingest import add_images
+from alloop.loop.intake.ingest import add_images
 from alloop.loop.workspace import create_workspace
 from alloop.project import Project, open_project
 from alloop.records import ImageFile, Query, Reason, Split

@@ -22,7 +22,7 @@ def explain(session: Session, image: str, is_open: bool, device: str | None) -> 
     """
     import dataclasses
 
-    from alloop.loop.explain import explain as gather
+    from alloop.loop.choosing.explain import explain as gather
     from alloop.report.explain import describe, write_explanation
 
     project = session.project()
@@ -51,7 +51,7 @@ def replay(session: Session, number: int, device: str | None) -> None:
     """
     import dataclasses
 
-    from alloop.loop.replay import replay as choose_again
+    from alloop.loop.choosing.replay import replay as choose_again
 
     found = choose_again(session.project(), number, device, session.progress())
     words = (

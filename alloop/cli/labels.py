@@ -21,7 +21,7 @@ def import_(session: Session, file: Path) -> None:
     A file is named in full, relative to the CSV, or by its bare name where only one image has it. All of it is
     imported, or nothing. Importing again changes nothing.
     """
-    from alloop.loop.labels import import_labels
+    from alloop.loop.intake.labels import import_labels
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -39,7 +39,7 @@ def adopt(session: Session) -> None:
     same project. `alloop status` counts them. Each answer is recorded for the image that its task shows, found by
     SHA-256. Run the command again to record answers that come later.
     """
-    from alloop.loop.people import adopt as adopt_answers
+    from alloop.loop.asking.people import adopt as adopt_answers
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -70,7 +70,7 @@ def export(session: Session, target: Path, form: str | None, copy: bool) -> None
     TARGET is a file or a new folder; - is standard output.
     """
     from alloop.files import is_stream
-    from alloop.loop.labels import export_labels
+    from alloop.loop.intake.labels import export_labels
 
     bare = "csv" if is_stream(target) else "folders"
     endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": bare}

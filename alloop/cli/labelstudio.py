@@ -23,7 +23,7 @@ def up(session: Session, port: int | None) -> None:
     label-studio/credentials.json, which only you can read; alloop finds them there.
     """
     from alloop.labeling import local_server
-    from alloop.loop.ingest import image_folders
+    from alloop.loop.intake.ingest import image_folders
 
     project = session.project()
     status = local_server.up(project.folder, image_folders(project), port, session.progress())

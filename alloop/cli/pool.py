@@ -9,7 +9,7 @@ import click
 from alloop.cli._options import Session, common_options
 
 if TYPE_CHECKING:
-    from alloop.loop.ingest import Added
+    from alloop.loop.intake.ingest import Added
 
 
 SHOWN = 8  # names of left-out files and folders in one message
@@ -39,9 +39,9 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
     import dataclasses
 
     from alloop.errors import PoolError
-    from alloop.loop.attributes import add_attributes
-    from alloop.loop.ingest import Added, add_images
-    from alloop.loop.reach import configured_images
+    from alloop.loop.choosing.attributes import add_attributes
+    from alloop.loop.intake.ingest import Added, add_images
+    from alloop.loop.intake.reach import configured_images
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -134,7 +134,7 @@ def check(session: Session, accept_missing: bool) -> None:
     """
     import dataclasses
 
-    from alloop.loop.ingest import check_images, look_at_images
+    from alloop.loop.intake.ingest import check_images, look_at_images
     from alloop.loop.writer import writer
     from alloop.store.images import count_pool
     from alloop.store.session import may_write, reading

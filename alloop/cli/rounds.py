@@ -72,7 +72,8 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
     unless --withdraw takes them back.
     """
     from alloop.errors import AlloopError
-    from alloop.loop import people, steps
+    from alloop.loop.asking import people
+    from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
     from alloop.records import RoundState
     from alloop.store.rounds import find_last_round, find_round

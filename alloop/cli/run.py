@@ -30,8 +30,8 @@ def run(
     """
     import dataclasses
 
-    from alloop.loop.runner import STOPPED, RunOptions, Stage
-    from alloop.loop.runner import run as advance
+    from alloop.loop.rounds.runner import STOPPED, RunOptions, Stage
+    from alloop.loop.rounds.runner import run as advance
 
     limit = rounds if rounds is not None or wait else 1
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)

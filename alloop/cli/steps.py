@@ -18,7 +18,7 @@ device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; o
 @common_options
 def train(session: Session, device: str | None) -> None:
     """Train on all labels, calibrate and measure on the holdout."""
-    from alloop.loop import steps
+    from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
     from alloop.records import RoundState
     from alloop.report.gather import describe_calibration
@@ -57,7 +57,7 @@ def train(session: Session, device: str | None) -> None:
 @common_options
 def score(session: Session, device: str | None, strategy: str | None) -> None:
     """Score the unlabeled images with the round's model."""
-    from alloop.loop import steps
+    from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -85,7 +85,7 @@ def select(
 
     `alloop strategies` lists how that can be done. What a strategy decided by itself, and why, is recorded and shown.
     """
-    from alloop.loop import steps
+    from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
     from alloop.store.session import reading
     from alloop.store.workspace import list_events
@@ -116,7 +116,7 @@ def select(
 @common_options
 def push(session: Session, new_project: bool, take_over: bool) -> None:
     """Send the chosen images to the annotators."""
-    from alloop.loop import people
+    from alloop.loop.asking import people
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -136,8 +136,8 @@ def pull(session: Session) -> None:
     """Fetch answers, edits and deletions."""
     import dataclasses
 
-    from alloop.loop import people
-    from alloop.loop.attention import describe_lost, describe_strangers, describe_unknown
+    from alloop.loop.asking import people
+    from alloop.loop.rounds.attention import describe_lost, describe_strangers, describe_unknown
     from alloop.loop.writer import writer
 
     project = session.project()
@@ -156,7 +156,7 @@ def evaluate(session: Session, device: str | None) -> None:
     """Measure the newest model on the holdout labels there are now."""
     import dataclasses
 
-    from alloop.loop.measure import evaluate as measure_again
+    from alloop.loop.measuring.measure import evaluate as measure_again
     from alloop.loop.writer import writer
 
     project = session.project()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alloop.errors import PoolError
-from alloop.loop.explanation import Asked, Explanation
+from alloop.loop.choosing.explanation import Asked, Explanation
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from alloop.loop.attention import list_warnings
-from alloop.loop.findings import GROWN, Findings, gather_findings
+from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
+from alloop.loop.rounds.attention import list_warnings
 from alloop.project import Project
 from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
 from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from alloop.evaluation.metrics import confidence_bins
-from alloop.loop.findings import Findings, learning_curve, read_last_holdout
-from alloop.loop.holdout_file import HoldoutPredictions
+from alloop.loop.measuring.findings import Findings, learning_curve, read_last_holdout
+from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.loop.stopping import percent
 from alloop.project import Project
 from alloop.records import CurvePoint, Interval

@@ -16,9 +16,9 @@ from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
 from alloop.files import sha256_of, write_bytes
-from alloop.loop.ingest import add_images
-from alloop.loop.labels import ImportedLabel, listed_files, record_imported
-from alloop.loop.named_test import ensure_test_set
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.intake.labels import ImportedLabel, listed_files, record_imported
+from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.workspace import backup_database, upgrade_database
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files

@@ -17,8 +17,8 @@ from alloop.composition import DEFAULT_STRATEGY
 from alloop.errors import WorkspaceError
 from alloop.files import make_output_folder, sha256_of, write_bytes
 from alloop.labeling import local_server
-from alloop.loop.ingest import add_images
-from alloop.loop.runner import RunOptions, Stage, run
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, Stage, run
 from alloop.loop.workspace import create_workspace
 from alloop.progress import Progress, silent
 from alloop.project import Project, open_project

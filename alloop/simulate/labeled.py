@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from alloop.errors import LabelError
 from alloop.files import sha256_of
-from alloop.loop.labels import find_named
+from alloop.loop.intake.labels import find_named
 from alloop.names import as_answer, clean
 from alloop.pool.depth import share_depth, with_own_depth
 from alloop.pool.ingest import expand

@@ -17,7 +17,7 @@ from alloop.config.load import parse_value, set_values
 from alloop.config.schema import Config
 from alloop.errors import AlloopError, ConfigError
 from alloop.files import write_json
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import Reason, RoundState, Split

@@ -13,8 +13,8 @@ from pathlib import Path
 from pictures import Pictures, load
 from rows import Busy, Options, Rows, parse, peak_gib, reset_peak
 
-from alloop.loop.ingest import add_images
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.workspace import create_workspace
 from alloop.project import open_project
 from alloop.records import RoundState

@@ -38,7 +38,7 @@ from alloop.engine.score_file import read_scores
 from alloop.evaluation.intervals import wilson
 from alloop.files import write_bytes, write_json
 from alloop.labeling.build import build_annotator
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.workspace import create_workspace
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files

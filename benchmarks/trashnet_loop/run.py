@@ -26,8 +26,8 @@ from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
 from alloop.evaluation.intervals import wilson
 from alloop.files import sha256_of
-from alloop.loop.ingest import add_images
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.workspace import create_workspace
 from alloop.project import open_project
 from alloop.records import Split

@@ -13,7 +13,7 @@ from factories import CLASSES, make_project, write_picture, write_pool, write_se
 from somebody_else import as_somebody_else, closed_to_others
 from sqlalchemy import Engine, event, text
 
-from alloop.loop.labels import import_labels
+from alloop.loop.intake.labels import import_labels
 from alloop.loop.writer import writer
 from alloop.project import Project
 from alloop.store.migrate import head_revision

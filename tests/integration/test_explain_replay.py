@@ -15,8 +15,8 @@ from test_strategies_in_loop import ALONE, CLASSES, batch, ready
 from alloop.engine.evidence import run_features
 from alloop.engine.jobs import FeatureJob
 from alloop.engine.score_file import read_scores
-from alloop.loop.ingest import add_images
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Reason, Split
 from alloop.store.annotations import list_labels

@@ -11,7 +11,7 @@ from command_line import alloop
 from factories import make_project, write_settings
 from sqlalchemy import text
 
-from alloop.loop.runner import RunOptions, Stage, run
+from alloop.loop.rounds.runner import RunOptions, Stage, run
 from alloop.project import Project
 
 

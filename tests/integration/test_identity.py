@@ -15,7 +15,7 @@ from sqlalchemy import text
 from alloop.errors import LabelError
 from alloop.files import sha256_of
 from alloop.labeling.simulated import read_truth
-from alloop.loop.ingest import image_folders
+from alloop.loop.intake.ingest import image_folders
 from alloop.project import Project
 from alloop.records import ImageRef
 

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from alloop.config.load import freeze_config
 from alloop.config.schema import Config
 from alloop.labeling.sheets import list_sheets, read_sheet, write_sheet
-from alloop.loop.history import COMPARED
-from alloop.loop.unheeded import _consequences, _settings
+from alloop.loop.rounds.history import COMPARED
+from alloop.loop.rounds.unheeded import _consequences, _settings
 from alloop.project import Project
 
 CSV = {"backend": "csv"}

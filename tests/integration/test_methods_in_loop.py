@@ -8,8 +8,8 @@ from command_line import alloop
 from factories import make_project
 
 from alloop.engine.score_file import read_scores
-from alloop.loop.measure import evaluate
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.measuring.measure import evaluate
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.report.gather import gather_status
 from alloop.store.queries import list_queries
 from alloop.store.rounds import find_round

@@ -10,7 +10,7 @@ from factories import make_project, write_settings
 from PIL import Image
 from sqlalchemy import text
 
-from alloop.loop.near_copies import list_groups
+from alloop.loop.intake.near_copies import list_groups
 from alloop.project import Project
 from alloop.store.images import find_splits, list_leaders
 from alloop.store.session import reading

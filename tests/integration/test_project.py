@@ -13,8 +13,8 @@ from sqlalchemy import Engine, text
 
 from alloop.engine.score_file import read_scores
 from alloop.files import sha256_of
-from alloop.loop.ingest import add_images
-from alloop.loop.runner import RunOptions, Stage, run
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, Stage, run
 from alloop.loop.workspace import backup_database
 from alloop.loop.writer import writer
 from alloop.project import Project, open_project

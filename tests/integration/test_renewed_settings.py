@@ -7,7 +7,7 @@ from command_line import alloop
 from factories import make_project, write_pool, write_settings
 from sqlalchemy import text
 
-from alloop.loop import steps
+from alloop.loop.rounds import steps
 from alloop.project import Project
 
 BROKEN = {"backbone": "nowhere:make"}

@@ -14,8 +14,8 @@ from PIL import Image
 from alloop.acquisition.registry import METHODS
 from alloop.composition import STRATEGIES, Need
 from alloop.engine.score_file import read_scores
-from alloop.loop.ingest import add_images
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Reason
 from alloop.store.queries import QueryRecord, list_queries

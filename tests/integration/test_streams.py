@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from factories import make_project, write_picture
 
-from alloop.loop.ingest import add_images
-from alloop.loop.labels import import_labels
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.intake.labels import import_labels
 from alloop.project import Project
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell says it

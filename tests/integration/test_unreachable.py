@@ -8,8 +8,8 @@ from factories import add_truth, make_project, write_pool
 from sqlalchemy import text
 
 from alloop.errors import SourceUnreachable
-from alloop.loop.ingest import mark_unusable, mark_vanished
-from alloop.loop.reach import check_reachable
+from alloop.loop.intake.ingest import mark_unusable, mark_vanished
+from alloop.loop.intake.reach import check_reachable
 from alloop.project import Project
 from alloop.store.images import list_refs
 from alloop.store.session import reading, transaction

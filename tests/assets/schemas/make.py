@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from factories import make_project  # noqa: E402
 
-from alloop.loop.runner import RunOptions, run  # noqa: E402
+from alloop.loop.rounds.runner import RunOptions, run  # noqa: E402
 from alloop.store.migrate import head_revision  # noqa: E402
 
 

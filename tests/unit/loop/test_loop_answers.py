@@ -8,8 +8,8 @@ from factories import NOW, add_pool_image, fake_sha256, make_query
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from alloop.loop.answers import Place, Recorded, record_answers, record_lost, resettle_unknown
-from alloop.loop.labels import derive_labels
+from alloop.loop.asking.answers import Place, Recorded, record_answers, record_lost, resettle_unknown
+from alloop.loop.intake.labels import derive_labels
 from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import list_labels
 from alloop.store.queries import add_queries, add_tasks, list_queries

@@ -5,7 +5,7 @@ from factories import NOW, add_pool_image, make_config, make_image, make_query
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from alloop.loop.askable import list_askable, list_holdout_to_ask
+from alloop.loop.choosing.askable import list_askable, list_holdout_to_ask
 from alloop.records import LocationStatus, QueryStatus, Reason, RoundState, Split
 from alloop.store.annotations import set_labels
 from alloop.store.images import set_location_status, set_unreadable

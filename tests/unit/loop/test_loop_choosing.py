@@ -8,8 +8,8 @@ from factories import make_config
 
 from alloop.acquisition.strategy import Choice, Cost, Size
 from alloop.composition import Need
-from alloop.loop.choosing import has_learned_features, strategy_now, within_quota
-from alloop.loop.evidence import Evidence, Known, describe_cost, own_bytes, wide_needs
+from alloop.loop.choosing.batch import has_learned_features, strategy_now, within_quota
+from alloop.loop.choosing.evidence import Evidence, Known, describe_cost, own_bytes, wide_needs
 
 NONE = np.zeros(3, dtype=np.intp)
 

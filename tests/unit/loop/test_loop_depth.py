@@ -13,8 +13,8 @@ from factories import CLASSES, add_truth, make_project, write_pool
 from PIL import Image
 
 from alloop.files import sha256_of
-from alloop.loop.explain import explain
-from alloop.loop.ingest import add_images
+from alloop.loop.choosing.explain import explain
+from alloop.loop.intake.ingest import add_images
 from alloop.loop.workspace import upgrade_database
 from alloop.pool.decode import decode_ref
 from alloop.pool.picture import picture_of

@@ -8,8 +8,8 @@ from factories import NOW, add_pool_image, make_image, make_project
 from sqlalchemy import Engine
 
 from alloop.errors import ConfigError, PoolError
-from alloop.loop.attributes import add_attributes
-from alloop.loop.filter import find_matching, is_glob, matching_condition
+from alloop.loop.choosing.attributes import add_attributes
+from alloop.loop.choosing.filter import find_matching, is_glob, matching_condition
 from alloop.store.images import ImageFacts, list_facts, list_locations, set_attributes, set_location
 from alloop.store.session import reading, transaction
 

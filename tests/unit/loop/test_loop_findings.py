@@ -9,8 +9,8 @@ import pytest
 from factories import CLASSES, NOW, add_pool_image, fake_sha256, make_config, make_query
 from sqlalchemy.orm import Session
 
-from alloop.loop.findings import MATCHED, drawn_risk, gather_evidence, gather_findings
-from alloop.loop.holdout_file import read_holdout, write_holdout
+from alloop.loop.measuring.findings import MATCHED, drawn_risk, gather_evidence, gather_findings
+from alloop.loop.measuring.holdout_file import read_holdout, write_holdout
 from alloop.project import Project
 from alloop.records import Calibration, ImageRef, Outcome, QueryStatus, Reason, RoundState, Split
 from alloop.report.gather import describe_measured, describe_people

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from alloop.errors import PoolError
-from alloop.loop.holdout import draw_holdout, grow_holdout, growth_size
+from alloop.loop.intake.holdout import draw_holdout, grow_holdout, growth_size
 from alloop.records import Split
 from alloop.store.annotations import set_labels
 from alloop.store.images import list_refs, set_split

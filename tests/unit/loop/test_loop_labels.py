@@ -13,8 +13,8 @@ from factories import make_project, write_picture
 from sqlalchemy import text
 
 from alloop.errors import LabelError, WorkspaceError
-from alloop.loop.ingest import add_images, check_images
-from alloop.loop.labels import export_labels, import_labels
+from alloop.loop.intake.ingest import add_images, check_images
+from alloop.loop.intake.labels import export_labels, import_labels
 from alloop.project import Project
 from alloop.store.annotations import list_labels
 from alloop.store.images import list_refs

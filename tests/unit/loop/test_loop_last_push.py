@@ -7,7 +7,7 @@ import pytest
 from factories import make_project
 
 from alloop.errors import LabelingError
-from alloop.loop.last_push import FILE_NAME, begin_push, check_last_push, is_overtaken
+from alloop.loop.asking.last_push import FILE_NAME, begin_push, check_last_push, is_overtaken
 from alloop.project import Project
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import find_sync, set_last_push, set_next_push, set_project

@@ -10,8 +10,8 @@ from factories import fake_sha256, make_config, make_project
 
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.evaluation.matched import Matched
-from alloop.loop.matched import compare_arms, describe, find_arms, without
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.measuring.matched import compare_arms, describe, find_arms, without
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.records import Calibration, ImageRef, Interval, ModelFiles, Reason
 from alloop.store.session import reading
 from alloop.store.workspace import list_last_events
@@ -72,7 +72,7 @@ class Recorder:
 def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("alloop.loop.matched.LocalExecutor", Recorder)
+    monkeypatch.setattr("alloop.loop.measuring.matched.LocalExecutor", Recorder)
     monkeypatch.setattr(Recorder, "jobs", [])
     refs = tuple(ImageRef(number, fake_sha256(number), "") for number in range(70))
     whole = dataclasses.replace(job(tmp_path), images=refs, targets=(0, 1) * 35, head_classes=(("cat",),))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from factories import make_project
 
-from alloop.loop import people, steps
-from alloop.loop.people import Connection
+from alloop.loop.asking import people
+from alloop.loop.asking.people import Connection
+from alloop.loop.rounds import steps
 from alloop.project import Project
 from alloop.records import ListedTask, QueryStatus
 from alloop.store.annotations import list_labels

@@ -7,8 +7,8 @@ from factories import make_config
 
 from alloop.config.load import freeze_config
 from alloop.errors import HistoryError
-from alloop.loop.history import check_history
-from alloop.loop.holdout import holdout_size
+from alloop.loop.intake.holdout import holdout_size
+from alloop.loop.rounds.history import check_history
 from alloop.loop.state import NEXT, settle
 from alloop.loop.stopping import Agreement, Evidence, Rule, Standing, batch_size, list_rules, stop_reason
 from alloop.records import Interval, Outcome, QueryStatus, RoundState

@@ -6,7 +6,7 @@ from factories import make_config
 
 from alloop.engine.score_file import Scores
 from alloop.errors import ModelError
-from alloop.loop.pool_scores import PoolScores, find_suspects
+from alloop.loop.choosing.pool_scores import PoolScores, find_suspects
 
 
 def _scores(ood: list[float] | None, **uncertainty: list[float]) -> Scores:

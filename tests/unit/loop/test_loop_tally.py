@@ -3,7 +3,7 @@
 import pytest
 
 from alloop.errors import nearest
-from alloop.loop.tally import Tally
+from alloop.loop.rounds.tally import Tally
 
 
 @pytest.mark.parametrize(

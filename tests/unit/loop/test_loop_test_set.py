@@ -8,9 +8,9 @@ import pytest
 from factories import make_project, write_picture, write_settings
 
 from alloop.errors import ConfigError, HistoryError, LabelError
-from alloop.loop.measure import evaluate
-from alloop.loop.runner import RunOptions, Stage, run
-from alloop.loop.steps import start_round
+from alloop.loop.measuring.measure import evaluate
+from alloop.loop.rounds.runner import RunOptions, Stage, run
+from alloop.loop.rounds.steps import start_round
 from alloop.project import Project
 from alloop.records import Reason, Split
 from alloop.store.annotations import list_labels

@@ -6,8 +6,8 @@ import pytest
 from command_line import alloop
 from factories import make_project
 
-from alloop.loop import steps
-from alloop.loop.runner import RunOptions, run
+from alloop.loop.rounds import steps
+from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.writer import writer
 from alloop.records import QueryStatus
 from alloop.store.queries import list_queries

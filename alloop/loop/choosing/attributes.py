@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alloop.errors import PoolError
-from alloop.loop.filter import OWN
-from alloop.loop.labels import FileFinder
+from alloop.loop.choosing.filter import OWN
+from alloop.loop.intake.labels import FileFinder
 from alloop.project import Project
 from alloop.spreadsheet import Row, read_table
 from alloop.store.images import find_image_ids, list_attribute_names, list_locations, set_attributes

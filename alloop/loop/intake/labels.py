@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from alloop.consensus import majority
 from alloop.errors import AlloopError, LabelError, did_you_mean
 from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, sha256_of
-from alloop.loop.near_copies import update_splits
-from alloop.loop.presence import find_replaced, has_hash
+from alloop.loop.intake.near_copies import update_splits
+from alloop.loop.intake.presence import find_replaced, has_hash
 from alloop.names import as_class, composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Outcome

@@ -11,10 +11,10 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError, PoolError
-from alloop.loop.labels import ImportedLabel, record_imported
-from alloop.loop.near_copies import group_anew, list_groups, update_splits
-from alloop.loop.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
-from alloop.loop.reach import check_reachable, configured_images, is_there, require_reachable
+from alloop.loop.intake.labels import ImportedLabel, record_imported
+from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
+from alloop.loop.intake.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
+from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth

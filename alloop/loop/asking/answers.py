@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
-from alloop.loop.labels import derive_labels
+from alloop.loop.intake.labels import derive_labels
 from alloop.loop.state import settle
 from alloop.names import as_class, clean
 from alloop.project import Project

@@ -12,13 +12,13 @@ from alloop.config.load import set_values, validate_config
 from alloop.config.schema import Config
 from alloop.engine.model_files import library_versions
 from alloop.errors import AlloopError
-from alloop.loop.askable import leave_known, still_declined
-from alloop.loop.evidence import Known, Unreadable
-from alloop.loop.filter import find_matching
-from alloop.loop.labels import agree
-from alloop.loop.near_copies import list_groups, read_sizes
-from alloop.loop.pool_scores import load_scores
-from alloop.loop.selection import Situation, choose_batch
+from alloop.loop.choosing.askable import leave_known, still_declined
+from alloop.loop.choosing.evidence import Known, Unreadable
+from alloop.loop.choosing.filter import find_matching
+from alloop.loop.choosing.pool_scores import load_scores
+from alloop.loop.choosing.selection import Situation, choose_batch
+from alloop.loop.intake.labels import agree
+from alloop.loop.intake.near_copies import list_groups, read_sizes
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, Query, QueryStatus, Reason, Split

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import AcquisitionConfig
-from alloop.loop.near_copies import list_groups
+from alloop.loop.intake.near_copies import list_groups
 from alloop.records import ImageRef, QueryStatus, Reason, Split
 from alloop.store.images import list_refs
 from alloop.store.queries import list_asked_images, list_open_images, list_queries, list_skipped_images

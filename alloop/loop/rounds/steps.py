@@ -15,22 +15,22 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.model_files import library_versions
 from alloop.errors import AlloopError
-from alloop.loop.agreement import agreement, find_before
-from alloop.loop.answers import judged_by, resettle_unknown
-from alloop.loop.evidence import Unreadable, wide_needs
-from alloop.loop.findings import MATCHED, SCORED
-from alloop.loop.history import check_history
-from alloop.loop.holdout import GROWN, grow_holdout, growth_size, list_grown
-from alloop.loop.ingest import mark_unusable, mark_vanished
-from alloop.loop.labels import derive_labels
-from alloop.loop.matched import compare_arms, without
-from alloop.loop.measure import HoldoutRows, record_holdout
-from alloop.loop.named_test import ensure_test_set
-from alloop.loop.near_copies import group_anew
-from alloop.loop.pool_scores import features_beside, load_scores
-from alloop.loop.reach import require_reachable
-from alloop.loop.round_settings import begin_holdout, compared_with, renew_settings, settings_of
-from alloop.loop.selection import Selected, Situation, choose_batch, read_situation
+from alloop.loop.asking.answers import judged_by, resettle_unknown
+from alloop.loop.choosing.evidence import Unreadable, wide_needs
+from alloop.loop.choosing.pool_scores import features_beside, load_scores
+from alloop.loop.choosing.selection import Selected, Situation, choose_batch, read_situation
+from alloop.loop.intake.holdout import GROWN, grow_holdout, growth_size, list_grown
+from alloop.loop.intake.ingest import mark_unusable, mark_vanished
+from alloop.loop.intake.labels import derive_labels
+from alloop.loop.intake.near_copies import group_anew
+from alloop.loop.intake.reach import require_reachable
+from alloop.loop.intake.test_set import ensure_test_set
+from alloop.loop.measuring.agreement import agreement, find_before
+from alloop.loop.measuring.findings import MATCHED, SCORED
+from alloop.loop.measuring.matched import compare_arms, without
+from alloop.loop.measuring.measure import HoldoutRows, record_holdout
+from alloop.loop.rounds.history import check_history
+from alloop.loop.rounds.round_settings import begin_holdout, compared_with, renew_settings, settings_of
 from alloop.loop.stopping import Agreement
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent

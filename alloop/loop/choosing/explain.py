@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 from alloop.config.load import validate_config
 from alloop.config.schema import Config
 from alloop.errors import AlloopError, ModelError, PoolError
-from alloop.loop.askable import list_askable
-from alloop.loop.evidence import Evidence, Known
-from alloop.loop.explanation import Asked, Explanation, Neighbor, Rank
-from alloop.loop.filter import find_matching
-from alloop.loop.near_copies import keep_largest, list_groups, read_sizes
-from alloop.loop.pool_scores import PoolScores, load_scores
+from alloop.loop.choosing.askable import list_askable
+from alloop.loop.choosing.evidence import Evidence, Known
+from alloop.loop.choosing.explanation import Asked, Explanation, Neighbor, Rank
+from alloop.loop.choosing.filter import find_matching
+from alloop.loop.choosing.pool_scores import PoolScores, load_scores
+from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, QueryStatus, Split

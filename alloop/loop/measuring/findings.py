@@ -17,8 +17,8 @@ from alloop.config.schema import Config
 from alloop.evaluation.curve import Curve, covariance_of, fit_curve
 from alloop.evaluation.paired import Comparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
-from alloop.loop.holdout_file import HoldoutPredictions, read_holdout
-from alloop.loop.named_test import bought
+from alloop.loop.intake.test_set import bought
+from alloop.loop.measuring.holdout_file import HoldoutPredictions, read_holdout
 from alloop.loop.stopping import Agreement, Evidence, Rule, list_rules, percent, points
 from alloop.project import Project
 from alloop.records import CurvePoint, Interval, Reason, RoundState, Split

@@ -14,7 +14,7 @@ from alloop.acquisition.registry import choose
 from alloop.acquisition.strategy import Candidates, Choice, Keys, Positions
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import AcquisitionConfig, Config, ModelConfig
-from alloop.loop.evidence import Evidence
+from alloop.loop.choosing.evidence import Evidence
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
 

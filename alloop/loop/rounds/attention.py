@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config
 from alloop.errors import nearest
-from alloop.loop.answers import describe_orphaned
+from alloop.loop.asking.answers import describe_orphaned
 from alloop.records import QueryStatus, Split
 from alloop.store.annotations import list_class_counts, list_values
 from alloop.store.images import count_pool, list_missing

@@ -18,10 +18,10 @@ from alloop.engine.score_file import read_log_probs
 from alloop.errors import LabelError, ModelError
 from alloop.evaluation.intervals import bootstrap_all, mean_of, statistics_of, wilson
 from alloop.evaluation.metrics import accuracy, nll_per_image
-from alloop.loop.findings import GROWN
-from alloop.loop.holdout import list_grown
-from alloop.loop.holdout_file import write_holdout
-from alloop.loop.reach import require_reachable
+from alloop.loop.intake.holdout import list_grown
+from alloop.loop.intake.reach import require_reachable
+from alloop.loop.measuring.findings import GROWN
+from alloop.loop.measuring.holdout_file import write_holdout
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from alloop.errors import ConfigError
-from alloop.loop.condition import Value, find_text_as_number, is_number
+from alloop.loop.choosing.condition import Value, find_text_as_number, is_number
 from alloop.store.images import ImageFacts, list_facts
 
 OWN = ("image_id", "path", "file", "width", "height", "format")  # columns besides the attributes

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from alloop.config.load import MAY_BE_SECRET, freeze_config, set_values, validate_config
 from alloop.config.schema import Config
 from alloop.errors import ConfigError
-from alloop.loop.history import check_history
-from alloop.loop.holdout import draw_holdout
-from alloop.loop.named_test import ensure_test_set
+from alloop.loop.intake.holdout import draw_holdout
+from alloop.loop.intake.test_set import ensure_test_set
+from alloop.loop.rounds.history import check_history
 from alloop.loop.writer import actor
 from alloop.project import Project
 from alloop.records import RoundState, Split

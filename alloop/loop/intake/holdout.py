@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config, EvaluationConfig
 from alloop.errors import PoolError
-from alloop.loop.near_copies import keep_largest, list_groups, read_sizes
+from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
 from alloop.records import ImageRef, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels

@@ -8,9 +8,9 @@ from pathlib import Path
 from alloop.config.schema import Config
 from alloop.errors import ConfigError, PoolError
 from alloop.files import from_folder
-from alloop.loop.ingest import add_images
-from alloop.loop.labels import import_labels, listed_files
-from alloop.loop.near_copies import list_groups
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.intake.labels import import_labels, listed_files
+from alloop.loop.intake.near_copies import list_groups
 from alloop.loop.writer import actor
 from alloop.pool.ingest import expand
 from alloop.progress import Progress, silent

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
-from alloop.loop.answers import (
+from alloop.loop.asking.answers import (
     Place,
     Recorded,
     adopt_answers,
@@ -24,9 +24,9 @@ from alloop.loop.answers import (
     record_lost,
     resettle_open,
 )
-from alloop.loop.ingest import add_images, mark_replaced, mark_vanished
-from alloop.loop.last_push import begin_push, check_last_push, is_overtaken
-from alloop.loop.presence import Shown, find_replaced, still_there
+from alloop.loop.asking.last_push import begin_push, check_last_push, is_overtaken
+from alloop.loop.intake.ingest import add_images, mark_replaced, mark_vanished
+from alloop.loop.intake.presence import Shown, find_replaced, still_there
 from alloop.loop.writer import actor, check_writer
 from alloop.pool.given import is_given
 from alloop.pool.picture import as_png

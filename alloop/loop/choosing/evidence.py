@@ -17,7 +17,7 @@ from alloop.engine.evidence import count_features, load_head
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import FeatureJob
 from alloop.errors import PoolError
-from alloop.loop.pool_scores import PoolScores
+from alloop.loop.choosing.pool_scores import PoolScores
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, ModelFiles

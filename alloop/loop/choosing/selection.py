@@ -10,14 +10,14 @@ from sqlalchemy.orm import Session
 from alloop.acquisition.batch import Pick
 from alloop.acquisition.strategy import Keys
 from alloop.config.schema import Config
-from alloop.loop.askable import list_askable, list_holdout_to_ask
-from alloop.loop.choosing import RANDOM, Batch, choose_images
-from alloop.loop.evidence import Evidence, Known
-from alloop.loop.filter import find_matching
-from alloop.loop.holdout import holdout_probabilities
-from alloop.loop.named_test import bought
-from alloop.loop.near_copies import Sizes, keep_largest, list_groups, read_sizes
-from alloop.loop.pool_scores import PoolScores
+from alloop.loop.choosing.askable import list_askable, list_holdout_to_ask
+from alloop.loop.choosing.batch import RANDOM, Batch, choose_images
+from alloop.loop.choosing.evidence import Evidence, Known
+from alloop.loop.choosing.filter import find_matching
+from alloop.loop.choosing.pool_scores import PoolScores
+from alloop.loop.intake.holdout import holdout_probabilities
+from alloop.loop.intake.near_copies import Sizes, keep_largest, list_groups, read_sizes
+from alloop.loop.intake.test_set import bought
 from alloop.loop.stopping import batch_size
 from alloop.progress import Progress, silent
 from alloop.project import Project

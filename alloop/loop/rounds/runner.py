@@ -9,19 +9,20 @@ from collections.abc import Callable
 
 from alloop.errors import LeaseHeld, ServerUnavailable
 from alloop.labeling.build import check_classes
-from alloop.loop import people, steps
-from alloop.loop.answers import Recorded
-from alloop.loop.askable import list_askable, list_holdout_to_ask
-from alloop.loop.attention import describe_lost, list_warnings
-from alloop.loop.filter import find_matching
-from alloop.loop.findings import gather_evidence
-from alloop.loop.ingest import look_again
-from alloop.loop.near_copies import group_anew
-from alloop.loop.people import Connection
-from alloop.loop.round_settings import is_free
+from alloop.loop.asking import people
+from alloop.loop.asking.answers import Recorded
+from alloop.loop.asking.people import Connection
+from alloop.loop.choosing.askable import list_askable, list_holdout_to_ask
+from alloop.loop.choosing.filter import find_matching
+from alloop.loop.intake.ingest import look_again
+from alloop.loop.intake.near_copies import group_anew
+from alloop.loop.measuring.findings import gather_evidence
+from alloop.loop.rounds import steps
+from alloop.loop.rounds.attention import describe_lost, list_warnings
+from alloop.loop.rounds.round_settings import is_free
+from alloop.loop.rounds.tally import Tally, tally
+from alloop.loop.rounds.unheeded import list_unheeded
 from alloop.loop.stopping import stop_reason
-from alloop.loop.tally import Tally, tally
-from alloop.loop.unheeded import list_unheeded
 from alloop.loop.writer import writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
