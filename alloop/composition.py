@@ -1,6 +1,6 @@
 """Which methods exist, what they are called, and which of them go together. Names and numbers only, no tensors.
 
-Source: methods.md sections 1 (Composition), 11 and 12.
+Source: docs/methods.md sections 1 (Composition), 11 and 12.
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ def mutual_information(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
     Raises:
         ValueError: A single member cannot disagree with itself; a prediction is not finite.
 
-    Source: Houlsby et al. (2011), arXiv 1112.5745, equation 2; methods.md section 4.
+    Source: Houlsby et al. (2011), arXiv 1112.5745, equation 2; docs/methods.md section 4.
     """
     if log_probs.shape[0] < 2:
         raise ValueError("mutual information needs at least 2 members, got 1")

@@ -18,7 +18,7 @@ class Split(enum.StrEnum):
 
 
 class RoundState(enum.StrEnum):
-    """Where a round stands; design.md section 2 says what each one waits for."""
+    """State of a round. `alloop.loop.state` says which state may follow which."""
 
     CREATED = "created"
     TRAINED = "trained"

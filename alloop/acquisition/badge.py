@@ -31,7 +31,7 @@ def badge(candidates: Candidates, k: int, seed: int) -> Choice:
         was drawn. Probabilities are left out: an image that is sure, or a copy, can hardly be drawn or not at all, and
         estimates weighted by such chances are worthless.
 
-    Source: Ash et al. (2020), arXiv 1906.03671, algorithm 1; acquisition.md section 9.
+    Source: Ash et al. (2020), arXiv 1906.03671, algorithm 1; docs/acquisition.md section 9.
     """
     assert candidates.members is not None and candidates.features is not None
     errors, h = output_gradients(candidates.members), candidates.features

@@ -63,7 +63,7 @@ def compose_batch(
     Returns:
         The picks by rank, and the strategy's notes.
 
-    Source: acquisition.md sections 0 and 15.
+    Source: docs/acquisition.md sections 0 and 15.
     """
     n_random = math.floor(k * random_fraction + 0.5)
     drawn, probability = draw_uniform(np.argsort(keys, kind="stable"), n_random, generator)

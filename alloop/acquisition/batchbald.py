@@ -46,7 +46,7 @@ def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
     Raises:
         ValueError: There is a single member.
 
-    Source: Kirsch et al. (2019), arXiv 1906.08158, algorithm 1; acquisition.md section 6.
+    Source: Kirsch et al. (2019), arXiv 1906.08158, algorithm 1; docs/acquisition.md section 6.
     """
     members = candidates.members
     assert members is not None

@@ -28,7 +28,7 @@ def cluster_margin(candidates: Candidates, k: int, seed: int) -> Choice:
     Returns:
         Scores are -(p̄_(1) - p̄_(2)), in [-1, 0].
 
-    Source: Citovsky et al. (2021), arXiv 2107.14263, algorithm 1; acquisition.md section 13.
+    Source: Citovsky et al. (2021), arXiv 2107.14263, algorithm 1; docs/acquisition.md section 13.
     """
     assert candidates.log_probs is not None and candidates.features is not None
     margins = margin_of(candidates.log_probs)

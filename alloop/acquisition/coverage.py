@@ -55,7 +55,7 @@ def max_herding(candidates: Candidates, k: int, seed: int) -> Choice:
     Returns:
         Scores are the gain in mean coverage, in [0, 1].
 
-    Source: Bae et al. (2024), arXiv 2407.12212, algorithm 1, with sigma = 1; acquisition.md section 11.
+    Source: Bae et al. (2024), arXiv 2407.12212, algorithm 1, with sigma = 1; docs/acquisition.md section 11.
     """
     return herd(candidates, k, seed, gaussian(1.0))
 
@@ -71,7 +71,7 @@ def uherding(candidates: Candidates, k: int, seed: int) -> Choice:
     Returns:
         Scores are the gain in mean weighted coverage, in [0, 1].
 
-    Source: Bae et al. (2025), arXiv 2412.20644, algorithm 1; acquisition.md section 11.
+    Source: Bae et al. (2025), arXiv 2412.20644, algorithm 1; docs/acquisition.md section 11.
     """
     assert candidates.log_probs is not None
     uncertainty = 1 + margin_of(candidates.log_probs)
@@ -91,7 +91,7 @@ def probcover(candidates: Candidates, k: int, seed: int) -> Choice:
     Returns:
         Scores are the share of the pool that was newly covered.
 
-    Source: Yehuda et al. (2022), arXiv 2205.11320, algorithm 1; acquisition.md section 11.
+    Source: Yehuda et al. (2022), arXiv 2205.11320, algorithm 1; docs/acquisition.md section 11.
     """
     assert candidates.features is not None
     known = 0 if candidates.labels is None else len(np.unique(candidates.labels[candidates.labels >= 0].numpy()))

@@ -28,7 +28,7 @@ def dropquery(candidates: Candidates, k: int, seed: int) -> Choice:
     Returns:
         Ordered by, and with scores of, the number of passes that disagree.
 
-    Source: Gupte et al. (2024), arXiv 2401.14555, algorithm 1; acquisition.md section 12.
+    Source: Gupte et al. (2024), arXiv 2401.14555, algorithm 1; docs/acquisition.md section 12.
     """
     assert candidates.log_probs is not None and candidates.features is not None
     flips = _flips(candidates, candidates.log_probs.argmax(dim=1), seed)

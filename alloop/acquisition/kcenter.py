@@ -34,7 +34,7 @@ def k_center(candidates: Candidates, k: int, seed: int) -> Choice:
         Scores are the distance [0, 2] to the nearest labeled or chosen image when it was picked; the first without
         labels has the distance of the second.
 
-    Source: Sener & Savarese (2018), arXiv 1708.00489, algorithm 1; acquisition.md section 8.
+    Source: Sener & Savarese (2018), arXiv 1708.00489, algorithm 1; docs/acquisition.md section 8.
     """
     assert candidates.features is not None
     z = unit_(candidates.features)

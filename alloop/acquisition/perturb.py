@@ -45,7 +45,7 @@ def draw(
     Raises:
         ValueError: A score is not finite, or negative for power; no such kind.
 
-    Source: Kirsch et al. (2021), arXiv 2106.12059; acquisition.md sections 7 and 15.
+    Source: Kirsch et al. (2021), arXiv 2106.12059; docs/acquisition.md sections 7 and 15.
     """
     n = len(scores)
     k = min(max(k, 0), n)

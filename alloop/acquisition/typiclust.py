@@ -43,7 +43,7 @@ def typiclust(candidates: Candidates, k: int, seed: int) -> Choice:
     Returns:
         Scores are the typicality: 1 / (mean distance to the neighbors + 1e-5); 0 for an image alone in its cluster.
 
-    Source: Hacohen, Dekel & Weinshall (2022), arXiv 2202.02794, section 3; acquisition.md section 10.
+    Source: Hacohen, Dekel & Weinshall (2022), arXiv 2202.02794, section 3; docs/acquisition.md section 10.
     """
     assert candidates.features is not None
     z = unit_(candidates.features)

@@ -18,7 +18,7 @@ def predictive_entropy(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
     Returns:
         One score per image in [0, ln K]; 0 when all members are sure of one class.
 
-    Source: Settles (2009), Active Learning Literature Survey, section 3.1; methods.md section 4.
+    Source: Settles (2009), Active Learning Literature Survey, section 3.1; docs/methods.md section 4.
     """
     return entropy(_mean(log_probs))
 
@@ -47,7 +47,7 @@ def variation_ratio(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
     Raises:
         ValueError: One member is always of its own opinion.
 
-    Source: Freeman (1965); methods.md section 4.
+    Source: Freeman (1965); docs/methods.md section 4.
     """
     check_log_probs(log_probs)
     n_members, _, n_classes = log_probs.shape

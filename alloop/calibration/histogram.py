@@ -2,7 +2,7 @@
 
 Never measure it with the same bins of equal width on the images it was fitted to.
 
-Source: Zadrozny & Elkan (2001); methods.md section 7.4.
+Source: Zadrozny & Elkan (2001); docs/methods.md section 7.4.
 """
 
 import dataclasses

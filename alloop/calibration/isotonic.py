@@ -1,6 +1,6 @@
 """Isotonic regression: the non-decreasing curve that fits best, for each class by itself.
 
-Source: Zadrozny & Elkan (2002); methods.md section 7.3.
+Source: Zadrozny & Elkan (2002); docs/methods.md section 7.3.
 """
 
 import dataclasses

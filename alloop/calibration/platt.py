@@ -1,6 +1,6 @@
 """Platt scaling: a logistic curve over each class's log-odds, normalized over the classes.
 
-Source: Platt (1999), "Probabilistic outputs for support vector machines"; methods.md section 7.2.
+Source: Platt (1999), "Probabilistic outputs for support vector machines"; docs/methods.md section 7.2.
 """
 
 import dataclasses

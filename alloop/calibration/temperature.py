@@ -1,6 +1,7 @@
 """Temperature scaling: one number that makes the model's confidence match its holdout accuracy.
 
-Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017; methods.md section 7.1.
+Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017;
+docs/methods.md section 7.1.
 """
 
 import dataclasses

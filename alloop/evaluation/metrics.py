@@ -3,7 +3,7 @@
 Two kinds of input with two names: `probs` are probabilities [N, K] whose rows sum to 1, `log_probs` their logarithms.
 Labels are class positions [N]. No images: every measure is nan, for nobody knows.
 
-Source of all definitions and bin conventions: methods.md section 8.
+Source of all definitions and bin conventions: docs/methods.md section 8.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def nll_per_image(log_probs: Array, labels: Labels) -> npt.NDArray[np.float64]:
 
 
 def nll(log_probs: Array, labels: Labels) -> float:
-    """Mean negative log-likelihood, nats. Never clipped: a sure mistake makes it inf (methods.md section 8.3)."""
+    """Mean negative log-likelihood, nats. Never clipped: a sure mistake makes it inf (docs/methods.md section 8.3)."""
     return float(nll_per_image(log_probs, labels).mean()) if len(labels) else float("nan")
 
 
@@ -128,7 +128,7 @@ def confidence_bins(probs: Array, labels: Labels, n_bins: int = N_BINS) -> Bins:
 def adaptive_ece(probs: Array, labels: Labels, n_bins: int = N_BINS) -> float:
     """ECE over bins with equally many images: quantiles (linearly interpolated) of the confidence, right-closed.
 
-    Equal quantiles are merged; the lowest confidence belongs to the first bin. Source: methods.md section 8.2.
+    Equal quantiles are merged; the lowest confidence belongs to the first bin. Source: docs/methods.md section 8.2.
     """
     if not len(labels):
         return float("nan")
@@ -142,7 +142,7 @@ def adaptive_ece(probs: Array, labels: Labels, n_bins: int = N_BINS) -> float:
 def classwise_ece(probs: Array, labels: Labels, n_bins: int = N_BINS) -> float:
     """Mean over all K classes of the calibration error of p_k against [y = k]; compare at equal K only.
 
-    Source: methods.md section 8.2.
+    Source: docs/methods.md section 8.2.
     """
     if not len(labels):
         return float("nan")

@@ -3,7 +3,7 @@
 Two kinds of input with two names: `log_probs` [M, N, K] are normalized, `logits` [M, N, K] are raw. Scores of
 logits are means over members of each member's score: the logits of a pooled prediction do not exist.
 
-Source of all formulas and defaults: methods.md section 9.
+Source of all formulas and defaults: docs/methods.md section 9.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 The positive class is "out" unless a name says otherwise. Equal scores are never split.
 
-Source of all definitions: methods.md section 9.
+Source of all definitions: docs/methods.md section 9.
 """
 
 import dataclasses

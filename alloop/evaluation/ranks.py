@@ -30,5 +30,8 @@ def ranks(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool]) ->
 
 
 def average_rank(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool] = (True, False, False)) -> Array:
-    """Mean rank of every method [methods]; by default over accuracy, ECE and NLL. Source: methods.md section 8.5."""
+    """Mean rank of every method [methods]; by default over accuracy, ECE and NLL.
+
+    Source: docs/methods.md section 8.5.
+    """
     return np.asarray(ranks(values, higher_is_better).mean(axis=1))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from alloop.records import Interval
 
-SMALLEST = 50  # effective sample size below which no number is quoted (acquisition.md section 15)
+SMALLEST = 50  # effective sample size below which no number is quoted (docs/acquisition.md section 15)
 Array = npt.NDArray[np.float64]
 
 

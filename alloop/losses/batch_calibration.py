@@ -45,7 +45,7 @@ def mmce(log_probs: Float[Tensor, "B K"], targets: Classes, width: float = 0.4) 
     Raises:
         ValueError: Soft targets: whether the prediction of a mixed image is right is undefined.
 
-    Source: Kumar, Sarawagi & Jain, ICML 2018, equation 6; methods.md section 5.6.
+    Source: Kumar, Sarawagi & Jain, ICML 2018, equation 6; docs/methods.md section 5.6.
     """
     log_confidence, correct = _confidence(log_probs, targets, "mmce")
     if len(targets) < SMALLEST_MMCE_BATCH:
@@ -81,7 +81,7 @@ def dca(log_probs: Float[Tensor, "B K"], targets: Classes) -> Tensor:
     Raises:
         ValueError: Soft targets, as in `mmce`.
 
-    Source: Liang et al., BMVC 2020, equation 3; methods.md section 5.7.
+    Source: Liang et al., BMVC 2020, equation 3; docs/methods.md section 5.7.
     """
     log_confidence, correct = _confidence(log_probs, targets, "dca")
     return (log_confidence.exp().mean() - correct.to(log_probs.dtype).mean()).abs()

@@ -39,7 +39,7 @@ def composed_loss(
     Raises:
         ValueError: Soft targets, where the loss has no meaning for them; a row of logits that is not finite.
 
-    Source: methods.md section 1, "Composition".
+    Source: docs/methods.md section 1, "Composition".
     """
     n_heads = logits.shape[0]
     if n_heads == 1:

@@ -28,7 +28,7 @@ def cross_entropy(
         weights: One non-negative factor per class; None means 1.
         reduction: "mean" over B, "sum", or "none" for one value per image [B].
 
-    Source: methods.md sections 1 (pitfalls) and 5.1.
+    Source: docs/methods.md sections 1 (pitfalls) and 5.1.
     """
     return reduce_loss(_per_image(log_probs, targets, weights), reduction)
 

@@ -25,7 +25,7 @@ def entropy_regularized(
         beta: β, at least 0.
         threshold: Γ, nats: entropy above it is not rewarded any more.
 
-    Source: Pereyra et al., ICLR workshop 2017, equations 2 and 3; methods.md section 5.5.
+    Source: Pereyra et al., ICLR workshop 2017, equations 2 and 3; docs/methods.md section 5.5.
     """
     fit = cross_entropy(log_probs, targets, weights, "none")
     entropy = entropy_of(log_probs)

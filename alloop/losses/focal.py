@@ -31,7 +31,7 @@ def focal(
     Raises:
         ValueError: Another γ.
 
-    Source: Lin et al., ICCV 2017; for calibration Mukhoti et al., NeurIPS 2020; methods.md section 5.4.
+    Source: Lin et al., ICCV 2017; for calibration Mukhoti et al., NeurIPS 2020; docs/methods.md section 5.4.
     """
     if gamma != 0 and not gamma >= 1:
         raise ValueError(f"gamma of the focal loss must be 0 or at least 1, not {gamma:g}")

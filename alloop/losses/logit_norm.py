@@ -21,7 +21,7 @@ def normalize_logits(logits: Float[Tensor, "*members B K"], tau: float = 0.04) -
         logits: Raw.
         tau: τ > 0, to be tuned on every data set.
 
-    Source: Wei et al., ICML 2022, equation 6; methods.md section 5.8.
+    Source: Wei et al., ICML 2022, equation 6; docs/methods.md section 5.8.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) + _EPSILON

@@ -1,7 +1,7 @@
 """Multi-Head Multi-Loss: M heads on one trunk, each weighing the classes differently, trained on their mean as well.
 
 Source: Galdran, Verjans, Carneiro & González Ballester, "Multi-Head Multi-Loss Model Calibration", MICCAI 2023
-(arXiv 2303.01099); where paper and published code differ, methods.md section 1 says which one is followed.
+(arXiv 2303.01099); where paper and published code differ, docs/methods.md section 1 says which one is followed.
 """
 
 import logging
@@ -43,7 +43,7 @@ def multi_head_loss(
         loss_scale: "sum" is the paper's formula; "mean" keeps the learning rate independent of M (published code).
         reduction: "mean" over B, "sum", or "none" for one value per image [B].
 
-    Source: equations 3 and 4 of the paper; methods.md section 1.
+    Source: equations 3 and 4 of the paper; docs/methods.md section 1.
     """
     with torch.autocast(logits.device.type, enabled=False):
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -97,7 +97,7 @@ def assign_specialties(
     Raises:
         ValueError: Fewer than two classes, no head, or `known` does not fit.
 
-    Source: methods.md section 1, "Class weights".
+    Source: docs/methods.md section 1, "Class weights".
     """
     if n_classes < 2 or n_heads < 1:
         raise ValueError(f"need at least 2 classes and 1 head, got {n_classes} and {n_heads}")

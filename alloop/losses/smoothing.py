@@ -25,7 +25,7 @@ def label_smoothing(
         reduction: "mean", "sum" or "none".
         epsilon: ε in [0, 1].
 
-    Source: Szegedy et al., CVPR 2016, section 7; methods.md section 5.2.
+    Source: Szegedy et al., CVPR 2016, section 7; docs/methods.md section 5.2.
     """
     return cross_entropy(log_probs, smooth(soft(targets, log_probs), epsilon), weights, reduction)
 
@@ -60,7 +60,7 @@ def margin_label_smoothing(
         margin: m, logits. For K = 2 confidence above sigmoid(m) is discouraged.
         alpha: α. The paper sums over k: its coefficient is this α / K (the published code is followed).
 
-    Source: Liu et al., "The Devil is in the Margin", CVPR 2022, equation 9; methods.md section 5.3.
+    Source: Liu et al., "The Devil is in the Margin", CVPR 2022, equation 9; docs/methods.md section 5.3.
     """
     fit = cross_entropy(logits.log_softmax(dim=-1), targets, weights, "none")
     # max(dim): under ties one logit gets the gradient, not all.

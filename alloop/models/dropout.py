@@ -3,7 +3,7 @@
 Before the heads (`HeadDropout`) the trunk runs once and only the cheap last layer repeats. Networks with dropout inside
 (`active_dropout`, `stochastic_logits`) have to run M times.
 
-Source: Gal & Ghahramani, ICML 2016; methods.md section 3.
+Source: Gal & Ghahramani, ICML 2016; docs/methods.md section 3.
 """
 
 import contextlib

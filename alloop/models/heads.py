@@ -11,7 +11,7 @@ class MultiHead(nn.Module):
     """M independent linear classifiers on the same standardized features.
 
     Pooling is a separate step (`predictive.mean_log_probs`), in training and in scoring alike. bfloat16 logits near 30
-    have a spacing of 0.25, so autocast is off in here (methods.md sections 4 and 11).
+    have a spacing of 0.25, so autocast is off in here (docs/methods.md sections 4 and 11).
 
     Args:
         n_features, n_heads, n_classes: D, M and K.

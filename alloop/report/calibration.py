@@ -72,7 +72,7 @@ class Bar:
 
 
 def reliability_bars(data: ReliabilityData) -> list[Bar]:
-    """The bars of the bins that are not empty, with 95 % Wilson intervals. Source: methods.md section 8.6."""
+    """The bars of the bins that are not empty, with 95 % Wilson intervals. Source: docs/methods.md section 8.6."""
     width = 1 / len(data.count)
     rows = enumerate(zip(data.count, data.confidence, data.accuracy, strict=True))
     return [

@@ -155,7 +155,7 @@ def _outputs(
         logits.append(predictor.logits(network.heads, rows, [image.sha256 for image in images]))
         lengths.append(predictor.lengths(network.heads, rows))
     raw = torch.cat(logits)
-    # Not the predictions: those of LogitNorm are of normalized logits, and the norm is what tells (methods.md 5.8).
+    # Raw logits: LogitNorm predicts from normalized ones, whose norm says nothing (docs/methods.md section 5.8).
     return torch.cat(lengths), raw, raw.log_softmax(dim=-1)
 
 
