@@ -19,25 +19,38 @@ Statistic = Callable[[Counts], npt.NDArray[np.float64]]  # counts → one value 
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Interval for a share, such as accuracy; never leaves [0, 1] and is sane at 0 and n successes.
+    """Wilson's score interval of a share, such as accuracy. It stays within [0, 1], also at 0 and n successes.
 
-    No images: the value is nan and the interval is [0, 1].
-
-    Source: Wilson (1927), equation for the score interval without continuity correction.
+    Without images the value is nan and the interval is [0, 1].
     """
     method = f"wilson {confidence:.0%}"
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
     if n == 0:
         return Interval(math.nan, 0.0, 1.0, 0, method)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    middle, half = wilson_parts(share, n, confidence)
     # At the ends the bound is exactly 0 or 1; rounding must not make it 1e-17.
     low = 0.0 if successes == 0 else max(0.0, middle - half)
     high = 1.0 if successes == n else min(1.0, middle + half)
     return Interval(share, low, high, n, method)
+
+
+def wilson_parts(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Middle and half-width of Wilson's interval.
+
+    SciPy's binomtest has the same formula for whole numbers only; an effective sample size need not be whole.
+
+    Args:
+        share: Observed share, in [0, 1].
+        n: Number of images, above 0.
+        confidence: In (0, 1).
+
+    Source: Wilson (1927), equation for the score interval without continuity correction.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    return middle, z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
 
 
 def bootstrap(

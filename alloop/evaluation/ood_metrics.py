@@ -80,29 +80,6 @@ def ood_intervals(
     return intervals
 
 
-def auroc(id_scores: Scores, ood_scores: Scores) -> float:
-    """Area under the ROC curve, as the Mann-Whitney statistic; 0.5 for a constant score."""
-    return _auroc(*_count(id_scores, ood_scores))
-
-
-def false_positive_rate(positive: Scores, negative: Scores, target: float = TARGET) -> float:
-    """Smallest false positive rate among thresholds that keep at least `target` of the positives.
-
-    Args:
-        positive: Scores; larger means more likely positive. Thresholds are scores that occur.
-        negative: Scores.
-        target: In (0, 1].
-    """
-    others, those = _count(negative, positive)
-    return _false_positive_rate(those[::-1], others[::-1], target)
-
-
-def average_precision(positive: Scores, negative: Scores) -> float:
-    """Σ (recall step) * precision, step-wise: trapezoids are optimistic where scores are equal."""
-    others, those = _count(negative, positive)
-    return _average_precision(those[::-1], others[::-1])
-
-
 def _count(inside: Scores, outside: Scores) -> tuple[Counts, Counts]:
     """How many images of each set have each of the distinct scores, from the lowest up."""
     values, groups = np.unique(np.concatenate([inside, outside]), return_inverse=True)
@@ -125,19 +102,26 @@ def _measure(inside: Counts, outside: Counts) -> OodMetrics:
 
 
 def _auroc(inside: Counts, outside: Counts) -> float:
+    """Area under the ROC curve, as the Mann-Whitney statistic; 0.5 for a constant score."""
     below = inside.cumsum() - inside / 2
     return float((outside * below).sum() / (inside.sum() * outside.sum()))
 
 
-def _false_positive_rate(positive: Counts, negative: Counts, target: float = TARGET) -> float:
-    """Counts from the score that is flagged first."""
+def _false_positive_rate(positive: Counts, negative: Counts) -> float:
+    """Smallest false positive rate among the thresholds that keep at least 95 % of the positives.
+
+    Thresholds are scores that occur. Counts begin with the score that is flagged first.
+    """
     # Rates only grow: the first threshold that is enough has the smallest false positive rate.
-    enough = positive.cumsum() / positive.sum() >= target
+    enough = positive.cumsum() / positive.sum() >= TARGET
     return float(negative.cumsum()[enough.argmax()] / negative.sum())
 
 
 def _average_precision(positive: Counts, negative: Counts) -> float:
-    """Counts from the score that is flagged first."""
+    """Σ (recall step) * precision, step-wise: trapezoids are optimistic where scores are equal.
+
+    Counts begin with the score that is flagged first.
+    """
     hits = positive.cumsum()
     flagged = np.maximum(hits + negative.cumsum(), 1)  # a score that no image of a resample has
     return float((positive * hits / flagged).sum() / positive.sum())

@@ -53,7 +53,7 @@ def compare_paired(new: Correct, old: Correct, generator: np.random.Generator) -
 def mcnemar(only_new: int, only_old: int) -> float:
     """Two-sided exact p-value in (0, 1]: how often a fair coin splits the discordant images at least this unevenly.
 
-    No discordant image: 1.
+    No discordant image: 1. SciPy's binomtest gives the same, but `alloop status` would wait for its import.
 
     Source: McNemar (1947), Psychometrika 12(2); exact binomial form.
     """

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 Array = npt.NDArray[np.float64]
 
@@ -24,9 +25,7 @@ def ranks(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool]) ->
     if np.isnan(wide).any():
         raise ValueError(f"the measures of row {int(np.isnan(wide).any(axis=1).argmax())} hold nan, which has no rank")
     signed = np.where(np.asarray(higher_is_better), -wide, wide)
-    smaller = (signed[None] < signed[:, None]).sum(axis=1)
-    equal = (signed[None] == signed[:, None]).sum(axis=1)
-    return np.asarray(smaller + (equal + 1) / 2, dtype=np.float64)
+    return np.asarray(rankdata(signed, axis=0), dtype=np.float64)
 
 
 def average_rank(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool] = (True, False, False)) -> Array:

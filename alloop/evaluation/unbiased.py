@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from alloop.evaluation.intervals import wilson_parts
 from alloop.records import Interval
 
 SMALLEST = 50  # effective sample size below which no number is quoted (docs/acquisition.md section 15)
@@ -86,13 +87,7 @@ def lure_risk(draw_probs: Array, losses: Array, pool: int, smallest: float = SMA
     z = NormalDist().inv_cdf(0.975)
     # What was drawn of a finite pool is known: drawing all of it leaves nothing to chance.
     spread = math.sqrt(float(weighted.var(ddof=1)) / n * max(0.0, 1 - n / pool)) if n > 1 else 1.0
-    middle, half = _wilson_parts(min(max(risk, 0.0), 1.0), effective, z)
+    middle, half = wilson_parts(min(max(risk, 0.0), 1.0), effective)
     low, high = min(risk - z * spread, middle - half), max(risk + z * spread, middle + half)
     interval = Interval(risk, max(0.0, low), min(1.0, high), round(effective), "lure 95%")
     return Risk(interval, effective, len(losses), n, pool)
-
-
-def _wilson_parts(share: float, n: float, z: float) -> tuple[float, float]:
-    """Middle and half-width of Wilson's interval for a number of images that need not be whole."""
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    return middle, z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from alloop.evaluation import metrics
 from alloop.evaluation.intervals import adaptive_ece_of, bootstrap, classwise_ece_of, ece_of, mce_of, mean_of, wilson
@@ -28,6 +29,14 @@ def test_wilsons_interval_of_none_and_all_stays_within_zero_and_one():
     # At 0 of n it is [0, z² / (n + z²)].
     assert (wilson(0, 20).low, wilson(0, 20).high) == pytest.approx((0, 3.841459 / 23.841459), abs=1e-6)
     assert (wilson(20, 20).low, wilson(20, 20).high) == pytest.approx((20 / 23.841459, 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (3, 7), (190, 200), (49_999, 50_000)])
+def test_wilsons_interval_agrees_with_scipys(successes: int, n: int):
+    interval = wilson(successes, n, 0.9)
+
+    expected = binomtest(successes, n).proportion_ci(0.9, method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_nothing_counted_means_anything_is_possible():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alloop.evaluation import ood
-from alloop.evaluation.ood_metrics import auroc, average_precision, false_positive_rate, measure_ood, ood_intervals
+from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
 from alloop.evaluation.ranks import average_rank, ranks
 
 ASSETS = Path(__file__).parents[2] / "assets" / "golden"
@@ -222,16 +222,20 @@ def test_metrics_of_many_ties_agree_with_their_definitions(inside, outside):
 
     pairs = np.mean([(o > i) + (o == i) / 2 for o in outside for i in inside])
     rates = [(np.mean(ood_scores >= threshold), np.mean(id_scores >= threshold)) for threshold in {*inside, *outside}]
-    assert auroc(id_scores, ood_scores) == pytest.approx(pairs)
-    assert false_positive_rate(ood_scores, id_scores) == min(false for true, false in rates if true >= 0.95)
-    assert auroc(ood_scores, id_scores) == pytest.approx(1 - pairs)
+    measured = measure_ood(id_scores, ood_scores)
+    assert measured.auroc == pytest.approx(pairs)
+    assert measured.fpr95 == min(false for true, false in rates if true >= 0.95)
+    assert measure_ood(ood_scores, id_scores).auroc == pytest.approx(1 - pairs)
     shifted = measure_ood(id_scores * 3 + 1, ood_scores * 3 + 1)
-    assert shifted == measure_ood(id_scores, ood_scores)
+    assert shifted == measured
 
 
 def test_a_constant_score_is_worth_the_prevalence():
-    assert average_precision(np.zeros(5), np.zeros(15)) == 0.25
-    assert false_positive_rate(np.zeros(5), np.zeros(15)) == 1.0
+    measured = measure_ood(np.zeros(15), np.zeros(5))
+
+    assert measured.aupr_out == 0.25
+    assert measured.fpr95 == 1.0
+    assert measured.auroc == 0.5
 
 
 def test_intervals_are_as_wide_as_the_standard_error_of_the_area_says():
