@@ -1,6 +1,6 @@
 """Runs jobs here and now. Every executor has these methods; nothing that calls them knows which one it is."""
 
-from alloop.engine.evidence import run_features
+from alloop.engine.features import run_features
 from alloop.engine.jobs import FeatureJob, FeatureResult, ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score import run_score
 from alloop.engine.train import run_train

@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from alloop.engine.build import Hardware
-from alloop.engine.device import full_float32, in_halves
+from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
+from alloop.engine.device import explained_shortage, full_float32, in_halves
+from alloop.engine.jobs import FeatureJob, FeatureResult
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.given import Given
@@ -23,6 +25,26 @@ Failed = tuple[tuple[int, str], ...]  # image ids that could not be read now, an
 
 SHARD_ROWS = 8192  # features held back before they are written
 SHARD_SECONDS = 30.0  # and for how long: what a killed run has to do again
+
+
+@explained_shortage()
+def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
+    """Features of images, computed where the cache lacks them; memory is that of the result."""
+    hardware = build_hardware(job.config, job.device)
+    backbone = build_backbone(job.config, search_paths(job.cache))
+    cache, failed = ensure_features(job.images, backbone, job.cache, hardware, progress)
+    gone = {image_id for image_id, _ in failed}
+    there = [image for image in job.images if image.image_id not in gone]
+    return FeatureResult(
+        image_ids=np.array([image.image_id for image in there], dtype=np.int64),
+        features=cache.take([image.key for image in there]),
+        failed=failed,
+    )
+
+
+def count_features(job: FeatureJob) -> int:
+    """D, before anything is computed."""
+    return build_backbone(job.config, search_paths(job.cache)).n_features
 
 
 def ensure_features(

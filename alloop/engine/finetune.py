@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from alloop.engine.batch_norm import Norm
 from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import may_fit_smaller, release_memory
 from alloop.engine.features import Failed, trunk_batches
 from alloop.engine.objective import Objective
-from alloop.engine.statistics import Norm
 from alloop.errors import ModelError
 from alloop.losses.mixing import mix
 from alloop.losses.named import Loss

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from alloop.engine.features import Failed
 from alloop.engine.jobs import TrainJob
-from alloop.engine.model_files import read_network, write_network
-from alloop.engine.predict import Network
+from alloop.engine.model_files import Network, read_network, write_network
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_json
 

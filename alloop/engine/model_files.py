@@ -17,7 +17,6 @@ import safetensors.torch
 from torch import Tensor
 
 from alloop.config.schema import Config, ModelConfig, TrainConfig
-from alloop.engine.predict import Network
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_json
 from alloop.models.heads import MultiHead
@@ -25,6 +24,14 @@ from alloop.records import Calibration, ModelFiles
 
 WEIGHTS, METADATA = "model.safetensors", "model.json"
 FORMAT = 2  # 1 had one network, and a temperature
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One trained network. `trunk` is its trunk's state by name; empty in frozen mode, where it is as published."""
+
+    heads: MultiHead  # in eval mode, on the CPU
+    trunk: dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.device import full_float32, in_halves
 from alloop.engine.features import Failed, load_batches
+from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.model_files import ModelVersion
-from alloop.engine.predict import Predictor
 from alloop.errors import ModelError
 from alloop.evaluation import ood
 from alloop.models.heads import MultiHead
@@ -25,9 +25,9 @@ from alloop.records import ImageRef
 class Odin:
     """Scores images with all networks of a model version, one trunk in memory at a time."""
 
-    def __init__(self, job: ScoreJob, version: ModelVersion, predictor: Predictor) -> None:
-        """The job says where to compute; the predictor must be repeatable."""
-        self._version, self._predictor = version, predictor
+    def __init__(self, job: ScoreJob, version: ModelVersion, passes: HeadPasses) -> None:
+        """The job says where to compute; the passes must be repeatable."""
+        self._version, self._passes = version, passes
         self._backbone = build_backbone(job.config, search_paths(job.cache))
         self._hardware = build_hardware(job.config, job.device)
 
@@ -59,7 +59,7 @@ class Odin:
 
         def network(inputs: Tensor) -> Tensor:
             features = trunk(inputs).float().cpu()
-            return torch.cat([self._predictor.logits_with_gradient(part, features) for part in heads])
+            return torch.cat([self._passes.logits_with_gradient(part, features) for part in heads])
 
         def run(part: Tensor) -> Tensor:
             normalized = backbone.normalize(part.to(self._hardware.device))

@@ -12,10 +12,11 @@ from alloop.engine.calibrate import apply_calibration
 from alloop.engine.device import explained_shortage
 from alloop.engine.features import depth_of_all, ensure_features, trunk_batches
 from alloop.engine.finetune import trunk_features
+from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import ScoreJob, ScoreResult
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import Odin
-from alloop.engine.predict import Predictor, ood_score
+from alloop.engine.ood_score import ood_score
 from alloop.engine.score_file import ScoreWriter
 from alloop.engine.trunk_file import TrunkWriter
 from alloop.errors import ModelError
@@ -42,27 +43,27 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     """
     started = time.perf_counter()
     version = load_model(job.model)
-    predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
+    passes = HeadPasses(version.as_trained(job.config), int(version.metadata["seed"]))
     failed: list[tuple[int, str]] = []
     name = job.config.acquisition.ood_score
-    odin = Odin(job, version, predictor) if name == "odin" else None
+    odin = Odin(job, version, passes) if name == "odin" else None
     with (
         TrunkWriter(job.features_out if version.trunk else None, len(job.images) + len(job.labeled)) as trunk_rows,
         atomic_path(job.out) as temporary,
         ScoreWriter(temporary, version, job.model.sha256, keep_members=job.keep_members) as writer,
     ):
         done = 0
-        for images, logits, lengths in _logits(job, version, predictor, failed, trunk_rows, progress):
+        for images, logits, lengths in _logits(job, version, passes, failed, trunk_rows, progress):
             unlike = None
             if odin is not None:
                 unlike, kept, unreadable = odin.score(images, progress)
                 failed += unreadable
                 images, logits, lengths = [images[place] for place in kept], logits[:, kept], lengths[:, kept]
-            members = predictor.log_probs(logits)
+            members = passes.log_probs(logits)
             pooled = mean_log_probs(members)
             final = apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled
             # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
-            pooled_raw = mean_log_probs(logits.log_softmax(dim=-1)) if predictor.loss.name == "logit-norm" else final
+            pooled_raw = mean_log_probs(logits.log_softmax(dim=-1)) if passes.loss.name == "logit-norm" else final
             if unlike is None:
                 unlike = ood_score(name, logits, lengths, members, pooled_raw)
             writer.write(images, final, members, unlike)
@@ -82,7 +83,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
 def _logits(
     job: ScoreJob,
     version: ModelVersion,
-    predictor: Predictor,
+    passes: HeadPasses,
     failed: list[tuple[int, str]],
     trunk_rows: TrunkWriter,
     progress: Progress,
@@ -95,7 +96,7 @@ def _logits(
     backbone = build_backbone(job.config, search_paths(job.cache))
     _check_backbone(job, version, backbone)
     if version.trunk and len(version.files) > 1:
-        yield from _of_networks(job, version, predictor, backbone, hardware, failed, trunk_rows)
+        yield from _of_networks(job, version, passes, backbone, hardware, failed, trunk_rows)
         _keep_labeled(job, version, backbone, hardware, trunk_rows)
     elif version.trunk:
         backbone.module.load_state_dict(dict(version.trunk))
@@ -103,8 +104,8 @@ def _logits(
             failed += batch.failed
             read = [refs[position] for position in batch.positions.tolist()]
             logits, lengths = (
-                predictor.logits(version.heads, rows, _hashes(read)),
-                predictor.lengths(version.heads, rows),
+                passes.logits(version.heads, rows, _hashes(read)),
+                passes.lengths(version.heads, rows),
             )
             trunk_rows.add(read, rows)
             yield read, logits, lengths
@@ -112,8 +113,8 @@ def _logits(
     else:
         heads = [version.load_network(number).heads for number in range(len(version.files))]
         for images, rows in _cached(job, version, backbone, hardware, failed, progress):
-            logits = torch.cat([predictor.logits(part, rows, _hashes(images)) for part in heads])
-            yield images, logits, torch.cat([predictor.lengths(part, rows) for part in heads])
+            logits = torch.cat([passes.logits(part, rows, _hashes(images)) for part in heads])
+            yield images, logits, torch.cat([passes.lengths(part, rows) for part in heads])
 
 
 def _cached(
@@ -138,7 +139,7 @@ def _cached(
 def _of_networks(
     job: ScoreJob,
     version: ModelVersion,
-    predictor: Predictor,
+    passes: HeadPasses,
     backbone: Backbone,
     hardware: Hardware,
     failed: list[tuple[int, str]],
@@ -157,8 +158,8 @@ def _of_networks(
             if number == 0:
                 trunk_rows.add([block[position] for position in positions], features)
             read = _hashes([block[position] for position in positions])
-            logits = predictor.logits(network.heads, features, read)
-            lengths = predictor.lengths(network.heads, features)
+            logits = passes.logits(network.heads, features, read)
+            lengths = passes.lengths(network.heads, features)
             rows.append({position: (logits[:, n], lengths[:, n]) for n, position in enumerate(positions)})
             reasons |= dict(unreadable)
         failed += reasons.items()

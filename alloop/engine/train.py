@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alloop.engine.batch_norm import Norm, settle_statistics
 from alloop.engine.build import (
     Hardware,
     build_backbone,
@@ -24,12 +25,11 @@ from alloop.engine.device import deterministic, explained_shortage
 from alloop.engine.features import Failed, depth_of_all, ensure_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified, trunk_features
 from alloop.engine.fit_heads import fit_heads
+from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.members import Fitted, Members
-from alloop.engine.model_files import library_versions, save_version
+from alloop.engine.model_files import Network, library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
-from alloop.engine.predict import Network, Predictor
-from alloop.engine.statistics import Norm, settle_statistics
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
 from alloop.models.backbones import Backbone
@@ -196,8 +196,8 @@ def _cross_validate(
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:
-    predictor = Predictor(job.config, job.seed)
-    return predictor.log_probs(predictor.logits(heads, features, [image.sha256 for image in images]))
+    passes = HeadPasses(job.config, job.seed)
+    return passes.log_probs(passes.logits(heads, features, [image.sha256 for image in images]))
 
 
 def _without_weights(fitted: Fitted) -> Fitted:

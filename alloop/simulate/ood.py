@@ -11,10 +11,10 @@ from torch import Tensor
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import Failed, ensure_features
 from alloop.engine.finetune import trunk_features
+from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import Odin
-from alloop.engine.predict import Predictor
 from alloop.errors import LabelError, ModelError, PoolError
 from alloop.evaluation import ood
 from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
@@ -93,8 +93,8 @@ def measure_strangers(
         PoolError: An image cannot be read.
     """
     version = load_model(job.model)
-    predictor = Predictor(version.as_trained(job.config), int(version.metadata["seed"]))
-    lengths, logits, log_probs = _outputs(job, version, predictor, [*inside, *outside])
+    passes = HeadPasses(version.as_trained(job.config), int(version.metadata["seed"]))
+    lengths, logits, log_probs = _outputs(job, version, passes, [*inside, *outside])
     scores = {
         "MSP": ood.msp(log_probs),
         "entropy": ood.entropy(log_probs),
@@ -107,18 +107,18 @@ def measure_strangers(
         scores["mutual information"] = ood.mutual_information(log_probs)
     n = len(inside)
     found = {name: _measured(name, values[:n], values[n:], seed, draws) for name, values in scores.items()}
-    if odin_images and predictor.is_repeatable:
+    if odin_images and passes.is_repeatable:
         generator = np.random.default_rng(derive_seed(seed, "odin"))
         of_each = [
-            _odin(job, version, predictor, [images[p] for p in generator.permutation(len(images))[:odin_images]])
+            _odin(job, version, passes, [images[p] for p in generator.permutation(len(images))[:odin_images]])
             for images in (inside, outside)
         ]
         found["ODIN"] = _measured("ODIN", of_each[0], of_each[1], seed, draws)
     return found
 
 
-def _odin(job: ScoreJob, version: ModelVersion, predictor: Predictor, images: Sequence[ImageRef]) -> Tensor:
-    scores, _, failed = Odin(job, version, predictor).score(images)
+def _odin(job: ScoreJob, version: ModelVersion, passes: HeadPasses, images: Sequence[ImageRef]) -> Tensor:
+    scores, _, failed = Odin(job, version, passes).score(images)
     _refuse_failed(failed, images)
     return scores
 
@@ -145,15 +145,15 @@ def _measured(name: str, inner: Tensor, outer: Tensor, seed: int, draws: int) ->
 
 
 def _outputs(
-    job: ScoreJob, version: ModelVersion, predictor: Predictor, images: Sequence[ImageRef]
+    job: ScoreJob, version: ModelVersion, passes: HeadPasses, images: Sequence[ImageRef]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lengths of what the last layers saw [M, N], what they gave [M, N, K], and log-softmax of that [M, N, K]."""
     lengths, logits = [], []
     for number in range(len(version.files)):
         network = version.load_network(number)
         rows = _features(job, images, network.trunk)
-        logits.append(predictor.logits(network.heads, rows, [image.sha256 for image in images]))
-        lengths.append(predictor.lengths(network.heads, rows))
+        logits.append(passes.logits(network.heads, rows, [image.sha256 for image in images]))
+        lengths.append(passes.lengths(network.heads, rows))
     raw = torch.cat(logits)
     # Raw logits: LogitNorm predicts from normalized ones, whose norm says nothing (docs/methods.md section 5.8).
     return torch.cat(lengths), raw, raw.log_softmax(dim=-1)

@@ -8,7 +8,7 @@ from gpu_toys import Toys
 
 from alloop.engine.build import build_hardware
 from alloop.engine.device import choose_device, list_devices
-from alloop.engine.evidence import run_features
+from alloop.engine.features import run_features
 from alloop.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import torch
 from gpu_toys import CPU, Sizes, Toys, hardware, load_trunk, on, own_trunk, pictures, relative, relative_to_spread
 
 from alloop.engine import features as extraction
-from alloop.engine.evidence import run_features
+from alloop.engine.features import run_features
 from alloop.models.backbones import Backbone, state_digest
 
 FLOAT32 = 1e-4  # relative, of an image's whole row of features

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alloop.composition import LOSSES
 from alloop.engine.build import HEAD_DECAY, HEAD_PRIOR, HeadRecipe
-from alloop.engine.evidence import run_features
+from alloop.engine.features import run_features
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective, balanced_weights
 from alloop.engine.score import run_score

@@ -18,7 +18,7 @@ from torch import Tensor
 from alloop.engine import features as extraction
 from alloop.engine import finetune as finetuning
 from alloop.engine.build import build_finetune_recipe, build_loss
-from alloop.engine.evidence import run_features
+from alloop.engine.features import run_features
 from alloop.engine.objective import Objective
 from alloop.errors import DeviceError
 from alloop.models.backbones import Backbone

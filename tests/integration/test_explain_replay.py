@@ -12,7 +12,7 @@ from command_line import alloop
 from factories import make_project, write_pool, write_settings
 from test_strategies_in_loop import ALONE, CLASSES, batch, ready
 
-from alloop.engine.evidence import run_features
+from alloop.engine.features import run_features
 from alloop.engine.jobs import FeatureJob
 from alloop.engine.score_file import read_scores
 from alloop.loop.intake.ingest import add_images

@@ -13,8 +13,9 @@ from alloop.acquisition.registry import estimate, find_strategy
 from alloop.acquisition.strategy import Candidates, Cost, Keys, Size
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import Config
-from alloop.engine.evidence import count_features, load_head
+from alloop.engine.evidence import load_head
 from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.features import count_features
 from alloop.engine.jobs import FeatureJob
 from alloop.errors import PoolError
 from alloop.loop.choosing.pool_scores import PoolScores

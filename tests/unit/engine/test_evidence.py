@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from alloop.config.schema import TrainConfig
-from alloop.engine.evidence import count_features, load_head, run_features
+from alloop.engine.evidence import load_head
+from alloop.engine.features import count_features, run_features
 from alloop.engine.jobs import FeatureJob
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_rows, read_scores

@@ -11,6 +11,7 @@ from torch import nn
 from alloop.config.schema import TrainConfig
 from alloop.engine import finetune as finetuning
 from alloop.engine import train as training
+from alloop.engine.batch_norm import settle_statistics
 from alloop.engine.build import build_backbone, build_finetune_recipe, build_hardware, build_loss, search_paths
 from alloop.engine.features import load_batches
 from alloop.engine.finetune import Labeled, split_stratified
@@ -18,7 +19,6 @@ from alloop.engine.model_files import load_model
 from alloop.engine.objective import Objective
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_scores
-from alloop.engine.statistics import settle_statistics
 from alloop.engine.train import run_train
 from alloop.errors import DeviceError, ModelError
 from alloop.models.backbones import Backbone

@@ -12,8 +12,8 @@ from alloop.engine import members as members_of
 from alloop.engine import train as training
 from alloop.engine.build import build_backbone, build_hardware
 from alloop.engine.features import ensure_features
+from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import load_model
-from alloop.engine.predict import Predictor
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_scores
 from alloop.engine.train import run_train
@@ -172,7 +172,7 @@ def test_dropout_passes_differ_and_the_same_job_scores_the_same(toys, consistent
     assert first.sha256 == second.sha256
     assert (result.holdout_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean() > 0.9
     heads = load_model(result.files).heads
-    logits = Predictor(config, 1).logits(heads, torch.randn(5, heads.weight.shape[2]))
+    logits = HeadPasses(config, 1).logits(heads, torch.randn(5, heads.weight.shape[2]))
     assert logits.shape == (6, 5, 3)
     assert (logits.std(dim=0) > 0).all()
 
@@ -182,8 +182,8 @@ def test_one_mask_for_the_whole_pool_does_not_depend_on_who_is_in_it(toys):
     heads = MultiHead(8, 1, 3, torch.Generator().manual_seed(0))
     features = torch.randn(10, 8, generator=torch.Generator().manual_seed(1))
 
-    whole = Predictor(config, 3).logits(heads, features)
-    part = Predictor(config, 3).logits(heads, features[4:7])
+    whole = HeadPasses(config, 3).logits(heads, features)
+    part = HeadPasses(config, 3).logits(heads, features[4:7])
 
     torch.testing.assert_close(whole[:, 4:7], part)
 

@@ -1,6 +1,5 @@
-"""What a network's heads say of features, member by member: each head, under each dropout pass."""
+"""Logits of a network's heads for features. Each head under each dropout pass is one member."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -9,21 +8,21 @@ from torch import Tensor
 
 from alloop.config.schema import Config
 from alloop.engine.build import build_dropout, build_loss
-from alloop.evaluation import ood
 from alloop.losses.named import Loss
 from alloop.models.dropout import HeadDropout
 from alloop.models.heads import MultiHead
 from alloop.seeds import derive_seed
 
 
-class Predictor:
-    """Predicts with the networks of one model version. The same images always get the same predictions.
+class HeadPasses:
+    """Applies heads to features as one model version was trained: its loss and its dropout masks.
 
-    A dropout mask depends on the pass and on the image's content hash; not on the batch, the position or the device.
+    The same images always get the same logits: a dropout mask depends on the pass and on the content hash of the
+    image, not on the batch, the position or the device.
     """
 
     def __init__(self, config: Config, seed: int) -> None:
-        """`seed` is the model version's."""
+        """`config` holds [model] and [train] as the model version was trained, `seed` is the seed of the version."""
         self.loss: Loss = build_loss(config)
         self._dropout: HeadDropout | None = build_dropout(config)
         self._seed = derive_seed(seed, "dropout masks")
@@ -32,7 +31,7 @@ class Predictor:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether features have the same logits whenever they are asked for: no masks are drawn on the way."""
+        """True if the same features have the same logits at every call, even without content hashes."""
         return self._dropout is None or self._masks is None
 
     def logits(
@@ -64,9 +63,9 @@ class Predictor:
         return self._dropout.logits(heads, features, generator=self._masks)
 
     def lengths(self, heads: MultiHead, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B"]:
-        """L1 norm of what every member's last layer sees, for GradNorm.
+        """L1 norm of the input of every member's last layer, for GradNorm.
 
-        Of MC dropout it is the norm without: that is the mean over masks.
+        Dropout is left out: the norm without masks is the mean over masks.
         """
         with torch.inference_mode():
             seen = (features - heads.center) / heads.scale
@@ -77,39 +76,3 @@ class Predictor:
         """Every member's prediction, uncalibrated."""
         with torch.inference_mode():
             return self.loss.log_probs(logits)
-
-
-def ood_score(
-    name: str,
-    logits: Float[Tensor, "M B K"],
-    lengths: Float[Tensor, "M B"],
-    members: Float[Tensor, "M B K"],
-    calibrated: Float[Tensor, "B K"],
-) -> Float[Tensor, "B"]:
-    """How unlike the training images, larger is more so.
-
-    Args:
-        name: `[acquisition] ood_score`; not "odin", for which see `engine.odin`.
-        logits: Raw; energy and max logit are means over members of them.
-        lengths: As in `Predictor.lengths`, for GradNorm.
-        members: Every member's uncalibrated prediction, for mutual information.
-        calibrated: Log p̄, for scores of one distribution.
-    """
-    with torch.inference_mode():
-        if name == "gradnorm":
-            # Features count by their norm only: one number that has it will do.
-            return ood.gradnorm(lengths.unsqueeze(-1), logits).float()
-        if name in ("energy", "max-logit"):
-            return (ood.energy if name == "energy" else ood.max_logit)(logits).float()
-        if name == "mutual-information":
-            return ood.mutual_information(members).float()
-        of_pooled = {"msp": ood.msp, "entropy": ood.entropy, "gen": ood.gen}
-        return of_pooled[name](calibrated.unsqueeze(0)).float()
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One trained network. `trunk` is its trunk's state by name; empty in frozen mode, where it is as published."""
-
-    heads: MultiHead  # in eval mode, on the CPU
-    trunk: dict[str, Tensor]

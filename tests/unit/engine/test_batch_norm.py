@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from alloop.engine.batch_norm import settle_statistics
 from alloop.engine.build import Hardware
 from alloop.engine.features import load_batches
-from alloop.engine.statistics import settle_statistics
 from alloop.models.backbones import Backbone
 
 
