@@ -5,11 +5,11 @@ Source: docs/methods.md sections 1 (Composition), 11 and 12.
 
 import dataclasses
 import enum
-import importlib.metadata
 import math
 from collections.abc import Mapping
 
 from alloop.errors import did_you_mean
+from alloop.plugins import list_installed
 
 
 class Place(enum.StrEnum):
@@ -141,6 +141,25 @@ ALIASES = {"default": DEFAULT_STRATEGY, "bald": "mutual-information", "coreset":
 PERTURBATIONS = ("none", "power", "softmax", "soft-rank")
 STRATEGY_GROUP = "alloop.strategies"  # the entry points by which others add theirs
 
+# Name in `[labeling] backend` → where its `labeling.backend.Backend` is written.
+BACKENDS: Mapping[str, str] = {
+    "label-studio": "alloop.labeling.label_studio_backend:BACKEND",
+    "csv": "alloop.labeling.csv_file:BACKEND",
+    "oracle": "alloop.labeling.simulated:BACKEND",
+}
+DEFAULT_BACKEND = "label-studio"
+BACKEND_GROUP = "alloop.labeling"  # the entry points by which others add theirs
+
+
+def check_backend(name: str) -> None:
+    """Refuse a labeling back end that does not exist.
+
+    Raises:
+        ValueError: Names the nearest one.
+    """
+    if name not in BACKENDS:
+        _check_name("labeling back end", name, (*BACKENDS, *list_installed(BACKEND_GROUP)))
+
 
 def strategy_name(name: str) -> str:
     """The name a strategy is known by: aliases and the underscores of other tools resolved.
@@ -160,7 +179,7 @@ def _folded(name: str) -> str:
 
 def own_strategies() -> tuple[str, ...]:
     """Names of the strategies that other installed packages add; nothing of them is imported."""
-    return tuple(sorted(point.name for point in importlib.metadata.entry_points(group=STRATEGY_GROUP)))
+    return list_installed(STRATEGY_GROUP)
 
 
 def check_strategy_name(name: str) -> None:

@@ -1,7 +1,6 @@
 """From a strategy's name to what chooses, here or in another installed package."""
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -20,6 +19,7 @@ from alloop.acquisition import (
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size, Strategy
 from alloop.composition import STRATEGY_GROUP, check_strategy, check_strategy_name, strategy_name
 from alloop.errors import ConfigError
+from alloop.plugins import load_named, package_of
 
 OPERATIONS_PER_SECOND = 2e10  # what one core does; costs are measured against it, give or take a factor of 3
 
@@ -101,25 +101,17 @@ def choose(
 
 
 def _installed(name: str) -> Strategy:
-    points = importlib.metadata.entry_points(group=STRATEGY_GROUP, name=name)
-    if not points:
-        check_strategy_name(name)
-        raise ValueError(f"the strategy {name} is not there yet")
-    point = next(iter(points))
-    package = point.dist.name if point.dist is not None else point.value
     try:
-        function = point.load()
-    except Exception as error:  # whatever another package does while it is imported
-        raise ConfigError(
-            f"the strategy {name} of the package {package} cannot be imported: {type(error).__name__}: {error}",
-            "Install what it needs, or set another acquisition.strategy.",
-        ) from error
+        function = load_named("strategy", name, STRATEGY_GROUP, {}, "set another [acquisition] strategy")
+    except KeyError:
+        check_strategy_name(name)
+        raise ValueError(f"the strategy {name} is not there yet") from None
     if not callable(function):
         raise ConfigError(
-            f"the strategy {name} of the package {package} is no function: {point.value}",
+            f"the strategy {name} of the package {package_of(name, STRATEGY_GROUP)} is not a function",
             "It must take candidates, k and a seed, and return a Choice.",
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _checked(name: str, choice: Choice, k: int, n: int) -> Choice:

@@ -2,11 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from alloop.composition import DEFAULT_STRATEGY, check_composition, check_strategy, check_strategy_name
+from alloop.composition import (
+    DEFAULT_BACKEND,
+    DEFAULT_STRATEGY,
+    check_backend,
+    check_composition,
+    check_strategy,
+    check_strategy_name,
+)
 from alloop.names import hidden_signs, look
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
@@ -296,7 +303,7 @@ class CsvConfig(Section):
 class LabelingConfig(Section):
     """`[labeling]`: who answers."""
 
-    backend: Literal["label-studio", "oracle", "csv"] = "label-studio"
+    backend: str = DEFAULT_BACKEND  # alloop/composition.py lists them; installed packages can add theirs
     preannotate: bool = False  # show the model's guess; invites agreement with it
     annotations_per_image: PositiveInt = 1
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # `alloop run --wait`
@@ -304,6 +311,14 @@ class LabelingConfig(Section):
     images: ImagesConfig = ImagesConfig()
     oracle: OracleConfig = OracleConfig()
     csv: CsvConfig = CsvConfig()
+    options: dict[
+        str, Any
+    ] = {}  # settings of another package's back end; they are stored with each round, so no secrets
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> "LabelingConfig":
+        check_backend(self.backend)
+        return self
 
     @model_validator(mode="after")
     def _check_people(self) -> "LabelingConfig":

@@ -17,7 +17,7 @@ class Annotator(Protocol):
 
     @property
     def source(self) -> str:
-        """Names this back end in annotation rows, for example `label-studio`."""
+        """Name of the back end in annotation rows and in `[labeling] backend`, for example `label-studio`."""
         ...
 
     def open_project(self, project_ref: str | None, identity: str | None = None) -> str:

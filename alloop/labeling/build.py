@@ -1,177 +1,77 @@
-"""From settings to the back end that is asked: which one, where it is, and with which key."""
+"""From the name in `[labeling] backend` to the annotator."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from alloop.errors import ConfigError, LabelingError
-from alloop.files import from_folder
-from alloop.labeling import local_server
+from alloop.composition import BACKEND_GROUP, BACKENDS, check_backend
+from alloop.errors import ConfigError
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.csv_file import CsvAnnotator
-from alloop.labeling.label_config import check_names
-from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
-from alloop.labeling.simulated import SimulatedAnnotator, read_truth
+from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.settings import Settings
+from alloop.plugins import load_named, package_of
+from alloop.records import ImageRef
 
-if TYPE_CHECKING:
-    from alloop.labeling.connection import Connection
-    from alloop.labeling.images import AsPng, ImageUrls, Uploads
+_WAY_OUT = "set another [labeling] backend"
 
-URL_VARIABLE = "LABEL_STUDIO_URL"
-KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
-_DEFAULT_URL = "http://localhost:8080"
+
+def find_backend(name: str) -> Backend:
+    """Return the labeling back end of this name. A back end of another package is imported.
+
+    Raises:
+        ConfigError: There is none of this name, or it cannot be imported, or it is not a `Backend`.
+    """
+    try:
+        backend = load_named("labeling back end", name, BACKEND_GROUP, BACKENDS, _WAY_OUT)
+    except KeyError:
+        raise _unknown(name) from None
+    if not isinstance(backend, Backend):
+        raise ConfigError(
+            f"the labeling back end {name} of the package {package_of(name, BACKEND_GROUP)} is not a "
+            "Backend (alloop.labeling.backend).",
+            f"Ask its authors, or {_WAY_OUT}.",
+        )
+    return backend
 
 
 def check_classes(settings: Settings) -> None:
     """Refuse class names that the back end of `[labeling]` cannot ask for.
 
     Raises:
-        ConfigError: The back end cannot ask for a class.
+        ConfigError: The back end cannot ask for a class, or cannot be used.
     """
-    # A hand-written labeling interface is checked when its project is opened.
-    if settings.labeling.backend == "label-studio" and settings.labeling.label_studio.project_id is None:
-        check_names(settings.project.classes)
+    find_backend(settings.labeling.backend).check(settings)
 
 
 def build_annotator(
-    settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str], as_png: "AsPng"
+    settings: Settings,
+    folder: Path,
+    workspace_key: str,
+    environ: Mapping[str, str],
+    as_png: Callable[[ImageRef], bytes],
 ) -> Annotator:
-    """The back end that `[labeling]` names. Nothing is asked of a server yet.
+    """Make the annotator of the back end that `[labeling] backend` names. Nothing is asked of a server yet.
 
-    Args:
-        settings: alloop.toml; relative paths in it count from `folder`.
-        folder: The workspace.
-        workspace_key: Stable over the workspace's life; lets an interrupted project creation be found again.
-        environ: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are read from it.
-        as_png: Function that converts an image to PNG with the pixels that the model gets, for images that browsers
-            would show differently.
+    The arguments are those of `Setup`.
 
     Raises:
-        ConfigError: A setting is missing, or the back end cannot ask for a class.
+        ConfigError: A setting is missing, or the back end cannot ask for a class, or cannot be used.
         LabelingError: There is no key, or it cannot be one.
     """
-    check_classes(settings)
-    labeling, project = settings.labeling, settings.project
-    if labeling.backend == "csv":
-        return CsvAnnotator(
-            from_folder(folder, labeling.csv.folder),
-            project.classes,
-            as_png,
-            preannotate=labeling.preannotate,
-            annotations_per_image=labeling.annotations_per_image,
-            workspace_key=workspace_key,
-        )
-    if labeling.backend == "oracle":
-        if labeling.oracle.file is None:
-            raise ConfigError(
-                'labeling.backend is "oracle", but labeling.oracle.file is not set.', "Name a CSV with file,label."
-            )
-        return SimulatedAnnotator(
-            read_truth(from_folder(folder, labeling.oracle.file), labeling.oracle.columns, project.classes),
-            project.classes,
-            folder / "oracle.jsonl",
-            noise=labeling.oracle.noise,
-            # Of real people only as many are asked as must answer.
-            annotators=labeling.annotations_per_image if labeling.oracle.columns else labeling.oracle.annotators,
-            seed=project.seed,
-        )
-    return _label_studio(settings, folder, workspace_key, environ, as_png)
-
-
-def _label_studio(
-    settings: Settings, folder: Path, workspace_key: str, environ: Mapping[str, str], as_png: "AsPng"
-) -> Annotator:
-    # The SDK takes a second or two to import; the other back ends do without.
-    from alloop.labeling.connection import Connection
-    from alloop.labeling.images import Uploads
-    from alloop.labeling.label_studio import LabelStudioAnnotator
-    from alloop.labeling.label_studio_project import ProjectPlan
-
-    labeling, own = settings.labeling, settings.labeling.label_studio
-    url, key, local = _address(own, folder, environ)
-    connection = Connection(url, key, own.timeout)
-    plan = ProjectPlan(
-        title=_title(settings.project),
-        workspace_key=workspace_key,
-        classes=tuple(settings.project.classes),
-        preannotate=labeling.preannotate,
-        annotations_per_image=labeling.annotations_per_image,
-        project_id=own.project_id,
-    )
-    images = _image_urls(labeling.images, folder, local, connection, Uploads(connection, _pause, as_png))
-    return LabelStudioAnnotator(connection, images, plan, own.push_batch, settle=min(own.timeout, 30.0))
-
-
-def _title(project: ProjectSettings) -> str:
-    # Label Studio takes 3 to 50 characters.
-    return f"alloop {project.name}"[:50]
-
-
-def _address(
-    own: LabelStudioSettings, folder: Path, environ: Mapping[str, str]
-) -> tuple[str, str, local_server.Credentials | None]:
-    """Address and key, and the credentials when they are those of the workspace's own server."""
-    named_url = environ.get(URL_VARIABLE, "").strip() or own.url
-    key = environ.get(KEY_VARIABLE, "").strip()
-    local = local_server.read_credentials(folder)
-    if not key and own.api_key_file is not None:
-        key = _read_key(from_folder(folder, own.api_key_file))
-    is_local = local is not None and named_url.rstrip("/") in {_DEFAULT_URL, local.url}
-    if key:
-        # Somebody may give the own server's address, or its token, by hand; it stays the own server.
-        return named_url, key, local if local is not None and named_url.rstrip("/") == local.url else None
-    if local is not None and is_local:
-        return local.url, local.token, local
-    raise LabelingError(
-        f"There is no key for Label Studio at {named_url}.",
-        f"Set {KEY_VARIABLE} (in Label Studio: Account & Settings > Personal Access Token), name a file that holds it "
-        "in labeling.label_studio.api_key_file, or start a server of your own with `alloop labelstudio up`.",
-    )
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelingError(
-            f"labeling.label_studio.api_key_file names {path}, which cannot be read ({type(error).__name__}).",
-            "Put the bare token into that file.",
-        ) from None
-    if not key:
-        raise LabelingError(f"{path} (labeling.label_studio.api_key_file) is empty.", "Put the bare token into it.")
-    return key
-
-
-def _image_urls(
-    images: ImagesSettings,
-    folder: Path,
-    local: local_server.Credentials | None,
-    connection: "Connection",
-    uploads: "Uploads",
-) -> "ImageUrls":
-    from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, UrlPrefix
-
-    if images.via == "upload":
-        return uploads
-    if images.via == "url":
-        if images.root is None or images.url_prefix is None:
-            raise ConfigError('labeling.images.via = "url" needs both root and url_prefix.')
-        return Mixed(UrlPrefix(from_folder(folder, images.root), images.url_prefix), uploads)
-    if local is not None:
-        shared: Sequence[SharedFolder] = [SharedFolder(Path(here), there) for here, there in local.folders]
-        way_out = "Run `alloop labelstudio up`, which lets the server read all folders of the pool."
-        return Mixed(LocalFiles(connection, local.document_root, shared, _pause, way_out), uploads)
-    if images.root is None:
+    name = settings.labeling.backend
+    backend = find_backend(name)
+    backend.check(settings)
+    annotator = backend.build(Setup(settings, folder, workspace_key, environ, as_png))
+    if annotator.source != name:  # status finds the back end's project by this name, without a connection
         raise ConfigError(
-            'labeling.images.via is "local-files", but labeling.images.root is not set.',
-            "Set it to the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), "
-            "or set labeling.images.via to 'upload'.",
+            f"The labeling back end {name} calls itself {annotator.source!r}.",
+            f"Its `source` must be the name under which it is installed. Ask its authors, or {_WAY_OUT}.",
         )
-    root = from_folder(folder, images.root)
-    there = images.server_root or str(root)
-    return Mixed(LocalFiles(connection, there, [SharedFolder(root, there)], _pause), uploads)
+    return annotator
 
 
-def _pause(attempt: int) -> None:
-    time.sleep(0.5 * 2 ** (attempt - 1))
+def _unknown(name: str) -> ConfigError:
+    try:
+        check_backend(name)
+    except ValueError as error:
+        return ConfigError(f"{str(error).rstrip('.')}.")
+    return ConfigError(f"The labeling back end {name} is not installed.")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from alloop.errors import LabelingError, ServerUnavailable
-from alloop.files import make_output_folder, write_bytes, write_json
+from alloop.files import from_folder, make_output_folder, write_bytes, write_json
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.backend import Backend, Setup
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
@@ -307,3 +309,27 @@ def _key(external_id: str) -> str:
 
 def _external_id(row: Mapping[str, str]) -> str:
     return f"{row['key']}#{row.get('copy') or '1'}"
+
+
+def _build(setup: Setup) -> Annotator:
+    labeling = setup.settings.labeling
+    return CsvAnnotator(
+        from_folder(setup.folder, labeling.csv.folder),
+        setup.settings.project.classes,
+        setup.as_png,
+        preannotate=labeling.preannotate,
+        annotations_per_image=labeling.annotations_per_image,
+        workspace_key=setup.workspace_key,
+    )
+
+
+BACKEND = Backend(
+    _build,
+    unheeded={
+        ("labeling", "annotations_per_image"): (
+            "sheets that were written already keep their rows. If more people have to answer, copy the row and raise "
+            "its number in the column 'copy', or end the round with `alloop round close`."
+        ),
+        ("labeling.csv", "folder"): "sheets are read from the new folder only; move the existing sheets there.",
+    },
+)

@@ -1,8 +1,8 @@
 """What a back end must be told, as protocols: the tables of alloop.toml fit them without labeling knowing config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class LabelStudioSettings(Protocol):
@@ -70,6 +70,8 @@ class LabelingSettings(Protocol):
     def oracle(self) -> OracleSettings: ...
     @property
     def csv(self) -> CsvSettings: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 class ProjectSettings(Protocol):

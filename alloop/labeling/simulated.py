@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from alloop.errors import LabelError, LabelingError
-from alloop.files import explain_os_error, sha256_of
+from alloop.errors import ConfigError, LabelError, LabelingError
+from alloop.files import explain_os_error, from_folder, sha256_of
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.backend import Backend, Setup
 from alloop.names import as_answer, as_class, composed, file_spellings
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 from alloop.seeds import derive_seed
@@ -298,3 +300,24 @@ def _cut_unfinished_line(file: Any) -> None:
     if whole[2]:
         file.truncate(len(whole[0]) + len(whole[1]))
     file.seek(0, os.SEEK_END)
+
+
+def _build(setup: Setup) -> Annotator:
+    labeling, project = setup.settings.labeling, setup.settings.project
+    own = labeling.oracle
+    if own.file is None:
+        raise ConfigError(
+            '[labeling] backend is "oracle", but [labeling.oracle] file is not set.', "Name a CSV with file,label."
+        )
+    return SimulatedAnnotator(
+        read_truth(from_folder(setup.folder, own.file), own.columns, project.classes),
+        project.classes,
+        setup.folder / "oracle.jsonl",
+        noise=own.noise,
+        # Of real people only as many are asked as must answer.
+        annotators=labeling.annotations_per_image if own.columns else own.annotators,
+        seed=project.seed,
+    )
+
+
+BACKEND = Backend(_build)

@@ -1,4 +1,4 @@
-"""What the loop may expect of every labeling back end: a real Label Studio, oracles, and sheets."""
+"""Behavior of every labeling back end that the loop relies on: a real Label Studio, oracles, sheets, and a toy."""
 
 import csv
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from toys.notebook import Notebook
 
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
@@ -106,6 +107,21 @@ class OracleWorld(World):
         pass  # it has answered already
 
 
+@dataclasses.dataclass
+class NotebookWorld(World):
+    folder: Path = Path()
+
+    def new(self):
+        return Notebook(self.folder / "notebook.json")
+
+    def answer(self, task_id, value):
+        outcome = {None: Outcome.SKIP, "": Outcome.EMPTY}.get(value, Outcome.LABEL)
+        self.new().answer(task_id, outcome, value or None)
+
+    def delete(self, task_id):
+        self.new().answer(task_id, None)
+
+
 def make_images(folder: Path) -> list[ImageRef]:
     images = []
     for number in range(len(TRUE_LABELS)):
@@ -115,7 +131,7 @@ def make_images(folder: Path) -> list[ImageRef]:
     return images
 
 
-@pytest.fixture(params=[pytest.param("label-studio", marks=pytest.mark.label_studio), "oracle", "people", "csv"])
+@pytest.fixture(params=[pytest.param("label-studio", marks=pytest.mark.label_studio), "oracle", "people", "csv", "toy"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     if request.param == "label-studio":
         server = request.getfixturevalue("label_studio")
@@ -123,6 +139,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     images = make_images(tmp_path)
     if request.param == "csv":
         return SheetsWorld(images, frozenset({"edit", "skip"}), folder=tmp_path / "sheets")
+    if request.param == "toy":
+        return NotebookWorld(images, folder=tmp_path)
     rows = "".join(
         f"{image.sha256},{label},{label},{label}\n" for image, label in zip(images, TRUE_LABELS, strict=True)
     )

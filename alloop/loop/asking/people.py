@@ -86,28 +86,33 @@ def connect_people(project: Project, *, new_project: bool = False, take_over: bo
             workspace has pushed; or images are being asked about through another back end.
         ServerUnavailable: The server is.
     """
-    backend = project.config.labeling.backend
+    annotator = _build_annotator(project)
     with reading(project.database) as session:
-        elsewhere = {source: n for source, n in count_open_by_source(session).items() if source != backend}
+        elsewhere = {source: n for source, n in count_open_by_source(session).items() if source != annotator.source}
     if new_project:
-        for source in (*elsewhere, backend):
+        for source in (*elsewhere, annotator.source):
             _forget_project(project, source)
+        annotator = _build_annotator(project)  # the workspace has another key now
     elif elsewhere:
-        raise _moved(elsewhere, backend)
-    connection = _open_project(project)
+        raise _moved(elsewhere, annotator.source)
+    connection = _open_project(project, annotator)
     if new_project and is_overtaken(project, connection.annotator):
         # The project found belongs to the workspace that this one was copied from: this copy has not pushed yet.
         _forget_project(project, connection.annotator.source)
-        connection = _open_project(project)
+        connection = _open_project(project, _build_annotator(project))
     check_last_push(project, connection.annotator, take_over=take_over)
     return connection
 
 
-def _open_project(project: Project) -> Connection:
+def _build_annotator(project: Project) -> Annotator:
     with reading(project.database) as session:
         key = find_workspace_uuid(session)
-        known = find_sync(session, project.config.labeling.backend)
-    annotator = build_annotator(project.config, project.folder, key, project.environ, as_png)
+    return build_annotator(project.config, project.folder, key, project.environ, as_png)
+
+
+def _open_project(project: Project, annotator: Annotator) -> Connection:
+    with reading(project.database) as session:
+        known = find_sync(session, annotator.source)
     ref = annotator.open_project(known.project_ref if known else None, known.identity if known else None)
     if known is None or (known.project_ref, known.identity) != (ref, annotator.identity):
         with transaction(project.database) as session:

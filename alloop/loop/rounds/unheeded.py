@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alloop.config.schema import Config
+from alloop.labeling.build import find_backend
 
 
 def list_unheeded(before: Mapping[str, Any], new: Config, n_holdout: int) -> list[str]:
@@ -43,16 +44,7 @@ def _consequences(new: Config, n_holdout: int) -> dict[tuple[str, str], str]:
     }
     if new.evaluation.test is None:
         found |= {("evaluation", "holdout_size"): drawn, ("evaluation", "holdout_share"): drawn}
-    backend = new.labeling.backend
-    if backend == "label-studio":
-        found["project", "name"] = "the project in Label Studio keeps its title; it can be changed there."
-    if backend == "csv":
-        found["labeling", "annotations_per_image"] = (
-            "sheets that were written already keep their rows. If more people have to answer, copy the row and raise "
-            "its number in the column 'copy', or end the round with `alloop round close`."
-        )
-        found["labeling.csv", "folder"] = "sheets are read from the new folder only; move the existing sheets there."
-    return found
+    return {**found, **find_backend(new.labeling.backend).unheeded}
 
 
 def _settings(config: Mapping[str, Any], above: str = "") -> list[tuple[str, str, Any]]:

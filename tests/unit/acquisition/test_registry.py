@@ -74,7 +74,7 @@ def test_of_two_spellings_the_one_that_is_written_counts(monkeypatch):
     [
         ("not_installed_anywhere:choose", "cannot be imported: ModuleNotFoundError"),
         (f"{__name__}:missing", "cannot be imported: AttributeError"),
-        (f"{__name__}:NO_FUNCTION", "is no function"),
+        (f"{__name__}:NO_FUNCTION", "is not a function"),
     ],
 )
 def test_a_strategy_that_cannot_be_had_is_named_with_its_package(monkeypatch, value, message):

@@ -58,7 +58,7 @@ def test_of_the_people_in_an_oracles_columns_as_many_are_asked_as_must_answer(tm
 
 
 def test_an_oracle_needs_its_file(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"labeling\.oracle\.file is not set"):
+    with pytest.raises(ConfigError, match=r"\[labeling\.oracle\] file is not set"):
         build(tmp_path, backend="oracle")
 
 

@@ -1,0 +1,55 @@
+"""The port for labeling back ends. `[labeling] backend` names one, and a `Backend` of this name makes its annotator.
+
+alloop's own back ends are listed in `alloop.composition.BACKENDS`. Other packages add theirs through the entry points
+`alloop.labeling`, each of which leads to a `Backend`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.settings import Settings
+from alloop.records import ImageRef
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that an annotator is made from.
+
+    Attributes:
+        settings: alloop.toml; relative paths in it are relative to `folder`. `settings.labeling.options` has the
+            settings of another package's back end.
+        folder: The workspace.
+        workspace_key: Key of the workspace, which never changes. It finds the project of an interrupted creation.
+        environ: Environment variables; secrets come from here.
+        as_png: Function that converts an image to PNG with the pixels that the model gets, for images that other
+            programs show differently.
+    """
+
+    settings: Settings
+    folder: Path
+    workspace_key: str
+    environ: Mapping[str, str]
+    as_png: Callable[[ImageRef], bytes]
+
+
+def accept(settings: Settings) -> None:
+    """Accept all class names."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Backend:
+    """A place where people label.
+
+    Attributes:
+        build: Function that makes the annotator, without asking a server anything. The annotator's `source` is the name
+            of the back end.
+        check: Function that raises a ConfigError for class names that the back end cannot ask for.
+        unheeded: (section, key) → consequence of changing this setting after tasks were sent, if it has no effect on
+            these tasks.
+    """
+
+    build: Callable[[Setup], Annotator]
+    check: Callable[[Settings], None] = accept
+    unheeded: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
