@@ -128,7 +128,7 @@ def _checked(name: str, choice: Choice, k: int, n: int) -> Choice:
     elif choice.probabilities is not None and not _are_probabilities(choice, k):
         wrong = "gave probabilities that are not above 0 and at most 1, one for each image"
     if wrong:
-        raise ConfigError(f"the strategy {name} {wrong}.", "Set another acquisition.strategy.")
+        raise ConfigError(f"the strategy {name} {wrong}.", "Set another [acquisition] strategy.")
     return dataclasses.replace(choice, positions=positions.astype(np.int64))
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     help="Names between commas; NAME:setting=value changes a setting of [acquisition] for one of them.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions of each strategy.")
-@click.option("--batch", type=click.IntRange(min=1), help="Images asked for in a round.  [default: loop.batch_size]")
+@click.option("--batch", type=click.IntRange(min=1), help="Images asked for in a round.  [default: [loop] batch_size]")
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Batches, the first at random."
 )
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--annotators-per-image",
     type=click.IntRange(min=1),
-    help="People asked about each image; the majority counts.  [default: labeling.annotations_per_image]",
+    help="People asked about each image; the majority counts.  [default: [labeling] annotations_per_image]",
 )
 @click.option(
     "--set", "values", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting, as in alloop.toml."

@@ -52,7 +52,7 @@ def train(session: Session, device: str | None) -> None:
 
 
 @click.command()
-@click.option("--strategy", help="Keep what this one needs to choose.  [default: acquisition.strategy]")
+@click.option("--strategy", help="Keep what this one needs to choose.  [default: [acquisition] strategy]")
 @device_option
 @common_options
 def score(session: Session, device: str | None, strategy: str | None) -> None:
@@ -71,10 +71,10 @@ def score(session: Session, device: str | None, strategy: str | None) -> None:
 
 
 @click.command()
-@click.option("-n", "--batch-size", type=click.IntRange(min=1), help="Images to ask for.  [default: loop.batch_size]")
-@click.option("--strategy", help="How to choose, this time.  [default: acquisition.strategy]")
+@click.option("-n", "--batch-size", type=click.IntRange(min=1), help="Images to ask for.  [default: [loop] batch_size]")
+@click.option("--strategy", help="How to choose, this time.  [default: [acquisition] strategy]")
 @click.option(
-    "--max-ram", type=click.FloatRange(min=0, min_open=True), help="GiB it may take.  [default: acquisition.max_ram]"
+    "--max-ram", type=click.FloatRange(min=0, min_open=True), help="GiB it may take.  [default: [acquisition] max_ram]"
 )
 @device_option
 @common_options

@@ -277,7 +277,7 @@ class OracleConfig(Section):
     noise: Share = 0.0  # chance of a uniformly drawn wrong class
     annotators: PositiveInt = 1
     # Columns of the CSV with the answers of real people, one each, in place of `label`. An image is answered by
-    # labeling.annotations_per_image of them, drawn by its content and the seed.
+    # [labeling] annotations_per_image of them, drawn by its content and the seed.
     columns: tuple[str, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")

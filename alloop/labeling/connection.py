@@ -71,7 +71,7 @@ class Connection:
         if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise LabelingError(
                 f"{self.url!r} is no address of a Label Studio server.",
-                "Write it as in http://localhost:8080 (labeling.label_studio.url or LABEL_STUDIO_URL).",
+                "Write it as in http://localhost:8080 ([labeling.label_studio] url or LABEL_STUDIO_URL).",
             )
         if parts.username or parts.password:
             raise LabelingError(
@@ -211,13 +211,13 @@ class Connection:
         )
 
     def _unreachable(self, error: httpx.HTTPError) -> Unanswered:
-        hint = "Check that it runs and that labeling.label_studio.url is right, then run the same command again."
+        hint = "Check that it runs and that [labeling.label_studio] url is right, then run the same command again."
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol):
             text = f"Label Studio at {self.url} cannot be reached: {self._redact(str(error)) or type(error).__name__}"
             return Unanswered(text.rstrip(".") + ".", hint, Fate.LOST)
         if isinstance(error, httpx.TimeoutException):
             text = f"Label Studio at {self.url} did not answer within {self._timeout:g} s."
-            hint = "Try again later, or raise labeling.label_studio.timeout."
+            hint = "Try again later, or raise [labeling.label_studio] timeout."
             return Unanswered(text, hint, Fate.OPEN)
         text = f"Label Studio at {self.url} cut the connection: {self._redact(str(error)) or type(error).__name__}"
         return Unanswered(text.rstrip(".") + ".", hint, Fate.OPEN)
@@ -225,7 +225,7 @@ class Connection:
     def _nonsense(self, seen: str) -> Unanswered:
         return Unanswered(
             f"What answers at {self.url} is not Label Studio's API: {self._redact(seen)}.",
-            "Check labeling.label_studio.url: a proxy, a login page or another program may be there.",
+            "Check [labeling.label_studio] url: a proxy, a login page or another program may be there.",
             Fate.OPEN,
         )
 

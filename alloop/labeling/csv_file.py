@@ -88,7 +88,7 @@ class CsvAnnotator:
         if project_ref not in {None, _PROJECT}:
             raise LabelingError(
                 f"This workspace's tasks are in {project_ref!r}, not in sheets.",
-                "Set labeling.backend back to what the workspace began with, or start a new workspace.",
+                "Set [labeling] backend back to what the workspace began with, or start a new workspace.",
             )
         if project_ref is None:
             # A new project does not wait for sheets of an earlier one: their rows are forgotten.

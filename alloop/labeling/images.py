@@ -17,7 +17,7 @@ from alloop.labeling.connection import Connection, Unanswered, retrying
 from alloop.records import ImageRef
 
 STORAGE_TITLE = "alloop images (do not sync)"
-_WAY_OUT = "Set labeling.images.root to a folder that holds all images, or labeling.images.via to 'upload'."
+_WAY_OUT = "Set [labeling.images] root to a folder that holds all images, or [labeling.images] via to 'upload'."
 _LOCAL_FILES = "/data/local-files/?d="
 _FILES_PER_UPLOAD = 100  # more at once make the server answer 500
 _BYTES_PER_UPLOAD = 64 * 2**20
@@ -110,7 +110,7 @@ class LocalFiles:
                 return place
         known = ", ".join(str(folder.here) for folder in self._folders) or "none"
         raise LabelingError(
-            f"{image.path} is outside the folder that Label Studio can read (labeling.images.root: {known}).",
+            f"{image.path} is outside the folder that Label Studio can read ([labeling.images] root: {known}).",
             self._way_out,
         )
 
@@ -124,7 +124,7 @@ class LocalFiles:
             raise LabelingError(
                 f"{place} lies right in the server's document root {self._root}; Label Studio serves subfolders only.",
                 "Start Label Studio with the parent folder as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT and set "
-                "labeling.images.root to the same, or set labeling.images.via to 'upload'.",
+                "[labeling.images] root to the same, or set [labeling.images] via to 'upload'.",
             )
         return posixpath.join(self._root, parts[0])
 
@@ -149,9 +149,9 @@ class LocalFiles:
         except LabelingError as error:
             raise LabelingError(
                 f"Label Studio cannot serve {storage}: {error.message}",
-                "Start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with labeling.images.root (or "
+                "Start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and with [labeling.images] root (or "
                 "server_root, its name in a container) as LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, or set "
-                "labeling.images.via to 'upload'.",
+                "[labeling.images] via to 'upload'.",
             ) from error
         self._registered.add(storage)
 
@@ -175,8 +175,8 @@ class UrlPrefix:
         name = self._folder.name_there(Path(os.path.abspath(image.path)))  # noqa: PTH100 - Path.absolute keeps `..`
         if name is None:
             raise LabelingError(
-                f"{image.path} is outside labeling.images.root ({self._folder.here}), so it has no address.",
-                "Set root and url_prefix to a folder that holds all images, or labeling.images.via to 'upload'.",
+                f"{image.path} is outside [labeling.images] root ({self._folder.here}), so it has no address.",
+                "Set root and url_prefix to a folder that holds all images, or [labeling.images] via to 'upload'.",
             )
         return self._prefix + quote(name)
 

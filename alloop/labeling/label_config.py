@@ -128,7 +128,7 @@ def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[s
         raise LabelingError(
             f'The labeling interface of {where} has no <Choices choice="single"> on an <Image value="$…">, '
             "which alloop needs.",
-            "Add one in Settings > Labeling Interface, or leave labeling.label_studio.project_id out "
+            "Add one in Settings > Labeling Interface, or leave [labeling.label_studio] project_id out "
             "so that alloop makes a project of its own.",
         )
     best = min(controls, key=lambda control: len(set(classes) - set(control.choices)))
@@ -140,7 +140,7 @@ def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[s
             f"The labeling interface of {where} cannot take the class{'es' if len(missing) > 1 else ''} "
             f"{_listing(missing)}{also}.",
             f'Add {_choice(missing[0])} to <Choices name="{best.name}"> in Settings > Labeling Interface '
-            "(spelling and capitals count), or mend project.classes in alloop.toml.",
+            "(spelling and capitals count), or mend [project] classes in alloop.toml.",
         )
     return best
 

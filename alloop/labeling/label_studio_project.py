@@ -137,12 +137,12 @@ def _check_same(project_ref: str, project_id: int | None) -> None:
     if not project_ref.isdecimal():
         raise LabelingError(
             f"This workspace's tasks are in {project_ref!r}, which is no Label Studio project id.",
-            "Set labeling.backend back to what the workspace began with, or start a new workspace.",
+            "Set [labeling] backend back to what the workspace began with, or start a new workspace.",
         )
     if project_id is not None and int(project_ref) != project_id:
         raise LabelingError(
             f"alloop.toml names Label Studio project {project_id}, but this workspace's tasks are in {project_ref}.",
-            f"Set labeling.label_studio.project_id to {project_ref}, or go over to {project_id} for good with "
+            f"Set [labeling.label_studio] project_id to {project_ref}, or go over to {project_id} for good with "
             "`alloop push --new-project`, which sends the open images there.",
         )
 

@@ -160,7 +160,7 @@ class SimulatedAnnotator:
         if project_ref not in {None, _PROJECT}:
             raise LabelingError(
                 f"This workspace's tasks are in {project_ref!r}, not with the oracle.",
-                "Set labeling.backend back to what the workspace began with, or start a new workspace.",
+                "Set [labeling] backend back to what the workspace began with, or start a new workspace.",
             )
         self._load()
         return _PROJECT

@@ -320,7 +320,7 @@ def _inspect_chunks(
     except BrokenProcessPool as error:
         raise PoolError(
             f"A process that reads images was killed while {workers} were at work; most likely memory ran out.",
-            "Run it again with fewer workers, or lower pool.max_pixels; what was added so far is kept.",
+            "Run it again with fewer workers, or lower [pool] max_pixels; what was added so far is kept.",
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

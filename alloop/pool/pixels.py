@@ -175,7 +175,7 @@ def _check_size(image: Image.Image, max_pixels: int | None) -> None:
     if max_pixels is not None and n_pixels > max_pixels:
         raise UnreadableImage(
             f"too large (decompression bomb?): {image.width} x {image.height} = {n_pixels} pixels, "
-            f"and pool.max_pixels is {max_pixels}"
+            f"and [pool] max_pixels is {max_pixels}"
         )
     # From here on for what the header does not tell: the images inside an icon.
     Image.MAX_IMAGE_PIXELS = max_pixels

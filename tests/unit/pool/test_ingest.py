@@ -248,7 +248,7 @@ def test_bad_files_are_refused_with_the_reason_in_words(tmp_path):
     assert reasons["text.jpg"].startswith("not an image")
     assert "truncated" in reasons["cut.jpg"]
     assert "truncated" in reasons["stub.jpg"]
-    assert "100 x 100 = 10000 pixels, and pool.max_pixels is 9999" in reasons["big.png"]
+    assert "100 x 100 = 10000 pixels, and [pool] max_pixels is 9999" in reasons["big.png"]
 
 
 def test_a_bad_file_keeps_size_time_and_hash_so_that_it_is_not_read_again(tmp_path):
