@@ -1,4 +1,4 @@
-"""What `alloop compare` shows: tables in the terminal, pictures and a page on disk."""
+"""Output of `alloop compare`: tables in the terminal, pictures and a page on disk."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def _columns() -> list[str]:
 
 
 def _cells(row: Row, stage: str) -> list[tuple[str, int]]:
-    """(text, place) of a line of the table."""
+    """Return (text, place) for each cell of a line of the table."""
     cells = [(row.method, 0)]
     for metric, (_, scale, digits) in UNITS.items():
         mean = row.stages[stage][metric]
@@ -45,20 +45,22 @@ def _notes(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
     if rows and rows[0].n_test < 1000:
         low, high = (100 * end for end in rows[0].ece_interval)
         notes.append(
-            f"With {rows[0].n_test} images ECE itself is uncertain: {rows[0].method}, seed 0: 95 % "
-            f"[{low:.1f}, {high:.1f}] (bootstrap). It is biased upwards; small differences mean nothing."
+            f"ECE on {rows[0].n_test} images is uncertain and biased upwards, so small differences mean nothing. "
+            f"Example: 95 % interval of {rows[0].method}, seed 0: [{low:.1f}, {high:.1f}] (bootstrap)."
         )
     if comparison.missing:
         names = ", ".join(sorted({f"{method}/{seed}" for method, seed in comparison.missing}))
-        notes.append(f"Not begun for want of time (method/seed): {names}. The same command goes on.")
+        notes.append(
+            f"Not started, because time was up (method/seed): {names}. Run the same command again to continue."
+        )
     notes += [f"Failed: {method}, seed {seed}: {why}" for method, seed, why in comparison.failed]
     if not rows:
-        notes.append("No seed is there that all methods have; there is no table yet.")
+        notes.append("No seed has finished for every method yet, so there is no table to show.")
     return notes
 
 
 OOD_UNITS = {"auroc": "AUROC", "fpr95": "FPR95", "fpr95_id": "FPR95 (in)", "aupr_out": "AUPR out", "aupr_in": "AUPR in"}
-OOD_TITLE = "Strange images told from test images, % (mean ± std; FPR95: out is positive)"
+OOD_TITLE = "Detection of strange images among test images, % (mean ± std; FPR95: strange is positive)"
 
 
 def _ood_lines(comparison: Comparison) -> list[list[tuple[str, int]]]:
@@ -80,12 +82,12 @@ def _tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, 
 
 
 def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...], page: Path) -> None:
-    """The tables and what is to be known about them, on stdout."""
+    """Print the tables and notes about them on stdout."""
     print_lines(_tables(settings, comparison, rows), _notes(comparison, rows), page)
 
 
 def write_report(settings: CompareSettings, data: LabeledImages, comparison: Comparison, rows: tuple[Row, ...]) -> Path:
-    """Pictures of every method and the page that holds all; returns the page."""
+    """Write the pictures of every method and the page with all results; return the path of the page."""
     tables = for_page(_tables(settings, comparison, rows))
     firsts = {cell.method: cell for cell in sorted(comparison.cells, key=lambda cell: -cell.seed)}
     sections = [

@@ -1,4 +1,4 @@
-"""Help without imports: a group knows its commands' summaries, and loads a command only to run it or to describe it."""
+"""Command group that imports a command only to run it or to show its help."""
 
 import dataclasses
 import importlib
@@ -11,25 +11,25 @@ from alloop.errors import did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a command lives (`package.module:name`) and its one-line summary."""
+    """Import path of a command (`package.module:name`) and its one-line summary."""
 
     target: str
     summary: str
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are named in a table."""
+    """Command group built from a table."""
 
     def __init__(self, *args: object, entries: Mapping[str, Entry], **settings: object) -> None:
         super().__init__(*args, **settings)  # type: ignore[arg-type]
         self._entries = entries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the table, which is the order of use."""
+        """Return the names in the order of the table."""
         return list(self._entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module."""
+        """Import the command's module and return the command."""
         entry = self._entries.get(cmd_name)
         if entry is None:
             return None
@@ -40,12 +40,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but a name that is not known is answered with the nearest that is."""
+        """Find the command; for an unknown name, suggest the nearest known one."""
         if args and args[0] not in self._entries and not ctx.resilient_parsing:
             ctx.fail(f"There is no command '{args[0]}'{did_you_mean(args[0], self._entries)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table, without importing anything."""
+        """Write the table of commands without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in self._entries.items()])

@@ -1,4 +1,4 @@
-"""What every command shares: -C, --json, -v, -q; how results, progress and warnings reach the user."""
+"""Options of every command (-C, --json, -v, -q), and output of results, progress and warnings."""
 
 import dataclasses
 import functools
@@ -36,14 +36,14 @@ class OutFile(click.Path):
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One command: where it works and how it talks. Results go to stdout, everything else to stderr."""
+    """A running command: its workspace and its output. Results go to stdout, everything else to stderr."""
 
     workspace: Path
     as_json: bool
     verbosity: int
 
     def project(self, *, check_schema: bool = True) -> "Project":
-        """The workspace, opened until the command ends."""
+        """Open the workspace until the command ends."""
         from alloop.project import open_project
 
         return click.get_current_context().with_resource(open_project(self.workspace, check_schema=check_schema))
@@ -63,7 +63,7 @@ class Session:
             click.echo(text, err=err)
 
     def progress(self) -> Progress:
-        """A bar on a terminal, a plain line now and then elsewhere, nothing with -q."""
+        """Return a progress bar on a terminal, occasional lines elsewhere, nothing with -q."""
         if self.verbosity < 0:
             from alloop.progress import silent
 
@@ -89,11 +89,11 @@ def common_options(function: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(path_type=Path, file_okay=False),
         default=Path(),
         envvar="ALLOOP_WORKSPACE",
-        help="The workspace folder.  [default: this one]",
+        help="Workspace folder.  [default: current folder]",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    @click.option("-v", "--verbose", count=True, help="Say more; -vv shows tracebacks.")
-    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+    @click.option("-v", "--verbose", count=True, help="Print more; -vv also prints tracebacks.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
     @functools.wraps(function)
     def command(workspace: Path, as_json: bool, verbose: int, quiet: bool, **options: Any) -> None:
         level = logging.ERROR if quiet else (logging.DEBUG if verbose > 1 else logging.INFO)
@@ -104,7 +104,7 @@ def common_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _set_up_logging(level: int) -> None:
-    """Alloop's own warnings and notes on stderr; other libraries stay quiet unless something is wrong."""
+    """Print alloop's own log messages on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("alloop")
@@ -114,7 +114,7 @@ def _set_up_logging(level: int) -> None:
 
 
 class _Lines:
-    """Progress for logs: the first line, one every few seconds, the last."""
+    """Progress as lines: the first, one every few seconds, and the last."""
 
     def __init__(self) -> None:
         self._label = ""

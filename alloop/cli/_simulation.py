@@ -1,4 +1,4 @@
-"""What `alloop simulate` shows: tables in the terminal, curves and a page on disk."""
+"""Output of `alloop simulate`: tables in the terminal, curves and a page on disk."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ SHOWN = 10  # budgets in a table
 
 
 def show(table: CurveTable, simulation: Simulation, page: Path) -> None:
-    """The tables on stdout."""
+    """Print the tables on stdout."""
     print_lines(_tables(table), _notes(table, simulation), page, left=frozenset({"strategy"}))
 
 
 def write_report(table: CurveTable, simulation: Simulation, about: str, out: Path) -> Path:
-    """The picture and the page that holds all; returns the page."""
+    """Write the picture and the page with all results; return the path of the page."""
     sections = []
     if table.rows:
         picture = Picture("Accuracy against labels for each strategy", out / "curves.png")
@@ -66,9 +66,9 @@ def _worth(table: CurveTable) -> Lines:
         if has_rest:
             line.append(("–" if row.rest is None else f"{100 * row.rest:.1f}", 0))
         lines.append([*line, (f"{row.seconds:.2f}", 0), (f"{row.select_seconds:.2f}", 0)])
-    columns = ["strategy", "area %", "over random at the end, pp", "labels to random's end"]
+    columns = ["strategy", "area %", "gain over random at the end, pp", "labels to match random"]
     columns += ["rest %"] if has_rest else []
-    return "What each strategy is worth", [*columns, "s / round", "s choosing"], lines
+    return "Value of each strategy", [*columns, "s / round", "s to choose"], lines
 
 
 def _wins(table: CurveTable) -> Lines:
@@ -80,7 +80,7 @@ def _wins(table: CurveTable) -> Lines:
         for i, row in enumerate(table.rows)
     ]
     columns = ["strategy", *(str(i + 1) for i in range(len(table.rows)))]
-    return "How often the row is better than the column, % of seeds and later budgets", columns, lines
+    return "Seeds and later budgets at which the row is better than the column, %", columns, lines
 
 
 def _ahead(row: Row) -> str:
@@ -94,7 +94,7 @@ def _reached(found: Reached | None, first: int) -> str:
     if found is None:
         return "–"
     if found.high <= first:
-        return f"at most {first}"  # nobody measured with fewer
+        return f"at most {first}"  # no smaller budget was measured
     if found.labels == math.inf:
         return "not reached" if found.low == math.inf else f"not reached [{found.low:.0f}, –]"
     high = "not reached" if found.high == math.inf else f"{found.high:.0f}"
@@ -102,7 +102,7 @@ def _reached(found: Reached | None, first: int) -> str:
 
 
 def _places(values: Sequence[float], *, higher: bool) -> list[int]:
-    """1 for the best, 2 for the second best, 0 for the others."""
+    """Return 1 for the best value, 2 for the second best, 0 for the others."""
     best = sorted(set(values), reverse=higher)[:2] if len(values) > 1 else []
     return [best.index(value) + 1 if value in best and math.isfinite(value) else 0 for value in values]
 
@@ -113,13 +113,15 @@ def _notes(table: CurveTable, simulation: Simulation) -> list[str]:
         "Intervals: 95 %, bootstrap over seeds, paired; with a few seeds they are rough."
     ]
     if table.rows and all(row.to_match is None for row in table.rows):
-        notes.append("Without random among the strategies nothing is compared with it.")
+        notes.append("No strategy is compared with random, because random was not simulated.")
     if simulation.missing:
         names = ", ".join(f"{strategy}/{seed}" for strategy, seed in simulation.missing)
-        notes.append(f"Not begun for want of time (strategy/seed): {names}. The same command goes on.")
+        notes.append(
+            f"Not started, because time was up (strategy/seed): {names}. Run the same command again to continue."
+        )
     notes += [f"Failed: {strategy}, seed {seed}: {why}" for strategy, seed, why in simulation.failed]
     if not table.rows:
-        notes.append("No seed is there that all strategies have; there is no table yet.")
+        notes.append("No seed has finished for every strategy yet, so there is no table to show.")
     return notes
 
 

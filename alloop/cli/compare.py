@@ -1,4 +1,4 @@
-"""`alloop compare`: methods against each other on the same labels."""
+"""`alloop compare`: comparison of methods on the same labels."""
 
 import dataclasses
 from pathlib import Path
@@ -15,42 +15,54 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-m", "--methods", help="Names between commas, such as SL1H,4HML,LS.  [default: all that can be]")
-@click.option("--list", "is_list", is_flag=True, help="Say which methods there are, and stop.")
+@click.option(
+    "-m", "--methods", help="Methods, separated by commas: SL1H,4HML,LS.  [default: all that fit the settings]"
+)
+@click.option("--list", "is_list", is_flag=True, help="List the methods and exit.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions of each method.")
-@click.option("--budget-minutes", type=click.FloatRange(min=0), help="Begin nothing new after this time.")
+@click.option("--budget-minutes", type=click.FloatRange(min=0), help="Start no new run after this many minutes.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Labeled images, a folder per class.",
 )
 @click.option(
-    "--csv", "table", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Columns file and label."
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A CSV with the columns file and label.",
 )
 @click.option(
     "--split",
     type=click.Choice(["stratified", "holdout"]),
     default="stratified",
     show_default=True,
-    help="Measure on parts drawn anew for each seed, or on the workspace's holdout.",
+    help="Images to measure on: a new random part for each seed, or the workspace's holdout.",
 )
 @click.option("-n", "--labels", type=click.IntRange(min=2), help="Images to train on.  [default: all but the held-out]")
 @click.option(
-    "--calibration", default="temperature", show_default=True, help="Post-hoc calibrators between commas, or none."
+    "--calibration",
+    default="temperature",
+    show_default=True,
+    help="Post-hoc calibrators, separated by commas, or none.",
 )
 @click.option(
     "--ood",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Images of no class: adds how well each score tells them from the others.",
+    help="Folder of images that show none of the classes; measures how well each score detects them.",
 )
 @click.option(
     "--odin-images",
     type=click.IntRange(min=0),
     default=1000,
     show_default=True,
-    help="With --ood: images of each side that get ODIN's score, which runs the trunk for each; 0: none.",
+    help="With --ood: number of images of each kind that are scored by ODIN, which is slow; 0: none.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: compare/ here]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the results.  [default: compare/ in the workspace]",
+)
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
 def compare(
@@ -71,10 +83,10 @@ def compare(
 ) -> None:
     """Train several methods on the same labels and compare them.
 
-    Uses the labels of the workspace, or any labeled images with --folder or --csv ([model] and [train] of a workspace
-    still count, if there is one). Each method is trained once per seed, all on the same images. Accuracy, ECE, NLL and
+    Uses the labels of the workspace, or labeled images from --folder or --csv. If the current folder is a workspace,
+    its [model] and [train] are used. For each seed, all methods are trained on the same images. Accuracy, ECE, NLL and
     Brier score are measured on images that nothing was fitted to, before and after post-hoc calibration. Finished runs
-    are kept: after a kill, the same command goes on.
+    are kept. If the command is interrupted, run it again to continue.
     """
     from alloop.cli._comparison import print_tables, write_report
     from alloop.pool.depth import share_depth
@@ -112,7 +124,7 @@ def compare(
 def _load(
     session: Session, folder: Path | None, table: Path | None, is_list: bool
 ) -> "tuple[Config, LabeledImages | None]":
-    """Settings and images. Labeled images from elsewhere need no workspace: without one the defaults count."""
+    """Return settings and images. Without a workspace, --folder and --csv use the default settings."""
     from alloop.config.load import FILE_NAME, load_config, set_values, validate_config
     from alloop.simulate.labeled import read_csv, read_folder, read_workspace
 
@@ -160,7 +172,7 @@ def _settings(
         methods=find_methods(config, _names(methods or "")),
         seeds=seeds,
         out=(out or session.workspace / "compare").absolute(),
-        # The workspace's, where there is one: it holds features already, and a backbone of one's own lies beside it.
+        # A workspace's cache already holds features, and a backbone of the user's own lies beside it.
         cache=(session.workspace if out is None or has_workspace else out).absolute() / "cache",
         calibrators=tuple(name for name in calibrators if name != "none"),
         split="holdout" if split == "holdout" else "stratified",

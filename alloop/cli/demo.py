@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     type=click.Choice(["label-studio", "oracle"]),
     default="label-studio",
     show_default=True,
-    help="Scripted people in a real Label Studio, or no server at all.",
+    help="Scripted people in a real Label Studio, or an oracle without a server.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds of 50 labels each.")
 @click.option("--keep", is_flag=True, help="Leave the server running to look around.")
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) -> None:
     """See a whole project on scikit-learn's digits.
 
-    Writes 1,797 images, starts a local Label Studio (the first time it is installed, about 1 GB), lets three scripted
-    people label over its own web interface for five rounds, with a few mistakes, and compares alloop's default with
-    asking at random at the same number of labels. FOLDER is made, or made again.
+    Writes 1,797 images and starts a local Label Studio (the first time, it installs it, about 1 GB). Three scripted
+    people label for five rounds through its web interface, with a few mistakes. alloop's default strategy is compared
+    with random choice at the same number of labels. FOLDER is created, or replaced if the demo made it.
     """
     from alloop.report.curves import draw_curves
     from alloop.simulate.demo import DemoSettings, run_demo
@@ -58,13 +58,16 @@ def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) ->
     title = "Holdout accuracy [95 % Wilson interval] by number of training labels"
     print_table((title, ["labels", *result.arms], lines), left=frozenset())
     n = curves[0][-1].accuracy.n if curves[0] else 0
-    print_text(f"The holdout: {n} images that no strategy chose and no model trained on; people's mistakes included.")
+    print_text(
+        f"The holdout has {n} images that no strategy chose and no model trained on. Its labels include people's "
+        "mistakes."
+    )
     for name, arm in result.arms.items():
         if arm.rest is None:
             continue
         print_text(
-            f"{name}: {arm.rest.value:.1%} [{arm.rest.low:.1%}, {arm.rest.high:.1%}] right on the {arm.rest.n} images "
-            "nobody was asked about (known only in a demo)"
+            f"{name}: {arm.rest.value:.1%} [{arm.rest.low:.1%}, {arm.rest.high:.1%}] correct on the {arm.rest.n} "
+            "images that nobody was asked about (their labels are known in a demo only)"
         )
     print_text(f"\nPicture: {picture}   Took {seconds:.0f} s.\nLook around:")
     ours = next(iter(result.arms.values())).workspace

@@ -1,4 +1,4 @@
-"""`alloop explain` and `alloop replay`: why an image was asked about, and whether a choice can be made again."""
+"""`alloop explain` and `alloop replay`: reasons for a question, and repetition of a choice."""
 
 import os
 import tempfile
@@ -11,14 +11,14 @@ from alloop.cli._options import Session, common_options
 
 @click.command()
 @click.argument("image")
-@click.option("--open", "is_open", is_flag=True, help="Write a page with pictures under runs/explain, and show it.")
+@click.option("--open", "is_open", is_flag=True, help="Write a page with pictures to runs/explain and open it.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
 def explain(session: Session, image: str, is_open: bool, device: str | None) -> None:
-    """Say why an image was asked about, or how it stands now.
+    """Explain why an image was asked about, and show its state.
 
-    IMAGE is the beginning of its hash, a path or a file name. Shown are the rounds that asked about it, the model's
-    prediction, its rank under each score, and the labeled images that are nearest to it.
+    IMAGE is a path, a file name or the beginning of a hash. The command shows the rounds that asked about the image,
+    the model's prediction, its rank by each score, and the nearest labeled images.
     """
     import dataclasses
 
@@ -44,10 +44,10 @@ def explain(session: Session, image: str, is_open: bool, device: str | None) -> 
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
 def replay(session: Session, number: int, device: str | None) -> None:
-    """Choose a round's images again from what is stored.
+    """Choose a round's images again from stored data.
 
-    Takes the round's model, scores, settings and seed, and labels, queries and pool as they were then. Nothing is
-    recorded. Exit codes: 0 the same images came out, bit for bit; 1 they did not, with what has changed.
+    Uses the round's model, scores, settings and seed, and the labels, questions and pool of that time. Nothing is
+    recorded. Exit codes: 0: the same images were chosen; 1: other images were chosen, and the reasons are listed.
     """
     import dataclasses
 
@@ -57,7 +57,7 @@ def replay(session: Session, number: int, device: str | None) -> None:
     words = (
         f"Round {number}: {found.strategy} chose the same {found.n} images again."
         if found.is_equal
-        else f"Round {number}: {found.n_same} of {found.n} images were chosen again."
+        else f"Round {number}: only {found.n_same} of {found.n} images were chosen again."
     )
     session.show(dataclasses.asdict(found), "\n".join([words, *found.changes]))
     if not found.is_equal:

@@ -1,4 +1,4 @@
-"""`alloop init`: a workspace from nothing."""
+"""`alloop init`: a new workspace."""
 
 from pathlib import Path
 
@@ -10,12 +10,14 @@ from alloop.cli._options import Session, common_options
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--classes", required=True, help="Class names, separated by commas: cat,dog")
-@click.option("--images", multiple=True, help="Folder or glob of images; may be given several times.")
-@click.option("--label-studio", "url", default="http://localhost:8080", show_default=True, help="Your server.")
+@click.option("--images", multiple=True, help="Folder or glob of images; can be given several times.")
+@click.option(
+    "--label-studio", "url", default="http://localhost:8080", show_default=True, help="Address of the server."
+)
 @click.option("--name", help="Name of the project in Label Studio.  [default: the folder's name]")
 @common_options
 def init(session: Session, folder: Path, classes: str, images: tuple[str, ...], url: str, name: str | None) -> None:
-    """Make a workspace: settings, database, what to do next."""
+    """Create a workspace: settings and database."""
     from alloop.loop.workspace import create_workspace, new_config
 
     names = tuple(part.strip() for part in classes.split(",") if part.strip())
@@ -28,8 +30,8 @@ Made {folder} for {len(names)} classes: {", ".join(names)}.
 
 Next:
   cd {folder}
-  edit alloop.toml                     what it leaves out has a default that works
+  edit alloop.toml                     settings that are not in it have working defaults
   alloop pool add{"" if images else " PATH"}
-  export LABEL_STUDIO_API_KEY=...      from your Label Studio's account page; or: alloop labelstudio up
-  alloop run                           asks the first images; run it again when they are labeled""",
+  export LABEL_STUDIO_API_KEY=...      from the account page of your Label Studio; or: alloop labelstudio up
+  alloop run                           asks about the first images; run it again when they are labeled""",
     )

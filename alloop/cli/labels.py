@@ -1,4 +1,4 @@
-"""`alloop labels`: labels in and out as files."""
+"""`alloop labels`: import and export of labels."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from alloop.cli._options import OutFile, Session, common_options
 
 @click.group()
 def labels() -> None:
-    """Import labels that are known already; export all labels."""
+    """Import known labels; export all labels."""
 
 
 @labels.command("import")
@@ -18,8 +18,8 @@ def labels() -> None:
 def import_(session: Session, file: Path) -> None:
     """Import a CSV with the columns `label` and `file` or `sha256`.
 
-    A file is named in full, relative to the CSV, or by its bare name where only one image has it. All of it is
-    imported, or nothing. Importing again changes nothing.
+    A file is named by its full path, by its path relative to the CSV, or by its bare name if only one image has that
+    name. Either all lines are imported or none. Importing a file again changes nothing.
     """
     from alloop.loop.intake.labels import import_labels
     from alloop.loop.writer import writer
@@ -27,7 +27,7 @@ def import_(session: Session, file: Path) -> None:
     project = session.project()
     with writer(project.database):
         recorded, known = import_labels(project, file)
-    session.show({"recorded": recorded, "known": known}, f"{recorded} labels recorded, {known} known already.")
+    session.show({"recorded": recorded, "known": known}, f"{recorded} labels recorded; {known} were already known.")
 
 
 @labels.command()
@@ -76,6 +76,6 @@ def export(session: Session, target: Path, form: str | None, copy: bool) -> None
     endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": bare}
     chosen = form or endings.get(target.suffix.lower())
     if chosen is None:
-        raise click.UsageError(f"{target.suffix} says nothing about the format; add --format.")
+        raise click.UsageError(f"The ending {target.suffix} does not name a format; add --format.")
     n = export_labels(session.project(), target, chosen, copy=copy)  # type: ignore[arg-type]
     session.show({"labels": n, "target": str(target)}, f"{n} labels written to {target}.", written=target)

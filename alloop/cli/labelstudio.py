@@ -1,4 +1,4 @@
-"""`alloop labelstudio`: a local server for people who have none."""
+"""`alloop labelstudio`: a local server for people without a Label Studio."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ def labelstudio() -> None:
 
 
 @labelstudio.command()
-@click.option("--port", type=click.IntRange(1, 65535), help="Where it listens.  [default: any free port]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the server.  [default: any free port]")
 @common_options
 def up(session: Session, port: int | None) -> None:
-    """Start it; the first time, install it.
+    """Start a local Label Studio, and install it the first time.
 
-    Installing takes about 1 GB and a minute or two. It lives in its own environment, keeps its data in the workspace,
-    serves the pool's images, and listens on this machine only. Address, user and password are in
-    label-studio/credentials.json, which only you can read; alloop finds them there.
+    Installing takes about 1 GB and a minute or two. The server has its own Python environment, keeps its data in the
+    workspace, serves the pool's images, and can be reached from this machine only. Address, user and password are in
+    label-studio/credentials.json, which only you can read. alloop reads them there.
     """
     from alloop.labeling import local_server
     from alloop.loop.intake.ingest import image_folders
@@ -34,18 +34,18 @@ def up(session: Session, port: int | None) -> None:
 @labelstudio.command()
 @common_options
 def down(session: Session) -> None:
-    """Stop it. Its data stay."""
+    """Stop the local Label Studio. Its data are kept."""
     from alloop.labeling import local_server
 
     was_running = local_server.down(session.project(check_schema=False).folder, session.progress())
-    words = "Label Studio is stopped." if was_running else "No Label Studio of this workspace was running."
+    words = "Label Studio is stopped." if was_running else "The Label Studio of this workspace was not running."
     session.show({"was_running": was_running}, words)
 
 
 @labelstudio.command()
 @common_options
 def status(session: Session) -> None:
-    """Say whether it runs and answers."""
+    """Show whether the local Label Studio runs and answers."""
     from alloop.labeling import local_server
 
     found = local_server.status(session.project(check_schema=False).folder)

@@ -1,4 +1,4 @@
-"""The program: its table of commands, and what becomes of an error."""
+"""The program: its table of commands, and its handling of errors."""
 
 import contextlib
 import errno
@@ -16,23 +16,23 @@ from alloop.cli._lazy import Entry, LazyGroup
 from alloop.errors import AlloopError
 
 ENTRIES = {
-    "init": Entry("alloop.cli.init:init", "Make a workspace: settings, database, what to do next."),
+    "init": Entry("alloop.cli.init:init", "Create a workspace: settings and database."),
     "pool": Entry("alloop.cli.pool:pool", "Add images, list them, check that they are still there."),
-    "labels": Entry("alloop.cli.labels:labels", "Import labels that are known already; export all labels."),
+    "labels": Entry("alloop.cli.labels:labels", "Import known labels; export all labels."),
     "run": Entry("alloop.cli.run:run", "Advance the current round as far as it can go without a person."),
     "status": Entry("alloop.cli.status:status", "Show rounds, accuracy, pending tasks and who labeled how many."),
-    "report": Entry("alloop.cli.report:report", "Write what the project has come to as one HTML page."),
+    "report": Entry("alloop.cli.report:report", "Write the project's results as one HTML page."),
     "train": Entry("alloop.cli.steps:train", "Train on all labels, calibrate and measure on the holdout."),
     "score": Entry("alloop.cli.steps:score", "Score the unlabeled images with the round's model."),
     "select": Entry("alloop.cli.steps:select", "Choose the images to ask about next."),
     "push": Entry("alloop.cli.steps:push", "Send the chosen images to the annotators."),
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
-    "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the holdout labels there are now."),
-    "explain": Entry("alloop.cli.explain:explain", "Say why an image was asked about, or how it stands now."),
-    "replay": Entry("alloop.cli.explain:replay", "Choose a round's images again from what is stored."),
-    "strategies": Entry("alloop.cli.strategies:strategies", "Say which query strategies there are."),
+    "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the current holdout labels."),
+    "explain": Entry("alloop.cli.explain:explain", "Explain why an image was asked about, and show its state."),
+    "replay": Entry("alloop.cli.explain:replay", "Choose a round's images again from stored data."),
+    "strategies": Entry("alloop.cli.strategies:strategies", "List the query strategies."),
     "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
-    "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on labels that are known, in the real loop."),
+    "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on known labels, in the real loop."),
     "round": Entry("alloop.cli.rounds:round_", "List rounds, show one, close one."),
     "db": Entry("alloop.cli.db:db", "Upgrade, check and back up the database."),
     "labelstudio": Entry("alloop.cli.labelstudio:labelstudio", "Start and stop a local Label Studio."),
@@ -46,7 +46,7 @@ _SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errn
 @click.group(cls=LazyGroup, entries=ENTRIES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="alloop")
 def cli() -> None:
-    """From a folder of unlabeled images to a classifier you can trust, with few labels.
+    """Turn a folder of unlabeled images into a calibrated classifier, with few labels.
 
     \b
     A project from nothing:
@@ -54,7 +54,7 @@ def cli() -> None:
       cd pets
       alloop pool add
       alloop labelstudio up          (or name your own server in alloop.toml)
-      alloop run                     (again whenever people have labeled)
+      alloop run                     (run it again whenever people have labeled)
     """
 
 
@@ -82,7 +82,7 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted. What was done is recorded; the same command continues.", err=True)
+        click.echo("Interrupted. Finished work is recorded. Run the same command again to continue.", err=True)
         return 130
     except AlloopError as error:
         _show(error)
@@ -101,14 +101,16 @@ def _explain(error: OSError | MemoryError) -> AlloopError | None:
     if isinstance(error, MemoryError):
         return AlloopError(
             f"There is not enough memory{f': {error}' if str(error) else ''}.",
-            "Close other programs, then run it again.",
+            "Close other programs, then run the command again.",
         )
     if isinstance(error, BrokenPipeError):
         return None
     if error.filename is not None:
         return AlloopError(f"{os.fsdecode(error.filename)}: {error.strerror}.", "Check the path and its permissions.")
     if error.errno in _SCARCE:
-        return AlloopError(f"The system reports: {error.strerror}.", "Free some disk space or memory and run it again.")
+        return AlloopError(
+            f"The system reports: {error.strerror}.", "Free some disk space or memory, then run the command again."
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""`alloop pool`: images in, listed, checked."""
+"""`alloop pool`: add, list and check images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,19 +22,19 @@ def pool() -> None:
 
 @pool.command()
 @click.argument("paths", nargs=-1)
-@click.option("--labels-from-folders", is_flag=True, help="Every image lies in a folder named after its class.")
+@click.option("--labels-from-folders", is_flag=True, help="Label every image by the name of its folder.")
 @click.option(
     "--attributes",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="CSV with a column file or sha256 and others, which [acquisition] only can ask for.",
+    help="CSV of facts about images, for [acquisition] only: a column file or sha256, and one column per attribute.",
 )
 @common_options
 def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, attributes: Path | None) -> None:
     """Add files, folders and globs to the pool.
 
-    Without PATHS, those that [pool] images in alloop.toml names. Adding again changes nothing, a moved file keeps its
-    labels, and a file that cannot be read is listed by `alloop pool check` with the reason. --attributes records what
-    else is known of images of the pool, all of it or nothing; without PATHS it can stand alone.
+    Without PATHS, adds the images of [pool] images. Adding a file again changes nothing. A moved file keeps its label.
+    `alloop pool check` lists the files that cannot be read, with the reason. --attributes records facts about images of
+    the pool: those of all lines of the CSV, or none. It also works without PATHS.
     """
     import dataclasses
 
@@ -65,31 +65,33 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
 
 
 def _describe_depth(added: "Added") -> list[str]:
-    """Sentence about how images with more than 8 bits a channel are read; empty without such images."""
+    """Describe how images with more than 8 bits a channel are read; empty without such images."""
     if added.depth is None:
         return []
     holder = 16 if added.depth <= 16 else 32
     return [
-        f"{added.depth}-bit data in {holder}-bit files: 0 to {2**added.depth - 1} is black to white for all "
-        f"{added.deep} images with more than 8 bits, for the model and for people."
+        f"{added.deep} images hold {added.depth}-bit data in {holder}-bit files: the model and people see 0 as black "
+        f"and {2**added.depth - 1} as white."
     ]
 
 
 def _say(added: "Added") -> list[str]:
     lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
     said = {
-        f"{added.near_duplicates} of the new ones are near copies; one image of each group is asked.": (
+        f"{added.near_duplicates} of the new images are near copies. People are asked about one image of each group.": (
             added.near_duplicates
         ),
         added.regrouped: added.regrouped,
-        f"{added.copies} of {added.images} images count as near copies of another, and one of each group is asked. If "
-        "they are different objects, as under one camera, set [pool] near_duplicate_distance = 0 or near_duplicates = "
-        "false; the next `alloop pool add` or `alloop run` groups the pool again.": added.has_many_copies,
+        f"{added.copies} of {added.images} images count as near copies of another. People are asked about one image of "
+        "each group. If they show different objects, as under one camera, set [pool] near_duplicate_distance = 0 or "
+        "near_duplicates = false; the next `alloop pool add` or `alloop run` groups the pool again.": (
+            added.has_many_copies
+        ),
         f"{added.labeled} labels taken from folder names.": added.labeled,
         f"{added.skipped} files that are not images were left out.": added.skipped,
         f"{sum(added.left_out.values())} hidden, system or alloop's own files and folders were left out: "
-        f"{_names(added.left_out)}. To have one, name it in [pool] images.": added.left_out,
-        f"{added.dropped} files that the pool had from such folders are no longer used; `alloop pool check` lists "
+        f"{_names(added.left_out)}. To use one of them, name it in [pool] images.": added.left_out,
+        f"{added.dropped} files of such folders, which were in the pool, are no longer used; `alloop pool check` lists "
         "them.": added.dropped,
         f"{added.unreadable} files could not be read: `alloop pool check` says why.": added.unreadable,
     }
@@ -123,14 +125,16 @@ def list_(session: Session, split: str | None, labeled: bool | None) -> None:
 
 
 @pool.command()
-@click.option("--accept-missing", is_flag=True, help="Record missing files even if much of a folder is missing.")
+@click.option(
+    "--accept-missing", is_flag=True, help="Record missing files even if a large part of a folder is missing."
+)
 @common_options
 def check(session: Session, accept_missing: bool) -> None:
     """Look at every file again and list what is missing or unreadable.
 
-    Files that changed are read again, and so are files that could not be read before. If much of a folder is missing at
-    once, its disk may not be mounted: nothing is recorded, and the exit code is 75. If you may not write in the
-    workspace, the result is shown but not recorded.
+    Reads changed files again, and files that could not be read before. If a large part of a folder is missing, its disk
+    may not be mounted: nothing is recorded, and the exit code is 75. Without permission to write in the workspace, the
+    result is shown but not recorded.
     """
     import dataclasses
 
@@ -151,7 +155,11 @@ def check(session: Session, accept_missing: bool) -> None:
     lines = ["\t".join(filter(None, ["missing", location.path, location.reason])) for location in found["missing"]]
     lines += [f"unreadable\t{location.path}\t{location.reason}" for location in found["unreadable"]]
     lines += [f"changed\t{location.path}" for location in found.get("changed", ())]
-    lines += [] if is_recorded else ["Nothing was recorded, since you may not write in this workspace. Recorded state:"]
+    lines += (
+        []
+        if is_recorded
+        else ["Nothing was recorded, because you have no permission to write in this workspace. Recorded state:"]
+    )
     lines.append(
         f"{counts.images} images, {counts.missing} of them missing; {counts.unreadable} files could not be read."
     )

@@ -12,15 +12,15 @@ from alloop.cli._options import OutFile, Session, common_options
     "-o",
     "--out",
     type=OutFile(),
-    help="Where the page goes; - is standard output.  [default: report.html in the workspace]",
+    help="File of the page; - is standard output.  [default: report.html in the workspace]",
 )
 @click.option("--open", "is_shown", is_flag=True, help="Open it in the browser.")
 @common_options
 def report(session: Session, out: Path | None, is_shown: bool) -> None:
-    """Write what the project has come to as one HTML page.
+    """Write the project's results as one HTML page.
 
-    The learning curve, how honest the probabilities are, labels and people, every round, what stopping rules say. The
-    page needs no other file and no network.
+    The page shows the learning curve, the calibration, labels per person, all rounds and the stop rules. It needs no
+    other file and no network.
     """
     import os
 
@@ -36,4 +36,4 @@ def report(session: Session, out: Path | None, is_shown: bool) -> None:
     path = write_report(project, out or project.folder / "report.html")
     session.show({"report": str(path)}, f"Report in {path}.", written=path)
     if is_shown:
-        click.launch(path.absolute().as_uri())  # a path is not a URL: browsers read ?, # and % in it
+        click.launch(path.absolute().as_uri())  # as a URL, since browsers give ?, # and % in a path another meaning

@@ -1,4 +1,4 @@
-"""`alloop round`: what was asked when, and ending a round early."""
+"""`alloop round`: list rounds, show one, end one early."""
 
 import click
 
@@ -13,7 +13,7 @@ def round_() -> None:
 @round_.command("list")
 @common_options
 def list_(session: Session) -> None:
-    """List the rounds: their state, how many queries are answered."""
+    """List the rounds with their state and number of answers."""
     import dataclasses
 
     from alloop.report.gather import gather_status
@@ -31,10 +31,10 @@ def list_(session: Session) -> None:
 @click.argument("number", type=int)
 @common_options
 def show(session: Session, number: int) -> None:
-    """Show a round: its model, every query with reason and outcome.
+    """Show a round: its model and all its queries.
 
-    One line a query: rank, reason, the strategy's score, probability where the draw was random, status, image hash, and
-    whether the image is suspect. With --json also the settings that the round runs with.
+    One line per query: rank, reason, the strategy's score, probability of selection (if drawn), status, image hash, and
+    "suspect" for a suspect image. --json adds the settings of the round.
     """
     import dataclasses
 
@@ -63,13 +63,13 @@ def show(session: Session, number: int) -> None:
 
 @round_.command()
 @click.argument("number", type=int, required=False)
-@click.option("--withdraw", is_flag=True, help="Also take back its tasks that nobody has begun.")
+@click.option("--withdraw", is_flag=True, help="Also withdraw its tasks that nobody has started.")
 @common_options
 def close(session: Session, number: int | None, withdraw: bool) -> None:
     """End a round without waiting for more answers.
 
-    Without NUMBER, the current one. Its open tasks stay with the annotators, and answers that come later still count,
-    unless --withdraw takes them back.
+    Without NUMBER, ends the current round. Its open tasks stay with the annotators, and later answers still count.
+    --withdraw removes open tasks that nobody has started.
     """
     from alloop.errors import AlloopError
     from alloop.loop.asking import people
@@ -84,13 +84,13 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
         with reading(project.database) as rows:
             last = find_last_round(rows)
         if last is None:
-            raise AlloopError("There is no round yet.", "`alloop run` starts the first one.")
+            raise AlloopError("There is no round yet.", "Start the first one with `alloop run`.")
         chosen = last.number if number is None else number
         taken_back = people.withdraw(project, chosen) if withdraw else 0
         with reading(project.database) as rows:
             is_closed = find_round(rows, chosen).state is RoundState.CLOSED
-        # What an earlier round left open can be taken back, too.
+        # Tasks that a closed round left open can be withdrawn, too.
         if not (is_closed and withdraw):
             steps.close(project, chosen, "closed by hand")
-    words = f"Round {chosen} is closed." + (f" {taken_back} tasks were taken back." if withdraw else "")
+    words = f"Round {chosen} is closed." + (f" {taken_back} tasks were withdrawn." if withdraw else "")
     session.show({"round": chosen, "withdrawn": taken_back}, words)

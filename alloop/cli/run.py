@@ -1,4 +1,4 @@
-"""`alloop run`: the one command a project needs after it is set up."""
+"""`alloop run`: the only command that a project needs once it is set up."""
 
 import click
 
@@ -8,22 +8,22 @@ EXIT_WAITING = 3
 
 
 @click.command()
-@click.option("--wait", is_flag=True, help="Keep polling while people work; ends when a stop rule holds.")
+@click.option("--wait", is_flag=True, help="Keep polling while people work; end when a stop rule holds.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help="End after this many rounds were closed.  [default: 1; with --wait as many as there are]",
+    help="End after this many rounds are closed.  [default: 1; with --wait: no limit]",
 )
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
-@click.option("--accept-change", is_flag=True, help="Go on although [model] changed since the last round.")
-@click.option("--fail-if-waiting", is_flag=True, help="Exit with 3 when annotators have to answer first.")
+@click.option("--accept-change", is_flag=True, help="Continue although [model] changed since the last round.")
+@click.option("--fail-if-waiting", is_flag=True, help="Exit with code 3 if annotators have to answer first.")
 @common_options
 def run(
     session: Session, wait: bool, rounds: int | None, device: str | None, accept_change: bool, fail_if_waiting: bool
 ) -> None:
     """Advance the current round as far as it can go without a person.
 
-    Pulls answers; closes the round when enough are there; trains, scores, selects and pushes the next batch. Safe to
+    Pulls answers, closes the round if enough have come, then trains, scores, selects and pushes the next batch. Safe to
     call at any time, also twice at once or after a crash: nothing is done twice.
 
     Exit codes: 0 done or waiting, 1 error, 2 wrong settings, 3 waiting (with --fail-if-waiting), 75 try again later.
@@ -39,10 +39,12 @@ def run(
     because = result.because.removeprefix(STOPPED)
     waiting = f"{result.open} of {result.asked} images wait for annotators."
     if not result.open:
-        waiting = f"{result.because}. Correct the answers, or ask anew after `alloop round close`."
+        waiting = f"{result.because}. Correct the answers, or run `alloop round close` to ask about these images again."
     words = {
         Stage.WAITING: f"Round {result.round_number}: {waiting}",
-        Stage.ADVANCED: f"Round {result.round_number} is closed: {result.because}. Run again for the next round.",
+        Stage.ADVANCED: (
+            f"Round {result.round_number} is closed: {result.because}. Run `alloop run` again for the next round."
+        ),
         Stage.DONE: f"Done: {because} (round {result.round_number}, {result.labels} labels).",
     }
     session.show(dataclasses.asdict(result), "\n".join((words[result.stage], *result.attention)))

@@ -1,4 +1,4 @@
-"""`alloop simulate`: strategies against each other on labels that are known."""
+"""`alloop simulate`: comparison of strategies on known labels."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.option(
     "--features",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="An .npz file with F [N, D], features of any model, and y [N], classes; and annotators [N, P], if real people "
-    "answered.",
+    help="An .npz file with F [N, D] (features of any model), y [N] (classes) and, if real people answered, "
+    "annotators [N, P].",
 )
 @click.option(
     "--folder",
@@ -25,24 +25,33 @@ if TYPE_CHECKING:
     help="Labeled images, a folder per class.",
 )
 @click.option(
-    "--csv", "table", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Columns file and label."
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A CSV with the columns file and label.",
 )
 @click.option(
     "--test",
     type=click.Path(path_type=Path, exists=True),
-    help="Only measured on, in place of a random holdout: .npz with --features, else a folder per class or CSV.",
+    help="Images to measure on, instead of a random holdout: .npz with --features, else a folder per class or a CSV.",
 )
 @click.option(
     "-s",
     "--strategies",
     default="random,entropy,default",
     show_default=True,
-    help="Names between commas; NAME:setting=value changes a setting of [acquisition] for one of them.",
+    help="Strategies, separated by commas; NAME:setting=value changes a setting of [acquisition] for that strategy.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Repetitions of each strategy.")
-@click.option("--batch", type=click.IntRange(min=1), help="Images asked for in a round.  [default: [loop] batch_size]")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Batches, the first at random."
+    "--batch", type=click.IntRange(min=1), help="Images to ask about in a round.  [default: [loop] batch_size]"
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of batches; the first is drawn at random.",
 )
 @click.option(
     "--random-fraction",
@@ -59,9 +68,13 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "values", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting, as in alloop.toml."
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at once, in processes.  [default: half of the cores]")
-@click.option("--budget-minutes", type=click.FloatRange(min=0), help="Begin nothing new after this time.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results.  [default: simulate/ here]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Number of processes.  [default: half of the cores]")
+@click.option("--budget-minutes", type=click.FloatRange(min=0), help="Start no new run after this many minutes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the results.  [default: simulate/ in the workspace]",
+)
 @click.option("--json-out", type=OutFile(), help="Also write every run as JSON to this file; - is standard output.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 @common_options
@@ -84,12 +97,12 @@ def simulate(
     json_out: Path | None,
     device: str | None,
 ) -> None:
-    """Compare strategies on labels that are known, in the real loop.
+    """Compare strategies on known labels, in the real loop.
 
     Uses the labels of the workspace, or labeled images (--folder, --csv), or features of any model (--features). Each
-    strategy runs in a workspace of its own, answered by an oracle; the settings of the workspace here count, if there
-    is one. All strategies of a seed are measured on the same images and start from the same random batch.
-    Finished runs are kept: after a kill, the same command goes on.
+    strategy runs in a workspace of its own, answered by an oracle. If the current folder is a workspace, its settings
+    are used. For each seed, all strategies are measured on the same images and start from the same random batch.
+    Finished runs are kept. If the command is interrupted, run it again to continue.
     """
     from alloop.cli._simulation import show, write_report
     from alloop.files import from_folder, is_stdout, write_json
@@ -114,7 +127,7 @@ def simulate(
         if features is not None:
             source = given_source(config, read_features(features, test), scratch)
         else:
-            # The workspace's cache, where there is one: it holds features already.
+            # The workspace's cache already holds features.
             cache = (session.workspace if out is None or _has_workspace(session) else out).absolute() / "cache"
             named = config.evaluation.test
             tested = test or (None if named is None else from_folder(session.workspace, named))
@@ -153,7 +166,7 @@ def _has_workspace(session: Session) -> bool:
 
 
 def _images(session: Session, config: "Config", folder: Path | None, table: Path | None) -> "LabeledImages":
-    """Labeled images from elsewhere, or those of the workspace."""
+    """Read the labeled images of --folder, of --csv, or of the workspace."""
     from alloop.simulate.labeled import read_csv, read_folder, read_workspace
 
     may_be_cut = config.pool.truncated == "accept"
@@ -165,7 +178,7 @@ def _images(session: Session, config: "Config", folder: Path | None, table: Path
 
 
 def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str, Any]], *, needed: bool) -> "Config":
-    """The workspace's settings, or the defaults without one if it is not needed; then --set, then flags."""
+    """Return the settings of the workspace (or the defaults, if no workspace is needed), changed by --set and flags."""
     from alloop.config.load import load_config, parse_value, set_values, validate_config
     from alloop.errors import ConfigError
 
@@ -176,7 +189,7 @@ def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str
         name, sign, value = text.partition("=")
         section, _, key = name.strip().partition(".")
         if not sign or not key or ("." in key and not section):
-            raise ConfigError(f"--set {text}: write SECTION.KEY=VALUE.", "As in --set acquisition.beta=2.")
+            raise ConfigError(f"--set {text}: write SECTION.KEY=VALUE.", "Example: --set acquisition.beta=2.")
         _put(changes.setdefault(section, {}), config, section, key, parse_value(value.strip()))
     for section, given in flags.items():
         changes.setdefault(section, {}).update(given)
@@ -184,7 +197,7 @@ def _config(session: Session, values: tuple[str, ...], flags: dict[str, dict[str
 
 
 def _put(table: dict[str, Any], config: "Config", section: str, key: str, value: Any) -> None:
-    """Also [labeling.oracle] and its like: the rest of the inner table stays."""
+    """Set a value; in a nested section such as [labeling.oracle], keep the other settings."""
     inner, _, last = key.partition(".")
     if not last:
         table[key] = value

@@ -1,4 +1,4 @@
-"""`alloop status`: where the project stands, in one screen."""
+"""`alloop status`: the state of the project on one screen."""
 
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "H", "answered")
 EXPLAINED = (
-    "Accuracy, NLL (nats) and ECE are {measured}, "
-    "with 95 % intervals (Wilson, bootstrap; ECE is biased upwards when the holdout is small, so its interval may lie "
-    "above it). H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
+    "Accuracy, NLL (nats) and ECE are {measured}. "
+    "Intervals are 95 % (accuracy: Wilson, others: bootstrap). ECE is biased upwards when the holdout is small, so its "
+    "interval may lie above it. H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
 )
 
 
@@ -66,7 +66,7 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> list[list[tuple[str, int]]]:
 
 
 def _findings(report: "StatusReport") -> list[str]:
-    """What the rounds show, and what the stop rules say; nothing before a model was measured."""
+    """Return sentences about the results of the rounds and the stop rules."""
     from alloop.loop.stopping import percent
     from alloop.report.gather import describe_people
 
@@ -76,8 +76,8 @@ def _findings(report: "StatusReport") -> list[str]:
         lines.insert(1 if found.better else 0, found.matched["says"])
     if found.grown is not None:
         lines.append(
-            f"Images drawn later, from what was unlabeled then: accuracy {percent(found.grown)} on {found.grown.n}; "
-            "not in the table."
+            f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
+            f"{percent(found.grown)}. They are not in the table."
         )
     if report.rounds:
         lines.append("Stop rules (* stops the loop):")
@@ -98,7 +98,7 @@ def _people(report: "StatusReport") -> list[str]:
 
 
 def _choice(report: "StatusReport") -> list[str]:
-    """Which strategy chose the newest batch, and what was decided on the way."""
+    """Name the strategy that chose the newest batch, with its notes."""
     chosen = [row for row in report.rounds if row.strategy is not None]
     if not chosen:
         return []
@@ -117,8 +117,8 @@ def _attention(report: "StatusReport") -> list[str]:
 
 
 def _calibration(row: "RoundReport") -> str:
-    """What was fitted to how many labels, and what it changed on images that it was not fitted to."""
-    words = f"Calibrated by {row.calibration}, {row.n_calibration} holdout labels."
+    """Describe the calibrator, its number of labels, and the NLL before and after on images it was not fitted to."""
+    words = f"Calibrated by {row.calibration} on {row.n_calibration} holdout labels."
     if "nll_uncalibrated" in row.metrics:
         before, after = (_interval(row.metrics.get(name), 1, 3) for name in ("nll_uncalibrated", "nll"))
         words += f" NLL {before} before, {after} after."

@@ -1,4 +1,4 @@
-"""Each step of a round as its own command, so that a scheduler can run the costly ones elsewhere."""
+"""Every step of a round as a command, so that a scheduler can run expensive steps on another machine."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from alloop.cli._options import Session, common_options
 if TYPE_CHECKING:
     from alloop.project import Project
 
-TOO_FEW = "too few labels to train on yet; two classes need one each"
+TOO_FEW = "too few labels to train a model; two classes need at least one label each"
 device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; overrides [model] device.")
 
 
@@ -52,7 +52,7 @@ def train(session: Session, device: str | None) -> None:
 
 
 @click.command()
-@click.option("--strategy", help="Keep what this one needs to choose.  [default: [acquisition] strategy]")
+@click.option("--strategy", help="Also store what this strategy needs.  [default: [acquisition] strategy]")
 @device_option
 @common_options
 def score(session: Session, device: str | None, strategy: str | None) -> None:
@@ -66,15 +66,19 @@ def score(session: Session, device: str | None, strategy: str | None) -> None:
         steps.score(project, number, device, session.progress(), strategy=strategy)
     path = project.paths.scores(number)
     written = str(path) if path.exists() else None
-    words = f"Round {number}: scores in {path}." if written else f"Round {number}: no model, so no scores."
+    words = f"Round {number}: scores in {path}." if written else f"Round {number} has no model, so nothing was scored."
     session.show({"round": number, "scores": written}, words)
 
 
 @click.command()
-@click.option("-n", "--batch-size", type=click.IntRange(min=1), help="Images to ask for.  [default: [loop] batch_size]")
-@click.option("--strategy", help="How to choose, this time.  [default: [acquisition] strategy]")
 @click.option(
-    "--max-ram", type=click.FloatRange(min=0, min_open=True), help="GiB it may take.  [default: [acquisition] max_ram]"
+    "-n", "--batch-size", type=click.IntRange(min=1), help="Images to ask about.  [default: [loop] batch_size]"
+)
+@click.option("--strategy", help="Strategy for this batch.  [default: [acquisition] strategy]")
+@click.option(
+    "--max-ram",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory limit in GiB.  [default: [acquisition] max_ram]",
 )
 @device_option
 @common_options
@@ -83,7 +87,7 @@ def select(
 ) -> None:
     """Choose the images to ask about next.
 
-    `alloop strategies` lists how that can be done. What a strategy decided by itself, and why, is recorded and shown.
+    `alloop strategies` lists the strategies. Decisions that a strategy takes by itself are recorded and shown.
     """
     from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
@@ -111,7 +115,9 @@ def select(
 
 
 @click.command()
-@click.option("--new-project", is_flag=True, help="Give up the project there was and push open queries to a new one.")
+@click.option(
+    "--new-project", is_flag=True, help="Leave the old labeling project and push the open questions to a new one."
+)
 @click.option("--take-over", is_flag=True, help="Continue here although another copy of the workspace has pushed.")
 @common_options
 def push(session: Session, new_project: bool, take_over: bool) -> None:
@@ -124,7 +130,7 @@ def push(session: Session, new_project: bool, take_over: bool) -> None:
         number = _open_round(project) if new_project or take_over else _round_number(project)
         connection = people.connect_people(project, new_project=new_project, take_over=take_over)
         if number is None:
-            session.show({"round": None, "tasks": 0}, "No round is under way; the next one pushes.")
+            session.show({"round": None, "tasks": 0}, "No round is under way. The next round will push its questions.")
             return
         n = people.push(project, number, connection, session.progress())
     session.show({"round": number, "tasks": n}, f"Round {number}: {n} new tasks.")
@@ -145,7 +151,7 @@ def pull(session: Session) -> None:
         found = people.pull(project, progress=session.progress())
     lines = [f"{found.new} new answers, {found.edited} edited, {found.deleted} deleted."]
     lines += describe_unknown(found.unknown.items(), project.config.project.classes) + describe_lost(found.lost)
-    lines += describe_strangers(0, found.foreign)  # orphaned ones were warned of
+    lines += describe_strangers(0, found.foreign)  # a warning about orphaned tasks was logged before
     session.show({**dataclasses.asdict(found), "unknown": dict(found.unknown)}, "\n".join(lines))
 
 
@@ -153,7 +159,7 @@ def pull(session: Session) -> None:
 @device_option
 @common_options
 def evaluate(session: Session, device: str | None) -> None:
-    """Measure the newest model on the holdout labels there are now."""
+    """Measure the newest model on the current holdout labels."""
     import dataclasses
 
     from alloop.loop.measuring.measure import evaluate as measure_again
@@ -180,7 +186,9 @@ def _round_number(project: "Project") -> int:
 
     number = _open_round(project)
     if number is None:
-        raise AlloopError("No round is under way.", "`alloop train` starts the next one; `alloop run` does it all.")
+        raise AlloopError(
+            "No round is under way.", "Start the next round with `alloop train`, or let `alloop run` take all steps."
+        )
     return number
 
 

@@ -8,10 +8,10 @@ from alloop.cli._options import Session, common_options
 @click.command()
 @common_options
 def strategies(session: Session) -> None:
-    """Say which query strategies there are.
+    """List the query strategies.
 
-    Each with what it does, what it has to see, and whether the model of this workspace, if there is one here, can
-    give it that. `[acquisition] strategy` or `alloop select --strategy` take the name.
+    Shows what each strategy does, what it needs, and whether this workspace's model can provide that. Use a name in
+    `[acquisition] strategy` or in `alloop select --strategy`.
     """
     from alloop.composition import ALIASES, STRATEGIES, STRATEGY_GROUP, check_strategy, own_strategies, strategy_name
     from alloop.config.load import FILE_NAME
@@ -48,7 +48,7 @@ def strategies(session: Session) -> None:
 
 def _line(row: "dict[str, object]") -> str:
     needs = row["needs"]
-    seen = f"; sees {', '.join(needs)}" if isinstance(needs, list) and needs else ""
+    seen = f"; needs {', '.join(needs)}" if isinstance(needs, list) and needs else ""
     also = row["aliases"]
     names = f" (also: {', '.join(also)})" if isinstance(also, list) and also else ""
     cannot = "" if row["possible"] else "  (not with this model)"

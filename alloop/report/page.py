@@ -72,7 +72,8 @@ def _sentences(found: Findings) -> list[str]:
         said.insert(0, f"{found.matched['says']} (Round {found.matched['round']}.)")
     if found.grown is not None:
         said.append(
-            f"Images drawn later, from what was unlabeled then: accuracy {percent(found.grown)} on {found.grown.n}."
+            f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
+            f"{percent(found.grown)}."
         )
     return said
 

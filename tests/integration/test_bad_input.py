@@ -285,7 +285,7 @@ def test_labels_of_one_class_are_too_few_to_train_on_and_the_round_goes_on_at_ra
     project = project_with_labels(tmp_path, {"cat": 8}, CLASSES)
 
     shown = alloop("train", "-C", project.folder)
-    assert shown.out == "Round 0: too few labels to train on yet; two classes need one each.\n"
+    assert shown.out == "Round 0: too few labels to train a model; two classes need at least one label each.\n"
     assert value(project, "SELECT count(*) FROM model_version") == 0
     done = step(project)
     assert done.code == 0
@@ -342,7 +342,7 @@ def test_an_empty_database_is_upgraded_on_demand(tmp_path: Path):
     assert "`alloop db upgrade`" in refused.err
     assert (
         alloop("db", "upgrade", "-C", project.folder).out
-        == f"The database went from schema none to {head_revision()}.\n"
+        == f"The database was upgraded from schema none to {head_revision()}.\n"
     )
     assert "The pool has no usable images" in step(project).err
 

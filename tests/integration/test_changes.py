@@ -264,7 +264,7 @@ def test_a_project_can_be_labeled_in_spreadsheets(tmp_path: Path):
     assert fill_in(project.folder / "sheets", truth) == 14
 
     closed = alloop("run", *at)
-    assert closed.out == "Round 0 is closed: 14 of 14 images answered. Run again for the next round.\n"
+    assert closed.out == "Round 0 is closed: 14 of 14 images answered. Run `alloop run` again for the next round.\n"
     assert alloop("run", *at, "--json").data["open"] == 6
     assert fill_in(project.folder / "sheets", truth, skip=2) == 6
     alloop("run", *at)

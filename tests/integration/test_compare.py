@@ -119,7 +119,9 @@ def test_no_time_left_begins_nothing_and_says_what_is_missing(pictures: Path, tr
     done = _compare(pictures, "--budget-minutes", "0")
 
     assert (done.code, trained) == (0, [])
-    assert "Not begun for want of time (method/seed): 4HML/0, 4HML/1, SL1H/0, SL1H/1" in " ".join(done.out.split())
+    assert "Not started, because time was up (method/seed): 4HML/0, 4HML/1, SL1H/0, SL1H/1" in " ".join(
+        done.out.split()
+    )
 
 
 def test_json_holds_the_table_and_the_bins_of_every_diagram(pictures: Path):

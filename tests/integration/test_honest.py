@@ -88,7 +88,7 @@ def test_status_says_what_the_rounds_show(grown: Project):
     assert "Did active learning help here? Not compared: 4 random labels and 27 acquired ones so far" in shown
     assert "([acquisition]" in shown
     assert "One more round of 10: about " in shown
-    assert "Images drawn later, from what was unlabeled then: accuracy " in shown
+    assert " holdout images drawn later, from those unlabeled then: " in shown
     assert "\n* holds: round limit reached: 4 of 4 rounds\n" in shown
     assert "  does not hold: no label_budget is set; there are 66 labels" in shown
     assert "disagreement among people is inside that number." in shown

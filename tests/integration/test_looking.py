@@ -77,7 +77,9 @@ def test_whoever_may_only_read_can_look_at_everything(workspace: Path):
         assert copy.execute("SELECT count(*) FROM image").fetchone() == (30,)
     lines = check.out.splitlines()
     assert lines[:2] == [f"missing\t{gone}", f"changed\t{changed}"]
-    assert lines[2] == "Nothing was recorded, since you may not write in this workspace. Recorded state:"
+    assert lines[2] == (
+        "Nothing was recorded, because you have no permission to write in this workspace. Recorded state:"
+    )
     assert lines[3].startswith("30 images, 0 of them missing")
     # What needs the right to write says so and names the way out.
     assert (report.code, run.code) == (1, 1)

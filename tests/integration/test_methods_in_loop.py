@@ -52,7 +52,7 @@ def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Pa
         "accuracy", "nll", "nll_uncalibrated", "brier", "ece", "mce", "adaptive_ece", "classwise_ece"
     }  # fmt: skip
     assert all(metric.low <= metric.value and metric.n == 60 for metric in measured.metrics.values())
-    assert f"Calibrated by {measured.calibration}, 60 holdout labels. NLL" in " ".join(shown.split())
+    assert f"Calibrated by {measured.calibration} on 60 holdout labels. NLL" in " ".join(shown.split())
     # A prediction that went through the float32 score file can fall on the other side of a histogram bin's edge.
     tolerance = 0.05 if method.startswith("histogram") else 1e-3
     assert again["nll"].value == pytest.approx(measured.metrics["nll"].value, abs=tolerance)

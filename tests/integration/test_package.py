@@ -71,7 +71,7 @@ def test_an_installed_alloop_makes_and_keeps_a_workspace_without_the_checkout(in
     for path in (tmp_path / "pets").glob("alloop.db*"):
         path.unlink()
     assert "from schema none to" in call(installed / "alloop", "db", "upgrade", "-C", "pets", cwd=tmp_path)
-    assert "is sound" in call(installed / "alloop", "db", "check", "-C", "pets", cwd=tmp_path)
+    assert "is intact" in call(installed / "alloop", "db", "check", "-C", "pets", cwd=tmp_path)
     assert "Copied to" in call(installed / "alloop", "db", "backup", "copy.db", "-C", "pets", cwd=tmp_path)
     assert (tmp_path / "copy.db").exists()
     assert "0 images" in call(installed / "python", "-m", "alloop", "status", "-C", "pets", cwd=tmp_path)

@@ -412,7 +412,7 @@ def test_a_database_says_whether_it_is_sound_and_can_be_copied_while_open(tmp_pa
 
     schema = head_revision()
     assert alloop("db", "check", "-C", project.folder, "--json").data == {"schema": schema, "sound": True}
-    assert alloop("db", "upgrade", "-C", project.folder).out == f"The database has schema {schema} already.\n"
+    assert alloop("db", "upgrade", "-C", project.folder).out == f"The database already has schema {schema}.\n"
     copied = Path(alloop("db", "backup", "-C", project.folder, "--json").data["backup"])
     assert copied.parent == project.folder / "backups"
     target = tmp_path / "copy.db"

@@ -41,8 +41,8 @@ def test_a_round_whose_answers_are_no_classes_stays_open_and_names_the_nearest_c
 
     assert ran.code == 0
     assert ran.out.splitlines() == [
-        "Round 0: 0 of 8 images answered; 8 answered with an unknown class. Correct the answers, or ask anew after "
-        "`alloop round close`.",
+        "Round 0: 0 of 8 images answered; 8 answered with an unknown class. Correct the answers, or run "
+        "`alloop round close` to ask about these images again.",
         "8 answers say 'Cat', which is not a class: correct them, or add it to [project] classes. "
         "The nearest class is 'cat'.",
     ]
@@ -64,7 +64,7 @@ def test_corrected_answers_close_it(asked: Project):
 
     ran = alloop("run", "-C", asked.folder)
 
-    assert ran.out.startswith("Round 0 is closed: 8 of 8 images answered. Run again")
+    assert ran.out.startswith("Round 0 is closed: 8 of 8 images answered. Run `alloop run` again")
     assert "No training label yet: dog" in ran.out
 
 
@@ -74,7 +74,7 @@ def test_a_round_that_closes_says_how_many_got_a_label_and_why_others_did_not(as
     ran = alloop("run", "-C", asked.folder)
 
     assert ran.out.startswith(
-        "Round 0 is closed: 6 of 8 images answered; 1 skipped, 1 answered with an unknown class. Run again"
+        "Round 0 is closed: 6 of 8 images answered; 1 skipped, 1 answered with an unknown class. Run `alloop run` again"
     )
     assert "1 images were skipped and are not asked again" in ran.out
     assert "1 answers say 'Dog'" in ran.out
@@ -90,7 +90,7 @@ def test_a_round_whose_tasks_were_all_deleted_stays_open_until_it_is_closed_by_h
     assert ran.code == 0
     assert ran.out.splitlines()[0] == (
         "Round 0: 0 of 8 images answered; 8 taken back, as their task was deleted, or their file vanished or changed. "
-        "Correct the answers, or ask anew after `alloop round close`."
+        "Correct the answers, or run `alloop round close` to ask about these images again."
     )
     assert "8 open tasks were deleted in the labeling project; their images are back in the pool." in ran.out
     assert alloop("round", "close", "-C", asked.folder).code == 0

@@ -102,8 +102,8 @@ def test_every_run_has_a_batch_an_accuracy_and_times_for_each_round(simulated: t
 def test_the_report_shows_curves_areas_and_wins(simulated: tuple[Outcome, Path]):
     done, pool = simulated
 
-    assert "What each strategy is worth" in done.out
-    assert "How often the row is better" in done.out
+    assert "Value of each strategy" in done.out
+    assert "Seeds and later budgets at which the row is better" in done.out
     page = (pool.parent / "out" / "index.html").read_text()
     assert "data:image/png;base64," in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)

@@ -59,7 +59,10 @@ def test_pool_add_says_how_deep_images_are_read(tmp_path: Path, bits: int):
 
     added = alloop("pool", "add", "-C", project.folder)
 
-    assert f"{bits}-bit data in 16-bit files: 0 to {2**bits - 1} is black to white for all 4 images" in added.out
+    assert (
+        f"4 images hold {bits}-bit data in 16-bit files: the model and people see 0 as black and "
+        f"{2**bits - 1} as white." in added.out
+    )
     for ref in refs_of(project):
         assert ref.depth == bits
         assert ref.key != ref.sha256
@@ -98,7 +101,10 @@ def test_a_larger_value_raises_the_depth_of_all_and_says_what_is_computed_anew(t
 
     added = alloop("pool", "add", "-C", project.folder)
 
-    assert "14-bit data in 16-bit files: 0 to 16383 is black to white for all 31 images" in added.out
+    assert (
+        "31 images hold 14-bit data in 16-bit files: the model and people see 0 as black and 16383 as white."
+        in added.out
+    )
     assert (
         "needs 14 bits, not 10: the features of the 30 such images that were in the pool are computed again"
         in added.err
