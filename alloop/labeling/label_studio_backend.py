@@ -75,7 +75,7 @@ def _address(
     raise LabelingError(
         f"There is no key for Label Studio at {named_url}.",
         f"Set {KEY_VARIABLE} (in Label Studio: Account & Settings > Personal Access Token), name a file that holds it "
-        "in labeling.label_studio.api_key_file, or start a server of your own with `alloop labelstudio up`.",
+        "in [labeling.label_studio] api_key_file, or start a server of your own with `alloop labelstudio up`.",
     )
 
 
@@ -84,11 +84,11 @@ def _read_key(path: Path) -> str:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelingError(
-            f"labeling.label_studio.api_key_file names {path}, which cannot be read ({type(error).__name__}).",
+            f"[labeling.label_studio] api_key_file names {path}, which cannot be read ({type(error).__name__}).",
             "Put the bare token into that file.",
         ) from None
     if not key:
-        raise LabelingError(f"{path} (labeling.label_studio.api_key_file) is empty.", "Put the bare token into it.")
+        raise LabelingError(f"{path} ([labeling.label_studio] api_key_file) is empty.", "Put the bare token into it.")
     return key
 
 
@@ -105,7 +105,7 @@ def _image_urls(
         return uploads
     if images.via == "url":
         if images.root is None or images.url_prefix is None:
-            raise ConfigError('labeling.images.via = "url" needs both root and url_prefix.')
+            raise ConfigError('[labeling.images] via = "url" needs both root and url_prefix.')
         return Mixed(UrlPrefix(from_folder(folder, images.root), images.url_prefix), uploads)
     if local is not None:
         shared: Sequence[SharedFolder] = [SharedFolder(Path(here), there) for here, there in local.folders]
@@ -113,9 +113,9 @@ def _image_urls(
         return Mixed(LocalFiles(connection, local.document_root, shared, _pause, way_out), uploads)
     if images.root is None:
         raise ConfigError(
-            'labeling.images.via is "local-files", but labeling.images.root is not set.',
+            '[labeling.images] via is "local-files", but [labeling.images] root is not set.',
             "Set it to the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT), "
-            "or set labeling.images.via to 'upload'.",
+            "or set [labeling.images] via to 'upload'.",
         )
     root = from_folder(folder, images.root)
     there = images.server_root or str(root)
