@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from alloop.errors import did_you_mean
 from alloop.plugins import list_installed
 
+# A task is what people answer about an image and what models learn. Its name is the key of the tables `TASKS` in the
+# rooms where tasks differ: `consensus`, and others named there.
+CLASSIFICATION = "classification"
+
 
 class Place(enum.StrEnum):
     """Where a loss acts once there are several heads; the other term then stays plain cross-entropy."""

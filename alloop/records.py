@@ -168,13 +168,13 @@ class OutgoingTask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One annotation as the labeling back end holds it now.
+    """One annotation as a person gave it.
 
     Attributes:
-        external_id: The back end's id of the annotation, stable over edits.
-        value: The class as given, known or not; None unless outcome is LABEL.
-        updated_at: The back end's clock, UTC.
-        lead_time: Seconds the annotator spent, when known.
+        external_id: Id of the annotation in the labeling back end. Stays the same when the annotation is edited.
+        value: Text as given, known or not; None unless outcome is LABEL or OUTDATED.
+        updated_at: Time of the last change by the back end's clock, UTC.
+        lead_time: Seconds that the annotator spent; None if unknown.
     """
 
     external_id: str
@@ -183,6 +183,21 @@ class Answer:
     value: str | None
     updated_at: dt.datetime
     lead_time: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Consensus:
+    """Agreed label of one image.
+
+    Attributes:
+        value: Text that models learn from. For a classification, the name of a class.
+        agreement: Share of the votes that are for `value`, in (0, 1].
+        n: Number of votes, one for each annotator who gave a valid answer.
+    """
+
+    value: str
+    agreement: float
+    n: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alloop.composition import (
+    CLASSIFICATION,
     DEFAULT_BACKEND,
     DEFAULT_STRATEGY,
     check_backend,
@@ -35,6 +36,11 @@ class ProjectConfig(Section):
     name: Annotated[str, Field(min_length=1, max_length=40)] = "alloop"
     classes: tuple[str, ...] = Field(strict=False)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @property
+    def task(self) -> str:
+        """Name of the task. Not a setting yet: there is only one."""
+        return CLASSIFICATION
 
     @model_validator(mode="after")
     def _check_classes(self) -> "ProjectConfig":

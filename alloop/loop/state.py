@@ -1,8 +1,9 @@
 """Which state may follow which, and how a query stands. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from alloop.records import Outcome, QueryStatus, RoundState
+from alloop.consensus import Judge
+from alloop.records import Answer, Outcome, QueryStatus, RoundState
 
 NEXT = {
     RoundState.CREATED: RoundState.TRAINED,
@@ -13,24 +14,22 @@ NEXT = {
 }
 
 
-def settle(
-    answers: Sequence[tuple[str, Outcome, str | None]], classes: Collection[str], annotations_per_image: int
-) -> QueryStatus:
-    """What became of a query, from everything its task holds now.
+def settle(answers: Sequence[Answer], judge: Judge, annotations_per_image: int) -> QueryStatus:
+    """Return the status of a query from all answers that its task has now.
 
-    A known class counts more than an unknown one, that more than a skip, that more than an empty submission: work that
-    somebody did is never hidden by work that somebody declined.
+    A vote counts more than an unknown label, an unknown label more than a skip, a skip more than an empty submission.
+    Work that one person did is never hidden by work that another person declined.
 
     Args:
-        answers: (annotator, outcome, value) of each current annotation; tombstones left out.
-        classes: The classes that may be answered.
-        annotations_per_image: How many different people must answer.
+        answers: Current answers, without deleted ones.
+        judge: Tells which answers are votes.
+        annotations_per_image: Number of different people who must answer.
     """
-    labels = {who for who, outcome, value in answers if outcome is Outcome.LABEL and value in classes}
-    outcomes = {outcome for _, outcome, _ in answers}
-    if labels:
+    voters = {answer.annotator for answer in answers if judge.vote(answer) is not None}
+    outcomes = {answer.outcome for answer in answers}
+    if voters:
         # After a file was replaced, further people would see another image: the answers so far have to be enough.
-        is_over = len(labels) >= annotations_per_image or Outcome.OUTDATED in outcomes
+        is_over = len(voters) >= annotations_per_image or Outcome.OUTDATED in outcomes
         return QueryStatus.ANSWERED if is_over else QueryStatus.OPEN
     if Outcome.LABEL in outcomes:
         return QueryStatus.UNKNOWN

@@ -17,7 +17,7 @@ from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
 from alloop.files import sha256_of, write_bytes
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import ImportedLabel, listed_files, record_imported
+from alloop.loop.intake.labels import ImportedLabel, judge_of, listed_files, record_imported
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.workspace import backup_database, upgrade_database
 from alloop.pool.cache import FeatureCache
@@ -260,7 +260,7 @@ def _add_rows(
         set_split(session, add_apart(session, tested, now), Split.HOLDOUT)
         if test is not None:
             known = [ImportedLabel(*pair) for pair in _labels(tested, test, classes).items()]
-            record_imported(session, known, classes, "test")
+            record_imported(session, known, judge_of(project.config.project), "test")
 
 
 def _labels(files: Sequence[ImageFile], rows: LabeledRows, classes: Sequence[str]) -> dict[str, str]:

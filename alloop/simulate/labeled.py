@@ -128,7 +128,7 @@ def read_workspace(project: Project) -> LabeledImages:
             ImageRef(label.image_id, label.sha256, str(label.path), depths.get(label.image_id), is_admitted=True)
             for label in labels
         ),
-        targets=np.array([classes.index(label.class_name) for label in labels], dtype=np.int64),
+        targets=np.array([classes.index(label.consensus.value) for label in labels], dtype=np.int64),
         is_holdout=np.array([label.split is Split.HOLDOUT for label in labels]),
     )
 
@@ -258,4 +258,4 @@ def _check_counts(labels: Iterable[str], source: str) -> None:
 
 
 def _is_usable(label: LabelRecord, classes: Sequence[str]) -> bool:
-    return label.path is not None and label.split is not Split.EXCLUDED and label.class_name in classes
+    return label.path is not None and label.split is not Split.EXCLUDED and label.consensus.value in classes

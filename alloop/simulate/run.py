@@ -275,8 +275,8 @@ def _measure(plan: CellPlan, project: Project, seconds: Mapping[tuple[int, Round
             picks.append(tuple(rows[query.sha256] for query in asked))
         models = [find_model(session, one.id) for one in rounds]
         measured = [None if model is None else list_metrics(session, model.id, "holdout") for model in models]
-        tested = [label.class_name for label in list_labels(session, Split.HOLDOUT)]
-        labels = {label.sha256: label.class_name for label in list_labels(session, Split.TRAIN)}
+        tested = [label.consensus.value for label in list_labels(session, Split.HOLDOUT)]
+        labels = {label.sha256: label.consensus.value for label in list_labels(session, Split.TRAIN)}
     picks = [batch for batch in picks if batch]
     names = list(truth)
     accuracy, n_labels, asked_so_far = [], [], 0

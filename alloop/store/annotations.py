@@ -7,43 +7,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Select, and_, delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from alloop.records import LocationStatus, Outcome, Split
+from alloop.records import Answer, Consensus, LocationStatus, Outcome, Split
 from alloop.store.session import in_chunks
 from alloop.store.tables import Annotation, Image, ImageLocation, Label
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnnotationRecord:
-    """One version of one annotation."""
+    """One version of an answer, with the image and the query that it belongs to.
+
+    Attributes:
+        source: Labeling back end that the answer came from, or "import".
+    """
 
     image_id: int
     query_id: int | None
     source: str
-    external_id: str
     version: int
-    annotator: str
-    outcome: Outcome
-    value: str | None
-    lead_time: float | None
-    answered_at: dt.datetime
+    answer: Answer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelRecord:
-    """The label of one image; `path` is where it lies, or where it was last seen."""
+    """Label of one image. `path` is where the image file is, or where it was last seen."""
 
     image_id: int
     sha256: str
     split: Split
-    class_name: str
-    agreement: float
-    n_annotations: int
+    consensus: Consensus
     path: str | None
 
 
 def add_annotations(session: Session, records: Sequence[AnnotationRecord], now: dt.datetime) -> None:
     """Append facts."""
-    rows = [{**dataclasses.asdict(record), "outcome": record.outcome.value, "recorded_at": now} for record in records]
+    rows = [_row(record, now) for record in records]
     if rows:
         session.execute(insert(Annotation), rows)
 
@@ -76,25 +73,25 @@ def list_current(
     return found
 
 
-def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | None], now: dt.datetime) -> None:
-    """Replace the labels of these images: (class, agreement, annotations), or None for no label.
+def set_labels(session: Session, labels: Mapping[int, Consensus | None], now: dt.datetime) -> None:
+    """Replace the labels of these images; None removes the label.
 
-    Those that stay as they are keep their row, and when it was derived.
+    A label that does not change keeps its row and the time at which it was derived.
     """
-    known: dict[int, tuple[str, float, int]] = {}
+    known: dict[int, Consensus] = {}
     for chunk in in_chunks(labels):
         query = select(Label.image_id, Label.class_name, Label.agreement, Label.n_annotations)
         rows = session.execute(query.where(Label.image_id.in_(chunk)))
-        known |= {image_id: (class_name, agreement, n) for image_id, class_name, agreement, n in rows}
+        known |= {image_id: Consensus(value, agreement, n) for image_id, value, agreement, n in rows}
     labels = {image_id: label for image_id, label in labels.items() if known.get(image_id) != label}
     for chunk in in_chunks(image_id for image_id in labels if image_id in known):
         session.execute(delete(Label).where(Label.image_id.in_(chunk)))
     fresh = [
         {
             "image_id": image_id,
-            "class_name": label[0],
-            "agreement": label[1],
-            "n_annotations": label[2],
+            "class_name": label.value,
+            "agreement": label.agreement,
+            "n_annotations": label.n,
             "derived_at": now,
         }
         for image_id, label in labels.items()
@@ -105,7 +102,7 @@ def set_labels(session: Session, labels: Mapping[int, tuple[str, float, int] | N
 
 
 def list_labels(session: Session, split: Split | None = None) -> list[LabelRecord]:
-    """Labels by content hash: an order that does not depend on how the database was filled."""
+    """List the labels by content hash, an order that does not depend on how the database was filled."""
     paths = select(func.min(ImageLocation.path)).where(ImageLocation.image_id == Image.id).correlate(Image)
     there = paths.where(ImageLocation.status == LocationStatus.OK.value)
     path = func.coalesce(there.scalar_subquery(), paths.scalar_subquery())
@@ -118,7 +115,7 @@ def list_labels(session: Session, split: Split | None = None) -> list[LabelRecor
         query = query.where(Image.split == split.value)
     splits = {one.value: one for one in Split}
     return [
-        LabelRecord(image_id, sha256, splits[where], class_name, agreement, n, first_path)
+        LabelRecord(image_id, sha256, splits[where], Consensus(class_name, agreement, n), first_path)
         for image_id, sha256, where, class_name, agreement, n, first_path in session.execute(query)
     ]
 
@@ -194,12 +191,41 @@ def _current(then: dt.datetime | None = None) -> "Select[Annotation]":
     return select(Annotation).join(newest, same).order_by(Annotation.image_id, Annotation.answered_at, Annotation.id)
 
 
+def _row(record: AnnotationRecord, now: dt.datetime) -> dict[str, object]:
+    answer = record.answer
+    return {
+        "image_id": record.image_id,
+        "query_id": record.query_id,
+        "source": record.source,
+        "external_id": answer.external_id,
+        "version": record.version,
+        "annotator": answer.annotator,
+        "outcome": answer.outcome.value,
+        "value": answer.value,
+        "lead_time": answer.lead_time,
+        "answered_at": answer.updated_at,
+        "recorded_at": now,
+    }
+
+
 def _records(session: Session, query: "Select[Annotation]") -> list[AnnotationRecord]:
     # Columns instead of objects: all annotations of a pool are read in every round.
-    columns = [getattr(Annotation, field.name) for field in dataclasses.fields(AnnotationRecord)]
-    rows = session.execute(query.with_only_columns(*columns))
+    rows = session.execute(
+        query.with_only_columns(
+            Annotation.image_id,
+            Annotation.query_id,
+            Annotation.source,
+            Annotation.version,
+            Annotation.external_id,
+            Annotation.annotator,
+            Annotation.outcome,
+            Annotation.value,
+            Annotation.answered_at,
+            Annotation.lead_time,
+        )
+    )
     outcomes = {outcome.value: outcome for outcome in Outcome}
     return [
-        AnnotationRecord(image, query_id, source, external_id, version, who, outcomes[outcome], value, lead_time, at)
-        for image, query_id, source, external_id, version, who, outcome, value, lead_time, at in rows
+        AnnotationRecord(image, query_id, source, version, Answer(own_id, who, outcomes[outcome], value, at, lead_time))
+        for image, query_id, source, version, own_id, who, outcome, value, at, lead_time in rows
     ]

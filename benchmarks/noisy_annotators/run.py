@@ -173,7 +173,7 @@ def compare(project: Project, outside: list[ImageRef], truth: dict[str, str]) ->
         never_asked = list_refs(session, Split.TRAIN, labeled=False)
     labels_of = {split: [one for one in labels if one.split is split] for split in (Split.TRAIN, Split.HOLDOUT)}
     learned = [ImageRef(one.image_id, one.sha256, str(one.path)) for one in labels_of[Split.TRAIN]]
-    targets = np.array([project.config.project.classes.index(one.class_name) for one in labels_of[Split.TRAIN]])
+    targets = np.array([project.config.project.classes.index(one.consensus.value) for one in labels_of[Split.TRAIN]])
     rest = predict(project, model, never_asked)
     places = {
         "rest": rest,
@@ -189,8 +189,8 @@ def compare(project: Project, outside: list[ImageRef], truth: dict[str, str]) ->
         "accuracy": said.value,
         "low": said.low,
         "high": said.high,
-        "holdout_truth": share(truth[one.sha256] == one.class_name for one in labels_of[Split.HOLDOUT]),
-        "labels_truth": share(truth[one.sha256] == one.class_name for one in labels_of[Split.TRAIN]),
+        "holdout_truth": share(truth[one.sha256] == one.consensus.value for one in labels_of[Split.HOLDOUT]),
+        "labels_truth": share(truth[one.sha256] == one.consensus.value for one in labels_of[Split.TRAIN]),
     }
     for place, predicted in places.items():
         row[f"n_{place}"] = len(predicted)

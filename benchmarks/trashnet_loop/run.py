@@ -121,7 +121,7 @@ def logistic_regression(project, truth) -> dict[str, float]:
     backbone = build_backbone(config, search_paths(project.paths.cache))
     train = [refs[label.image_id] for label in labels]
     cache, _ = ensure_features([*train, *rest], backbone, project.paths.cache, build_hardware(config, None))
-    x, y = cache.take([ref.sha256 for ref in train]), np.array([label.class_name for label in labels])
+    x, y = cache.take([ref.sha256 for ref in train]), np.array([label.consensus.value for label in labels])
     x_rest, y_rest = cache.take([ref.sha256 for ref in rest]), np.array([truth[ref.sha256] for ref in rest])
     models = {
         "lr_c001": LogisticRegression(C=0.01, max_iter=2000),

@@ -64,7 +64,7 @@ def test_an_image_is_explained_by_the_round_that_asked_about_it(asked: Project):
 def test_the_nearest_labeled_images_are_those_of_the_highest_cosine(asked: Project):
     query = batch(asked, 1)[0]
     with reading(asked.database) as session:
-        labeled = {label.sha256: label.class_name for label in list_labels(session, Split.TRAIN)}
+        labeled = {label.sha256: label.consensus.value for label in list_labels(session, Split.TRAIN)}
         refs = [ref for ref in list_refs(session, Split.TRAIN) if ref.sha256 in labeled or ref.sha256 == query.sha256]
     rows = run_features(FeatureJob(asked.config, tuple(refs), asked.paths.cache)).features.astype(np.float64)
     mine = next(row for ref, row in zip(refs, rows, strict=True) if ref.sha256 == query.sha256)

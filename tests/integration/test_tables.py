@@ -17,7 +17,7 @@ NFC, NFD = "caf\u00e9", "cafe\u0301"
 
 def labels(project: Project) -> dict[str, str]:
     with reading(project.database) as session:
-        return {Path(str(label.path)).name: label.class_name for label in list_labels(session)}
+        return {Path(str(label.path)).name: label.consensus.value for label in list_labels(session)}
 
 
 DIALECTS = {

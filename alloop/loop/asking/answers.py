@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
-from alloop.loop.intake.labels import derive_labels
+from alloop.consensus import Judge
+from alloop.loop.intake.labels import derive_labels, judge_of
 from alloop.loop.state import settle
-from alloop.names import as_class, clean
+from alloop.names import clean
 from alloop.project import Project
 from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
@@ -50,15 +51,16 @@ class Recorded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where answers come from and how they are judged.
+    """Project in a labeling back end that answers come from, and the rules for them.
 
     Attributes:
-        project_ref: The project, told apart from those of other servers (`named`).
+        project_ref: Name of the project, different from those of all other servers (`named`).
+        judge: Tells which answers are votes.
     """
 
     source: str
     project_ref: str
-    classes: Collection[str]
+    judge: Judge
     annotations_per_image: int
 
     def scope(self, task_id: str) -> str:
@@ -72,9 +74,9 @@ def named(project_ref: str, identity: str) -> str:
 
 
 def judged_by(project: Project, source: str = "", project_ref: str = "") -> Place:
-    """Answers are judged by today's settings: a class added now makes old answers count."""
+    """Return the place with the rules of today's settings: a class added now makes old answers count."""
     labeling = project.config.labeling
-    return Place(source, project_ref, project.config.project.classes, labeling.annotations_per_image)
+    return Place(source, project_ref, judge_of(project.config.project), labeling.annotations_per_image)
 
 
 def record_answers(
@@ -110,13 +112,13 @@ def record_answers(
         # What was answered to another task about the same image, perhaps in a project since given up, is not this
         # task's to delete.
         scope = place.scope(found.task.id)
-        mine = {record.external_id: record for record in known[query.id] if record.external_id.startswith(scope)}
+        mine = _within(scope, known[query.id])
         target = _Target(query.image_id, query.id, scope, is_outdated=(found.file, query.sha256) in replaced)
         fresh += _changes(place, target, found.answers, mine, recorded)
     add_annotations(session, fresh, _now())
     touched = {query.id: query for query in queries.values()}
     settle_queries(session, place, touched.values())
-    derive_labels(session, place.classes, {query.image_id for query in touched.values()})
+    derive_labels(session, place.judge, {query.image_id for query in touched.values()})
 
 
 def adopt_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> int:
@@ -142,17 +144,17 @@ def adopt_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], 
     for found in orphaned:
         if (image_id := images.get(found.task.sha256 or "")) is not None:
             target = _Target(image_id, None, place.scope(found.task.id))
-            mine = {each.external_id: each for each in known[image_id] if each.external_id.startswith(target.scope)}
+            mine = _within(target.scope, known[image_id])
             fresh += _changes(place, target, found.answers, mine, recorded)
     add_annotations(session, fresh, _now())
-    derive_labels(session, place.classes, set(images.values()))
+    derive_labels(session, place.judge, set(images.values()))
     return sum(found.task.sha256 not in images for found in orphaned)
 
 
 def list_adopted(session: Session, place: Place) -> set[str]:
     """Scopes of the tasks whose answers were adopted."""
     records = list_current(session, source=place.source, adopted=True)
-    return {record.external_id.rpartition("/")[0] + "/" for record in records}
+    return {record.answer.external_id.rpartition("/")[0] + "/" for record in records}
 
 
 def describe_orphaned(n: int) -> str:
@@ -192,12 +194,12 @@ def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Reco
 def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord]) -> None:
     """Bring the status of queries in line with their current annotations."""
     wanted = {query.id: query for query in queries}
-    answers: dict[int, list[tuple[str, Outcome, str | None]]] = {query_id: [] for query_id in wanted}
+    answers: dict[int, list[Answer]] = {query_id: [] for query_id in wanted}
     for record in list_current(session, query_ids=list(wanted)):
-        if record.query_id is not None and record.outcome is not Outcome.DELETED:
-            answers[record.query_id].append((record.annotator, record.outcome, record.value))
+        if record.query_id is not None and record.answer.outcome is not Outcome.DELETED:
+            answers[record.query_id].append(record.answer)
     for query_id, query in wanted.items():
-        status = settle(answers[query_id], place.classes, place.annotations_per_image)
+        status = settle(answers[query_id], place.judge, place.annotations_per_image)
         if status is QueryStatus.OPEN and query.status is not QueryStatus.OPEN:
             status = _reopened(session, query)
         if status is not query.status:
@@ -237,6 +239,11 @@ class _Target:
     is_outdated: bool = False
 
 
+def _within(scope: str, records: Iterable[AnnotationRecord]) -> dict[str, AnnotationRecord]:
+    """Return the records whose id begins with the scope, by id."""
+    return {record.answer.external_id: record for record in records if record.answer.external_id.startswith(scope)}
+
+
 def _changes(
     place: Place,
     target: _Target,
@@ -247,10 +254,9 @@ def _changes(
     changes: list[AnnotationRecord] = []
     listed: set[str] = set()
     for given in answers:
-        answer = _spelled(given, place.classes)
-        external_id = target.scope + answer.external_id
-        listed.add(external_id)
-        before = known.get(external_id)
+        answer = _spelled(given, place.judge, target)
+        listed.add(answer.external_id)
+        before = known.get(answer.external_id)
         if _is_recorded(answer, before, target):
             continue
         if target.is_outdated:
@@ -260,11 +266,12 @@ def _changes(
             recorded.new += 1
         else:
             recorded.edited += 1
-        if answer.outcome is Outcome.LABEL and answer.value not in place.classes:
-            recorded.unknown[str(answer.value)] += 1
-        changes.append(_record(place, target, external_id, answer, before))
+        if answer.outcome is Outcome.LABEL and answer.value is not None and not place.judge.is_known(answer.value):
+            recorded.unknown[answer.value] += 1
+        version = 1 if before is None else before.version + 1
+        changes.append(AnnotationRecord(target.image_id, target.query_id, place.source, version, answer))
     for external_id, before in known.items():
-        if external_id not in listed and before.outcome is not Outcome.DELETED:
+        if external_id not in listed and before.answer.outcome is not Outcome.DELETED:
             recorded.deleted += 1
             changes.append(_tombstone(before))
     return changes
@@ -274,40 +281,24 @@ def _is_recorded(answer: Answer, before: AnnotationRecord | None, target: _Targe
     """Return whether the newest version of an annotation already says the same."""
     if before is None:
         return False
-    if target.is_outdated and before.outcome is not Outcome.DELETED:
+    old = before.answer
+    if target.is_outdated and old.outcome is not Outcome.DELETED:
         return True
     # An outdated answer stays outdated when the old file is put back. Only a changed answer counts then.
-    is_same = before.outcome in (answer.outcome, Outcome.OUTDATED)
-    return is_same and (before.annotator, before.value) == (answer.annotator, answer.value)
+    is_same = old.outcome in (answer.outcome, Outcome.OUTDATED)
+    return is_same and (old.annotator, old.value) == (answer.annotator, answer.value)
 
 
-def _spelled(answer: Answer, classes: Collection[str]) -> Answer:
-    """Return the answer with its class spelled as in the settings and the annotator's name cleaned."""
-    value = None if answer.value is None else as_class(answer.value, classes)
-    return dataclasses.replace(answer, value=value, annotator=clean(answer.annotator))
-
-
-def _record(
-    place: Place, target: _Target, external_id: str, answer: Answer, before: AnnotationRecord | None
-) -> AnnotationRecord:
-    return AnnotationRecord(
-        image_id=target.image_id,
-        query_id=target.query_id,
-        source=place.source,
-        external_id=external_id,
-        version=1 if before is None else before.version + 1,
-        annotator=answer.annotator,
-        outcome=answer.outcome,
-        value=answer.value,
-        lead_time=answer.lead_time,
-        answered_at=answer.updated_at,
-    )
+def _spelled(answer: Answer, judge: Judge, target: _Target) -> Answer:
+    """Return the answer as it is stored: with its full id, class names as in the settings, and a clean annotator."""
+    value = None if answer.value is None else judge.spelled(answer.value)
+    own_id, annotator = target.scope + answer.external_id, clean(answer.annotator)
+    return dataclasses.replace(answer, external_id=own_id, value=value, annotator=annotator)
 
 
 def _tombstone(before: AnnotationRecord) -> AnnotationRecord:
-    return dataclasses.replace(
-        before, version=before.version + 1, outcome=Outcome.DELETED, value=None, answered_at=_now()
-    )
+    answer = dataclasses.replace(before.answer, outcome=Outcome.DELETED, value=None, updated_at=_now())
+    return dataclasses.replace(before, version=before.version + 1, answer=answer)
 
 
 def _now() -> dt.datetime:

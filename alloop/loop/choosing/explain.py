@@ -48,7 +48,7 @@ def explain(project: Project, name: str, device: str | None = None, progress: Pr
     with reading(project.database) as session:
         image_id, sha256, path = _find(session, name)
         queries = [query for query in list_queries(session) if query.image_id == image_id]
-        labels = {label.image_id: label.class_name for label in list_labels(session)}
+        labels = {label.image_id: label.consensus.value for label in list_labels(session)}
         train = [label.image_id for label in list_labels(session, Split.TRAIN)]
         split = find_split(session, image_id)
         notes = _notes(session)

@@ -169,7 +169,7 @@ def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidat
 def _known(session: Session, classes: Sequence[str]) -> Known:
     """Labeled training images and those being asked about; the label of an unknown class is none."""
     index = {name: position for position, name in enumerate(classes)}
-    labels = {record.image_id: index.get(record.class_name, -1) for record in list_labels(session, Split.TRAIN)}
+    labels = {record.image_id: index.get(record.consensus.value, -1) for record in list_labels(session, Split.TRAIN)}
     asked = list_open_images(session)
     open_ = {ref.image_id: -1 for ref in list_refs(session, Split.TRAIN, labeled=False) if ref.image_id in asked}
     refs = find_refs(session, {**open_, **labels})

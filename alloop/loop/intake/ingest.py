@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError, PoolError
-from alloop.loop.intake.labels import ImportedLabel, record_imported
+from alloop.loop.intake.labels import ImportedLabel, judge_of, record_imported
 from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
 from alloop.loop.intake.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
@@ -449,9 +449,9 @@ def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str
                 f"The same image lies in the folders of two classes: {other} and {path}.",
                 "Remove the wrong one, then add them again.",
             )
-    classes = project.config.project.classes
-    labels = [ImportedLabel(sha256, as_class(Path(path).parent.name, classes)) for path, sha256 in sha256s.items()]
-    return record_imported(session, labels, classes, "folders")
+    judge = judge_of(project.config.project)
+    labels = [ImportedLabel(sha256, judge.spelled(Path(path).parent.name)) for path, sha256 in sha256s.items()]
+    return record_imported(session, labels, judge, "folders")
 
 
 def _check_folders(files: Sequence[Path], classes: Sequence[str]) -> None:

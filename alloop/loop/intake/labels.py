@@ -13,14 +13,15 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from alloop.consensus import majority
+from alloop.config.schema import ProjectConfig
+from alloop.consensus import TASKS, Judge
 from alloop.errors import AlloopError, LabelError, did_you_mean
 from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, sha256_of
 from alloop.loop.intake.near_copies import update_splits
 from alloop.loop.intake.presence import find_replaced, has_hash
-from alloop.names import as_class, composed, file_spellings, find_file
+from alloop.names import composed, file_spellings, find_file
 from alloop.project import Project
-from alloop.records import Answer, Outcome
+from alloop.records import Answer, Consensus, Outcome
 from alloop.spreadsheet import Row, read_table
 from alloop.store.annotations import (
     AnnotationRecord,
@@ -40,77 +41,60 @@ ExportFormat = Literal["csv", "jsonl", "folders"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImportedLabel:
-    """A label known beforehand."""
+    """Label of an image that is known before anybody is asked."""
 
     sha256: str
-    class_name: str
+    value: str
 
 
-def derive_labels(session: Session, classes: Collection[str], image_ids: Collection[int] | None = None) -> None:
+def judge_of(settings: ProjectConfig) -> Judge:
+    """Return the judge of the answers under `[project]`'s task and classes."""
+    return TASKS[settings.task](settings.classes)
+
+
+def derive_labels(session: Session, judge: Judge, image_ids: Collection[int] | None = None) -> None:
     """Rebuild the labels of these images (None: of all) from the annotations as they are now.
 
     Labels that disagree split a group of near copies, so the images that are excluded may change too.
     """
-    set_labels(session, agree(list_current(session, image_ids=image_ids), classes, image_ids or ()), _now())
+    set_labels(session, agree(list_current(session, image_ids=image_ids), judge, image_ids or ()), _now())
     update_splits(session, image_ids)
 
 
 def agree(
-    records: Iterable[AnnotationRecord], classes: Collection[str], image_ids: Iterable[int] = ()
-) -> dict[int, tuple[str, float, int] | None]:
-    """(class, agreement, votes) of each image that has annotations, and of these images; None where nobody voted."""
-    known = frozenset(classes)
-    given: dict[int, list[AnnotationRecord]] = {image_id: [] for image_id in image_ids}
+    records: Iterable[AnnotationRecord], judge: Judge, image_ids: Iterable[int] = ()
+) -> dict[int, Consensus | None]:
+    """Return the consensus about each image that has annotations, and about these images; None without a vote."""
+    given: dict[int, list[Answer]] = {image_id: [] for image_id in image_ids}
     for record in records:
-        given.setdefault(record.image_id, []).append(record)
-    return {image_id: _label(mine, known) for image_id, mine in given.items()}
+        given.setdefault(record.image_id, []).append(record.answer)
+    return {image_id: judge.agree(answers) for image_id, answers in given.items()}
 
 
-def _label(records: Sequence[AnnotationRecord], classes: Collection[str]) -> tuple[str, float, int] | None:
-    """What the annotations of one image come to: (class, agreement, votes)."""
-    if len(records) == 1:  # most images: there is nothing to count
-        only = records[0]
-        is_vote = only.outcome is Outcome.LABEL and only.value in classes
-        return (only.value, 1.0, 1) if is_vote and only.value is not None else None
-    found = majority(_vote(record, classes) for record in records)
-    return None if found.label is None else (found.label, found.agreement, found.n)
-
-
-def _vote(record: AnnotationRecord, classes: Collection[str]) -> Answer:
-    """An answer that is not one of our classes is no vote, but still replaces what its annotator said before."""
-    is_vote = record.outcome is not Outcome.LABEL or record.value in classes
-    outcome, value = (record.outcome, record.value) if is_vote else (Outcome.EMPTY, None)
-    return Answer(record.external_id, record.annotator, outcome, value, record.answered_at, record.lead_time)
-
-
-def record_imported(session: Session, labels: Iterable[ImportedLabel], classes: Collection[str], origin: str) -> int:
-    """Record labels known beforehand as annotations; one that is there already is not recorded again.
+def record_imported(session: Session, labels: Iterable[ImportedLabel], judge: Judge, origin: str) -> int:
+    """Record labels known beforehand as annotations. A label that is recorded already is not recorded again.
 
     Returns:
-        How many were new or changed.
+        Number of new and changed labels.
     """
-    wanted = {label.sha256: label.class_name for label in labels}
+    wanted = {label.sha256: label.value for label in labels}
     ids = find_image_ids(session, wanted)
-    current = {record.external_id: record for record in list_current(session, image_ids=ids.values(), source=IMPORT)}
+    found = list_current(session, image_ids=ids.values(), source=IMPORT)
+    current = {record.answer.external_id: record for record in found}
     now = _now()
     records = [
         AnnotationRecord(
             image_id=ids[sha256],
             query_id=None,
             source=IMPORT,
-            external_id=sha256,
             version=current[sha256].version + 1 if sha256 in current else 1,
-            annotator=f"{IMPORT}:{origin}",
-            outcome=Outcome.LABEL,
-            value=class_name,
-            lead_time=None,
-            answered_at=now,
+            answer=Answer(sha256, f"{IMPORT}:{origin}", Outcome.LABEL, value, now),
         )
-        for sha256, class_name in wanted.items()
-        if sha256 in ids and (sha256 not in current or current[sha256].value != class_name)
+        for sha256, value in wanted.items()
+        if sha256 in ids and (sha256 not in current or current[sha256].answer.value != value)
     ]
     add_annotations(session, records, now)
-    derive_labels(session, classes, {record.image_id for record in records})
+    derive_labels(session, judge, {record.image_id for record in records})
     return len(records)
 
 
@@ -127,8 +111,9 @@ def import_labels(project: Project, path: Path) -> tuple[int, int]:
     """
     with transaction(project.database) as session:
         find = FileFinder(list_locations(session), path.absolute().parent)
-        labels = _agreeing(path, _imported_rows(path, find, project.config.project.classes))
-        recorded = record_imported(session, labels, project.config.project.classes, path.name)
+        judge = judge_of(project.config.project)
+        labels = _agreeing(path, _imported_rows(path, find, judge, project.config.project.classes))
+        recorded = record_imported(session, labels, judge, path.name)
         add_event(session, "alloop", "labels import", _now(), file=path.name, labels=recorded)
     return recorded, len(labels) - recorded
 
@@ -197,7 +182,8 @@ _EXPORTED = ("file", "sha256", "label", "split", "agreement", "annotations")
 
 
 def _exported(label: LabelRecord) -> dict[str, str | float | int | None]:
-    values = (label.path, label.sha256, label.class_name, label.split.value, label.agreement, label.n_annotations)
+    found = label.consensus
+    values = (label.path, label.sha256, found.value, label.split.value, found.agreement, found.n)
     return dict(zip(_EXPORTED, values, strict=True))
 
 
@@ -219,7 +205,7 @@ def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) 
         (folder / OUTPUT_MARK).touch()
         for label in labels:
             source = Path(str(label.path))
-            place = folder / label.class_name / _exported_name(source, label.sha256)
+            place = folder / label.consensus.value / _exported_name(source, label.sha256)
             place.parent.mkdir(exist_ok=True)
             if copy:
                 _copy(source, place)
@@ -245,8 +231,10 @@ def _read_rows(path: Path) -> tuple[Row, ...]:
     return read_table(path, LabelError, ["label"], one_of=["file", "sha256"]).rows
 
 
-def _imported_rows(path: Path, find: "FileFinder", classes: Sequence[str]) -> Iterator[tuple[int, ImportedLabel]]:
-    return ((row.line, _imported(row, path, find, classes)) for row in _read_rows(path))
+def _imported_rows(
+    path: Path, find: "FileFinder", judge: Judge, classes: Sequence[str]
+) -> Iterator[tuple[int, ImportedLabel]]:
+    return ((row.line, _imported(row, path, find, judge, classes)) for row in _read_rows(path))
 
 
 def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[ImportedLabel]:
@@ -254,24 +242,24 @@ def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[I
     first: dict[str, tuple[int, ImportedLabel]] = {}
     for line, label in labels:
         before, other = first.setdefault(label.sha256, (line, label))
-        if other.class_name != label.class_name:
+        if other.value != label.value:
             raise LabelError(
-                f"{path}, line {line}: this image is '{label.class_name}' here and '{other.class_name}' in line "
+                f"{path}, line {line}: this image is '{label.value}' here and '{other.value}' in line "
                 f"{before} (sha256 {label.sha256[:12]}).",
                 "Keep one of the two lines. Nothing was imported.",
             )
     return [label for _, label in first.values()]
 
 
-def _imported(row: Row, path: Path, find: "FileFinder", classes: Sequence[str]) -> ImportedLabel:
-    class_name = as_class(row.get("label"), classes)
-    if class_name not in classes:
+def _imported(row: Row, path: Path, find: "FileFinder", judge: Judge, classes: Sequence[str]) -> ImportedLabel:
+    value = judge.spelled(row.get("label"))
+    if not judge.is_known(value):
         raise LabelError(
-            f"{path}, line {row.line}: '{class_name}' is not a class{did_you_mean(class_name, classes)}",
+            f"{path}, line {row.line}: '{value}' is not a class{did_you_mean(value, classes)}",
             "Add it to [project] classes, or correct the file. Nothing was imported.",
         )
     found = find.of_row(row, path, LabelError, "Nothing was imported.")
-    return ImportedLabel(found, class_name)
+    return ImportedLabel(found, value)
 
 
 class FileFinder:

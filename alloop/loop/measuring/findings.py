@@ -204,7 +204,7 @@ def _unbiased(session: Session) -> Unbiased | None:
         return None
     number = max(query.round_number for query in queries)
     mine = [query for query in queries if query.round_number == number]
-    labels = {label.image_id: label.class_name for label in list_labels(session, Split.TRAIN)}
+    labels = {label.image_id: label.consensus.value for label in list_labels(session, Split.TRAIN)}
     risk = drawn_risk(mine, labels)
     if risk is None:
         says = f"Round {number}'s answers say nothing about the rest: none was drawn with a known probability."

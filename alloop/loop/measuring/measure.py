@@ -123,7 +123,7 @@ def evaluate(
     require_reachable(project)
     with reading(project.database) as session:
         model = find_last_model(session)
-        labels = {label.image_id: label.class_name for label in list_labels(session, Split.HOLDOUT)}
+        labels = {label.image_id: label.consensus.value for label in list_labels(session, Split.HOLDOUT)}
         refs = find_refs(session, labels)
         grown = list_grown(session)
         number = None if model is None else find_round_number(session, model.round_id)

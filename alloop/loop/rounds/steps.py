@@ -21,7 +21,7 @@ from alloop.loop.choosing.pool_scores import features_beside, load_scores
 from alloop.loop.choosing.selection import Selected, Situation, choose_batch, read_situation
 from alloop.loop.intake.holdout import GROWN, grow_holdout, growth_size, list_grown
 from alloop.loop.intake.ingest import mark_unusable, mark_vanished
-from alloop.loop.intake.labels import derive_labels
+from alloop.loop.intake.labels import derive_labels, judge_of
 from alloop.loop.intake.near_copies import group_anew
 from alloop.loop.intake.reach import require_reachable
 from alloop.loop.intake.test_set import ensure_test_set
@@ -109,7 +109,7 @@ def train(
     with transaction(project.database) as session:
         current = _expect(session, number, *BEFORE_SELECTION)
         config = settings_of(project, current)
-        derive_labels(session, config.project.classes)
+        derive_labels(session, judge_of(config.project))
         resettle_unknown(session, judged_by(project))
         labeled, missing = _labeled(session, Split.TRAIN, config)
         holdout, _ = _labeled(session, Split.HOLDOUT, config)
@@ -119,14 +119,14 @@ def train(
     classes = config.project.classes
     result = matched = None
     metrics: dict[str, dict[str, Interval]] = {}
-    if len({label.class_name for label, _ in labeled}) >= 2:
+    if len({label.consensus.value for label, _ in labeled}) >= 2:
         job = TrainJob(
             config=config,
             classes=classes,
             images=tuple(ref for _, ref in labeled),
-            targets=tuple(classes.index(label.class_name) for label, _ in labeled),
+            targets=tuple(classes.index(label.consensus.value) for label, _ in labeled),
             holdout=tuple(ref for _, ref in holdout),
-            holdout_targets=tuple(classes.index(label.class_name) for label, _ in holdout),
+            holdout_targets=tuple(classes.index(label.consensus.value) for label, _ in holdout),
             seed=derive_seed(current.seed, "train"),
             cache=project.paths.cache,
             out=project.paths.model(number),
@@ -284,7 +284,7 @@ def current_digest(project: Project) -> str | None:
     with reading(project.database) as session:
         labeled, _ = _labeled(session, Split.TRAIN, project.config)
         holdout, _ = _labeled(session, Split.HOLDOUT, project.config)
-    if len({label.class_name for label, _ in labeled}) < 2:
+    if len({label.consensus.value for label, _ in labeled}) < 2:
         return None
     return label_digest(project.config.project.classes, labeled, holdout)
 
@@ -297,7 +297,7 @@ def label_digest(
     """SHA-256 of exactly what a model was made from: classes, and each image's hash, use and label."""
     lines = [f"class {name}" for name in classes]
     for use, pairs in (("train", labeled), ("holdout", holdout)):
-        lines += sorted(f"{use} {label.sha256} {label.class_name}" for label, _ in pairs)
+        lines += sorted(f"{use} {label.sha256} {label.consensus.value}" for label, _ in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -338,7 +338,8 @@ def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
 
 def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple[LabelRecord, ImageRef]], int]:
     """Labels of a split whose class is one of ours and whose image is there; and how many images are missing."""
-    labels = [label for label in list_labels(session, split) if label.class_name in config.project.classes]
+    judge = judge_of(config.project)
+    labels = [label for label in list_labels(session, split) if judge.is_known(label.consensus.value)]
     refs = {ref.image_id: ref for ref in list_refs(session, split, labeled=True)}
     there = [(label, refs[label.image_id]) for label in labels if label.image_id in refs]
     return there, len(labels) - len(there)

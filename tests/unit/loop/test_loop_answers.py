@@ -8,15 +8,16 @@ from factories import NOW, add_pool_image, fake_sha256, make_query
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from alloop.consensus import OneClass
 from alloop.loop.asking.answers import Place, Recorded, record_answers, record_lost, resettle_unknown
 from alloop.loop.intake.labels import derive_labels
-from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
+from alloop.records import Answer, Consensus, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
 from alloop.store.annotations import list_labels
 from alloop.store.queries import add_queries, add_tasks, list_queries
 from alloop.store.rounds import add_round, set_state
 from alloop.store.session import transaction
 
-PLACE = Place("s", "7", ("cat", "dog"), 1)
+PLACE = Place("s", "7", OneClass(("cat", "dog")), 1)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def statuses(session: Session) -> list[QueryStatus]:
 
 
 def labels(session: Session) -> dict[int, str]:
-    return {found.image_id: found.class_name for found in list_labels(session)}
+    return {found.image_id: found.consensus.value for found in list_labels(session)}
 
 
 def annotations(session: Session) -> list[tuple[int, str, str | None]]:
@@ -161,8 +162,8 @@ def test_an_unknown_class_is_kept_and_becomes_a_label_once_the_class_is_added(se
     assert labels(session) == {}
     assert annotations(session) == [(1, "label", "bird")]
 
-    now = Place("s", "7", ("cat", "dog", "bird"), 1)
-    derive_labels(session, now.classes)
+    now = Place("s", "7", OneClass(("cat", "dog", "bird")), 1)
+    derive_labels(session, now.judge)
     resettle_unknown(session, now)
 
     assert statuses(session)[0] is QueryStatus.ANSWERED
@@ -187,7 +188,7 @@ def test_an_answer_to_a_task_about_another_image_is_left_alone_although_the_key_
 
 
 def test_two_people_are_needed_where_two_are_asked_for(session: Session):
-    place = Place("s", "7", ("cat", "dog"), 2)
+    place = Place("s", "7", OneClass(("cat", "dog")), 2)
     pulled(session, label("cat"), place=place)
     assert statuses(session)[0] is QueryStatus.OPEN
 
@@ -195,11 +196,11 @@ def test_two_people_are_needed_where_two_are_asked_for(session: Session):
 
     assert statuses(session)[0] is QueryStatus.ANSWERED
     found = list_labels(session)[0]
-    assert (found.class_name, found.agreement, found.n_annotations) == ("cat", 0.5, 2)
+    assert found.consensus == Consensus("cat", 0.5, 2)
 
 
 def test_the_same_number_in_another_project_is_another_annotation(session: Session):
-    place = Place("s", "8", ("cat", "dog"), 2)
+    place = Place("s", "8", OneClass(("cat", "dog")), 2)
     pulled(session, label("cat"))
 
     recorded = pulled(session, label("dog", who="ben"), task="99", place=place)
@@ -235,7 +236,7 @@ def test_labels_rebuilt_from_scratch_are_those_that_grew(session: Session):
         grown = list_labels(session)
 
         session.execute(text("DELETE FROM label"))
-        derive_labels(session, PLACE.classes)
+        derive_labels(session, PLACE.judge)
 
         assert list_labels(session) == grown
     # a1: cat, dog, deleted, skipped, deleted; a2: dog, bird; a3: cat

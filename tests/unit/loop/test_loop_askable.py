@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from alloop.loop.choosing.askable import list_askable, list_holdout_to_ask
-from alloop.records import LocationStatus, QueryStatus, Reason, RoundState, Split
+from alloop.records import Consensus, LocationStatus, QueryStatus, Reason, RoundState, Split
 from alloop.store.annotations import set_labels
 from alloop.store.images import set_location_status, set_unreadable
 from alloop.store.queries import add_queries, list_queries, set_status
@@ -60,7 +60,7 @@ def test_a_labeled_image_and_its_near_copies_are_known(database: Engine):
         first, second, third = (add_pool_image(session, number) for number in (1, 2, 3))
         copy = add_pool_image(session, 4, group=first)
         add_pool_image(session, 5, group=second)
-        set_labels(session, {copy: ("cat", 1.0, 1)}, NOW)
+        set_labels(session, {copy: Consensus("cat", 1.0, 1)}, NOW)
         asked(session, 0, second, QueryStatus.OPEN)
 
         assert askable(session) == [third]
@@ -95,7 +95,7 @@ def test_a_holdout_image_is_asked_once_unless_its_task_was_lost(database: Engine
         fresh = add_pool_image(session, 1, split=Split.HOLDOUT)
         before = add_pool_image(session, 2, split=Split.HOLDOUT)
         labeled = add_pool_image(session, 3, split=Split.HOLDOUT)
-        set_labels(session, {labeled: ("cat", 1.0, 1)}, NOW)
+        set_labels(session, {labeled: Consensus("cat", 1.0, 1)}, NOW)
         asked(session, 0, before, status, Reason.HOLDOUT)
 
         assert [ref.image_id for ref in list_holdout_to_ask(session)] == ([fresh, before] if is_asked else [fresh])

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from alloop.loop.measuring.findings import MATCHED, drawn_risk, gather_evidence, gather_findings
 from alloop.loop.measuring.holdout_file import read_holdout, write_holdout
 from alloop.project import Project
-from alloop.records import Calibration, ImageRef, Outcome, QueryStatus, Reason, RoundState, Split
+from alloop.records import Answer, Calibration, Consensus, ImageRef, Outcome, QueryStatus, Reason, RoundState, Split
 from alloop.report.gather import describe_measured, describe_people
 from alloop.store.annotations import AnnotationRecord, add_annotations, set_labels
 from alloop.store.queries import add_queries, list_queries, set_status
@@ -131,7 +131,8 @@ def test_one_more_round_is_priced_by_what_answers_took(project: Project):
             add_measured(session, project, number, 40 * number, right)
         for number, seconds in enumerate((4.0, 9.0, 200.0)):
             image_id = add_pool_image(session, number)
-            answer = AnnotationRecord(image_id, None, "s", str(number), 1, "ada", Outcome.LABEL, "cat", seconds, NOW)
+            said = Answer(str(number), "ada", Outcome.LABEL, "cat", NOW, seconds)
+            answer = AnnotationRecord(image_id, None, "s", 1, said)
             add_annotations(session, [answer], NOW)
 
         outlook = gather_findings(session, project).outlook
@@ -177,7 +178,8 @@ def add_batch(session: Session, n: int, pool: int, right: int, *, labeled: int |
     for query in list_queries(session):
         set_status(session, query.id, QueryStatus.ANSWERED, NOW)
     known = ids if labeled is None else ids[:labeled]
-    set_labels(session, {image: ("cat" if at < right else "dog", 1.0, 1) for at, image in enumerate(known)}, NOW)
+    labels = {image: Consensus("cat" if at < right else "dog", 1.0, 1) for at, image in enumerate(known)}
+    set_labels(session, labels, NOW)
     set_state(session, started.id, RoundState.CREATED, RoundState.CLOSED)
 
 
@@ -255,8 +257,13 @@ def test_people_who_disagree_about_the_holdout_are_counted(project: Project):
     with transaction(project.database) as session:
         ids = [add_pool_image(session, number, split=Split.HOLDOUT) for number in range(4)]
         other = add_pool_image(session, 9)
-        labels = {ids[0]: ("cat", 1.0, 1), ids[1]: ("cat", 2 / 3, 3), ids[2]: ("dog", 1.0, 2), other: ("cat", 0.5, 2)}
-        set_labels(session, labels, NOW)
+        labels = (
+            Consensus("cat", 1.0, 1),
+            Consensus("cat", 2 / 3, 3),
+            Consensus("dog", 1.0, 2),
+            Consensus("cat", 0.5, 2),
+        )
+        set_labels(session, dict(zip((*ids[:3], other), labels, strict=True)), NOW)
 
         assert gather_findings(session, project).disputed == (1, 2)
 

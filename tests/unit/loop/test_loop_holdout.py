@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import PoolError
 from alloop.loop.intake.holdout import draw_holdout, grow_holdout, growth_size
-from alloop.records import Split
+from alloop.records import Consensus, Split
 from alloop.store.annotations import set_labels
 from alloop.store.images import list_refs, set_split
 from alloop.store.queries import add_queries
@@ -158,7 +158,7 @@ def test_the_holdout_grows_by_images_nobody_chose_or_labeled_and_no_near_copies_
         set_split(session, [ids[0]], Split.HOLDOUT)
         set_split(session, [copies[0]], Split.EXCLUDED)
         ask(session, [ids[1]])
-        set_labels(session, {copies[2]: ("cat", 1.0, 1)}, NOW)
+        set_labels(session, {copies[2]: Consensus("cat", 1.0, 1)}, NOW)
 
         drawn, groups = grow_holdout(session, 100, seed=0)
 

@@ -34,7 +34,7 @@ def write_csv(project: Project, *rows: str) -> Path:
 
 def labels(project: Project) -> dict[str, str]:
     with reading(project.database) as session:
-        return {Path(str(label.path)).name: label.class_name for label in list_labels(session)}
+        return {Path(str(label.path)).name: label.consensus.value for label in list_labels(session)}
 
 
 def count_annotations(project: Project) -> int:

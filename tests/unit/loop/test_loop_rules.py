@@ -1,26 +1,30 @@
 """Rules without rows: how a query stands, when to stop, how much to ask, which changes of settings are refused."""
 
+import datetime as dt
 import itertools
 
 import pytest
 from factories import make_config
 
 from alloop.config.load import freeze_config
+from alloop.consensus import OneClass
 from alloop.errors import HistoryError
 from alloop.loop.intake.holdout import holdout_size
 from alloop.loop.rounds.history import check_history
 from alloop.loop.state import NEXT, settle
 from alloop.loop.stopping import Agreement, Evidence, Rule, Standing, batch_size, list_rules, stop_reason
-from alloop.records import Interval, Outcome, QueryStatus, RoundState
+from alloop.records import Answer, Interval, Outcome, QueryStatus, RoundState
 
 CLASSES = ("cat", "dog")
+NOON = dt.datetime(2025, 6, 1, 12, tzinfo=dt.UTC)
 CAT, BIRD = (Outcome.LABEL, "cat"), (Outcome.LABEL, "bird")
 SKIP, EMPTY, OUTDATED = (Outcome.SKIP, None), (Outcome.EMPTY, None), (Outcome.OUTDATED, "cat")
 
 
 def settled(*answers: tuple[Outcome, str | None], wanted: int = 1, same_person: bool = False) -> QueryStatus:
     people = itertools.repeat("ada") if same_person else map(str, itertools.count())
-    return settle([(who, *answer) for who, answer in zip(people, answers, strict=False)], CLASSES, wanted)
+    given = [Answer(who, who, *answer, NOON) for who, answer in zip(people, answers, strict=False)]
+    return settle(given, OneClass(CLASSES), wanted)
 
 
 @pytest.mark.parametrize(

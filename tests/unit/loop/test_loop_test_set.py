@@ -52,7 +52,7 @@ def test_a_test_set_is_measured_on_and_never_asked_about_or_trained_on(tmp_path:
         queries, model = list_queries(session), find_last_model(session)
         assert model is not None
         metrics = list_metrics(session, model.id, "holdout")
-        tested = {label.sha256: label.class_name for label in list_labels(session, Split.HOLDOUT)}
+        tested = {label.sha256: label.consensus.value for label in list_labels(session, Split.HOLDOUT)}
         trained = {ref.sha256 for ref in list_refs(session, Split.TRAIN)}
     assert len(tested) == N_TEST
     assert Reason.HOLDOUT not in {query.reason for query in queries}

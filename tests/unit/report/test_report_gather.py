@@ -11,7 +11,18 @@ from factories import NOW, add_pool_image, make_config, make_image, make_query
 from sqlalchemy.orm import Session
 
 from alloop.project import Project
-from alloop.records import Calibration, Interval, LocationStatus, Outcome, QueryStatus, Reason, RoundState, Split
+from alloop.records import (
+    Answer,
+    Calibration,
+    Consensus,
+    Interval,
+    LocationStatus,
+    Outcome,
+    QueryStatus,
+    Reason,
+    RoundState,
+    Split,
+)
 from alloop.report.gather import gather_status, to_json
 from alloop.store.annotations import AnnotationRecord, add_annotations, set_labels
 from alloop.store.images import set_location_status
@@ -30,7 +41,8 @@ def project(tmp_path: Path, migrated_sqlite: Path) -> Project:
 
 
 def answer(session: Session, image_id: int, who: str, outcome: Outcome, value: str | None) -> None:
-    record = AnnotationRecord(image_id, None, "s", f"{who}-{image_id}", 1, who, outcome, value, 1.0, NOW)
+    answer = Answer(f"{who}-{image_id}", who, outcome, value, NOW, 1.0)
+    record = AnnotationRecord(image_id, None, "s", 1, answer)
     add_annotations(session, [record], NOW)
 
 
@@ -52,7 +64,7 @@ def fill(session: Session) -> None:
     answer(session, ids[1], "ada", Outcome.SKIP, None)
     answer(session, ids[2], "ben", Outcome.EMPTY, None)
     answer(session, ids[4], "ben", Outcome.LABEL, "fish")
-    set_labels(session, {ids[0]: ("cat", 1.0, 1)}, NOW)
+    set_labels(session, {ids[0]: Consensus("cat", 1.0, 1)}, NOW)
     set_location_status(session, [make_image(5).path], LocationStatus.MISSING, NOW)
 
 

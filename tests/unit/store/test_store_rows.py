@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError
 from alloop.records import (
+    Answer,
     Calibration,
+    Consensus,
     Interval,
     LocationStatus,
     Outcome,
@@ -78,9 +80,14 @@ from alloop.store.workspace import add_event, add_workspace, find_sync, list_eve
 MANY = 502  # more than one chunk of a statement's values
 
 
-def make_annotation(image_id: int, external_id: str, **changes: object) -> AnnotationRecord:
-    record = AnnotationRecord(image_id, None, "s", external_id, 1, "ada", Outcome.LABEL, "cat", None, NOW)
-    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+def make_annotation(image_id: int, external_id: str, source: str = "s", **changes: object) -> AnnotationRecord:
+    answer = Answer(external_id, "ada", Outcome.LABEL, "cat", NOW)
+    return AnnotationRecord(image_id, None, source, 1, dataclasses.replace(answer, **changes))  # type: ignore[arg-type]
+
+
+def _next_version(record: AnnotationRecord, **changes: object) -> AnnotationRecord:
+    answer = dataclasses.replace(record.answer, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(record, version=record.version + 1, answer=answer)
 
 
 def test_what_is_missing_for_a_reason_does_not_come_back_by_being_there(database: Engine):
@@ -103,7 +110,7 @@ def test_lists_longer_than_a_statement_takes_are_found_whole(database: Engine):
         set_location_status(session, [make_image(number).path for number in range(MANY)], LocationStatus.MISSING, NOW)
         set_location_status(session, [make_image(number).path for number in range(MANY)], LocationStatus.OK, NOW)
         add_annotations(session, [make_annotation(image_id, str(image_id)) for image_id in ids], NOW)
-        set_labels(session, dict.fromkeys(ids, ("cat", 1.0, 1)), NOW)
+        set_labels(session, dict.fromkeys(ids, Consensus("cat", 1.0, 1)), NOW)
 
     with reading(database) as session:
         assert len(find_refs(session, ids)) == MANY
@@ -118,7 +125,7 @@ def test_a_pool_is_counted_by_what_can_be_done_with_it(database: Engine):
         train = [add_pool_image(session, number) for number in range(4)]
         holdout = [add_pool_image(session, number, split=Split.HOLDOUT) for number in range(4, 6)]
         copy = add_pool_image(session, 6, group=holdout[0])
-        set_labels(session, {train[0]: ("cat", 1.0, 1), holdout[0]: ("dog", 1.0, 1)}, NOW)
+        set_labels(session, {train[0]: Consensus("cat", 1.0, 1), holdout[0]: Consensus("dog", 1.0, 1)}, NOW)
         set_location_status(session, [make_image(1).path], LocationStatus.MISSING, NOW)
         set_location(session, UnreadableFile("/pool/bad.png", 3, 3, "empty"), None, NOW)
         started = add_round(session, 0, {}, 0, NOW)
@@ -226,16 +233,16 @@ def test_only_the_newest_version_of_an_annotation_is_current(database: Engine):
         image_id = add_pool_image(session, 1)
         first = make_annotation(image_id, "a")
         add_annotations(session, [first, make_annotation(image_id, "b", annotator="ben", value="dog")], NOW)
-        edited = dataclasses.replace(first, version=2, value="dog", answered_at=NOW + dt.timedelta(seconds=1))
+        edited = _next_version(first, value="dog", updated_at=NOW + dt.timedelta(seconds=1))
         add_annotations(session, [edited], NOW)
-        add_annotations(session, [dataclasses.replace(edited, version=3, outcome=Outcome.DELETED, value=None)], NOW)
+        add_annotations(session, [_next_version(edited, outcome=Outcome.DELETED, value=None)], NOW)
         add_annotations(
             session, [make_annotation(image_id, "a", source="other", outcome=Outcome.SKIP, value=None)], NOW
         )
 
-        current = {(record.source, record.external_id): record.version for record in list_current(session)}
+        current = {(record.source, record.answer.external_id): record.version for record in list_current(session)}
         assert current == {("s", "a"): 3, ("s", "b"): 1, ("other", "a"): 1}
-        assert [record.external_id for record in list_current(session, source="other")] == ["a"]
+        assert [record.answer.external_id for record in list_current(session, source="other")] == ["a"]
         assert list_annotator_counts(session) == {"ada": {"skip": 1}, "ben": {"label": 1}}
         assert list_values(session) == {"dog": 1}
         assert session.execute(text("SELECT count(*) FROM annotation")).scalar_one() == 5
@@ -245,8 +252,8 @@ def test_labels_are_replaced_and_listed_by_content_hash(database: Engine):
     with transaction(database) as session:
         ids = [add_pool_image(session, number) for number in range(5)]
         set_split(session, [ids[4]], Split.HOLDOUT)
-        set_labels(session, dict.fromkeys(ids, ("cat", 1.0, 1)), NOW)
-        set_labels(session, {ids[0]: ("dog", 0.5, 2), ids[1]: None}, NOW)
+        set_labels(session, dict.fromkeys(ids, Consensus("cat", 1.0, 1)), NOW)
+        set_labels(session, {ids[0]: Consensus("dog", 0.5, 2), ids[1]: None}, NOW)
 
         labels = list_labels(session)
         assert [label.sha256 for label in labels] == sorted(fake_sha256(number) for number in (0, 2, 3, 4))
