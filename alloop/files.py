@@ -26,7 +26,9 @@ _NAME = 40  # characters of the name that a temporary name repeats; file systems
 def explain_os_error(error: OSError, path: Path) -> WorkspaceError:
     """The same failure, in words a user can act on."""
     if error.errno in _NO_SPACE:
-        return WorkspaceError(f"The disk is full: {path} could not be written.", "Free some space and run it again.")
+        return WorkspaceError(
+            f"The disk is full: {path} could not be written.", "Free some space and run the command again."
+        )
     if error.errno in _READ_ONLY:
         return WorkspaceError(
             f"{path} could not be written: {error.strerror}.", "Make its folder writable, or choose another place."

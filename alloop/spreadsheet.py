@@ -115,7 +115,9 @@ def _decode(path: Path, refusal: type[AlloopError]) -> str:
         text = data.decode("cp1252", errors="replace")
     if "\0" in text:
         line = 1 + text[: text.index("\0")].count("\n")
-        raise refusal(f"{path}, line {line}: it holds zero bytes, so it is not text.", "Save it as CSV (UTF-8).")
+        raise refusal(
+            f"{path}, line {line}: the line holds zero bytes, so the file is not text.", "Save it as CSV (UTF-8)."
+        )
     return text
 
 

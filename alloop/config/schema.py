@@ -296,7 +296,7 @@ class OracleConfig(Section):
             raise ValueError(f"column {twice[0]!r} is named twice")
         if self.columns and (self.noise > 0 or self.annotators > 1):
             made_up = "noise" if self.noise > 0 else "annotators"
-            raise ValueError(f"columns hold what real people answered; {made_up} is for people who are made up")
+            raise ValueError(f"columns hold what real people answered; {made_up} is for simulated people only")
         return self
 
 

@@ -70,7 +70,7 @@ class Connection:
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise LabelingError(
-                f"{self.url!r} is no address of a Label Studio server.",
+                f"{self.url!r} is not an address of a Label Studio server.",
                 "Write it as in http://localhost:8080 ([labeling.label_studio] url or LABEL_STUDIO_URL).",
             )
         if parts.username or parts.password:
@@ -181,9 +181,9 @@ class Connection:
         if status in {401, 403}:
             return self._unauthorized(status, said)
         if status == 404 and isinstance(body, dict):
-            return NotFound(f"Label Studio at {self.url} has no such thing: {said or 'HTTP 404'}.")
+            return NotFound(f"Label Studio at {self.url} does not have this resource: {said or 'HTTP 404'}.")
         if status >= 500 or status in _BUSY:
-            hint = "Try again later; the server's own log says why."
+            hint = "Try again later. The log of the server holds the reason."
             fate = Fate.OPEN if status in {502, 503, 504} else Fate.OVER
             return Unanswered(f"Label Studio at {self.url} answered HTTP {status}: {said}", hint, fate)
         if not isinstance(body, dict | list):
@@ -224,7 +224,7 @@ class Connection:
 
     def _nonsense(self, seen: str) -> Unanswered:
         return Unanswered(
-            f"What answers at {self.url} is not Label Studio's API: {self._redact(seen)}.",
+            f"The program that answers at {self.url} is not Label Studio: {self._redact(seen)}.",
             "Check [labeling.label_studio] url: a proxy, a login page or another program may be there.",
             Fate.OPEN,
         )
@@ -260,7 +260,8 @@ def _check_key(key: str, url: str) -> None:
         raise LabelingError("The Label Studio key is empty.", f"Get one at {where}.")
     if any(sign.isspace() or not sign.isprintable() or not sign.isascii() for sign in key):
         raise LabelingError(
-            "The Label Studio key holds blanks or signs that no token has.", "Give the bare token, without 'Token '."
+            "The Label Studio key contains spaces or characters that no token has.",
+            "Give the bare token, without 'Token '.",
         )
     claims = _claims(key)
     if claims is None:

@@ -249,7 +249,7 @@ class CsvAnnotator:
                 external_id = _external_id(row)
                 if external_id in seen:
                     raise LabelingError(
-                        f"{sheet.path}: the question {row['key']!r} (copy {row.get('copy') or '1'}) is there twice.",
+                        f"{sheet.path}: the question {row['key']!r} (copy {row.get('copy') or '1'}) appears twice.",
                         "Remove one of the two rows.",
                     )
                 before = old.get(external_id)

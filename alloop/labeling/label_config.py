@@ -140,7 +140,7 @@ def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[s
             f"The labeling interface of {where} cannot take the class{'es' if len(missing) > 1 else ''} "
             f"{_listing(missing)}{also}.",
             f'Add {_choice(missing[0])} to <Choices name="{best.name}"> in Settings > Labeling Interface '
-            "(spelling and capitals count), or mend [project] classes in alloop.toml.",
+            "(spelling and capitals count), or correct [project] classes in alloop.toml.",
         )
     return best
 

@@ -214,7 +214,7 @@ class LabelStudioAnnotator:
             raise Unanswered(
                 f"Label Studio at {self._connection.url} took {len(batch)} tasks and named "
                 f"{len(ids) if isinstance(ids, list) else 'none'} of their ids.",
-                "Run the same command again: tasks that arrived are recognised by their key.",
+                "Run the same command again: tasks that arrived are recognized by their key.",
                 Fate.OPEN,
             )
         return {task.key: f"{task_id}:{task.key}" for task, task_id in zip(batch, ids, strict=True)}
@@ -248,7 +248,7 @@ class LabelStudioAnnotator:
     def _gave_up(self, error: Unanswered, n_missing: int, n_batch: int) -> ServerUnavailable:
         return ServerUnavailable(
             f"{n_missing} of {n_batch} tasks could not be sent in {_ATTEMPTS} attempts. {error.message}",
-            "Run the same command again later: what arrived is recognised, nothing is sent twice.",
+            "Run the same command again later. Tasks that arrived are recognized by their key and not sent twice.",
         )
 
     def _order_by(self, model_version: str) -> None:

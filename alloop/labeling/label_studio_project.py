@@ -136,13 +136,13 @@ def _push_word(workspace_key: str) -> str:
 def _check_same(project_ref: str, project_id: int | None) -> None:
     if not project_ref.isdecimal():
         raise LabelingError(
-            f"This workspace's tasks are in {project_ref!r}, which is no Label Studio project id.",
+            f"This workspace's tasks are in {project_ref!r}, which is not the id of a Label Studio project.",
             "Set [labeling] backend back to what the workspace began with, or start a new workspace.",
         )
     if project_id is not None and int(project_ref) != project_id:
         raise LabelingError(
             f"alloop.toml names Label Studio project {project_id}, but this workspace's tasks are in {project_ref}.",
-            f"Set [labeling.label_studio] project_id to {project_ref}, or go over to {project_id} for good with "
+            f"Set [labeling.label_studio] project_id to {project_ref}, or switch to {project_id} with "
             "`alloop push --new-project`, which sends the open images there.",
         )
 

@@ -116,7 +116,7 @@ def run_logged(
     if process.returncode != 0:
         raise LabelingError(
             f"{label} failed (exit status {process.returncode}): {tail(log)}",
-            f"The whole story is in {log}; a second try begins anew.",
+            f"The full output is in {log}. A second try starts from the beginning.",
         )
     progress(label, seconds, seconds)
 

@@ -86,7 +86,9 @@ def stop(process: Process) -> bool:
             if not process.is_alive():
                 return True
             time.sleep(0.05)
-    raise LabelingError(f"Process {process.pid} (Label Studio) does not end.", "Look at what holds it up.")
+    raise LabelingError(
+        f"Process {process.pid} (Label Studio) does not end.", "Find out what keeps it running, or end it by hand."
+    )
 
 
 def _reap(pid: int) -> None:

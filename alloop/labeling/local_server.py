@@ -217,7 +217,7 @@ def _link_folders(files: Path, images: Sequence[Path]) -> dict[str, str]:
     for image_folder in images:
         target = image_folder.resolve()
         if not target.is_dir():
-            raise WorkspaceError(f"{image_folder} is no folder.", "Name the folders that hold the images.")
+            raise WorkspaceError(f"{image_folder} is not a folder.", "Name the folders that hold the images.")
         digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:8]
         link = files / f"{_plain(target.name)}-{digest}"
         try:
@@ -239,7 +239,8 @@ def _choose_port(asked: int | None, old: Credentials | None) -> int:
     if asked is not None:
         if not _is_free(asked):
             raise LabelingError(
-                f"Port {asked} on {_HOST} is taken by another program.", "Name another one, or none for any free port."
+                f"Port {asked} on {_HOST} is taken by another program.",
+                "Choose another port, or leave --port out to use any free port.",
             )
         return asked
     # A server that has just been stopped lets go of its port a moment later; people keep their bookmarks.

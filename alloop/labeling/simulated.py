@@ -110,7 +110,7 @@ def read_truth(file: Path, people: Sequence[str] = (), classes: Collection[str] 
         said = tuple(as_answer(row.get(column), classes) if people else row.get(column) for column in columns)
         if not any(said):
             what = "nobody answered" if people else "the label is empty"
-            raise LabelError(f"{file}, line {row.line}: {what}.", "Fill it in or remove the row.")
+            raise LabelError(f"{file}, line {row.line}: {what}.", "Add the answer or remove the row.")
         truth.add(row.get("sha256").lower(), row.file, said if people else (as_class(str(said[0]), classes),))
     return truth
 
@@ -268,7 +268,7 @@ class SimulatedAnnotator:
                 entries[entry["task"]] = entry
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise LabelingError(
-                    f"{self._state}, line {number}: not what the oracle wrote.", "Restore the file from a backup."
+                    f"{self._state}, line {number} was not written by the oracle.", "Restore the file from a backup."
                 ) from None
         return entries
 

@@ -137,7 +137,7 @@ def _target(settings: LoopConfig, accuracy: Interval | None) -> Rule:
 def _flat(settings: LoopConfig, doubling: Interval | None) -> Rule:
     name, stops, least = "learning curve flat", settings.stop_when_flat, settings.flat_gain
     if doubling is None:
-        return Rule(name, Standing.UNKNOWN, "a learning curve needs three rounds that were measured", stops=stops)
+        return Rule(name, Standing.UNKNOWN, "a learning curve needs three measured rounds", stops=stops)
     promised = f"twice the labels are expected to bring {points(doubling)}, against flat_gain = {100 * least:g} pp"
     if doubling.high < least:
         return Rule(name, Standing.HOLDS, f"learning curve flat: {promised}", stops=stops)

@@ -51,7 +51,7 @@ def create_workspace(folder: Path, content: str) -> Path:
     """
     path = folder / FILE_NAME
     if path.exists():
-        raise WorkspaceError(f"{path} is there already.", "Edit it, or choose another folder.")
+        raise WorkspaceError(f"{path} already exists.", "Edit it, or choose another folder.")
     check_classes(parse_config(content, str(path)))
     write_bytes(path, content.encode())
     try:
@@ -80,9 +80,9 @@ def backup_database(project: Project, target: Path) -> Path:
         WorkspaceError: The target exists or cannot be written.
     """
     if project.database.url.get_backend_name() != "sqlite":
-        raise DatabaseError("Only SQLite databases are backed up by alloop.", "Use pg_dump for PostgreSQL.")
+        raise DatabaseError("alloop can only back up SQLite databases.", "Use pg_dump for PostgreSQL.")
     if target.exists() and not is_stream(target):
-        raise WorkspaceError(f"{target} is there already.", "Name another file; backups are never overwritten.")
+        raise WorkspaceError(f"{target} already exists.", "Name another file; backups are never overwritten.")
     source = Path(str(project.database.url.database))
     if not source.exists():
         raise DatabaseError(f"{source} does not exist.", "Create it with `alloop db upgrade`.")
@@ -111,7 +111,7 @@ def _copy_sqlite(source: Path, target: Path) -> None:
         for leftover in with_suffixes:
             leftover.unlink(missing_ok=True)
     if sound != "ok":
-        raise DatabaseError(f"The copy of {source} is not sound: {sound}.", "Check the disk.")
+        raise DatabaseError(f"The copy of {source} is damaged: {sound}.", "Check the disk.")
 
 
 def default_backup(project: Project) -> Path:

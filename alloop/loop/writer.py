@@ -78,7 +78,7 @@ def check_writer(session: Session) -> None:
     holder = _holder.get()
     if holder is not None and find_lease_holder(session) != holder:
         raise LeaseHeld(
-            "This alloop was held up for longer than its lease lasts, and another one has taken over.",
+            "This command was paused for longer than its lease lasts, and another alloop has taken over.",
             "Run the command again; nothing is done twice.",
         )
 

@@ -131,7 +131,7 @@ def load_backbone(
     backbone = found.resized_to(image_size)
     built_for = getattr(backbone.module, "image_size", backbone.image_size)
     if name.startswith("vit_") and built_for != backbone.image_size:
-        raise ConfigError(f"{name} takes images of {built_for} pixels only.", "Leave [model] image_size out.")
+        raise ConfigError(f"{name} takes images of {built_for} pixels only.", "Remove [model] image_size.")
     backbone.module.eval().requires_grad_(requires_grad=False)
     if backbone.image_size != found.image_size and not isinstance(backbone.module, Given):
         _try_size(backbone, name)
@@ -153,7 +153,7 @@ def _try_size(backbone: Backbone, name: str) -> None:
     except Exception as error:  # somebody else's code
         raise ConfigError(
             f"{name} cannot take images of {size} pixels: {str(error).partition(chr(10))[0].rstrip('.')}.",
-            "Set another [model] image_size, or leave it out.",
+            "Set another [model] image_size, or remove it.",
         ) from error
 
 

@@ -64,7 +64,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path} holds no state dict.", "Save one with torch.save(module.state_dict(), ...).")
+        raise ModelError(f"{path} does not hold a state dict.", "Save one with torch.save(module.state_dict(), ...).")
     return {_current_name(name.removeprefix("module.")): tensor for name, tensor in content.items()}
 
 

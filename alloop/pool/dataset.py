@@ -70,7 +70,7 @@ class ImageDataset(Dataset[Item]):
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
                 raise
-            return Item(position, ref.image_id, None, f"{ref.path} needs more memory than there is.")
+            return Item(position, ref.image_id, None, f"{ref.path} needs more memory than this machine has.")
 
 
 def _lacks_memory(error: MemoryError | RuntimeError) -> bool:

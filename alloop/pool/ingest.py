@@ -272,7 +272,7 @@ def _explain(error: OSError | ValueError) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, FileNotFoundError):
-        return "it is not there (any more), or a link that leads nowhere"
+        return "it does not exist (any more), or is a link that leads nowhere"
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     return f"not a usable path: {error}"
@@ -320,7 +320,7 @@ def _inspect_chunks(
     except BrokenProcessPool as error:
         raise PoolError(
             f"A process that reads images was killed while {workers} were at work; most likely memory ran out.",
-            "Run it again with fewer workers, or lower [pool] max_pixels; what was added so far is kept.",
+            "Run the command again with fewer workers, or lower [pool] max_pixels. Images added so far are kept.",
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

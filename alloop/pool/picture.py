@@ -69,6 +69,6 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise PoolError(f"{path} is not there any more.", "Put it back, or run `alloop pool check`.") from error
+        raise PoolError(f"{path} does not exist any more.", "Put it back, or run `alloop pool check`.") from error
     except OSError as error:
         raise PoolError(f"{path} cannot be read: {error.strerror or error}.", "Run `alloop pool check`.") from error

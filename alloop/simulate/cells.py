@@ -53,7 +53,9 @@ def read_cell_file(path: Path, build: Callable[[Any], Value]) -> Value | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorkspaceError(f"{path} is damaged: {error}.", "Remove it; that cell is then computed again.") from error
+        raise WorkspaceError(
+            f"{path} is damaged: {error}.", "Remove the file. Its result is then computed again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -109,8 +111,8 @@ def run_cells(
                 yield running.pop(future), future.result()
     except BrokenProcessPool as error:
         raise AlloopError(
-            "A process that computed a cell was killed, perhaps for want of memory.",
-            "The same command goes on; fewer --jobs take less memory.",
+            "A process that computed a result was killed, perhaps because memory ran out.",
+            "Run the same command again to continue. Fewer --jobs need less memory.",
         ) from error
     finally:
         workers.shutdown(wait=False, cancel_futures=True)

@@ -472,5 +472,5 @@ def _refuse_failed(failed: Sequence[tuple[int, str]], images: Sequence[ImageRef]
         path = next(image.path for image in images if image.image_id == image_id)
         raise PoolError(
             f"{len({image_id for image_id, _ in failed})} images cannot be read, for example {path}: {reason}.",
-            "Mend or remove them: all methods must see the same images.",
+            "Repair or remove them: all methods must see the same images.",
         )

@@ -58,7 +58,7 @@ def read_features(path: Path, test: Path | None = None) -> GivenData:
     names = np.unique(labels)
     classes = tuple(str(name) for name in names.tolist())
     if len(names) < 2:
-        raise LabelError(f"{path}: y has only the class {names[0]}.", "A simulation needs two classes at least.")
+        raise LabelError(f"{path}: y has only the class {names[0]}.", "A simulation needs at least two classes.")
     pool = LabeledRows(features, np.searchsorted(names, labels).astype(np.int64))
     arrays: list[npt.NDArray[np.generic]] = [features, pool.targets]
     tested = None
@@ -143,7 +143,7 @@ def _read(
     if answers is not None and (answers.ndim != 2 or len(answers) != len(raw) or answers.shape[1] == 0):
         raise PoolError(
             f"{path}: annotators is {list(answers.shape)}, and F has {len(raw)} rows.",
-            "It must be [N, P]: of each of P people an answer about each row.",
+            "It must be [N, P]: one answer per row and person.",
         )
     if answers is not None and (answers.dtype.kind == "U") != (labels.dtype.kind == "U"):
         raise PoolError(f"{path}: annotators is {answers.dtype}, but y is {labels.dtype}.", "Write both alike.")

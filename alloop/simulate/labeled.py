@@ -76,7 +76,7 @@ def read_folder(folder: Path, progress: Progress = silent, *, may_be_cut: bool =
     kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not is_left_out(path))
     if len(kinds) < 2:
         raise LabelError(
-            f"{folder} holds {len(kinds)} folders; a comparison needs one folder per class, and two classes at least.",
+            f"{folder} holds {len(kinds)} folders; a comparison needs one folder per class and at least two classes.",
             "Move the images into folders named like their classes, or give a CSV with --csv.",
         )
     rows = [(str(file), clean(kind.name), ()) for kind in kinds for file in expand([str(kind)])]
@@ -101,7 +101,7 @@ def read_csv(
     rows = []
     for row in read_table(path, LabelError, ["file", "label", *people]).rows:
         if not row.get("label"):
-            raise LabelError(f"{path}, line {row.line} has no label.", "Fill it in or remove the line.")
+            raise LabelError(f"{path}, line {row.line} has no label.", "Add the label or remove the line.")
         said = tuple(row.get(person) for person in people)
         rows.append((str(find_named(path, row)), row.get("label"), said))
     return _labeled(rows, tuple(people), str(path), progress, may_be_cut)

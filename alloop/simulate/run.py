@@ -143,7 +143,7 @@ def _arm_config(config: Config, written: str) -> Config:
         key, sign, value = setting.partition("=")
         section, _, key = key.rpartition(".")
         if not sign or "." in section:
-            raise ConfigError(f"'{written}': '{setting}' is no setting.", "Write NAME:setting=value.")
+            raise ConfigError(f"'{written}': '{setting}' is not a setting.", "Write NAME:setting=value.")
         sections.setdefault(section or "acquisition", {})[key.strip()] = parse_value(value)
     try:
         return set_values(config, **sections)
@@ -212,7 +212,7 @@ def simulate(settings: SimulateSettings, plans: Sequence[CellPlan], progress: Pr
     cells = tuple(cell for cell in found.values() if cell is not None)
     if failed and not cells:
         (strategy, seed), why = next(iter(failed.items()))
-        raise AlloopError(f"All {len(failed)} cells failed, the first one ({strategy}, seed {seed}): {why}")
+        raise AlloopError(f"All {len(failed)} runs failed, the first one ({strategy}, seed {seed}): {why}")
     missing = tuple(key for key, cell in found.items() if cell is None and key not in failed)
     names = tuple(arm.name for arm in settings.arms)
     return Simulation(names, cells, missing, tuple((*key, why) for key, why in failed.items()), done - computed)

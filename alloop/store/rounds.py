@@ -72,7 +72,7 @@ def find_round(session: Session, number: int) -> RoundRecord:
     """
     row = session.scalar(select(Round).where(Round.number == number))
     if row is None:
-        raise AlloopError(f"There is no round {number}.", "`alloop round list` shows those there are.")
+        raise AlloopError(f"There is no round {number}.", "`alloop round list` lists the rounds.")
     return _round(row)
 
 
@@ -100,9 +100,7 @@ def set_state(session: Session, round_id: int, old: RoundState, new: RoundState)
     """
     moved = session.execute(update(Round).where(Round.id == round_id, Round.state == old.value).values(state=new.value))
     if moved.rowcount != 1:  # type: ignore[attr-defined]
-        raise DatabaseError(
-            f"The round was not '{old}' any more.", "Another alloop moved it on; run the command again."
-        )
+        raise DatabaseError(f"The round is no longer '{old}'.", "Another alloop moved it on; run the command again.")
 
 
 def set_config(session: Session, round_id: int, config: Mapping[str, Any], seed: int) -> None:

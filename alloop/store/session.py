@@ -214,17 +214,19 @@ def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
             "Ask somebody who may write there to run a command once, for example `alloop status`.",
         )
     if "unable to open" in what:
-        return DatabaseError(f"{where} cannot be opened.", "Check that the folder exists and may be written to.")
+        return DatabaseError(f"{where} cannot be opened.", "Check that the folder exists and that you may write there.")
     if "locked" in what:
         return DatabaseError(
-            f"{where} stayed locked for {BUSY_SECONDS} seconds.", "Another program holds it; try later."
+            f"{where} stayed locked for {BUSY_SECONDS} seconds.", "Another program is using it. Try again later."
         )
     if "full" in what:
-        return DatabaseError(f"The disk is full: {where} could not be written.", "Free some space and run it again.")
+        return DatabaseError(
+            f"The disk is full: {where} could not be written.", "Free some space and run the command again."
+        )
     if "I/O error" in what:  # SQLite's word for a full disk, too, where it keeps its journal
         return DatabaseError(
             f"{where} could not be read or written: {what}.",
-            "The disk may be full, damaged or not there any more; free some space and run it again.",
+            "The disk may be full, damaged or disconnected. Free some space and run the command again.",
         )
     if "not a database" in what or "malformed" in what:
         return DatabaseError(f"{where} is damaged: {what}.", "Restore a backup (`alloop db backup` makes them).")

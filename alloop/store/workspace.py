@@ -128,7 +128,7 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
         else:
             return
     if row is None:
-        raise LeaseHeld("Another alloop took the lease this instant.", "Try again in a moment.")
+        raise LeaseHeld("Another alloop took the lease at the same moment.", "Try again in a moment.")
     taken = session.execute(
         update(Lease)
         .where(Lease.name == LEASE, (Lease.holder == holder) | (Lease.expires_at <= now))
@@ -138,7 +138,7 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
         raise LeaseHeld(
             f"Another alloop is working on this workspace: {row.holder.partition(' #')[0]}, since "
             f"{row.acquired_at:%H:%M:%S} UTC.",
-            f"Wait for it to end; if it is dead, its lease expires at {row.expires_at:%H:%M:%S} UTC.",
+            f"Wait for it to end. If it is no longer running, its lease expires at {row.expires_at:%H:%M:%S} UTC.",
         )
 
 

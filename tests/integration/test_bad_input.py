@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_the_round_where_it_was_and_no_litter(
 
     assert failed.code == 1
     assert "The disk is full: " in failed.err
-    assert "Free some space and run it again." in failed.err
+    assert "Free some space and run the command again." in failed.err
     assert value(project, "SELECT state FROM round WHERE number = 1") == state
     left = sorted(path for path in project.folder.rglob("*") if path.is_file() and ".db" not in path.name)
     assert [path for path in left if path not in files and "/cache/" not in str(path)] == []

@@ -334,8 +334,8 @@ def test_images_that_came_from_thumbnails_are_left_out_of_an_older_pool_unless_t
     checked = alloop("pool", "check", "-C", project.folder).out
 
     assert (
-        f"missing\t{photos / '@eaDir' / thumbnails[0].name}\tleft out: @eaDir is a name of a system, or alloop wrote it"
-        in checked
+        f"missing\t{photos / '@eaDir' / thumbnails[0].name}\tleft out: @eaDir belongs to an operating system, "
+        "or alloop wrote it" in checked
     )
     assert "30 images, 20 of them missing" in checked
     step(project)

@@ -517,7 +517,7 @@ def test_short_trouble_while_reading_is_ridden_out(label_studio: LabelStudioServ
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("500", "answered HTTP 500: out of order"), ("html", "is not Label Studio's API"), ("slow", "did not answer")],
+    [("500", "answered HTTP 500: out of order"), ("html", "is not Label Studio"), ("slow", "did not answer")],
 )
 def test_a_server_in_trouble_is_a_temporary_error_that_says_what_was_seen(
     label_studio: LabelStudioServer, kind: str, words: str

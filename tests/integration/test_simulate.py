@@ -336,7 +336,7 @@ def test_answers_of_people_who_were_not_asked_are_left_out(pool: Path, kind: str
         (np.full((ROWS, 2), 7), [], 1, "annotators has the answer '7' in row 0, but y has no such class"),
         (np.full((ROWS, 2), "0"), [], 1, "annotators is <U1, but y is int64"),
         (np.zeros((ROWS, 2), int), ["--annotators-per-image", "3"], 2, "oracle.columns names 2 people"),
-        (np.zeros((ROWS, 2), int), ["--set", "labeling.oracle.noise=0.1"], 2, "noise is for people who are made up"),
+        (np.zeros((ROWS, 2), int), ["--set", "labeling.oracle.noise=0.1"], 2, "noise is for simulated people only"),
     ],
 )
 def test_answers_that_cannot_be_used_are_refused(

@@ -130,7 +130,7 @@ def test_what_is_gone_for_good_is_accepted_and_what_comes_back_is_found_by_the_n
     ran = alloop("run", *at)
 
     assert statuses(project) == {"ok": 24}
-    assert "24 files of the pool are there again." in ran.err
+    assert "24 missing files of the pool were found again." in ran.err
     assert "is closed" in ran.out
 
 

@@ -159,7 +159,7 @@ def push(project: Project, number: int, people: Connection | None = None, progre
     if left_out:
         raise LabelingError(
             f"{len(left_out)} of {len(by_key)} images did not become tasks, for example {left_out[0]}.",
-            "Run `alloop push` again; those that did are recorded and will not be sent twice.",
+            "Run `alloop push` again. Images that became tasks are recorded and will not be sent twice.",
         )
     with transaction(project.database) as session:
         current = find_round(session, number)

@@ -69,13 +69,13 @@ def _read(path: Path) -> tuple[list[str], tuple[Row, ...]]:
     if not names:
         raise PoolError(
             f"{path} has the columns {', '.join(table.columns)}.",
-            "It needs one of 'file' and 'sha256', and a column for each attribute.",
+            "It needs a column 'file' or 'sha256', and one column per attribute.",
         )
     for name in names:
         if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
             raise PoolError(
                 f"{path}, line {table.line}: an attribute cannot be called {name!r}.",
-                f"A name has letters, digits and underscores, and is none of {', '.join(sorted(_TAKEN))}.",
+                f"A name has letters, digits and underscores. These names are reserved: {', '.join(sorted(_TAKEN))}.",
             )
     twice = sorted({name for name in names if sum(other.lower() == name.lower() for other in names) > 1})
     if twice:

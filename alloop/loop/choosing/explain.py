@@ -159,7 +159,7 @@ def _neighbors(
 ) -> tuple[tuple[Neighbor, ...], str]:
     """The nearest labeled images, or why there are none."""
     if image is None:
-        return (), "The image is not there any more."
+        return (), "The image file is missing."
     if not labeled:
         return (), "No training image has a label yet."
     try:
@@ -201,7 +201,7 @@ def _standing(
     if image_id in {ref.image_id for ref in askable}:
         only = config.acquisition.only
         if only is not None and image_id not in find_matching(session, only):
-            return f"It is not asked about, since it does not match [acquisition] only = {only!r}."
+            return f"It is not asked about, because it does not match [acquisition] only = {only!r}."
         groups = list_groups(session)
         one_each = keep_largest(askable, groups, read_sizes(session, askable, groups))
         is_asked = image_id in {ref.image_id for ref in one_each}

@@ -357,7 +357,7 @@ def _leave_out(project: Project, paths: Sequence[str]) -> int:
     known = [place.path for place in places if splits.get(place.image_id or 0) is not Split.HOLDOUT]
     found = {path: stop for path in known if (stop := _stop(Path(path), reaches)) is not None}
     if found:
-        why = "is a name of a system, or alloop wrote it"
+        why = "belongs to an operating system, or alloop wrote it"
         reasons = {path: f"{LEFT_OUT}{stop} {why}" for path, stop in found.items()}
         with transaction(project.database) as session:
             set_missing(session, reasons, _now())

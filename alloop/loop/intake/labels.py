@@ -142,7 +142,7 @@ def find_named(path: Path, row: Row) -> Path:
     file = find_file(folder, row.file)
     if file is None:
         where = f"{path}, line {row.line}"
-        raise LabelError(f"{where} names {folder / row.file}, which is not there.", "Correct the table.")
+        raise LabelError(f"{where} names {folder / row.file}, which does not exist.", "Correct the table.")
     return file
 
 

@@ -45,8 +45,8 @@ def ensure_test_set(project: Project, progress: Progress = silent) -> None:
         import_labels(project, place)
     else:
         raise ConfigError(
-            f"alloop.toml: [evaluation] test names {place}, which is not there.",
-            "Name a CSV with the columns file and label, or a folder that has one for each class.",
+            f"alloop.toml: [evaluation] test names {place}, which does not exist.",
+            "Name a CSV with the columns file and label, or a folder with one subfolder per class.",
         )
     _set_aside(project, files)
 

@@ -114,7 +114,7 @@ def describe(found: Matched) -> str:
         return f'Random is doing better here: {gain}; consider strategy = "random".'
     target = f"a difference of {100 * found.target:.1f} pp"
     return (
-        f"No evidence yet that active learning helps here: {gain}; {found.more} more random labels would tell {target}."
+        f"No evidence yet that active learning helps here: {gain}; {found.more} more random labels would show {target}."
     )
 
 

@@ -44,7 +44,7 @@ def _check_test(before: str | None, new: Config) -> None:
     if before != now:
         raise HistoryError(
             f"[evaluation] test was {before or 'not set'} in the last round, and is {now or 'not set'} now.",
-            "What rounds are measured on cannot change between them. Undo the change, or start a new workspace.",
+            "All rounds must be measured on the same images. Undo the change, or start a new workspace.",
         )
 
 

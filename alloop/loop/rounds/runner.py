@@ -143,7 +143,7 @@ class _Run:
 
     def run(self) -> RunResult:
         if n := look_again(self._project):
-            logger.info("%d files of the pool are there again.", n)
+            logger.info("%d missing files of the pool were found again.", n)
         while (current := self._current()) is not None:
             began = time.perf_counter()
             stage = self._step(current)

@@ -331,7 +331,7 @@ def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
         wanted = " or ".join(f"'{state}'" for state in states)
         raise AlloopError(
             f"Round {number} is '{current.state}', this step needs it to be {wanted}.",
-            "`alloop run` takes whatever step comes next.",
+            "Run `alloop run`, which takes the next step.",
         )
     return current
 

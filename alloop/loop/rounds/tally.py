@@ -45,7 +45,7 @@ class Tally:
             "skipped": self.skipped,
             "submitted without a class": self.empty,
             "answered with an unknown class": self.unknown,
-            "taken back, as their task was deleted, or their file vanished or changed": self.withdrawn,
+            "withdrawn, because their task was deleted or their file is missing or changed": self.withdrawn,
         }
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
         return f"{self.labeled} of {self.asked} images answered" + (f"; {why}" if why else "")

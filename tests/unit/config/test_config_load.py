@@ -71,9 +71,9 @@ def test_what_is_not_said_has_a_default():
         ("[labeling.oracle]\ncolumns = ['']", "[labeling.oracle] columns must not be empty or padded"),
         (
             "[labeling.oracle]\ncolumns = ['ann']\nnoise = 0.1",
-            "[labeling.oracle] columns hold what real people answered; noise is for people who are made up.",
+            "[labeling.oracle] columns hold what real people answered; noise is for simulated people only.",
         ),
-        ("[labeling.oracle]\ncolumns = ['ann']\nannotators = 2", "; annotators is for people who are made up."),
+        ("[labeling.oracle]\ncolumns = ['ann']\nannotators = 2", "; annotators is for simulated people only."),
         (
             "[labeling]\nbackend = 'oracle'\nannotations_per_image = 3\noracle = { columns = ['ann', 'bob'] }",
             "[labeling] annotations_per_image is 3, but oracle.columns names 2 people.",

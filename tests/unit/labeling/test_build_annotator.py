@@ -162,7 +162,7 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path, url: str):
 
 
 def test_a_key_with_its_scheme_pasted_along_is_refused_without_showing_it(tmp_path: Path):
-    with pytest.raises(LabelingError, match="holds blanks") as caught:
+    with pytest.raises(LabelingError, match="contains spaces") as caught:
         build(tmp_path, {"LABEL_STUDIO_API_KEY": f"Token {TOKEN}"}, images=UPLOAD)
 
     assert TOKEN not in str(caught.value)

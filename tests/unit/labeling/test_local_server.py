@@ -172,7 +172,7 @@ def test_a_taken_port_is_refused_beforehand(fake_install: Path, tmp_path: Path):
 
 
 def test_a_pool_folder_that_is_none_is_named(fake_install: Path, tmp_path: Path):
-    with pytest.raises(WorkspaceError, match="nowhere is no folder"):
+    with pytest.raises(WorkspaceError, match="nowhere is not a folder"):
         local_server.up(tmp_path, [tmp_path / "nowhere"])
 
 

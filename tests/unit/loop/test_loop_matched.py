@@ -113,7 +113,7 @@ def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(
             -0.01,
             0.018,
             "No evidence yet that active learning helps here: +0.4 pp [−1.0, 1.8] over random at 800 labels; "
-            "350 more random labels would tell a difference of 1.0 pp.",
+            "350 more random labels would show a difference of 1.0 pp.",
         ),
     ],
 )

@@ -29,8 +29,8 @@ def test_a_round_is_not_closed_by_answers_that_give_no_label(found: Tally, share
 def test_what_is_settled_without_a_label_is_not_told_as_answered():
     assert Tally(labeled=8).describe() == "8 of 8 images answered"
     assert Tally(labeled=3, skipped=2, empty=1, unknown=4, withdrawn=5, open=1).describe() == (
-        "3 of 16 images answered; 2 skipped, 1 submitted without a class, 4 answered with an unknown class, 5 taken "
-        "back, as their task was deleted, or their file vanished or changed"
+        "3 of 16 images answered; 2 skipped, 1 submitted without a class, 4 answered with an unknown class, 5 "
+        "withdrawn, because their task was deleted or their file is missing or changed"
     )
 
 

@@ -147,4 +147,4 @@ def test_an_image_that_memory_does_not_suffice_for_is_set_aside_with_the_reason(
     batch = collate([ImageDataset(refs, transform)[position] for position in range(2)])
 
     assert batch.image_ids == (7,)
-    assert batch.failed == ((9, f"{tmp_path}/9.png needs more memory than there is."),)
+    assert batch.failed == ((9, f"{tmp_path}/9.png needs more memory than this machine has."),)

@@ -76,7 +76,7 @@ def test_a_damaged_cell_is_refused_with_what_to_do(tmp_path: Path):
         with pytest.raises(WorkspaceError, match="damaged") as caught:
             read_cell_file(tmp_path / "cell.json", lambda data: data.items())
 
-        assert "Remove it" in caught.value.hint
+        assert "Remove the file" in caught.value.hint
     assert read_cell_file(tmp_path / "none.json", dict) is None
 
 

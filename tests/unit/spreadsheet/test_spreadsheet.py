@@ -71,7 +71,7 @@ def test_a_guess_at_the_encoding_is_said_once(tmp_path: Path, caplog: pytest.Log
         (b"", "t.csv is empty"),
         (b"\n\n,,\n", "t.csv is empty"),
         (b"PK\x03\x04 and so on", "t.csv is a workbook"),
-        ("file,label\na.png,cat\n".encode("utf-16-le"), "line 1: it holds zero bytes"),
+        ("file,label\na.png,cat\n".encode("utf-16-le"), "line 1: the line holds zero bytes"),
         (b"\xff\xfea", "t.csv cannot be read"),
         (b"sep=;\nfile;class\n", "line 2: the column 'label' is missing; it has the columns file, class"),
         (b"\nname,label\n", "line 2: the column 'file' or 'sha256' is missing; it has the columns name, label"),

@@ -94,12 +94,12 @@ def test_what_is_missing_for_a_reason_does_not_come_back_by_being_there(database
     with transaction(database) as session:
         add_pool_image(session, 1)
         path = make_image(1).path
-        set_missing(session, {path: "left out: @eaDir is a name of a system, or alloop wrote it"}, NOW)
+        set_missing(session, {path: "left out: @eaDir belongs to an operating system, or alloop wrote it"}, NOW)
 
         set_location_status(session, [path], LocationStatus.OK, NOW)
 
         assert [place.reason for place in list_locations(session, LocationStatus.MISSING)] == [
-            "left out: @eaDir is a name of a system, or alloop wrote it"
+            "left out: @eaDir belongs to an operating system, or alloop wrote it"
         ]
 
 
