@@ -138,7 +138,7 @@ STRATEGIES: Mapping[str, StrategyRule] = {
     "probcover": _batch("coverage of the pool by balls", Need.FEATURES),
     "typiclust": _batch("the typical image of each cluster", Need.FEATURES),
     "k-center": _batch("far from what is labeled (CoreSet)", Need.FEATURES),
-    "random": _score("drawn uniformly"),
+    "random": _batch("drawn uniformly"),
 }
 DEFAULT_STRATEGY = "entropy-spread"
 ALIASES = {"default": DEFAULT_STRATEGY, "bald": "mutual-information", "coreset": "k-center", "kcenter": "k-center"}
@@ -223,7 +223,7 @@ def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> N
             f"the strategy {known} is how much members disagree, and the model has one; "
             "take entropy, or a model with several"
         )
-    if perturb != "none" and (not rule.is_score or known == "random"):
+    if perturb != "none" and not rule.is_score:
         raise ValueError(f"{perturb} perturbs a score of each image, and {known} has none; take entropy or margin")
 
 

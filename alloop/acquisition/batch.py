@@ -1,7 +1,7 @@
-"""From scores to a batch: the best, a uniform random share, one image per group of near-duplicates.
+"""Batches from scores: the best, and a uniform random share.
 
-Works on positions into the arrays it is given. What comes out depends on scores, tie keys, groups and the generator's
-seed, never on the order of the rows.
+Works on positions into the arrays it is given. The batch depends on scores, keys and the generator's seed, never on the
+order of the rows.
 """
 
 import dataclasses
@@ -80,52 +80,52 @@ def compose_batch(
     return _ranked(picks, len(drawn), generator), choice.notes
 
 
-def top_k(scores: npt.NDArray[np.floating], keys: Keys, k: int, groups: Positions | None = None) -> Positions:
-    """Positions of the k highest scores, best first, ordered by (-score, key); at most one of each group.
+def top_k(scores: npt.NDArray[np.floating], keys: Keys, k: int) -> Positions:
+    """Return the positions of the k highest scores, best first, ordered by (-score, key).
 
     Args:
-        scores: [N], finite.
-        keys: [N], distinct.
-        k: Fewer are returned if there are fewer images (or groups).
-        groups: [N]; a group is represented by its first member in that order. None: every image is its own group.
+        scores: Scores [N], finite.
+        keys: Keys [N], distinct.
+        k: Fewer are returned if there are fewer images.
 
     Raises:
         ValueError: A score is not finite; names the first position.
     """
-    _check(scores, keys, groups)
-    if groups is None:
-        order: Positions = np.lexsort((keys, -scores))
-        return order[: max(k, 0)]
-    return representatives(scores, keys, groups)[: max(k, 0)]
+    check_scores(scores, keys)
+    order: Positions = np.lexsort((keys, -scores))
+    return order[: max(k, 0)]
 
 
-def draw_uniform(
-    candidates: Positions, k: int, generator: torch.Generator, keys: Keys | None = None
-) -> tuple[Positions, float]:
+def draw_uniform(candidates: Positions, k: int, generator: torch.Generator) -> tuple[Positions, float]:
     """Draw k of the candidates without replacement, each set of k equally likely.
 
     Args:
         candidates: Distinct positions, one per group.
         k: All of them are drawn if there are fewer.
-        generator: Where the randomness comes from.
-        keys: Of all positions; with them the draw does not depend on the order of the candidates.
+        generator: Source of the randomness.
 
     Returns:
         The drawn positions in the order drawn, and the probability k / n with which each candidate was among them:
         uniform over the n candidates, given that these are the candidates.
     """
     n = len(candidates)
-    ordered = candidates if keys is None else candidates[np.argsort(keys[candidates], kind="stable")]
     k = min(max(k, 0), n)
     chosen = torch.randperm(n, generator=generator)[:k].numpy()
-    return ordered[chosen].astype(np.int64), (k / n if n else 0.0)
+    return candidates[chosen].astype(np.int64), (k / n if n else 0.0)
 
 
-def representatives(scores: npt.NDArray[np.floating], keys: Keys, groups: Positions) -> Positions:
-    """The first member of each group by (-score, key), in that order."""
-    order: Positions = np.lexsort((keys, -scores))
-    _, first = np.unique(groups[order], return_index=True)
-    return order[np.sort(first)]
+def check_scores(scores: npt.NDArray[np.floating], keys: Keys) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Raises:
+        ValueError: There is not one key for each score, or a score is not finite; names the first position.
+    """
+    if len(keys) != len(scores):
+        raise ValueError("scores and keys must have one row per image")
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(f"the score at position {bad[0]}{more} is not finite")
 
 
 def _ranked(picks: Sequence[Pick], n_drawn: int, generator: torch.Generator) -> tuple[Pick, ...]:
@@ -135,12 +135,3 @@ def _ranked(picks: Sequence[Pick], n_drawn: int, generator: torch.Generator) -> 
     drawn, acquired = iter(picks[:n_drawn]), iter(picks[n_drawn:])
     ordered = (next(drawn) if place in at_random else next(acquired) for place in range(n))
     return tuple(dataclasses.replace(pick, rank=rank) for rank, pick in enumerate(ordered, start=1))
-
-
-def _check(scores: npt.NDArray[np.floating], keys: Keys, groups: Positions | None) -> None:
-    if len(keys) != len(scores) or (groups is not None and len(groups) != len(scores)):
-        raise ValueError("scores, keys and groups must have one row per image")
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ValueError(f"the score at position {bad[0]}{more} is not finite")

@@ -1,4 +1,4 @@
-"""From a strategy's name to what chooses, here or in another installed package."""
+"""Functions of the strategies that choose a batch as a whole, by name, here or in another installed package."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,14 +17,13 @@ from alloop.acquisition import (
     typiclust,
 )
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size, Strategy
-from alloop.composition import STRATEGY_GROUP, check_strategy, check_strategy_name, strategy_name
+from alloop.composition import STRATEGY_GROUP, check_strategy_name, strategy_name
 from alloop.errors import ConfigError
 from alloop.plugins import load_named, package_of
 
-OPERATIONS_PER_SECOND = 2e10  # what one core does; costs are measured against it, give or take a factor of 3
+OPERATIONS_PER_SECOND = 1e10  # of one core, a cautious number; costs are right give or take a factor of 3
 
 METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
-    **scores.METHODS,
     "badge": (badge.badge, badge.cost),
     "batchbald": (batchbald.batchbald, batchbald.cost),
     "cluster-margin": (cluster_margin.cluster_margin, cluster_margin.cost),
@@ -39,10 +38,10 @@ METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
 
 
 def find_strategy(name: str) -> Strategy:
-    """The function that belongs to a name, aliases resolved; one of another package is imported.
+    """Return the function of a strategy that chooses a batch as a whole; one of another package is imported.
 
     Raises:
-        ValueError: There is none of that name; names the nearest.
+        ValueError: No such strategy has this name, aliases included; names the nearest.
         ConfigError: Another package's cannot be imported, or is not a function.
     """
     known = strategy_name(name)
@@ -50,7 +49,7 @@ def find_strategy(name: str) -> Strategy:
 
 
 def estimate(name: str, size: Size) -> Cost:
-    """What a selection will take, on the CPU.
+    """Estimate what a selection takes on the CPU.
 
     Bytes are an upper bound. Operations are counted so that a core does `OPERATIONS_PER_SECOND`: reading memory counts
     for more than what is computed from it. Another package's may say so in its attribute `cost`; else it counts as 0.
@@ -59,44 +58,29 @@ def estimate(name: str, size: Size) -> Cost:
         ValueError, ConfigError: As in `find_strategy`.
     """
     known = strategy_name(name)
+    if known in scores.SCORES:
+        return scores.cost(size)
     if known in METHODS:
         return METHODS[known][1](size)
     cost: Callable[[Size], Cost] | None = getattr(_installed(known), "cost", None)
     return Cost(0.0, 0.0) if cost is None else cost(size)
 
 
-def choose(
-    name: str,
-    candidates: Candidates,
-    k: int,
-    seed: int,
-    *,
-    perturb: str = "none",
-    beta: float = 1.0,
-    explore: float = 0.0,
-) -> Choice:
-    """Choose a batch and look at what came out.
+def choose(name: str, candidates: Candidates, k: int, seed: int) -> Choice:
+    """Choose a batch and check the choice.
 
     Args:
-        name: As written; aliases count.
-        candidates: With what the strategy needs.
+        name: Name of the strategy as written; aliases count.
+        candidates: Candidates with the parts that the strategy needs.
         k: Fewer are returned if there are fewer candidates.
-        seed: Of the round; every strategy derives its own streams.
-        perturb: A name of `composition.PERTURBATIONS`; for strategies that are scores.
-        beta: Of the perturbation.
-        explore: Of the perturbation: share of the weight that is spread evenly.
+        seed: Seed of the round; every strategy derives its own streams.
 
     Raises:
         ValueError: As in `find_strategy`; candidates that the strategy cannot work with.
         ConfigError: As in `find_strategy`; the strategy broke its contract.
     """
     known = strategy_name(name)
-    if perturb == "none":
-        choice = find_strategy(known)(candidates, k, seed)
-    else:
-        n_members = 2 if candidates.members is None else len(candidates.members)
-        check_strategy(known, n_members=n_members, perturb=perturb)
-        choice = scores.perturbed(known, candidates, k, seed, kind=perturb, beta=beta, explore=explore)
+    choice = find_strategy(known)(candidates, k, seed)
     return _checked(known, choice, min(max(k, 0), len(candidates)), len(candidates))
 
 
@@ -105,7 +89,7 @@ def _installed(name: str) -> Strategy:
         function = load_named("strategy", name, STRATEGY_GROUP, {}, "set another [acquisition] strategy")
     except KeyError:
         check_strategy_name(name)
-        raise ValueError(f"the strategy {name} is not there yet") from None
+        raise ValueError(f"the strategy {name} does not choose a batch as a whole") from None
     if not callable(function):
         raise ConfigError(
             f"the strategy {name} of the package {package_of(name, STRATEGY_GROUP)} is not a function",

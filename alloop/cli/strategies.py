@@ -33,7 +33,7 @@ def strategies(session: Session) -> None:
                 "name": name,
                 "summary": rule.summary,
                 "needs": sorted(rule.needs),
-                "can_be_perturbed": rule.is_score and name != "random",
+                "can_be_perturbed": rule.is_score,
                 "aliases": sorted(alias for alias, known in ALIASES.items() if known == name),
                 "possible": not reason,
                 "reason": reason,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,22 +15,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from alloop.acquisition import uncertainty
+from alloop.acquisition.scores import SCORES
+from alloop.composition import STRATEGIES, Need
 from alloop.config.schema import ModelConfig
 from alloop.engine.model_files import ModelVersion
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
 from alloop.records import ImageRef
 
-OF_POOLED = ("least-confidence", "margin")  # of the calibrated prediction
-OF_MEMBERS = ("expected-entropy", "mutual-information", "variation-ratio")  # the last two need several members
-_SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "least-confidence": uncertainty.least_confidence,
-    "margin": uncertainty.margin,
-    "expected-entropy": uncertainty.expected_entropy,
-    "mutual-information": uncertainty.mutual_information,
-    "variation-ratio": uncertainty.variation_ratio,
-}
 GROUP_VALUES = 4_000_000  # probabilities in a row group: what a writer or reader holds at once
 
 
@@ -78,7 +70,8 @@ class ScoreWriter:
             "alloop.model_sha256": model_sha256,
             "alloop.temperature": repr(version.calibration.temperature),
         }
-        self._names = OF_POOLED + OF_MEMBERS[: None if n_members > 1 else 1]
+        possible = [name for name in SCORES if n_members > 1 or not STRATEGIES[name].of_several]
+        self._names = tuple(name for name in possible if name != "entropy")  # its column comes first
         self._schema = _schema(len(version.classes), self._names, self._n_kept).with_metadata(metadata)
 
     def __enter__(self) -> "ScoreWriter":
@@ -98,9 +91,11 @@ class ScoreWriter:
     def write(self, images: Sequence[ImageRef], log_probs: Tensor, members: Tensor, ood: Tensor) -> None:
         """Add images, calibrated log p̄ [B, K], what members said before that [M, B, K], and OOD scores [B]."""
         n_classes = log_probs.shape[1]
-        entropy = uncertainty.predictive_entropy(log_probs.unsqueeze(0))
+        pooled = log_probs.unsqueeze(0)
+        entropy = SCORES["entropy"].function(pooled)
         others = (
-            _SCORES[name](log_probs.unsqueeze(0) if name in OF_POOLED else members).float() for name in self._names
+            SCORES[name].function(members if Need.MEMBERS in STRATEGIES[name].needs else pooled).float()
+            for name in self._names
         )
         columns = [
             pa.array([image.image_id for image in images], pa.int64()),
@@ -149,7 +144,7 @@ def read_scores(path: Path) -> Scores:
         entropy=table["entropy"].to_numpy(),
         confidence=table["confidence"].to_numpy(),
         ood=table["ood"].to_numpy() if "ood" in narrow else None,
-        uncertainty={name: table[name].to_numpy() for name in ("entropy", *_SCORES) if name in narrow},
+        uncertainty={name: table[name].to_numpy() for name in SCORES if name in narrow},
         classes=tuple(json.loads(metadata["alloop.classes"])),
         model_sha256=metadata["alloop.model_sha256"],
         temperature=float(metadata["alloop.temperature"]),

@@ -11,7 +11,6 @@ from command_line import alloop
 from factories import make_project, write_settings
 from PIL import Image
 
-from alloop.acquisition.registry import METHODS
 from alloop.composition import STRATEGIES, Need
 from alloop.engine.score_file import read_scores
 from alloop.loop.intake.ingest import add_images
@@ -57,7 +56,7 @@ def ready(tmp_path: Path, n: int = 50, **sections: Any) -> Project:
     return project
 
 
-@pytest.mark.parametrize("strategy", METHODS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_rounds_run_with_every_strategy(tmp_path: Path, strategy: str):
     acquisition = {"strategy": strategy, "random_fraction": 0.34}
     project = make_project(tmp_path, n=44, classes=CLASSES, pool=ALONE, acquisition=acquisition)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from alloop.acquisition.batch import Pick, compose_batch
-from alloop.acquisition.perturb import draw
 from alloop.acquisition.registry import choose
+from alloop.acquisition.scores import choose_by_score
 from alloop.acquisition.strategy import Candidates, Choice, Keys, Positions
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import AcquisitionConfig, Config, ModelConfig
@@ -135,20 +135,18 @@ class _OfScores:
         self._name, self._values, self._entropies, self._keys, self._settings = name, values, entropies, keys, settings
 
     def __call__(self, eligible: Positions, kept: Positions, k: int, seed: int) -> Choice:
-        values, keys, settings = self._values[eligible], self._keys[eligible], self._settings
-        if settings.perturb == "none":
-            # Variation ratios take few values: among equal ones the entropy decides.
-            second = self._entropies[eligible] if self._name == "variation-ratio" else np.zeros(len(values))
-            best = np.lexsort((keys, -second, -values))[:k]
-            return Choice(eligible[best], values[best])
-        # A power is taken of what is never negative: 1 + score for the margin, which is -1 where the model is sure.
-        weighed = values
-        if settings.perturb == "power":
-            weighed = np.maximum(values + (self._name == "margin"), 0)
-        stream, kind = derive_seed(seed, self._name, settings.perturb), settings.perturb
-        choice = draw(weighed, keys, k, stream, kind=kind, beta=settings.beta, explore=settings.explore)
-        at = choice.positions
-        return Choice(eligible[at], values[at], choice.probabilities, choice.notes)
+        choice = choose_by_score(
+            self._name,
+            self._values[eligible],
+            self._entropies[eligible],
+            self._keys[eligible],
+            k,
+            seed,
+            perturb=self._settings.perturb,
+            beta=self._settings.beta,
+            explore=self._settings.explore,
+        )
+        return dataclasses.replace(choice, positions=eligible[choice.positions])
 
 
 class _OfCandidates:

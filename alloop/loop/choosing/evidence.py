@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alloop.acquisition.registry import estimate, find_strategy
+from alloop.acquisition.registry import OPERATIONS_PER_SECOND, estimate, find_strategy
 from alloop.acquisition.strategy import Candidates, Cost, Keys, Size
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import Config
@@ -26,7 +26,6 @@ from alloop.records import ImageRef, ModelFiles
 GIB = 2**30
 BIG = 50_000  # candidates above which it is said beforehand what a strategy takes
 LONG = 30.0  # seconds, likewise
-SPEED = 1e10  # floating-point operations a second of one core, roughly
 BY_DEFAULT = frozenset({Need.LOG_PROBS, Need.FEATURES})  # what another package's strategy gets to see
 _log = logging.getLogger("alloop")
 
@@ -153,7 +152,7 @@ class Evidence:
                 f"Set [acquisition] max_candidates to {fitting} or fewer, take another strategy (margin needs little), "
                 "or allow more with --max-ram.",
             )
-        if n > BIG or cost.operations > LONG * SPEED:
+        if n > BIG or cost.operations > LONG * OPERATIONS_PER_SECOND:
             _log.info("%s", describe_cost(name, size, Cost(cost.operations, n_bytes)))
 
 
@@ -172,7 +171,7 @@ def own_bytes(needs: frozenset[Need], size: Size) -> float:
 
 def describe_cost(name: str, size: Size, cost: Cost) -> str:
     """What choosing will take, in words."""
-    seconds = cost.operations / SPEED
+    seconds = cost.operations / OPERATIONS_PER_SECOND
     time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} s"
     return (
         f"{name} chooses {size.k:,} of {size.candidates:,} candidates: about {time} on one core and "

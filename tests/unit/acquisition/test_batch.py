@@ -1,7 +1,6 @@
 """Choosing a batch: by hand on five images, and what must hold for any."""
 
 import collections
-import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alloop.acquisition.batch import compose_batch, draw_uniform, representatives, top_k
+from alloop.acquisition.batch import compose_batch, draw_uniform, top_k
 from alloop.acquisition.strategy import Choice
 from alloop.records import Reason
 
@@ -23,20 +22,19 @@ def _keys(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.uint64)
 
 
-def _batch(scores, k, random_fraction=0.0, keys=None, groups=None, seed=0, chances=None):
-    """One of each group, then a share drawn uniformly and the highest scores; `chances` of what is acquired."""
+def _batch(scores, k, random_fraction=0.0, keys=None, seed=0, chances=None):
+    """A share drawn uniformly and the highest scores; `chances` are those of what is acquired."""
     n = len(scores)
     scores = np.asarray(scores, dtype=np.float32)
     keys = np.arange(n, dtype=np.uint64) if keys is None else keys
-    one_each = representatives(scores, keys, np.arange(n) if groups is None else np.asarray(groups))
 
     def acquire(rest, drawn, wanted):
         assert not set(rest) & set(drawn)
-        best = top_k(scores[one_each[rest]], keys[one_each[rest]], wanted)
-        return Choice(best, scores[one_each[rest[best]]].astype(float), chances, ("by score",))
+        best = top_k(scores[rest], keys[rest], wanted)
+        return Choice(best, scores[rest[best]].astype(float), chances, ("by score",))
 
-    picks, _ = compose_batch(keys[one_each], k, random_fraction, _generator(seed), acquire)
-    return tuple(dataclasses.replace(pick, position=int(one_each[pick.position])) for pick in picks)
+    picks, _ = compose_batch(keys, k, random_fraction, _generator(seed), acquire)
+    return picks
 
 
 def test_the_three_highest_of_five_in_order():
@@ -45,13 +43,6 @@ def test_the_three_highest_of_five_in_order():
 
 def test_equal_scores_go_to_the_smaller_keys():
     assert top_k(np.ones(5), _keys(40, 10, 30, 50, 20), 3).tolist() == [1, 4, 2]
-
-
-def test_a_group_of_near_copies_sends_its_best_one():
-    scores = np.array([0.9, 0.8, 0.7, 0.95, 0.1])
-    groups = np.array([7, 7, 8, 7, 9])
-
-    assert top_k(scores, _keys(0, 1, 2, 3, 4), 3, groups).tolist() == [3, 2, 4]
 
 
 @pytest.mark.parametrize("k", [0, 5, 50])
@@ -133,18 +124,13 @@ def test_acquired_images_are_asked_in_the_order_of_their_scores():
     assert positions == sorted(positions, reverse=True)
 
 
-def test_random_and_acquired_never_take_two_of_a_group():
-    groups = [0, 0, 0, 1, 1, 1, 2, 2, 2]
-
+def test_random_and_acquired_never_take_the_same_image():
     for seed in range(50):
-        picks = _batch(np.arange(9), 3, 0.34, groups=groups, seed=seed)
-        assert sorted(groups[pick.position] for pick in picks) == [0, 1, 2]
+        assert len({pick.position for pick in _batch(np.arange(9), 5, 0.34, seed=seed)}) == 5
 
 
-def test_the_probability_of_a_random_pick_counts_groups():
-    picks = _batch(np.arange(9), 3, 1.0, groups=[0, 0, 0, 1, 1, 1, 2, 2, 3])
-
-    assert {pick.probability for pick in picks} == {3 / 4}
+def test_the_probability_of_a_random_pick_counts_candidates():
+    assert {pick.probability for pick in _batch(np.arange(4), 3, 1.0)} == {3 / 4}
 
 
 @given(
@@ -158,16 +144,15 @@ def test_the_probability_of_a_random_pick_counts_groups():
 def test_shuffling_the_rows_changes_nothing(scores, k, fraction, seed, order):
     n = len(scores)
     keys = np.array([(position * 2654435761) % 2**32 for position in range(n)], dtype=np.uint64)
-    groups = np.arange(n) // 2
     shuffled = np.array(order.sample(range(n), n))
 
-    picks = _batch(scores, k, fraction, keys, groups, seed)
-    again = _batch(np.array(scores)[shuffled], k, fraction, keys[shuffled], groups[shuffled], seed)
+    picks = _batch(scores, k, fraction, keys, seed)
+    again = _batch(np.array(scores)[shuffled], k, fraction, keys[shuffled], seed)
 
     assert [(pick.position, pick.reason) for pick in picks] == [
         (shuffled[pick.position], pick.reason) for pick in again
     ]
-    assert len(picks) == min(k, len(set(groups)))
+    assert len(picks) == min(k, n)
 
 
 def test_the_same_seed_gives_the_same_batch_and_another_seed_another():
@@ -188,13 +173,13 @@ def test_rows_that_do_not_match_are_refused():
 
 
 def test_inputs_stay_as_they_were():
-    scores, keys, groups = np.array([0.3, 0.1, 0.3]), _keys(3, 1, 2), np.array([0, 1, 1])
-    before = [array.copy() for array in (scores, keys, groups)]
+    scores, keys = np.array([0.3, 0.1, 0.3]), _keys(3, 1, 2)
+    before = [array.copy() for array in (scores, keys)]
 
-    representatives(scores, keys, groups)
+    top_k(scores, keys, 2)
     compose_batch(keys, 2, 1.0, _generator(), lambda rest, drawn, k: pytest.fail("nothing is left to choose"))
 
-    for array, copy in zip((scores, keys, groups), before, strict=True):
+    for array, copy in zip((scores, keys), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 

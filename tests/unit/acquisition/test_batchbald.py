@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from choices import choose
 
 from alloop.acquisition import batchbald as module
 from alloop.acquisition.batchbald import _Joint, batchbald
-from alloop.acquisition.registry import choose
 from alloop.acquisition.strategy import Candidates
 
 

@@ -8,8 +8,9 @@ import torch
 
 from alloop.acquisition import registry
 from alloop.acquisition.registry import choose, estimate, find_strategy
+from alloop.acquisition.scores import SCORES, choose_by_score
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
-from alloop.composition import strategy_name
+from alloop.composition import STRATEGIES, check_strategy, strategy_name
 from alloop.errors import ConfigError
 
 CANDIDATES = Candidates(np.arange(5, dtype=np.uint64), log_probs=torch.full((5, 2), 0.5).log())
@@ -37,7 +38,7 @@ def _install(monkeypatch, **points: str) -> None:
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("CoreSet", "k-center"), ("BALD", "mutual-information"), ("least_confidence", "least-confidence")],
+    [("CoreSet", "k-center"), ("max_herding", "max-herding"), ("Default", "entropy-spread")],
 )
 def test_other_names_lead_to_the_same_function(alias, name):
     assert find_strategy(alias) is find_strategy(name)
@@ -97,42 +98,49 @@ def test_a_strategy_that_cannot_be_had_is_named_with_its_package(monkeypatch, va
     ],
 )
 def test_a_choice_that_breaks_the_contract_is_refused(monkeypatch, choice, message):
-    monkeypatch.setattr(registry, "METHODS", {"random": (lambda *_: choice, lambda _: Cost(0, 0))})
+    monkeypatch.setattr(registry, "METHODS", {"k-center": (lambda *_: choice, lambda _: Cost(0, 0))})
 
-    with pytest.raises(ConfigError, match=f"the strategy random .*{message}"):
-        choose("random", CANDIDATES, 2, 0)
+    with pytest.raises(ConfigError, match=f"the strategy k-center .*{message}"):
+        choose("k-center", CANDIDATES, 2, 0)
 
 
-def test_only_scores_can_be_perturbed():
-    with pytest.raises(ValueError, match="power perturbs a score of each image, and k-center has none"):
-        choose("k-center", CANDIDATES, 2, 0, perturb="power")
+@pytest.mark.parametrize("name", ["k-center", "random"])
+def test_only_scores_can_be_perturbed(name):
+    with pytest.raises(ValueError, match=f"power perturbs a score of each image, and {name} has none"):
+        check_strategy(name, perturb="power")
 
 
 def test_a_strategy_of_another_package_cannot_be_perturbed(monkeypatch):
     _install(monkeypatch, backwards=f"{__name__}:from_the_back")
 
     with pytest.raises(ValueError, match="power perturbs a score that alloop computes, and backwards"):
-        choose("backwards", CANDIDATES, 2, 0, perturb="power")
+        check_strategy("backwards", perturb="power")
+
+
+def test_every_strategy_is_defined_once():
+    assert set(SCORES) == {name for name, rule in STRATEGIES.items() if rule.is_score}
+    # A uniform draw needs no function of its own: the whole batch is its random share.
+    assert {*SCORES, *registry.METHODS, "random"} == set(STRATEGIES)
+    assert not set(SCORES) & set(registry.METHODS)
 
 
 def test_a_power_of_the_margin_is_that_of_what_is_missing_to_a_gap_of_1():
     # gaps 1, 0.5 and 0: weights 0, 1/2 and 1
-    candidates = Candidates(
-        np.arange(3, dtype=np.uint64), log_probs=torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5]]).log()
-    )
+    margins = np.array([-1, -0.5, 0])
 
-    choice = choose("margin", candidates, 3, 1, perturb="power")
+    choice = choose_by_score("margin", margins, np.zeros(3), np.arange(3, dtype=np.uint64), 3, 1, perturb="power")
 
     first = {1: 1 / 3, 2: 2 / 3}[int(choice.positions[0])]
     assert choice.probabilities == pytest.approx([first, 1, 1])
-    assert choice.scores == pytest.approx(np.array([-1, -0.5, 0])[choice.positions])
+    assert choice.scores == pytest.approx(margins[choice.positions])
 
 
-def test_a_random_draw_knows_its_probabilities():
-    assert choose("random", CANDIDATES, 3, 0).probabilities == pytest.approx([1 / 5, 1 / 4, 1 / 3])
+def test_scores_that_cannot_be_ranked_are_refused():
+    with pytest.raises(ValueError, match="position 1 is not finite"):
+        choose_by_score("margin", np.array([0, np.nan]), np.zeros(2), np.arange(2, dtype=np.uint64), 1, 0)
 
 
-@pytest.mark.parametrize("name", sorted(registry.METHODS))
+@pytest.mark.parametrize("name", sorted({*registry.METHODS, *SCORES}))
 def test_an_estimate_grows_with_the_pool(name):
     larger = Size(candidates=2_000_000, labeled=10, k=20, classes=10, members=4, features=64)
 

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from choices import choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alloop.acquisition import spread
-from alloop.acquisition.registry import choose, estimate
+from alloop.acquisition.registry import estimate
 from alloop.acquisition.strategy import Candidates, Size
 
 
