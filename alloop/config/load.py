@@ -1,4 +1,4 @@
-"""alloop.toml plus environment → Config. Errors name the file (or variable), the key, the value and the nearest key."""
+"""Reading of alloop.toml and the environment. Errors name file or variable, key, value and the nearest key."""
 
 import os
 import tomllib
@@ -15,14 +15,14 @@ from alloop.errors import ConfigError, did_you_mean
 FILE_NAME = "alloop.toml"
 PREFIX = "ALLOOP__"
 URL_VARIABLE, URL_KEYS = "LABEL_STUDIO_URL", ("labeling", "label_studio", "url")
-MAY_BE_SECRET = {"database", "label_studio"}  # tables whose values are never shown
+MAY_BE_SECRET = {"database", "label_studio"}  # sections whose values are never shown
 
 
 def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config:
     """Read a workspace's settings.
 
     Raises:
-        ConfigError: The file is absent, not TOML, or says something that alloop does not know.
+        ConfigError: The file is missing, is not TOML, or holds an unknown setting or a wrong value.
     """
     path = folder / FILE_NAME
     try:
@@ -30,7 +30,7 @@ def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder} is not an alloop workspace: it has no {FILE_NAME}.",
-            "Make one with `alloop init DIR --classes A,B`, or name one with --workspace DIR.",
+            "Create one with `alloop init DIR --classes A,B`, or name one with --workspace DIR.",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} cannot be read: it is not UTF-8.", "Save it as UTF-8 in your editor.") from error
@@ -40,7 +40,7 @@ def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config
 
 
 def parse_config(text: str, name: str, environ: Mapping[str, str] = os.environ) -> Config:
-    """The same for text; `name` is what errors call it."""
+    """Read settings from text. Errors call the text `name`."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -59,19 +59,19 @@ def validate_config(
     """Check plain values.
 
     Args:
-        data: As read from TOML or from a stored round.
-        name: What errors call it.
-        variables: Key → environment variable, for the keys that an environment variable set.
+        data: Settings from TOML or from a stored round.
+        name: Name of the data in errors.
+        variables: Key → environment variable, for keys that an environment variable set.
     """
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        # pydantic's own message shows every value, also those that must not be seen.
+        # pydantic's own message would show every value, also secret ones.
         raise _explain(error, name, variables or {}) from None
 
 
 def set_values(config: Config, **sections: Mapping[str, Any]) -> Config:
-    """The same config with some settings replaced, as flags do: `set_values(config, loop={"batch_size": 5})`."""
+    """Return the config with some settings replaced: `set_values(config, loop={"batch_size": 5})`."""
     data = config.model_dump(mode="json")
     for section, values in sections.items():
         data[section] = {**data[section], **values}
@@ -79,12 +79,12 @@ def set_values(config: Config, **sections: Mapping[str, Any]) -> Config:
 
 
 def freeze_config(config: Config) -> dict[str, Any]:
-    """What a round stores: every setting, without the database URL, which may hold a password."""
+    """Return the settings that a round stores: all but the database URL, which may hold a password."""
     return config.model_dump(mode="json", exclude={"database"})
 
 
 def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Put `ALLOOP__SECTION__KEY=value` into the data. Values are TOML where they parse as TOML, else plain text."""
+    """Put variables `ALLOOP__SECTION__KEY=value` into the data. A value is read as TOML if possible, else as text."""
     used: dict[tuple[str, ...], str] = {}
     for variable in sorted(environ):
         if variable.upper().startswith(PREFIX):
@@ -109,7 +109,7 @@ def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, variable: str)
 def _restore_text(
     data: dict[str, Any], error: ValidationError, variables: Mapping[tuple[str, ...], str], environ: Mapping[str, str]
 ) -> None:
-    """A name like 2026 is TOML for a number; where a setting is text, the variable's text was meant."""
+    """Take a variable's own text where a setting is text: a name such as 2026 was read as a number."""
     for details in error.errors(include_url=False):
         keys = tuple(map(str, details["loc"]))
         if keys in variables and details["type"] in {"string_type", "path_type"}:
@@ -117,7 +117,7 @@ def _restore_text(
 
 
 def parse_value(text: str) -> Any:
-    """A value as TOML where it parses as TOML, else plain text."""
+    """Read a value as TOML if possible, else as text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -152,7 +152,7 @@ def _explain_one(details: ErrorDetails, name: str, variables: Mapping[tuple[str,
 
 
 def _nearest(keys: tuple[str, ...]) -> str:
-    """The known name that was probably meant."""
+    """Suggest the known name that was probably meant."""
     model: type[BaseModel] = Config
     for key in keys[:-1]:
         field = model.model_fields.get(key)

@@ -1,4 +1,4 @@
-"""One frozen model per table of alloop.toml: names, types, defaults and units, each said once."""
+"""Settings of alloop.toml, one frozen model per section: names, types, defaults and units."""
 
 import re
 from pathlib import Path
@@ -22,16 +22,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A table. Unknown keys are refused, values are not coerced from other types, and nothing changes after loading.
+    """Section of alloop.toml. Refuses unknown keys and values of another type, and cannot be changed after loading.
 
-    Infinite numbers and nan are refused: each round stores its settings as JSON, which cannot hold them.
+    Infinite numbers and nan are refused, because each round stores its settings as JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ProjectConfig(Section):
-    """`[project]`: what is being taught."""
+    """`[project]`: name, classes and seed."""
 
     name: Annotated[str, Field(min_length=1, max_length=40)] = "alloop"
     classes: tuple[str, ...] = Field(strict=False)
@@ -49,7 +49,7 @@ class ProjectConfig(Section):
         blank = [name for name in self.classes if not name.strip() or name != name.strip()]
         if blank:
             raise ValueError(f"class names must not be empty or padded with spaces: {blank[0]!r}")
-        # Folder-per-class export, CSV cells and Label Studio's XML all carry class names.
+        # Class names appear in folder names of exports, in CSV cells and in Label Studio's XML.
         odd = [n for n in self.classes if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029/\\]", n) or n in {".", ".."}]
         if odd:
             raise ValueError(f"class names must not contain slashes or control characters, or be dots: {odd[0]!r}")
@@ -58,7 +58,7 @@ class ProjectConfig(Section):
 
 
 def _check_look(classes: tuple[str, ...]) -> None:
-    """Refuse names that look the same: nobody could tell which of the two classes an answer means."""
+    """Refuse class names that look the same, because an answer would be ambiguous."""
     for name in classes:
         if hidden := hidden_signs(name):
             raise ValueError(f"class {name!r} holds an invisible character ({', '.join(hidden)}); remove it")
@@ -79,30 +79,30 @@ class DatabaseConfig(Section):
 
 
 class PoolConfig(Section):
-    """`[pool]`: which images there are, and which of them are near copies."""
+    """`[pool]`: location of the images, and grouping of near copies."""
 
-    images: tuple[str, ...] = Field(default=(), strict=False)  # folders or globs, `alloop pool add` without arguments
+    images: tuple[str, ...] = Field(default=(), strict=False)  # folders or globs; `alloop pool add` adds them
     near_duplicate_distance: Annotated[int, Field(ge=0, le=16)] = 6  # bits of 64 (benchmarks/near_duplicates)
     near_duplicates: bool = True  # False: every image is its own group
     max_pixels: PositiveInt = 178_956_970  # larger images are refused as decompression bombs
-    truncated: Literal["refuse", "accept"] = "refuse"  # files that end too early; accept: read as far as they go
+    truncated: Literal["refuse", "accept"] = "refuse"  # incomplete files; accept: read as far as possible
 
 
 class ModelConfig(Section):
-    """`[model]`: what predicts."""
+    """`[model]`: the model that predicts."""
 
-    backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory | features:D (given, D of them)
+    backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory | features:D
     weights: str = "DEFAULT"  # DEFAULT | none | a local .safetensors or .pth state dict
     mode: Literal["frozen", "finetune"] = "frozen"
     uncertainty: Literal["multi-head", "ensemble", "mc-dropout", "single"] = "multi-head"
     members: PositiveInt | None = None  # None: 4 heads, 5 networks of an ensemble, 20 dropout passes; single: always 1
-    heads: PositiveInt = 1  # of each network of an ensemble, or under dropout
-    head_weights: Literal["multi", "same"] = "multi"  # each head weighs its own classes strongly, or all weigh alike
+    heads: PositiveInt = 1  # heads of each network of an ensemble, or under dropout
+    head_weights: Literal["multi", "same"] = "multi"  # multi: each head has class weights of its own
     dropout: Annotated[float, Field(ge=0, lt=1)] = (
-        0.25  # chance of a feature to be dropped before the heads, mc-dropout
+        0.25  # mc-dropout: probability that a feature is dropped before the heads
     )
-    consistent_masks: bool = False  # mc-dropout: one mask a pass for the whole pool instead of one for each image
-    image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: what the weights were trained with
+    consistent_masks: bool = False  # mc-dropout: one mask per pass for the whole pool
+    image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the size that the weights were trained with
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
 
     @model_validator(mode="after")
@@ -113,45 +113,45 @@ class ModelConfig(Section):
                     f"backbone {self.backbone!r} must name how many features are given, as in features:1280"
                 )
             if self.mode == "finetune":
-                raise ValueError("given features have no trunk that could be fine-tuned; take mode = 'frozen'")
+                raise ValueError('given features have no trunk that could be fine-tuned; set mode = "frozen"')
         return self
 
     @property
     def n_networks(self) -> int:
-        """Trained one after another."""
+        """Number of networks that are trained."""
         return (self.members or 5) if self.uncertainty == "ensemble" else 1
 
     @property
     def n_heads(self) -> int:
-        """Of each network."""
+        """Number of heads of each network."""
         if self.uncertainty == "multi-head":
             return self.members or 4
         return 1 if self.uncertainty == "single" else self.heads
 
     @property
     def n_passes(self) -> int:
-        """Of MC dropout; 1 without it."""
+        """Number of dropout passes; 1 without MC dropout."""
         return (self.members or 20) if self.uncertainty == "mc-dropout" else 1
 
     @property
     def n_members(self) -> int:
-        """M: predictors whose mean is the prediction."""
+        """Number of members M, whose mean is the prediction."""
         return self.n_networks * self.n_heads * self.n_passes
 
 
 class TrainConfig(Section):
-    """`[train]`: how it learns. None means the tuned default of the mode (benchmarks/recipe)."""
+    """`[train]`: training. None means the tuned default of the mode (benchmarks/recipe)."""
 
-    epochs: PositiveInt | None = None  # finetune: passes over the labels, at most; frozen: steps of the solver, at most
-    batch_size: PositiveInt | None = None  # images in memory at once, and of one update in finetune mode
+    epochs: PositiveInt | None = None  # largest number of passes over the labels (finetune) or of solver steps (frozen)
+    batch_size: PositiveInt | None = None  # images in memory at once; in finetune mode also images per update
     learning_rate: Annotated[float, Field(gt=0)] | None = (
-        None  # of the heads, finetune mode only; the trunk's is a tenth
+        None  # finetune mode only: rate of the heads; the trunk's is a tenth of it
     )
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    loss_scale: Literal["mean", "sum"] = "mean"  # the multi-head loss is divided by M + 1, or not
-    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # of the training labels, finetune mode only
-    patience: PositiveInt = 10  # epochs without a better validation NLL before stopping, finetune mode only
-    workers: Annotated[int, Field(ge=0)] = 2  # processes that decode images
+    loss_scale: Literal["mean", "sum"] = "mean"  # mean: the multi-head loss is divided by M + 1
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # finetune mode only: share of the training labels
+    patience: PositiveInt = 10  # finetune mode only: epochs without a better validation NLL before training stops
+    workers: Annotated[int, Field(ge=0)] = 2  # number of processes that decode images
     loss: Literal[
         "cross-entropy",
         "label-smoothing",
@@ -164,17 +164,17 @@ class TrainConfig(Section):
         "dca",
         "logit-norm",
     ] = "cross-entropy"
-    loss_parameters: dict[str, float] = {}  # by name; what is not named has the default of alloop/composition.py
-    class_weights: Literal["none", "balanced"] = "none"  # balanced: N / (K n_k), the mean over the labels is 1
-    mixing: Literal["none", "mixup", "cutmix", "either"] = "none"  # frozen mode: mixup of features only
+    loss_parameters: dict[str, float] = {}  # by name; the defaults are in alloop/composition.py
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: N / (K n_k), whose mean over the labels is 1
+    mixing: Literal["none", "mixup", "cutmix", "either"] = "none"  # in frozen mode only mixup, of features
     mixing_alpha: Annotated[float, Field(gt=0)] | None = None  # a of λ ~ Beta(a, a); None: 0.2 (mixup), 1.0 (cutmix)
-    mixing_probability: Share | None = None  # of a batch to be mixed; None: 1.0, of cutmix 0.5
+    mixing_probability: Share | None = None  # probability that a batch is mixed; None: 1.0, for cutmix 0.5
 
 
 class CalibrationConfig(Section):
-    """`[calibration]`: what is fitted to the labeled holdout so that probabilities hold."""
+    """`[calibration]`: calibrator that is fitted to the labeled holdout."""
 
-    # auto: the lowest cross-validated NLL among those with images enough; isotonic needs 200, the others 50
+    # auto: lowest cross-validated NLL among those with enough images; isotonic needs 200 images, the others 50
     method: Literal["temperature", "none", "platt", "isotonic", "histogram-width", "histogram-mass", "auto"] = (
         "temperature"
     )
@@ -183,41 +183,41 @@ class CalibrationConfig(Section):
 class LoopConfig(Section):
     """`[loop]`: the size of a round and when to stop."""
 
-    batch_size: PositiveInt = 50  # queries per round, holdout not counted
+    batch_size: PositiveInt = 50  # questions per round, without the holdout
     min_answered: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a round's queries answered before it closes
-    # When to stop; None and false: this rule does not stop the loop. `alloop status` shows what all of them say.
-    label_budget: PositiveInt | None = None  # this many labels (holdout included) are there
+    # Stop rules; None and false switch a rule off. `alloop status` shows the state of all rules.
+    label_budget: PositiveInt | None = None  # stop at this number of labels, holdout included
     max_rounds: PositiveInt | None = None
-    target_accuracy: Share | None = None  # the lower end of the accuracy's 95 % interval reaches it
-    stop_when_flat: bool = False  # the learning curve promises less than flat_gain from the next doubling of labels
+    target_accuracy: Share | None = None  # stop when the lower end of the accuracy's 95 % interval reaches it
+    stop_when_flat: bool = False  # stop when the curve promises less than flat_gain from doubling the labels
     flat_gain: Annotated[float, Field(gt=0, lt=1)] = 0.005
-    stop_when_stable: bool = False  # predictions on the pool agree from round to round, stable_rounds times in a row
+    stop_when_stable: bool = False  # stop when predictions for the pool agree stable_rounds times in a row
     stable_agreement: Annotated[float, Field(gt=0, le=1)] = 0.98
     stable_rounds: PositiveInt = 3
 
 
 class AcquisitionConfig(Section):
-    """`[acquisition]`: which images to ask about."""
+    """`[acquisition]`: choice of the images to ask about."""
 
     strategy: str = DEFAULT_STRATEGY  # alloop/composition.py lists them; installed packages can add theirs
     perturb: Literal["none", "power", "softmax", "soft-rank"] = "none"  # draws by a score instead of taking the highest
-    beta: Annotated[float, Field(gt=0)] = 1.0  # of the perturbation: larger is closer to the highest scores
-    explore: Share = 0.05  # perturbed strategies: share of the weight spread evenly, so that any image may be drawn
-    class_quota: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a batch at most, from one predicted class
-    max_candidates: PositiveInt | None = None  # a uniform sample of the pool is looked at; None: all of it
+    beta: Annotated[float, Field(gt=0)] = 1.0  # perturbation: larger values favor the highest scores
+    explore: Share = 0.05  # perturbation: share of the weight spread evenly, so that any image can be drawn
+    class_quota: Annotated[float, Field(gt=0, le=1)] = 1.0  # largest share of a batch from one predicted class
+    max_candidates: PositiveInt | None = None  # size of a uniform sample of the pool to choose from; None: all
     max_ram: Annotated[float, Field(gt=0)] = (
-        8.0  # GiB that choosing a batch may take; a strategy that needs more is refused
+        8.0  # memory limit of choosing a batch, in GiB; a strategy that needs more is refused
     )
     only: str | None = (
-        None  # which images may be asked: a glob of paths, or a condition such as site = 'A' and year > 2020
+        None  # images that may be asked about: a glob of paths, or a condition such as site = 'A' and year > 2020
     )
-    random_fraction: Share = 0.1  # of each batch, drawn uniformly; feeds honest evaluation
-    # Without a model: typical images by pretrained features, or a uniform draw. auto: the latter where there are none.
+    random_fraction: Share = 0.1  # share of each batch that is drawn uniformly; honest evaluation needs it
+    # Without a model. auto: typical images by pretrained features, or a uniform draw without such features.
     cold_start: Literal["auto", "random"] = "auto"
-    # how unlike the classes an image looks (alloop/evaluation/ood.py), and the quantile of the pool's scores that it
-    # must exceed to be marked as suspect: at 0.99 at most 1 % of the images are, and none of fewer than 100.
-    # odin reads every image of the pool and runs the trunk forwards, and for each member backwards and forwards again:
-    # with M members scoring takes at least 1 + 2 M times as long as computing features, cached or not
+    # Score of images unlike the classes (docs/methods.md section 9). Images whose score exceeds this quantile of the
+    # pool are marked as suspect: at 0.99 at most 1 % of the images, and no image of fewer than 100. odin reads every
+    # image of the pool and runs the trunk forwards, and for each member backwards and forwards again: with M members,
+    # scoring takes at least 1 + 2 M times as long as computing the features.
     ood_score: Literal[
         "msp",
         "entropy",
@@ -229,8 +229,8 @@ class AcquisitionConfig(Section):
         "gradnorm",
     ] = "msp"
     suspect_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    skip_suspects: bool = False  # suspects are not asked about, neither chosen nor drawn; the holdout is not affected
-    ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked again; None: never
+    skip_suspects: bool = False  # neither choose nor draw suspects; the holdout is not affected
+    ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked about again; None: never
 
     @model_validator(mode="after")
     def _check_name(self) -> "AcquisitionConfig":
@@ -239,35 +239,35 @@ class AcquisitionConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """`[evaluation]`: the random sample that is only measured on."""
+    """`[evaluation]`: the holdout, a random sample that is only measured on."""
 
     holdout_size: PositiveInt = 200
-    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the pool; the smaller of the two counts
-    holdout_growth: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of batch_size drawn into it in every later round
-    # After each round models of equally many random and acquired labels are compared; frozen mode only
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the pool; the smaller of the two sizes is used
+    holdout_growth: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of batch_size added in later rounds
+    # Compare models of equally many random and acquired labels after each round; frozen mode only
     matched_arm: bool = True
-    # A labeled test set in place of a holdout: CSV (file,label) or a folder per class. Nothing is fitted to it; the
+    # Labeled test set instead of a holdout: a CSV (file,label) or a folder per class. Nothing is fitted to it; the
     # calibrator is cross-validated on the training labels.
     test: Path | None = Field(default=None, strict=False)
 
 
 class LabelStudioConfig(Section):
-    """`[labeling.label_studio]`: the server. The token comes from LABEL_STUDIO_API_KEY or from a file."""
+    """`[labeling.label_studio]`: the server. Its token is read from LABEL_STUDIO_API_KEY or from a file."""
 
     url: str = "http://localhost:8080"
-    project_id: PositiveInt | None = None  # None: alloop creates one and remembers its id in the database
+    project_id: PositiveInt | None = None  # None: alloop creates a project and stores its id in the database
     api_key_file: Path | None = Field(default=None, strict=False)
     timeout: Annotated[float, Field(gt=0)] = 120.0  # seconds for one request
     push_batch: Annotated[int, Field(ge=1, le=1000)] = 500  # tasks per import call
 
 
 class ImagesConfig(Section):
-    """`[labeling.images]`: how annotators' browsers get the images."""
+    """`[labeling.images]`: the way in which annotators' browsers get the images."""
 
     via: Literal["local-files", "upload", "url"] = "local-files"
-    root: Path | None = Field(default=None, strict=False)  # local-files, url: the folder here that the server sees
-    server_root: str | None = None  # local-files: the same folder as the server names it (a container's mount)
-    url_prefix: str | None = None  # url: what replaces `root`
+    root: Path | None = Field(default=None, strict=False)  # local-files, url: local path of the served folder
+    server_root: str | None = None  # local-files: path of the same folder on the server (in a container)
+    url_prefix: str | None = None  # url: replaces `root` in each path
 
     @model_validator(mode="after")
     def _check_url(self) -> "ImagesConfig":
@@ -277,13 +277,13 @@ class ImagesConfig(Section):
 
 
 class OracleConfig(Section):
-    """`[labeling.oracle]`: answers from a CSV (`file,label` or `sha256,label`), for simulation."""
+    """`[labeling.oracle]`: answers from a CSV (`file,label` or `sha256,label`), for simulations."""
 
     file: Path | None = Field(default=None, strict=False)
-    noise: Share = 0.0  # chance of a uniformly drawn wrong class
+    noise: Share = 0.0  # probability of an answer with a uniformly drawn wrong class
     annotators: PositiveInt = 1
-    # Columns of the CSV with the answers of real people, one each, in place of `label`. An image is answered by
-    # [labeling] annotations_per_image of them, drawn by its content and the seed.
+    # Columns of the CSV that hold the answers of real people, one column per person, instead of `label`. Each image is
+    # answered by [labeling] annotations_per_image of them, drawn by its content and the seed.
     columns: tuple[str, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
@@ -301,18 +301,18 @@ class OracleConfig(Section):
 
 
 class CsvConfig(Section):
-    """`[labeling.csv]`: batch sheets to fill in."""
+    """`[labeling.csv]`: folder of the sheets that people fill in."""
 
     folder: Path = Field(default=Path("sheets"), strict=False)
 
 
 class LabelingConfig(Section):
-    """`[labeling]`: who answers."""
+    """`[labeling]`: the people or programs that answer."""
 
     backend: str = DEFAULT_BACKEND  # alloop/composition.py lists them; installed packages can add theirs
-    preannotate: bool = False  # show the model's guess; invites agreement with it
+    preannotate: bool = False  # show the model's guess; people tend to agree with it
     annotations_per_image: PositiveInt = 1
-    poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # `alloop run --wait`
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # interval of `alloop run --wait`
     label_studio: LabelStudioConfig = LabelStudioConfig()
     images: ImagesConfig = ImagesConfig()
     oracle: OracleConfig = OracleConfig()
@@ -331,13 +331,14 @@ class LabelingConfig(Section):
         people = self.oracle.columns
         if self.backend == "oracle" and people and len(people) < self.annotations_per_image:
             raise ValueError(
-                f"annotations_per_image is {self.annotations_per_image}, but oracle.columns names {len(people)} people"
+                f"annotations_per_image is {self.annotations_per_image}, but [labeling.oracle] columns names "
+                f"{len(people)} people"
             )
         return self
 
 
 class Config(Section):
-    """All of alloop.toml."""
+    """All settings of alloop.toml."""
 
     project: ProjectConfig
     pool: PoolConfig = PoolConfig()

@@ -1,31 +1,31 @@
-"""The alloop.toml that `alloop init` writes: only what a user must decide, with what else there is in comments."""
+"""Text of the alloop.toml that `alloop init` writes: the settings that a user must decide, with comments."""
 
 import json
 from collections.abc import Sequence
 
 
 def render_config(name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str) -> str:
-    """A commented alloop.toml. JSON strings are valid TOML basic strings."""
+    """Return a commented alloop.toml. JSON strings are valid TOML basic strings."""
     return f"""\
-# What alloop works on. Every setting that is not here has a default that works; the README lists them all.
-# Any setting can also come from the environment: ALLOOP__LOOP__BATCH_SIZE=100
+# Settings of this alloop workspace. A setting that is not here has a working default; the README lists more of them.
+# An environment variable can override any setting: ALLOOP__LOOP__BATCH_SIZE=100
 
 [project]
 name = {_text(name)}
-classes = {_list(classes)}        # you may add classes later; removing one would invalidate history
+classes = {_list(classes)}        # classes can be added later; a class that was used cannot be removed
 seed = 0
 
 [pool]
-images = {_list(images)}          # folders or globs; `alloop pool add` takes these when you name none
+images = {_list(images)}          # folders or globs; `alloop pool add` without paths adds these
 
 [model]
 backbone = "resnet50"             # torchvision name | timm:NAME | package.module:factory
 weights = "DEFAULT"               # DEFAULT | none | a local file
-mode = "frozen"                   # frozen: heads in seconds | finetune: the whole network, better with a GPU
+mode = "frozen"                   # frozen: train heads, in seconds | finetune: train the whole network, on a GPU
 
 [loop]
 batch_size = 50                   # images to ask about in each round
-# label_budget = 1000             # stop when this many labels are there
+# label_budget = 1000             # stop at this number of labels
 
 [acquisition]
 strategy = "entropy-spread"       # `alloop strategies` lists them: entropy | margin | badge | typiclust | … | random
@@ -33,7 +33,7 @@ random_fraction = 0.1             # share of each batch drawn at random, for hon
 
 [labeling]
 backend = "label-studio"          # label-studio | csv | oracle
-preannotate = false               # true shows the model's guess to annotators
+preannotate = false               # true: show the model's guess to annotators
 
 [labeling.label_studio]
 url = {_text(label_studio_url)}

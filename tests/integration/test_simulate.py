@@ -335,7 +335,7 @@ def test_answers_of_people_who_were_not_asked_are_left_out(pool: Path, kind: str
         (np.zeros(ROWS, int), [], 1, "annotators is [90], and F has 90 rows"),
         (np.full((ROWS, 2), 7), [], 1, "annotators has the answer '7' in row 0, but y has no such class"),
         (np.full((ROWS, 2), "0"), [], 1, "annotators is <U1, but y is int64"),
-        (np.zeros((ROWS, 2), int), ["--annotators-per-image", "3"], 2, "oracle.columns names 2 people"),
+        (np.zeros((ROWS, 2), int), ["--annotators-per-image", "3"], 2, "[labeling.oracle] columns names 2 people"),
         (np.zeros((ROWS, 2), int), ["--set", "labeling.oracle.noise=0.1"], 2, "noise is for simulated people only"),
     ],
 )

@@ -76,7 +76,7 @@ def test_what_is_not_said_has_a_default():
         ("[labeling.oracle]\ncolumns = ['ann']\nannotators = 2", "; annotators is for simulated people only."),
         (
             "[labeling]\nbackend = 'oracle'\nannotations_per_image = 3\noracle = { columns = ['ann', 'bob'] }",
-            "[labeling] annotations_per_image is 3, but oracle.columns names 2 people.",
+            "[labeling] annotations_per_image is 3, but [labeling.oracle] columns names 2 people.",
         ),
         ("loop = 5", "alloop.toml: 'loop' is a table; write [loop] and its settings below it."),
     ],
