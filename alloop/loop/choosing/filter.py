@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import re
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
@@ -81,8 +82,8 @@ def _kind(name: str, facts: Sequence[ImageFacts]) -> str:
 
 
 def _fill(connection: sqlite3.Connection, facts: Sequence[ImageFacts], kinds: Mapping[str, str]) -> None:
-    if hasattr(connection, "setconfig"):  # a misspelt "column" would be a text that is equal to nothing
-        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)  # type: ignore[attr-defined]
+    if sys.version_info >= (3, 12):  # a misspelt "column" would be a text that is equal to nothing
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)
     columns = ", ".join(f'"{name}" {kind}' for name, kind in kinds.items())
     connection.execute(f"CREATE TABLE image ({columns})")
     marks = ", ".join("?" * len(kinds))
