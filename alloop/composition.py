@@ -91,8 +91,8 @@ SMALLEST_MMCE_BATCH = 16
 class Need(enum.StrEnum):
     """What a strategy has to see of the candidates (`acquisition.strategy.Candidates`)."""
 
-    LOG_PROBS = "predictions"
-    MEMBERS = "every member's predictions"
+    CALIBRATED_LOG_PROBS = "predictions"
+    MEMBER_LOG_PROBS = "every member's predictions"
     FEATURES = "features"
     HEAD = "the model's head"
 
@@ -122,18 +122,20 @@ def _batch(summary: str, *needs: Need, of_several: bool = False) -> StrategyRule
 
 
 STRATEGIES: Mapping[str, StrategyRule] = {
-    "entropy-spread": _batch("predictive entropy, spread over the pool", Need.LOG_PROBS, Need.FEATURES),
-    "entropy": _score("predictive entropy, the highest first", Need.LOG_PROBS),
-    "margin": _score("the two best classes close together", Need.LOG_PROBS),
-    "least-confidence": _score("a low best probability", Need.LOG_PROBS),
-    "expected-entropy": _score("mean entropy of the members", Need.MEMBERS),
-    "mutual-information": _score("members that disagree (BALD)", Need.MEMBERS, of_several=True),
-    "variation-ratio": _score("members that vote differently", Need.MEMBERS, of_several=True),
-    "batchbald": _batch("members that disagree, jointly over the batch", Need.MEMBERS, of_several=True),
-    "badge": _batch("diverse gradients of the last layer", Need.MEMBERS, Need.FEATURES),
-    "cluster-margin": _batch("small margins, one cluster after another", Need.LOG_PROBS, Need.FEATURES),
-    "dropquery": _batch("predictions that flip under dropout, clustered", Need.LOG_PROBS, Need.FEATURES, Need.HEAD),
-    "uherding": _batch("coverage of the pool, weighted by the margin", Need.LOG_PROBS, Need.FEATURES),
+    "entropy-spread": _batch("predictive entropy, spread over the pool", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
+    "entropy": _score("predictive entropy, the highest first", Need.CALIBRATED_LOG_PROBS),
+    "margin": _score("the two best classes close together", Need.CALIBRATED_LOG_PROBS),
+    "least-confidence": _score("a low best probability", Need.CALIBRATED_LOG_PROBS),
+    "expected-entropy": _score("mean entropy of the members", Need.MEMBER_LOG_PROBS),
+    "mutual-information": _score("members that disagree (BALD)", Need.MEMBER_LOG_PROBS, of_several=True),
+    "variation-ratio": _score("members that vote differently", Need.MEMBER_LOG_PROBS, of_several=True),
+    "batchbald": _batch("members that disagree, jointly over the batch", Need.MEMBER_LOG_PROBS, of_several=True),
+    "badge": _batch("diverse gradients of the last layer", Need.MEMBER_LOG_PROBS, Need.FEATURES),
+    "cluster-margin": _batch("small margins, one cluster after another", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
+    "dropquery": _batch(
+        "predictions that flip under dropout, clustered", Need.CALIBRATED_LOG_PROBS, Need.FEATURES, Need.HEAD
+    ),
+    "uherding": _batch("coverage of the pool, weighted by the margin", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
     "max-herding": _batch("coverage of the pool by a kernel", Need.FEATURES),
     "probcover": _batch("coverage of the pool by balls", Need.FEATURES),
     "typiclust": _batch("the typical image of each cluster", Need.FEATURES),

@@ -20,6 +20,6 @@ def choose(name: str, candidates: Candidates, k: int, seed: int, **perturbation)
 
 def scores_of(name: str, candidates: Candidates, needs: frozenset[Need] | None = None) -> np.ndarray:
     """Return a score of each image, of the parts that a strategy needs."""
-    of_members = Need.MEMBERS in (STRATEGIES[name].needs if needs is None else needs)
-    log_probs: Tensor = candidates.members if of_members else candidates.log_probs.unsqueeze(0)
+    of_members = Need.MEMBER_LOG_PROBS in (STRATEGIES[name].needs if needs is None else needs)
+    log_probs: Tensor = candidates.member_log_probs if of_members else candidates.calibrated_log_probs.unsqueeze(0)
     return SCORES[name].function(log_probs).double().numpy()

@@ -58,17 +58,21 @@ def check(candidates: Candidates, needs: Sequence[Need]) -> None:
         ValueError: A part is missing, has another number of rows, or is not finite; names the first position.
     """
     n = len(candidates)
-    rows = {Need.LOG_PROBS: candidates.log_probs, Need.MEMBERS: candidates.members, Need.FEATURES: candidates.features}
+    rows = {
+        Need.CALIBRATED_LOG_PROBS: candidates.calibrated_log_probs,
+        Need.MEMBER_LOG_PROBS: candidates.member_log_probs,
+        Need.FEATURES: candidates.features,
+    }
     for need in needs:
         part = candidates.head if need is Need.HEAD else rows[need]
         if part is None:
             raise ValueError(f"this strategy needs {need}, and there are none")
         if isinstance(part, Tensor) and part.shape[-2] != n:
             raise ValueError(f"there are {n} candidates, and {part.shape[-2]} rows of {need}")
-    if Need.LOG_PROBS in needs and candidates.log_probs is not None:
-        _check_predictions(candidates.log_probs.unsqueeze(0))
-    if Need.MEMBERS in needs and candidates.members is not None:
-        _check_predictions(candidates.members)
+    if Need.CALIBRATED_LOG_PROBS in needs and candidates.calibrated_log_probs is not None:
+        _check_predictions(candidates.calibrated_log_probs.unsqueeze(0))
+    if Need.MEMBER_LOG_PROBS in needs and candidates.member_log_probs is not None:
+        _check_predictions(candidates.member_log_probs)
     if Need.FEATURES in needs:
         _check_features(candidates.features, "the features at position")
         _check_features(candidates.labeled, "the labeled features at position")
@@ -165,10 +169,10 @@ def _arranged(candidates: Candidates, order: Positions, needs: Sequence[Need]) -
     """The needed parts in the given order; labeled rows, which have no keys, in one that depends on them alone."""
     rows = torch.from_numpy(order)
     arranged = Candidates(candidates.keys[order])
-    if Need.LOG_PROBS in needs and candidates.log_probs is not None:
-        arranged = dataclasses.replace(arranged, log_probs=candidates.log_probs[rows])
-    if Need.MEMBERS in needs and candidates.members is not None:
-        arranged = dataclasses.replace(arranged, members=candidates.members[:, rows])
+    if Need.CALIBRATED_LOG_PROBS in needs and candidates.calibrated_log_probs is not None:
+        arranged = dataclasses.replace(arranged, calibrated_log_probs=candidates.calibrated_log_probs[rows])
+    if Need.MEMBER_LOG_PROBS in needs and candidates.member_log_probs is not None:
+        arranged = dataclasses.replace(arranged, member_log_probs=candidates.member_log_probs[:, rows])
     if Need.HEAD in needs:
         arranged = dataclasses.replace(arranged, head=candidates.head)
     if Need.FEATURES in needs and candidates.features is not None:

@@ -18,7 +18,7 @@ from alloop.seeds import derive_seed
 ROUNDING = 1e-6  # share of two squared lengths that rounding may leave between equal gradients
 
 
-@in_key_order(Need.MEMBERS, Need.FEATURES)
+@in_key_order(Need.MEMBER_LOG_PROBS, Need.FEATURES)
 def badge(candidates: Candidates, k: int, seed: int) -> Choice:
     """k-means++ seeding on gradients of the cross-entropy at the label that the model itself would give.
 
@@ -33,8 +33,8 @@ def badge(candidates: Candidates, k: int, seed: int) -> Choice:
 
     Source: Ash et al. (2020), arXiv 1906.03671, algorithm 1; docs/acquisition.md section 9.
     """
-    assert candidates.members is not None and candidates.features is not None
-    errors, h = output_gradients(candidates.members), candidates.features
+    assert candidates.member_log_probs is not None and candidates.features is not None
+    errors, h = output_gradients(candidates.member_log_probs), candidates.features
     scale = torch.stack([h.amax(), -h.amin()]).amax().clamp_min(1)  # 1e19 squared is too much for float32
     h /= scale
     bias = float(1 / scale) ** 2

@@ -32,7 +32,7 @@ _NOTE = (
 )
 
 
-@in_key_order(Need.MEMBERS)
+@in_key_order(Need.MEMBER_LOG_PROBS)
 def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
     """Greedy for the mutual information between the batch's answers and the members.
 
@@ -48,7 +48,7 @@ def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
 
     Source: Kirsch et al. (2019), arXiv 1906.08158, algorithm 1; docs/acquisition.md section 6.
     """
-    members = candidates.members
+    members = candidates.member_log_probs
     assert members is not None
     alone = bald_of(members)
     n_considered = max(CONSIDERED, len(alone) // SHARE, 5 * k)

@@ -17,7 +17,7 @@ LEAST = 1.25  # where that is less, as many for each image that is asked for
 IN_A_CLUSTER = 10  # images on average
 
 
-@in_key_order(Need.LOG_PROBS, Need.FEATURES)
+@in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES)
 def cluster_margin(candidates: Candidates, k: int, seed: int) -> Choice:
     """Cluster the 10 k smallest margins; draw one image of each cluster in turn, the smallest clusters first.
 
@@ -30,8 +30,8 @@ def cluster_margin(candidates: Candidates, k: int, seed: int) -> Choice:
 
     Source: Citovsky et al. (2021), arXiv 2107.14263, algorithm 1; docs/acquisition.md section 13.
     """
-    assert candidates.log_probs is not None and candidates.features is not None
-    margins = margin_of(candidates.log_probs)
+    assert candidates.calibrated_log_probs is not None and candidates.features is not None
+    margins = margin_of(candidates.calibrated_log_probs)
     considered = np.sort(top_k(margins, candidates.keys, _n_considered(len(margins), k)))
     clusters = _clusters(candidates, considered)
     generator = np.random.default_rng(derive_seed(seed, "cluster-margin"))

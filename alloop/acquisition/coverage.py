@@ -60,7 +60,7 @@ def max_herding(candidates: Candidates, k: int, seed: int) -> Choice:
     return herd(candidates, k, seed, gaussian(1.0))
 
 
-@in_key_order(Need.LOG_PROBS, Need.FEATURES)
+@in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES)
 def uherding(candidates: Candidates, k: int, seed: int) -> Choice:
     """Greedy for the mean over the pool of u_x max_s exp(-d(x, s)² / sigma²), with u = 1 - (p̄_(1) - p̄_(2)).
 
@@ -73,8 +73,8 @@ def uherding(candidates: Candidates, k: int, seed: int) -> Choice:
 
     Source: Bae et al. (2025), arXiv 2412.20644, algorithm 1; docs/acquisition.md section 11.
     """
-    assert candidates.log_probs is not None
-    uncertainty = 1 + margin_of(candidates.log_probs)
+    assert candidates.calibrated_log_probs is not None
+    uncertainty = 1 + margin_of(candidates.calibrated_log_probs)
     labeled = unit_(none_labeled(candidates).clone())
     sigma, note = _smallest_distance(labeled)
     choice = herd(candidates, k, seed, gaussian(sigma), uncertainty)

@@ -17,7 +17,7 @@ ENOUGH = 25  # flipping images for each one that is asked for
 MOST = 100_000  # flipping images that are clustered
 
 
-@in_key_order(Need.LOG_PROBS, Need.FEATURES, Need.HEAD)
+@in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES, Need.HEAD)
 def dropquery(candidates: Candidates, k: int, seed: int) -> Choice:
     """Predict three times with three quarters of the features set to 0; cluster the images whose class changed.
 
@@ -30,8 +30,8 @@ def dropquery(candidates: Candidates, k: int, seed: int) -> Choice:
 
     Source: Gupte et al. (2024), arXiv 2401.14555, algorithm 1; docs/acquisition.md section 12.
     """
-    assert candidates.log_probs is not None and candidates.features is not None
-    flips = _flips(candidates, candidates.log_probs.argmax(dim=1), seed)
+    assert candidates.calibrated_log_probs is not None and candidates.features is not None
+    flips = _flips(candidates, candidates.calibrated_log_probs.argmax(dim=1), seed)
     generator = np.random.default_rng(derive_seed(seed, "dropquery"))
     qualified = np.flatnonzero(flips > PASSES / 2)
     if len(qualified) < ENOUGH * k:

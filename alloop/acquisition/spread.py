@@ -35,7 +35,7 @@ PROBES = 3_000  # images that the median is taken over
 NARROWEST = 1e-3
 
 
-@in_key_order(Need.LOG_PROBS, Need.FEATURES)
+@in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES)
 def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
     """Greedy for Σ_x √u_x max(0, k(x, c) - m_x) times u_c^r f_c^(2r²), from one image c to the next.
 
@@ -51,9 +51,9 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
     Source: herding weighted by uncertainty as in Bae et al. (2025), arXiv 2412.20644, with entropy in place of the
     margin; the fading of coverage, the width and the needs of classes are alloop's own.
     """
-    assert candidates.log_probs is not None and candidates.features is not None
-    n_classes = candidates.log_probs.shape[1]
-    uncertainty = (entropy(candidates.log_probs.float()) / math.log(n_classes)).clamp(0, 1)
+    assert candidates.calibrated_log_probs is not None and candidates.features is not None
+    n_classes = candidates.calibrated_log_probs.shape[1]
+    uncertainty = (entropy(candidates.calibrated_log_probs.float()) / math.log(n_classes)).clamp(0, 1)
     sureness = 1 - float(uncertainty.mean())
     labeled = none_labeled(candidates)
     _center(candidates.features, labeled)
@@ -80,8 +80,8 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
 
 def _needed(candidates: Candidates, n_classes: int) -> npt.NDArray[np.float64]:
     """Above 1 [N] for images of classes that have fewer labels than the pool promises; all 1 without labels."""
-    assert candidates.log_probs is not None
-    probs = candidates.log_probs.double().exp().numpy()
+    assert candidates.calibrated_log_probs is not None
+    probs = candidates.calibrated_log_probs.double().exp().numpy()
     labels = np.empty(0, dtype=np.int64) if candidates.labels is None else candidates.labels.numpy()
     labels = labels[labels >= 0]
     if len(labels) == 0:

@@ -26,8 +26,8 @@ class Candidates:
 
     Attributes:
         keys: [N], distinct. Order-free: ties go to the smaller, and random numbers of one image are drawn by its key.
-        log_probs: Calibrated log p̄ [N, K], float32.
-        members: Every member's log-probs [M, N, K], uncalibrated, float32.
+        calibrated_log_probs: Calibrated log p̄ [N, K], float32.
+        member_log_probs: Every member's log-probs [M, N, K], uncalibrated, float32.
         features: [N, D], float32, as the trunk gives them; not normalized.
         labeled: Features [L, D] of the training images that are labeled or being asked about.
         labels: Class of each labeled image [L]; -1 where the answer is not there yet.
@@ -35,8 +35,8 @@ class Candidates:
     """
 
     keys: Keys
-    log_probs: Float[Tensor, "N K"] | None = None
-    members: Float[Tensor, "M N K"] | None = None
+    calibrated_log_probs: Float[Tensor, "N K"] | None = None
+    member_log_probs: Float[Tensor, "M N K"] | None = None
     features: Float[Tensor, "N D"] | None = None
     labeled: Float[Tensor, "L D"] | None = None
     labels: Int[Tensor, "L"] | None = None

@@ -10,17 +10,17 @@ from alloop.records import Calibration
 
 
 def calibrate(
-    method: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int
+    method: str, pooled_log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int
 ) -> tuple[Float[Tensor, "N K"], Calibration]:
     """Calibrated log p̄ in which no image was calibrated by itself, and the calibrator fitted on all.
 
     Args:
         method: `[calibration] method`.
-        log_probs: Pooled and uncalibrated; may have no rows.
+        pooled_log_probs: Uncalibrated log p̄; may have no rows.
         targets: [N].
         seed: Draws the folds.
     """
-    calibrated, fitted = cross_fit(method, log_probs, targets, seed)
+    calibrated, fitted = cross_fit(method, pooled_log_probs, targets, seed)
     data = to_json(fitted)
     name = str(data["calibrator"]["name"])
     return calibrated, Calibration(
@@ -34,9 +34,9 @@ def calibrate(
     )
 
 
-def apply_calibration(calibration: Calibration, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def apply_calibration(calibration: Calibration, pooled_log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     """Calibrated log p̄, float32."""
     with torch.inference_mode():
         if calibration.fitted is None:
-            return apply_temperature(log_probs.double(), calibration.temperature).float()
-        return from_json(calibration.fitted).calibrator.apply(log_probs).float()
+            return apply_temperature(pooled_log_probs.double(), calibration.temperature).float()
+        return from_json(calibration.fitted).calibrator.apply(pooled_log_probs).float()

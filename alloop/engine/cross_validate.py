@@ -76,8 +76,8 @@ def calibrate_apart(
     if n_labels < FEWEST:
         note = f"{n_labels} training labels are too few to cross-validate a calibrator (fewer than {FEWEST}); T = 1."
         return Calibration(1.0, 0, None, None, note)
-    log_probs, targets = cross_validate()
-    _, fitted = calibrate(method, log_probs, targets, seed)
+    pooled_log_probs, targets = cross_validate()
+    _, fitted = calibrate(method, pooled_log_probs, targets, seed)
     note = f"Fitted by {N_FOLDS}-fold cross-validation on {len(targets)} training labels: the holdout is a test set."
     said = fitted.note.replace("holdout ", "out-of-fold ")
     return dataclasses.replace(fitted, note=f"{note} {said}".strip())

@@ -30,7 +30,7 @@ def load_head(config: Config, model: ModelFiles) -> Head:
     heads = [version.load_network(number).heads for number in range(n_networks)]
 
     def head(features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        members = passes.log_probs(torch.cat([passes.logits(part, features) for part in heads]))
+        members = passes.member_log_probs(torch.cat([passes.logits(part, features) for part in heads]))
         return apply_calibration(version.calibration, mean_log_probs(members))
 
     return head

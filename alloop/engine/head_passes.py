@@ -72,7 +72,7 @@ class HeadPasses:
             passes = 1 if self._dropout is None else self._dropout.passes
             return seen.abs().sum(dim=-1).expand(passes * heads.n_heads, -1)
 
-    def log_probs(self, logits: Float[Tensor, "M B K"]) -> Float[Tensor, "M B K"]:
+    def member_log_probs(self, logits: Float[Tensor, "M B K"]) -> Float[Tensor, "M B K"]:
         """Every member's prediction, uncalibrated."""
         with torch.inference_mode():
             return self.loss.log_probs(logits)

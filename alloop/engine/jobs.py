@@ -46,23 +46,23 @@ class TrainResult:
 
     Attributes:
         calibration: What scoring applies, fitted on the whole labeled holdout.
-        holdout_log_probs: Calibrated log p̄ of the labeled holdout [N, K], float32, in the job's order; cross-fitted, so
-            that no image was calibrated by itself. Empty when the holdout is. Images in `failed` have no row.
+        holdout_calibrated_log_probs: Calibrated log p̄ of the labeled holdout [N, K], float32, in the job's order.
+            Cross-fitted: no image was calibrated by itself. Empty when the holdout is. Images in `failed` have no row.
         history: Losses per epoch and what was decided, JSON-able, for the record.
         seconds: Wall time.
-        holdout_raw_log_probs: The same rows before calibration.
+        holdout_pooled_log_probs: The same rows before calibration.
         failed: Training and holdout images that could not be read now, with the reason; they took no part.
     """
 
     files: ModelFiles
     calibration: Calibration
-    holdout_log_probs: npt.NDArray[np.float32]
+    holdout_calibrated_log_probs: npt.NDArray[np.float32]
     head_classes: tuple[tuple[str, ...], ...]
     library_versions: dict[str, str]
     history: dict[str, object]
     seconds: float
     failed: tuple[tuple[int, str], ...] = ()
-    holdout_raw_log_probs: npt.NDArray[np.float32] | None = None
+    holdout_pooled_log_probs: npt.NDArray[np.float32] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,14 +22,14 @@ class Fitted:
     """A trained network and what it says of the holdout.
 
     Attributes:
-        holdout_log_probs: Of every member [M, N, K], uncalibrated; the rows are the images that could be read.
+        holdout_member_log_probs: Of every member [M, N, K], uncalibrated; the rows are the images that could be read.
         holdout_ids: Their image ids [N], in the job's order.
         history: JSON-able.
         failed: Images that could not be read.
     """
 
     network: Network
-    holdout_log_probs: Tensor
+    holdout_member_log_probs: Tensor
     holdout_ids: tuple[int, ...]
     history: dict[str, object]
     failed: Failed
@@ -82,7 +82,7 @@ class Members:
                 return None
             return Fitted(
                 network=read_network(self._weights(number)),
-                holdout_log_probs=torch.tensor(data["holdout_log_probs"]).reshape(data["shape"]),
+                holdout_member_log_probs=torch.tensor(data["holdout_member_log_probs"]).reshape(data["shape"]),
                 holdout_ids=tuple(data["holdout_ids"]),
                 history=data["history"],
                 failed=tuple((image_id, reason) for image_id, reason in data["failed"]),
@@ -98,8 +98,8 @@ class Members:
         whole = {
             "key": self._key,
             "weights_sha256": sha256_of(self._weights(number)),
-            "holdout_log_probs": fitted.holdout_log_probs.flatten().tolist(),
-            "shape": list(fitted.holdout_log_probs.shape),
+            "holdout_member_log_probs": fitted.holdout_member_log_probs.flatten().tolist(),
+            "shape": list(fitted.holdout_member_log_probs.shape),
             "holdout_ids": list(fitted.holdout_ids),
             "history": fitted.history,
             "failed": [list(pair) for pair in fitted.failed],
@@ -111,7 +111,7 @@ class Members:
 
 
 def _checked(fitted: Fitted, number: int) -> Fitted:
-    tensors = [*fitted.network.heads.state_dict().values(), fitted.holdout_log_probs]
+    tensors = [*fitted.network.heads.state_dict().values(), fitted.holdout_member_log_probs]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ModelError(
             f"Training diverged: member {number} has weights or predictions that are not finite.",

@@ -59,7 +59,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
                 unlike, kept, unreadable = odin.score(images, progress)
                 failed += unreadable
                 images, logits, lengths = [images[place] for place in kept], logits[:, kept], lengths[:, kept]
-            members = passes.log_probs(logits)
+            members = passes.member_log_probs(logits)
             pooled = mean_log_probs(members)
             final = apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled
             # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.

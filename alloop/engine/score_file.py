@@ -88,27 +88,31 @@ class ScoreWriter:
             self._flush()
         self._writer.close()
 
-    def write(self, images: Sequence[ImageRef], log_probs: Tensor, members: Tensor, ood: Tensor) -> None:
+    def write(
+        self, images: Sequence[ImageRef], calibrated_log_probs: Tensor, member_log_probs: Tensor, ood: Tensor
+    ) -> None:
         """Add images, calibrated log p̄ [B, K], what members said before that [M, B, K], and OOD scores [B]."""
-        n_classes = log_probs.shape[1]
-        pooled = log_probs.unsqueeze(0)
-        entropy = SCORES["entropy"].function(pooled)
+        n_classes = calibrated_log_probs.shape[1]
+        alone = calibrated_log_probs.unsqueeze(0)
+        entropy = SCORES["entropy"].function(alone)
         others = (
-            SCORES[name].function(members if Need.MEMBERS in STRATEGIES[name].needs else pooled).float()
+            SCORES[name]
+            .function(member_log_probs if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone)
+            .float()
             for name in self._names
         )
         columns = [
             pa.array([image.image_id for image in images], pa.int64()),
             pa.array([image.sha256 for image in images], pa.string()),
-            pa.array(self._classes[log_probs.argmax(dim=1).numpy()], pa.string()),
+            pa.array(self._classes[calibrated_log_probs.argmax(dim=1).numpy()], pa.string()),
             pa.array(entropy.numpy()),
             pa.array((1 - entropy / math.log(n_classes)).clamp(0, 1).numpy()),
-            pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
+            pa.FixedSizeListArray.from_arrays(pa.array(calibrated_log_probs.numpy().reshape(-1)), n_classes),
             pa.array(ood.numpy()),
             *(pa.array(values.numpy()) for values in others),
         ]
         if self._n_kept:
-            said = members.float().transpose(0, 1).reshape(-1).numpy()
+            said = member_log_probs.float().transpose(0, 1).reshape(-1).numpy()
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), self._n_kept * n_classes))
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)

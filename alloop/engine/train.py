@@ -64,23 +64,23 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         fitted.append(_without_weights(members.fit(number, lambda n: _fit(job, n, parts[n], hardware, progress))))
         if n_networks > 1:
             progress("networks", number + 1, n_networks)
-    raw, targets = _pool(job, fitted)
+    pooled, targets = _pool(job, fitted)
     method, seed = job.config.calibration.method, derive_seed(job.seed, "calibration")
     if job.is_test:
         can_repeat = job.config.model.mode == "frozen"
         again = (lambda: _cross_validate(job, parts, hardware, seed)) if can_repeat else None
         calibration = calibrate_apart(method, len(job.images), seed, again)
-        log_probs = apply_calibration(calibration, raw)
+        calibrated = apply_calibration(calibration, pooled)
     else:
-        log_probs, calibration = calibrate(method, raw, targets, seed)
+        calibrated, calibration = calibrate(method, pooled, targets, seed)
     head_classes = tuple(tuple(job.classes[position] for position in part) for heads in parts for part in heads)
     files = save_version(job.out, members.networks(), calibration, metadata | {"head_classes": head_classes})
     members.clear()
     return TrainResult(
         files=files,
         calibration=calibration,
-        holdout_log_probs=log_probs.numpy().astype(np.float32),
-        holdout_raw_log_probs=raw.numpy().astype(np.float32),
+        holdout_calibrated_log_probs=calibrated.numpy().astype(np.float32),
+        holdout_pooled_log_probs=pooled.numpy().astype(np.float32),
         head_classes=head_classes,
         library_versions=library_versions(),
         history=_history(fitted),
@@ -120,7 +120,7 @@ def _fit_frozen(
     rows = torch.from_numpy(cache.take([image.key for image in holdout]))
     return Fitted(
         network=Network(heads, {}),
-        holdout_log_probs=_member_log_probs(job, heads, rows, holdout),
+        holdout_member_log_probs=_member_log_probs(job, heads, rows, holdout),
         holdout_ids=tuple(image.image_id for image in holdout),
         history={"mode": "frozen", "n_labels": len(images), **history},
         failed=failed,
@@ -149,7 +149,7 @@ def _finetune(
     read = [job.holdout[position] for position in positions]
     return Fitted(
         network=Network(heads.cpu(), dict(backbone.module.cpu().state_dict())),
-        holdout_log_probs=_member_log_probs(job, heads, features, read),
+        holdout_member_log_probs=_member_log_probs(job, heads, features, read),
         holdout_ids=tuple(image.image_id for image in read),
         history={**probe.history, "mode": "finetune", **history},
         failed=tuple(dict.fromkeys((*probe.failed, *failed))),
@@ -197,7 +197,7 @@ def _cross_validate(
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:
     passes = HeadPasses(job.config, job.seed)
-    return passes.log_probs(passes.logits(heads, features, [image.sha256 for image in images]))
+    return passes.member_log_probs(passes.logits(heads, features, [image.sha256 for image in images]))
 
 
 def _without_weights(fitted: Fitted) -> Fitted:
@@ -209,7 +209,7 @@ def _pool(job: TrainJob, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
     """Log p̄ [N, K], float64, of the holdout images that every network could read, and targets, in the job's order."""
     kept = set(fitted[0].holdout_ids).intersection(*(one.holdout_ids for one in fitted))
     rows = [
-        one.holdout_log_probs[:, [place for place, image_id in enumerate(one.holdout_ids) if image_id in kept]]
+        one.holdout_member_log_probs[:, [place for place, image_id in enumerate(one.holdout_ids) if image_id in kept]]
         for one in fitted
     ]
     pairs = zip(job.holdout, job.holdout_targets, strict=True)

@@ -53,10 +53,10 @@ def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
 
 def reliability(holdout: HoldoutPredictions, title: str, ece: Interval | None) -> ReliabilityData | None:
     """The last model's diagram on the holdout drawn before any model; None without probabilities or images."""
-    if holdout.log_probs is None or not (kept := ~holdout.grown).any():
+    if holdout.calibrated_log_probs is None or not (kept := ~holdout.grown).any():
         return None
     labels = np.array([holdout.classes.index(name) for name in holdout.targets], dtype=np.int64)
-    bins = confidence_bins(np.exp(holdout.log_probs[kept].astype(np.float64)), labels[kept])
+    bins = confidence_bins(np.exp(holdout.calibrated_log_probs[kept].astype(np.float64)), labels[kept])
     return ReliabilityData(
         title=title,
         count=bins.count.tolist(),

@@ -225,7 +225,7 @@ def predict_unseen(project: Project, refs: Sequence[ImageRef], targets: np.ndarr
             cache=project.paths.cache,
             out=project.folder / "runs" / f"fold-{number}",
         )
-        raw = LocalExecutor().train(job).holdout_raw_log_probs
+        raw = LocalExecutor().train(job).holdout_pooled_log_probs
         for n, position in zip(fold, raw.argmax(axis=1).tolist(), strict=True):
             predicted[refs[n].sha256] = classes[position]
     return predicted

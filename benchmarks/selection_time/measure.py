@@ -56,8 +56,8 @@ def _candidates(features: torch.Tensor, classes: torch.Tensor, args: argparse.Na
     members = torch.stack([(features[: args.n] @ weight).log_softmax(dim=1) for weight in weights])
     return Candidates(
         np.random.default_rng(0).permutation(args.n).astype(np.uint64),
-        log_probs=members.exp().mean(dim=0).log(),
-        members=members,
+        calibrated_log_probs=members.exp().mean(dim=0).log(),
+        member_log_probs=members,
         features=features[: args.n],
         labeled=features[args.n :],
         labels=classes[args.n :],

@@ -72,7 +72,7 @@ def test_mixing_dropout_and_several_networks_learn_under_autocast(
         losses = [epoch["loss"] for epoch in history["epochs"]]
         assert all(math.isfinite(loss) for loss in losses)
         measured("lowest loss in the first one", min(losses) / losses[0], 1.0)
-    log_probs = torch.from_numpy(result.holdout_raw_log_probs)
+    log_probs = torch.from_numpy(result.holdout_pooled_log_probs)
     right = log_probs.argmax(1) == torch.tensor(toys.targets[60:100])
     measured.at_least("share of the holdout that is right (chance: 0.25)", float(right.double().mean()), 0.3)
 

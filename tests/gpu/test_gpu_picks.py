@@ -43,8 +43,8 @@ def _candidates(features: Tensor, targets: Tensor, steps: int) -> Candidates:
 
     return Candidates(
         keys=mixed(np.arange(len(rest), dtype=np.uint64)),
-        log_probs=mean_log_probs(members(rest)),
-        members=members(rest),
+        calibrated_log_probs=mean_log_probs(members(rest)),
+        member_log_probs=members(rest),
         features=rest,
         labeled=known,
         labels=targets[:LABELED],

@@ -222,8 +222,8 @@ def _part(candidates: Candidates, eligible: Positions, kept: Positions) -> Candi
         labels = torch.cat([labels, labels.new_full((len(kept),), -1)])
     return Candidates(
         keys=candidates.keys[eligible],
-        log_probs=None if candidates.log_probs is None else candidates.log_probs[rows],
-        members=None if candidates.members is None else candidates.members[:, rows],
+        calibrated_log_probs=None if candidates.calibrated_log_probs is None else candidates.calibrated_log_probs[rows],
+        member_log_probs=None if candidates.member_log_probs is None else candidates.member_log_probs[:, rows],
         features=None if features is None else features[rows],
         labeled=labeled,
         labels=labels,

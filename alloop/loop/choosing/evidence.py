@@ -26,7 +26,7 @@ from alloop.records import ImageRef, ModelFiles
 GIB = 2**30
 BIG = 50_000  # candidates above which it is said beforehand what a strategy takes
 LONG = 30.0  # seconds, likewise
-BY_DEFAULT = frozenset({Need.LOG_PROBS, Need.FEATURES})  # what another package's strategy gets to see
+BY_DEFAULT = frozenset({Need.CALIBRATED_LOG_PROBS, Need.FEATURES})  # what another package's strategy gets to see
 _log = logging.getLogger("alloop")
 
 
@@ -99,10 +99,10 @@ class Evidence:
         self._check_cost(name, needs, len(refs), len(known.refs), k)
         candidates = Candidates(keys)
         ids = [ref.image_id for ref in refs]
-        if self.scores is not None and Need.LOG_PROBS in needs:
-            candidates = dataclasses.replace(candidates, log_probs=self.scores.log_probs(ids))
-        if self.scores is not None and Need.MEMBERS in needs:
-            candidates = dataclasses.replace(candidates, members=self.scores.members(ids, name))
+        if self.scores is not None and Need.CALIBRATED_LOG_PROBS in needs:
+            candidates = dataclasses.replace(candidates, calibrated_log_probs=self.scores.calibrated_log_probs(ids))
+        if self.scores is not None and Need.MEMBER_LOG_PROBS in needs:
+            candidates = dataclasses.replace(candidates, member_log_probs=self.scores.member_log_probs(ids, name))
         if self.model is not None and Need.HEAD in needs:
             candidates = dataclasses.replace(candidates, head=load_head(self.config, self.model))
         if Need.FEATURES in needs:
@@ -159,9 +159,9 @@ class Evidence:
 def own_bytes(needs: frozenset[Need], size: Size) -> float:
     """What the candidates themselves take, float32."""
     per_image = 0
-    if Need.LOG_PROBS in needs:
+    if Need.CALIBRATED_LOG_PROBS in needs:
         per_image += size.classes
-    if Need.MEMBERS in needs:
+    if Need.MEMBER_LOG_PROBS in needs:
         per_image += size.members * size.classes
     if Need.FEATURES in needs:
         per_image += size.features

@@ -140,7 +140,7 @@ def _said(row: RoundRecord, scores: PoolScores, image_id: int) -> dict[str, Any]
     columns = dict(scores.scores.uncertainty)
     if scores.scores.ood is not None:
         columns["ood"] = scores.scores.ood
-    probs = scores.log_probs([image_id])[0].exp().tolist()
+    probs = scores.calibrated_log_probs([image_id])[0].exp().tolist()
     ordered = sorted(zip(scores.scores.classes, probs, strict=True), key=lambda pair: -pair[1])
     return {
         "round_number": row.number,

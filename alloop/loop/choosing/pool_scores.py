@@ -59,11 +59,11 @@ class PoolScores:
         position = int(self.positions([image_id])[0])
         return self.scores.predicted[position], float(self.scores.confidence[position])
 
-    def log_probs(self, image_ids: Sequence[int]) -> Tensor:
+    def calibrated_log_probs(self, image_ids: Sequence[int]) -> Tensor:
         """Calibrated log p̄ [N, K]."""
         return read_rows(self._path, "log_probs", np.asarray(image_ids, dtype=np.int64))
 
-    def members(self, image_ids: Sequence[int], strategy: str) -> Tensor:
+    def member_log_probs(self, image_ids: Sequence[int], strategy: str) -> Tensor:
         """What every member said [M, N, K], uncalibrated.
 
         Raises:

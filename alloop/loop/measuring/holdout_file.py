@@ -23,7 +23,7 @@ class HoldoutPredictions:
         targets: The class that people had given when the file was written.
         predicted: The class that the model gives.
         grown: Whether the image was drawn in a later round.
-        log_probs: Calibrated log p̄ [N, K], each image by a calibrator fitted without it; None where not read.
+        calibrated_log_probs: [N, K], each image by a calibrator that was fitted without it; None where not read.
     """
 
     sha256s: tuple[str, ...]
@@ -31,7 +31,7 @@ class HoldoutPredictions:
     predicted: tuple[str, ...]
     grown: npt.NDArray[np.bool_]
     classes: tuple[str, ...]
-    log_probs: npt.NDArray[np.float32] | None
+    calibrated_log_probs: npt.NDArray[np.float32] | None
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -43,7 +43,7 @@ def write_holdout(
     refs: Sequence[ImageRef],
     targets: Sequence[int],
     grown: Sequence[bool],
-    log_probs: npt.NDArray[np.floating],
+    calibrated_log_probs: npt.NDArray[np.floating],
     classes: Sequence[str],
     model_sha256: str,
 ) -> None:
@@ -54,7 +54,7 @@ def write_holdout(
         refs: The images [N].
         targets: Class positions [N].
         grown: [N].
-        log_probs: [N, K].
+        calibrated_log_probs: [N, K].
         classes: In the order of the outputs [K].
         model_sha256: Of the model that says it.
 
@@ -62,7 +62,7 @@ def write_holdout(
         WorkspaceError: The disk is full or the folder cannot be written.
     """
     names = np.array(classes, dtype=object)
-    rows = np.ascontiguousarray(log_probs, dtype=np.float32)
+    rows = np.ascontiguousarray(calibrated_log_probs, dtype=np.float32)
     table = pa.table(
         {
             "image_id": pa.array([ref.image_id for ref in refs], pa.int64()),
@@ -104,5 +104,5 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
         predicted=tuple(table["predicted"].to_pylist()),
         grown=table["grown"].to_numpy(zero_copy_only=False).astype(bool),
         classes=classes,
-        log_probs=rows,
+        calibrated_log_probs=rows,
     )

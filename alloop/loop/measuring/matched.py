@@ -156,4 +156,4 @@ def _correct(job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.
     failed = {image_id for image_id, _ in result.failed}
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
     targets = np.array([target for ref, target in pairs if ref.image_id not in failed], dtype=np.int64)
-    return np.asarray(result.holdout_log_probs.argmax(axis=1) == targets)
+    return np.asarray(result.holdout_calibrated_log_probs.argmax(axis=1) == targets)

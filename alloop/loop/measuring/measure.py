@@ -41,22 +41,22 @@ class HoldoutRows:
     Attributes:
         targets: Class positions [N].
         grown: Whether a later round drew the image [N].
-        log_probs: Calibrated log p̄ [N, K], cross-fitted.
-        raw: The same before calibration.
+        calibrated_log_probs: Calibrated log p̄ [N, K], cross-fitted.
+        pooled_log_probs: The same before calibration.
     """
 
     refs: tuple[ImageRef, ...]
     targets: npt.NDArray[np.int64]
     grown: npt.NDArray[np.bool_]
-    log_probs: npt.NDArray[np.floating]
-    raw: npt.NDArray[np.floating]
+    calibrated_log_probs: npt.NDArray[np.floating]
+    pooled_log_probs: npt.NDArray[np.floating]
 
 
 def measure(
-    log_probs: npt.NDArray[np.floating],
+    calibrated_log_probs: npt.NDArray[np.floating],
     targets: npt.NDArray[np.int64],
     seed: int,
-    raw: npt.NDArray[np.floating] | None = None,
+    pooled_log_probs: npt.NDArray[np.floating] | None = None,
 ) -> dict[str, Interval]:
     """Accuracy (Wilson), NLL in nats, Brier score and calibration errors (bootstrap), each with its 95 % interval.
 
@@ -64,16 +64,16 @@ def measure(
     many images (`adaptive_ece`), and the mean over all classes (`classwise_ece`).
 
     Args:
-        log_probs: Calibrated log p̄ [N, K] of images that took no part in what produced it.
+        calibrated_log_probs: Calibrated log p̄ [N, K] of images that took no part in what produced it.
         targets: [N].
         seed: For the resamples.
-        raw: The same before calibration; adds its NLL as `nll_uncalibrated`.
+        pooled_log_probs: The same before calibration; adds its NLL as `nll_uncalibrated`.
     """
     n = len(targets)
-    probs = np.exp(log_probs.astype(np.float64))
-    statistics = statistics_of(log_probs, targets)
-    if raw is not None:
-        statistics["nll_uncalibrated"] = mean_of(nll_per_image(raw, targets))
+    probs = np.exp(calibrated_log_probs.astype(np.float64))
+    statistics = statistics_of(calibrated_log_probs, targets)
+    if pooled_log_probs is not None:
+        statistics["nll_uncalibrated"] = mean_of(nll_per_image(pooled_log_probs, targets))
     generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
     # Of the same resamples, so that NLL before and after calibration can be compared.
     return {"accuracy": wilson(round(accuracy(probs, targets) * n), n), **bootstrap_all(statistics, n, generator)}
@@ -95,12 +95,18 @@ def record_holdout(
     """
     refs, targets, grown = rows.refs, rows.targets, rows.grown
     write_holdout(
-        project.paths.holdout(number), refs, targets.tolist(), grown.tolist(), rows.log_probs, classes, model_sha256
+        project.paths.holdout(number),
+        refs,
+        targets.tolist(),
+        grown.tolist(),
+        rows.calibrated_log_probs,
+        classes,
+        model_sha256,
     )
     found = {}
     for split, mask in ((Split.HOLDOUT.value, ~grown), (GROWN, grown)):
         if mask.any():
-            found[split] = measure(rows.log_probs[mask], targets[mask], seed, rows.raw[mask])
+            found[split] = measure(rows.calibrated_log_probs[mask], targets[mask], seed, rows.pooled_log_probs[mask])
     return found
 
 
@@ -132,7 +138,7 @@ def evaluate(
     usable = {image_id: ref for image_id, ref in refs.items() if labels[image_id] in model.classes}
     if not usable:
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
-    raw, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
+    pooled, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
     if not order:
         raise LabelError(
             f"None of the {len(usable)} labeled holdout images can be read.", "`alloop pool check` says why."
@@ -140,16 +146,16 @@ def evaluate(
     targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
     config = validate_config(model.config, f"the config of model {model.name}")
     if config.evaluation.test is not None:
-        log_probs = apply_calibration(model.calibration, raw)
+        calibrated = apply_calibration(model.calibration, pooled)
     else:
         method, folds = config.calibration.method, derive_seed(model.seed, "calibration")
-        log_probs, _ = calibrate(method, raw, torch.from_numpy(targets), folds)
+        calibrated, _ = calibrate(method, pooled, torch.from_numpy(targets), folds)
     rows = HoldoutRows(
         refs=tuple(usable[image_id] for image_id in order),
         targets=targets,
         grown=np.array([image_id in grown for image_id in order], dtype=bool),
-        log_probs=log_probs.numpy(),
-        raw=raw.numpy(),
+        calibrated_log_probs=calibrated.numpy(),
+        pooled_log_probs=pooled.numpy(),
     )
     metrics = record_holdout(project, number, model.sha256, model.classes, rows, model.seed)
     now = dt.datetime.now(dt.UTC)
@@ -176,5 +182,5 @@ def _predict(
         )
         result = LocalExecutor().score(job, progress)
         parts = list(read_log_probs(result.path))
-    raw = torch.cat([torch.empty(0, len(model.classes)), *(rows for _, rows in parts)]).double()
-    return raw, [int(image_id) for ids, _ in parts for image_id in ids]
+    pooled = torch.cat([torch.empty(0, len(model.classes)), *(rows for _, rows in parts)]).double()
+    return pooled, [int(image_id) for ids, _ in parts for image_id in ids]

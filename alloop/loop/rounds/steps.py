@@ -186,7 +186,7 @@ def score(
             cache=project.paths.cache,
             out=project.paths.scores(number),
             device=device,
-            keep_members=Need.MEMBERS in needs,
+            keep_members=Need.MEMBER_LOG_PROBS in needs,
             features_out=features_beside(project.paths.scores(number)) if Need.FEATURES in needs else None,
             labeled=tuple(labeled),
         )
@@ -378,7 +378,7 @@ def _record_model(
             "head_classes": [list(part) for part in result.head_classes],
             "label_digest": digest,
             "n_labels": len(job.images),
-            "n_holdout": len(result.holdout_log_probs),
+            "n_holdout": len(result.holdout_calibrated_log_probs),
             "seed": job.seed,
             "config": dict(current.config),
             "library_versions": result.library_versions,
@@ -400,14 +400,14 @@ def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) ->
     failed = {image_id for image_id, _ in result.failed}
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
     kept = [(ref, target) for ref, target in pairs if ref.image_id not in failed]
-    if not kept or result.holdout_raw_log_probs is None:
+    if not kept or result.holdout_pooled_log_probs is None:
         return None
     return HoldoutRows(
         refs=tuple(ref for ref, _ in kept),
         targets=np.array([target for _, target in kept], dtype=np.int64),
         grown=np.array([ref.image_id in grown for ref, _ in kept], dtype=bool),
-        log_probs=result.holdout_log_probs,
-        raw=result.holdout_raw_log_probs,
+        calibrated_log_probs=result.holdout_calibrated_log_probs,
+        pooled_log_probs=result.holdout_pooled_log_probs,
     )
 
 

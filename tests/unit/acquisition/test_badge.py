@@ -18,14 +18,14 @@ def _keys(n: int) -> np.ndarray:
 def _random(n=30, n_members=2, n_classes=3, n_features=4, seed=0) -> Candidates:
     generator = torch.Generator().manual_seed(seed)
     members = torch.randn(n_members, n, n_classes, generator=generator).log_softmax(dim=-1)
-    return Candidates(_keys(n), members=members, features=torch.randn(n, n_features, generator=generator))
+    return Candidates(_keys(n), member_log_probs=members, features=torch.randn(n, n_features, generator=generator))
 
 
 def _gradients(candidates: Candidates) -> np.ndarray:
     """By autograd: of every head's cross-entropy at the pooled label, with respect to its weights and bias."""
     rows = []
     for n in range(len(candidates)):
-        log_probs, h = candidates.members[:, n].double(), candidates.features[n].double()
+        log_probs, h = candidates.member_log_probs[:, n].double(), candidates.features[n].double()
         weight = torch.zeros(*log_probs.shape, len(h) + 1, dtype=torch.float64, requires_grad=True)
         logits = log_probs + weight @ torch.cat([h, torch.ones(1)]).double()
         label = log_probs.exp().mean(dim=0).argmax()
@@ -77,7 +77,7 @@ def test_heads_share_the_label_of_their_mean():
 def test_the_first_is_drawn_by_its_squared_length():
     # a = (-0.5, 0.5) for all: squared lengths 0.5 * (1, 4, 0) + 0.5, a share of 2, 5 and 1 of 8.
     candidates = Candidates(
-        _keys(3), members=torch.full((1, 3, 2), 0.5).log(), features=torch.tensor([[1.0], [2.0], [0.0]])
+        _keys(3), member_log_probs=torch.full((1, 3, 2), 0.5).log(), features=torch.tensor([[1.0], [2.0], [0.0]])
     )
 
     first = collections.Counter(int(badge(candidates, 1, seed).positions[0]) for seed in range(2000))
@@ -88,7 +88,7 @@ def test_the_first_is_drawn_by_its_squared_length():
 def test_the_origin_is_nobodys_center():
     # Two sure images with gradients of 0, and copies of one undecided one: the second is a sure one, always.
     members = torch.tensor([[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]]).log()
-    candidates = Candidates(_keys(5), members=members, features=torch.ones(5, 2))
+    candidates = Candidates(_keys(5), member_log_probs=members, features=torch.ones(5, 2))
 
     batches = [badge(candidates, 2, seed).positions.tolist() for seed in range(50)]
 
@@ -98,7 +98,7 @@ def test_the_origin_is_nobodys_center():
 
 def test_copies_are_drawn_evenly_once_nothing_else_is_left():
     members = torch.tensor([[[0.5, 0.5]] * 4]).log()
-    candidates = Candidates(_keys(4), members=members, features=torch.full((4, 3), 0.1))
+    candidates = Candidates(_keys(4), member_log_probs=members, features=torch.full((4, 3), 0.1))
 
     orders = collections.Counter(tuple(badge(candidates, 4, seed).positions.tolist()) for seed in range(2400))
 
@@ -108,7 +108,7 @@ def test_copies_are_drawn_evenly_once_nothing_else_is_left():
 
 def test_sure_predictions_only_are_drawn_evenly():
     members = torch.tensor([[[1.0, 0.0]] * 4]).log()
-    candidates = Candidates(_keys(4), members=members, features=torch.randn(4, 3))
+    candidates = Candidates(_keys(4), member_log_probs=members, features=torch.randn(4, 3))
 
     firsts = collections.Counter(int(badge(candidates, 1, seed).positions[0]) for seed in range(400))
 

@@ -18,7 +18,7 @@ def _members(n_members=5, n=12, n_classes=3, seed=0) -> torch.Tensor:
 
 
 def _candidates(members: torch.Tensor) -> Candidates:
-    return Candidates(np.arange(members.shape[1], dtype=np.uint64), members=members)
+    return Candidates(np.arange(members.shape[1], dtype=np.uint64), member_log_probs=members)
 
 
 def _mutual_information(probs: np.ndarray, batch: list[int]) -> float:

@@ -140,7 +140,7 @@ def test_cluster_margin_by_hand(monkeypatch):
     monkeypatch.setattr(cluster_margin_module, "CONSIDERED", 2)
     monkeypatch.setattr(cluster_margin_module, "IN_A_CLUSTER", 2)
     probs = torch.tensor([[0.9, 0.05, 0.05], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3], [0.7, 0.2, 0.1], [0.45, 0.4, 0.15]])
-    candidates = Candidates(_keys(5), log_probs=probs.log(), features=_angles(0, 0, 10, 90, 5))
+    candidates = Candidates(_keys(5), calibrated_log_probs=probs.log(), features=_angles(0, 0, 10, 90, 5))
 
     batches = [cluster_margin(candidates, 2, seed) for seed in range(30)]
 
@@ -155,7 +155,7 @@ def test_cluster_margin_takes_only_small_margins_from_many_clusters():
     gaps = torch.linspace(0, 1, n)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
     log_probs = torch.stack([(1 + gaps) / 2, (1 - gaps) / 2], dim=1).log()
 
-    picked = cluster_margin(Candidates(_keys(n), log_probs=log_probs, features=features), 20, 0).positions
+    picked = cluster_margin(Candidates(_keys(n), calibrated_log_probs=log_probs, features=features), 20, 0).positions
 
     assert gaps[torch.from_numpy(picked)].max() <= gaps.sort().values[199]
     assert len(set((picked // 200).tolist())) >= 8
@@ -166,7 +166,7 @@ def test_images_alone_in_their_cluster_fill_half_of_a_batch_at_most():
     features = torch.cat([torch.eye(40)[:30], torch.eye(40)[39] + 0.01 * torch.randn(170, 40)])
     log_probs = torch.full((200, 2), 0.5).log()
 
-    picked = cluster_margin(Candidates(_keys(200), log_probs=log_probs, features=features), 20, 0).positions
+    picked = cluster_margin(Candidates(_keys(200), calibrated_log_probs=log_probs, features=features), 20, 0).positions
 
     assert (picked >= 30).sum() >= 10 - 1
 
@@ -177,7 +177,7 @@ def _with_head(n: int, flipping: list[int], features: torch.Tensor) -> Candidate
     probs[flipping] = torch.tensor([0.9, 0.1])
     return Candidates(
         _keys(n),
-        log_probs=probs.log(),
+        calibrated_log_probs=probs.log(),
         features=features,
         head=lambda rows: torch.tensor([[0.2, 0.8]]).log().expand(len(rows), -1),
     )

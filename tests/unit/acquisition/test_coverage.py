@@ -18,7 +18,7 @@ def _candidates(n=60, n_features=3, n_labeled=3, seed=0) -> Candidates:
     generator = torch.Generator().manual_seed(seed)
     return Candidates(
         np.arange(n, dtype=np.uint64),
-        log_probs=torch.randn(n, 4, generator=generator).log_softmax(dim=1),
+        calibrated_log_probs=torch.randn(n, 4, generator=generator).log_softmax(dim=1),
         features=torch.randn(n, n_features, generator=generator),
         labeled=torch.randn(n_labeled, n_features, generator=generator) if n_labeled else None,
         labels=torch.arange(n_labeled) % 2 if n_labeled else None,
@@ -80,7 +80,9 @@ def test_herding_by_a_ball_is_probcover():
 
 @pytest.mark.parametrize("n_labeled", [0, 1])
 def test_without_a_model_that_knows_more_uherding_is_max_herding(n_labeled):
-    candidates = dataclasses.replace(_candidates(n_labeled=n_labeled), log_probs=torch.full((60, 4), 0.25).log())
+    candidates = dataclasses.replace(
+        _candidates(n_labeled=n_labeled), calibrated_log_probs=torch.full((60, 4), 0.25).log()
+    )
 
     assert uherding(candidates, 10, 3).positions.tolist() == max_herding(candidates, 10, 3).positions.tolist()
 
@@ -94,7 +96,7 @@ def test_the_kernel_is_as_wide_as_the_nearest_two_labeled_images_that_are_no_cop
 
     # a chord of 60 degrees
     assert choice.notes == ("The kernel is 1.000 wide, the smallest distance between two labeled images.",)
-    weights = 1 - np.diff(np.sort(candidates.log_probs.exp().numpy(), axis=1))[:, -1]
+    weights = 1 - np.diff(np.sort(candidates.calibrated_log_probs.exp().numpy(), axis=1))[:, -1]
     expected, _ = _plain(dataclasses.replace(candidates, labeled=labeled), 5, lambda squared: np.exp(-squared), weights)
     assert choice.positions.tolist() == expected
 
@@ -106,7 +108,7 @@ def test_many_labels_make_uherding_the_margin():
 
     choice = uherding(dataclasses.replace(candidates, labeled=labeled), 10, 0)
 
-    gaps = np.diff(np.sort(candidates.log_probs.exp().numpy(), axis=1))[:, -1]
+    gaps = np.diff(np.sort(candidates.calibrated_log_probs.exp().numpy(), axis=1))[:, -1]
     assert choice.positions.tolist() == np.argsort(gaps, kind="stable")[:10].tolist()
 
 

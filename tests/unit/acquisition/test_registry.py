@@ -13,7 +13,7 @@ from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import STRATEGIES, check_strategy, strategy_name
 from alloop.errors import ConfigError
 
-CANDIDATES = Candidates(np.arange(5, dtype=np.uint64), log_probs=torch.full((5, 2), 0.5).log())
+CANDIDATES = Candidates(np.arange(5, dtype=np.uint64), calibrated_log_probs=torch.full((5, 2), 0.5).log())
 SIZE = Size(candidates=1000, labeled=10, k=20, classes=10, members=4, features=64)
 
 

@@ -19,7 +19,7 @@ def _candidates(log_probs: torch.Tensor, seed: int = 0, n_labeled: int = 3) -> C
     n = len(log_probs)
     return Candidates(
         np.arange(n, dtype=np.uint64),
-        log_probs=log_probs,
+        calibrated_log_probs=log_probs,
         features=torch.randn(n, 4, generator=generator) + 1,
         labeled=torch.randn(n_labeled, 4, generator=generator) + 1,
         labels=torch.arange(n_labeled) % 2,
@@ -41,7 +41,7 @@ def _plain(candidates: Candidates, k: int) -> tuple[list[int], list[float]]:
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2) / sigma**2)
 
-    probs = candidates.log_probs.double().exp().numpy()
+    probs = candidates.calibrated_log_probs.double().exp().numpy()
     u = -(probs * np.log(probs)).sum(axis=1) / math.log(probs.shape[1])
     sureness = 1 - u.mean()
     counts = np.bincount(candidates.labels.numpy(), minlength=probs.shape[1])
@@ -77,7 +77,7 @@ def test_labels_of_all_classes_beside_every_image_leave_entropy_the_highest_firs
     candidates = _candidates(turns)
     beside = Candidates(
         candidates.keys,
-        candidates.log_probs,
+        candidates.calibrated_log_probs,
         features=candidates.features,
         labeled=candidates.features * 1.0001,
         labels=torch.arange(51) % 3,
@@ -133,7 +133,7 @@ def test_the_kernel_is_narrower_where_labels_are_near():
     candidates = _candidates(_random(60, 2))
     near = Candidates(
         candidates.keys,
-        candidates.log_probs,
+        candidates.calibrated_log_probs,
         features=candidates.features,
         labeled=candidates.features[:30],
         labels=torch.zeros(30, dtype=torch.int64),
@@ -159,7 +159,7 @@ def test_big_pools_are_sampled_and_the_cost_says_so(monkeypatch):
 
 def test_without_labels_a_random_batch_stands_for_them():
     candidates = _candidates(_random(30, 4))
-    unlabeled = Candidates(candidates.keys, candidates.log_probs, features=candidates.features)
+    unlabeled = Candidates(candidates.keys, candidates.calibrated_log_probs, features=candidates.features)
 
     first, again = (choose("entropy-spread", unlabeled, 5, 7) for _ in range(2))
 

@@ -37,8 +37,8 @@ def _candidates(n=60, n_classes=4, n_members=3, n_features=8, n_labeled=6, seed=
     features = torch.randn(n, n_features, generator=generator).relu()
     return Candidates(
         keys=np.random.default_rng(seed).permutation(n).astype(np.uint64) * np.uint64(7919) + np.uint64(5),
-        log_probs=(features @ weight).log_softmax(dim=-1),
-        members=members,
+        calibrated_log_probs=(features @ weight).log_softmax(dim=-1),
+        member_log_probs=members,
         features=features,
         labeled=torch.randn(n_labeled, n_features, generator=generator).relu(),
         labels=torch.arange(n_labeled) % n_classes,
@@ -51,8 +51,8 @@ def _rows(candidates: Candidates, rows) -> Candidates:
     return dataclasses.replace(
         candidates,
         keys=candidates.keys[index.numpy()],
-        log_probs=candidates.log_probs[index],
-        members=candidates.members[:, index],
+        calibrated_log_probs=candidates.calibrated_log_probs[index],
+        member_log_probs=candidates.member_log_probs[:, index],
         features=candidates.features[index],
     )
 
@@ -145,7 +145,12 @@ def test_sure_and_undecided_predictions_are_no_trouble(name, perturb, kind):
     _chosen(
         name,
         perturb,
-        dataclasses.replace(candidates, log_probs=log_probs, members=members, head=lambda rows: log_probs[: len(rows)]),
+        dataclasses.replace(
+            candidates,
+            calibrated_log_probs=log_probs,
+            member_log_probs=members,
+            head=lambda rows: log_probs[: len(rows)],
+        ),
         12,
     )
 
@@ -217,7 +222,11 @@ def test_the_process_wide_random_streams_are_left_alone(name, perturb):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_that_is_not_finite_is_refused_with_its_position(name):
     for need in STRATEGIES[name].needs - {Need.HEAD}:
-        field = {Need.LOG_PROBS: "log_probs", Need.MEMBERS: "members", Need.FEATURES: "features"}[need]
+        field = {
+            Need.CALIBRATED_LOG_PROBS: "calibrated_log_probs",
+            Need.MEMBER_LOG_PROBS: "member_log_probs",
+            Need.FEATURES: "features",
+        }[need]
         rows = getattr(_candidates(), field).clone()
         rows[..., 17, 1] = math.nan
 
@@ -235,8 +244,8 @@ def test_what_a_strategy_needs_and_does_not_get_is_named(name):
 def test_a_strategy_gets_by_with_what_it_says_it_needs(name):
     candidates = _candidates()
     fields = {
-        Need.LOG_PROBS: ("log_probs",),
-        Need.MEMBERS: ("members",),
+        Need.CALIBRATED_LOG_PROBS: ("calibrated_log_probs",),
+        Need.MEMBER_LOG_PROBS: ("member_log_probs",),
         Need.FEATURES: ("features", "labeled", "labels"),
         Need.HEAD: ("head",),
     }
@@ -288,11 +297,11 @@ SEEDED = {"batchbald", "cluster-margin", "dropquery", "probcover", "typiclust"}
 
 
 def _by_log_probs(*probs) -> dict:
-    return {"log_probs": torch.tensor(probs).log()}
+    return {"calibrated_log_probs": torch.tensor(probs).log()}
 
 
 def _by_members(*members) -> dict:
-    return {"members": torch.tensor(members).log()}
+    return {"member_log_probs": torch.tensor(members).log()}
 
 
 def _angles(*degrees: float) -> torch.Tensor:
@@ -321,7 +330,10 @@ BY_HAND = {
     "variation-ratio": (_by_members(ONE, TWO), 4, [1, 3, 4, 2]),
     # the only one with a gradient
     "badge": (
-        {"members": torch.tensor([[[1.0, 0], [0.5, 0.5], [0, 1], [1, 0], [1, 0]]]).log(), "features": torch.eye(5)},
+        {
+            "member_log_probs": torch.tensor([[[1.0, 0], [0.5, 0.5], [0, 1], [1, 0], [1, 0]]]).log(),
+            "features": torch.eye(5),
+        },
         1,
         [1],
     ),
@@ -342,7 +354,7 @@ BY_HAND = {
     "uherding": (
         {
             "features": _angles(0, 10, 20, 100, 110),
-            "log_probs": torch.tensor([[1.0, 0], [1, 0], [1, 0], [0.5, 0.5], [0.5, 0.5]]).log(),
+            "calibrated_log_probs": torch.tensor([[1.0, 0], [1, 0], [1, 0], [0.5, 0.5], [0.5, 0.5]]).log(),
         },
         3,
         [3, 4, 0],
@@ -353,7 +365,7 @@ BY_HAND = {
     "entropy-spread": (
         {
             "features": torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -2], [0, 1]]),
-            "log_probs": torch.tensor([[1.0, 0], [1, 0], [0.5, 0.5], [1, 0], [0.5, 0.5]]).log(),
+            "calibrated_log_probs": torch.tensor([[1.0, 0], [1, 0], [0.5, 0.5], [1, 0], [0.5, 0.5]]).log(),
             "labeled": torch.tensor([[1.0, 0], [-1, 0]]),
         },
         3,
@@ -363,7 +375,7 @@ BY_HAND = {
     "dropquery": (
         {
             "features": _angles(0, 10, 20, 30, 40),
-            "log_probs": torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]]).log(),
+            "calibrated_log_probs": torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]]).log(),
             "head": lambda rows: torch.tensor([[0.3, 0.7]]).log().expand(len(rows), -1),
         },
         2,

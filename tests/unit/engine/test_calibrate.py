@@ -103,7 +103,7 @@ def test_scoring_applies_the_calibrator_of_the_version_or_none_when_asked(toys, 
     stored = load_model(result.files).calibration
     assert stored.method == method.split("-")[0]
     raw = torch.cat([rows for _, rows in read_log_probs(plain.path)])
-    np.testing.assert_allclose(raw, result.holdout_raw_log_probs, atol=1e-4)
+    np.testing.assert_allclose(raw, result.holdout_pooled_log_probs, atol=1e-4)
     calibrated = torch.cat([rows for _, rows in read_log_probs(scored.path)])
     torch.testing.assert_close(calibrated, apply_calibration(stored, raw), atol=1e-4, rtol=1e-4)
     assert torch.allclose(raw, calibrated, atol=1e-4) == (method == "none")

@@ -45,7 +45,7 @@ def test_a_test_set_moves_no_temperature(toys):
     assert one.calibration == other.calibration
     assert one.calibration.n == 60
     assert "5-fold cross-validation on 60 training labels" in one.calibration.note
-    assert (one.holdout_log_probs == other.holdout_log_probs).all()
+    assert (one.holdout_calibrated_log_probs == other.holdout_calibrated_log_probs).all()
 
 
 def test_overconfident_folds_raise_the_temperature():

@@ -51,7 +51,7 @@ def test_fine_tuning_changes_the_trunk_and_its_version_scores_without_a_feature_
     assert version.trunk
     assert result.history["best_epoch"] > 0
     assert [call[0] for call in calls].count("epochs") == len(result.history["epochs"])
-    assert result.holdout_log_probs.shape == (30, 3)
+    assert result.holdout_calibrated_log_probs.shape == (30, 3)
     scored = run_score(toys.score_job(result.files, _config(toys)))
     predicted = read_scores(scored.path).predicted
     truth = [toys.config().project.classes[target] for target in toys.targets[75:]]

@@ -81,7 +81,7 @@ def test_fine_tuned_networks_have_trunks_of_their_own_and_score_one_at_a_time(to
     assert not torch.equal(first, second)
     torch.testing.assert_close(whole, pieces)
     again = _log_probs(run_score(toys.score_job(result.files, config, images=toys.images[15:75])))
-    np.testing.assert_array_equal(again.argmax(1), result.holdout_log_probs.argmax(1))
+    np.testing.assert_array_equal(again.argmax(1), result.holdout_calibrated_log_probs.argmax(1))
 
 
 def test_an_image_that_an_ensemble_cannot_read_is_named_once(toys):
@@ -114,7 +114,7 @@ def test_a_killed_ensemble_goes_on_with_the_next_network_to_the_same_bytes(toys,
 
     assert numbers == [0, 1, 2, 2]
     assert resumed.files.sha256 == whole.files.sha256
-    np.testing.assert_array_equal(resumed.holdout_log_probs, whole.holdout_log_probs)
+    np.testing.assert_array_equal(resumed.holdout_calibrated_log_probs, whole.holdout_calibrated_log_probs)
     assert [path.name for path in (toys.root / "runs").iterdir()] == ["model"]
 
 
@@ -170,7 +170,7 @@ def test_dropout_passes_differ_and_the_same_job_scores_the_same(toys, consistent
     first, second = (run_score(toys.score_job(result.files, config, out=toys.root / f"{n}.parquet")) for n in "ab")
 
     assert first.sha256 == second.sha256
-    assert (result.holdout_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean() > 0.9
+    assert (result.holdout_calibrated_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean() > 0.9
     heads = load_model(result.files).heads
     logits = HeadPasses(config, 1).logits(heads, torch.randn(5, heads.weight.shape[2]))
     assert logits.shape == (6, 5, 3)
@@ -214,7 +214,7 @@ def test_a_trunk_is_fine_tuned_under_dropout(toys):
 
     result = run_train(toys.train_job(config))
 
-    assert np.isfinite(result.holdout_log_probs).all()
+    assert np.isfinite(result.holdout_calibrated_log_probs).all()
     assert load_model(result.files).heads.n_heads == 2
 
 
@@ -226,7 +226,7 @@ def test_members_left_on_disk_come_back_as_they_were(toys):
 
     again = members_of.Members(job, 2).fit(0, lambda _: pytest.fail("it was there"))
 
-    torch.testing.assert_close(again.holdout_log_probs, fitted.holdout_log_probs, rtol=0, atol=0)
+    torch.testing.assert_close(again.holdout_member_log_probs, fitted.holdout_member_log_probs, rtol=0, atol=0)
     assert (again.holdout_ids, again.history, again.failed) == (fitted.holdout_ids, fitted.history, fitted.failed)
 
 

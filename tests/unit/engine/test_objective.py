@@ -22,7 +22,7 @@ from alloop.losses.named import find_loss
 
 
 def _accuracy(toys, result) -> float:
-    return float((result.holdout_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean())
+    return float((result.holdout_calibrated_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -32,7 +32,7 @@ def test_heads_learn_with_every_loss(toys, loss):
     result = run_train(toys.train_job(config))
 
     assert _accuracy(toys, result) > 0.9
-    np.testing.assert_allclose(np.exp(result.holdout_log_probs).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.exp(result.holdout_calibrated_log_probs).sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["dca", "logit-norm"])
@@ -42,7 +42,7 @@ def test_a_trunk_learns_with_losses_of_batches_and_of_logits(toys, loss):
 
     result = run_train(toys.train_job(config))
 
-    assert np.isfinite(result.holdout_log_probs).all()
+    assert np.isfinite(result.holdout_calibrated_log_probs).all()
     assert len(result.history["epochs"]) == 2
 
 
@@ -134,7 +134,7 @@ def test_balancing_lifts_the_class_with_few_labels(toys):
     lifted = run_train(dataclasses.replace(job, config=config))
     usual = run_train(dataclasses.replace(job, config=plain, out=toys.root / "plain"))
 
-    assert lifted.holdout_log_probs[:, 2].mean() > usual.holdout_log_probs[:, 2].mean()
+    assert lifted.holdout_calibrated_log_probs[:, 2].mean() > usual.holdout_calibrated_log_probs[:, 2].mean()
 
 
 def test_heads_with_the_same_loss_differ_from_those_with_specialties(toys):

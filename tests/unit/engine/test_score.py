@@ -66,7 +66,7 @@ def test_training_and_scoring_agree_on_the_same_images_but_for_cross_fitting(toy
     path = run_score(toys.score_job(trained.files, images=toys.images[15:75])).path
 
     _, log_probs = _log_probs(path)
-    np.testing.assert_array_equal(log_probs.argmax(1), trained.holdout_log_probs.argmax(1))
+    np.testing.assert_array_equal(log_probs.argmax(1), trained.holdout_calibrated_log_probs.argmax(1))
 
 
 def test_scoring_in_small_pieces_gives_the_same_numbers(toys, model, monkeypatch):

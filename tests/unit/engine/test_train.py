@@ -21,9 +21,9 @@ def test_a_trained_version_knows_the_holdout_and_describes_itself(toys, heard):
 
     result = run_train(toys.train_job(), listen)
 
-    right = result.holdout_log_probs.argmax(1) == np.array(toys.targets[15:75])
+    right = result.holdout_calibrated_log_probs.argmax(1) == np.array(toys.targets[15:75])
     assert right.mean() > 0.95
-    np.testing.assert_allclose(np.exp(result.holdout_log_probs).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.exp(result.holdout_calibrated_log_probs).sum(1), 1, atol=1e-5)
     assert result.calibration.n == 60
     assert len(result.head_classes) == 4
     assert result.failed == ()
@@ -48,7 +48,7 @@ def test_the_same_job_gives_the_same_bytes_whatever_the_order_of_its_images(toys
     assert first.files.sha256 == second.files.sha256
     for name in ("model.safetensors", "model.json"):
         assert (first.files.folder / name).read_bytes() == (second.files.folder / name).read_bytes()
-    np.testing.assert_array_equal(first.holdout_log_probs, second.holdout_log_probs)
+    np.testing.assert_array_equal(first.holdout_calibrated_log_probs, second.holdout_calibrated_log_probs)
 
 
 def test_another_seed_gives_another_model(toys):
@@ -118,7 +118,7 @@ def test_a_class_that_nobody_has_labeled_yet_keeps_a_chance(toys):
 
     result = run_train(toys.train_job(classes=classes))
 
-    unlabeled = np.exp(result.holdout_log_probs[:, 3])
+    unlabeled = np.exp(result.holdout_calibrated_log_probs[:, 3])
     assert (unlabeled > 1e-6).all()
     assert (unlabeled < 0.25).all()
 
@@ -126,7 +126,7 @@ def test_a_class_that_nobody_has_labeled_yet_keeps_a_chance(toys):
 def test_one_label_of_each_of_two_classes_is_enough(toys):
     result = run_train(toys.train_job(images=toys.images[:2], targets=toys.targets[:2]))
 
-    assert np.isfinite(result.holdout_log_probs).all()
+    assert np.isfinite(result.holdout_calibrated_log_probs).all()
 
 
 def test_two_classes_are_enough(toys):
@@ -143,14 +143,14 @@ def test_two_classes_are_enough(toys):
         )
     )
 
-    assert result.holdout_log_probs.shape == (42, 2)
+    assert result.holdout_calibrated_log_probs.shape == (42, 2)
     assert "too few" in result.calibration.note
 
 
 def test_without_a_holdout_the_temperature_is_one(toys):
     result = run_train(toys.train_job(holdout=(), holdout_targets=()))
 
-    assert result.holdout_log_probs.shape == (0, 3)
+    assert result.holdout_calibrated_log_probs.shape == (0, 3)
     assert result.calibration.temperature == 1
     assert result.calibration.n == 0
 
@@ -180,9 +180,9 @@ def test_images_that_cannot_be_read_are_named_and_take_no_part(toys):
     reasons = dict(result.failed)
     assert set(reasons) == {toys.images[3].image_id, toys.images[20].image_id}
     assert "not there any more" in reasons[toys.images[3].image_id]
-    assert result.holdout_log_probs.shape == (59, 3)
+    assert result.holdout_calibrated_log_probs.shape == (59, 3)
     assert result.calibration.n == 59
-    right = result.holdout_log_probs.argmax(1) == np.delete(toys.targets[15:75], 5)
+    right = result.holdout_calibrated_log_probs.argmax(1) == np.delete(toys.targets[15:75], 5)
     assert right.mean() > 0.95
 
 

@@ -104,15 +104,15 @@ def test_which_backbones_tell_images_apart_untrained(model: dict[str, str], expe
 
 def test_only_strategies_that_look_at_more_than_their_own_score_need_wide_columns():
     assert wide_needs("mutual-information") == wide_needs("random") == frozenset()
-    assert wide_needs("batchbald") == {Need.MEMBERS}
-    assert wide_needs("badge") == {Need.MEMBERS, Need.FEATURES}
+    assert wide_needs("batchbald") == {Need.MEMBER_LOG_PROBS}
+    assert wide_needs("badge") == {Need.MEMBER_LOG_PROBS, Need.FEATURES}
 
 
 def test_the_memory_of_candidates_is_counted_by_hand():
     size = Size(candidates=1000, labeled=10, k=5, classes=7, members=3, features=64)
 
-    assert own_bytes(frozenset({Need.LOG_PROBS}), size) == 4 * 1000 * 7
-    assert own_bytes(frozenset({Need.MEMBERS, Need.FEATURES}), size) == 4 * (1000 * (21 + 64) + 10 * 64)
+    assert own_bytes(frozenset({Need.CALIBRATED_LOG_PROBS}), size) == 4 * 1000 * 7
+    assert own_bytes(frozenset({Need.MEMBER_LOG_PROBS, Need.FEATURES}), size) == 4 * (1000 * (21 + 64) + 10 * 64)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_what_is_written_is_read_and_another_models_file_is_none(tmp_path: Path)
     assert found.correct.tolist() == [True] * 7 + [False] * 3
     assert found.grown.tolist() == [False] * 8 + [True] * 2
     assert found.targets == CLASSES * 5
-    assert found.log_probs == pytest.approx(rows(7, 10)[0], abs=1e-6)
+    assert found.calibrated_log_probs == pytest.approx(rows(7, 10)[0], abs=1e-6)
     assert read_holdout(path, "6" * 64) is None
     assert read_holdout(tmp_path / "nothing", MODEL) is None
     path.write_bytes(path.read_bytes()[:-20])
