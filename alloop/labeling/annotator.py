@@ -1,4 +1,4 @@
-"""The one protocol between the loop and the people who label. The loop knows nothing else about them."""
+"""Protocol between the loop and the people who label. The loop knows nothing else about them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -7,12 +7,13 @@ from alloop.records import ImageRef, ListedTask, OutgoingTask, PullPage
 
 
 class Annotator(Protocol):
-    """A place where people (or their answers) are.
+    """Place where people label.
 
-    Every implementation passes `tests/contracts/test_annotator.py`. None of them stores anything in alloop's database;
-    what must be remembered is returned.
+    Every implementation passes `tests/contracts/test_annotator.py`. Implementations store nothing in alloop's database;
+    they return whatever alloop must store.
 
-    Errors: `ServerUnavailable` for what may pass by itself; `LabelingError` for what a person must mend.
+    Errors: `ServerUnavailable` for problems that may pass by themselves, `LabelingError` for problems that a person
+    must solve.
     """
 
     @property
@@ -23,24 +24,25 @@ class Annotator(Protocol):
     def open_project(self, project_ref: str | None, identity: str | None = None) -> str:
         """Check that the project named by `project_ref` exists and can hold our classes; create one for None.
 
-        Creating is safe to repeat: a project that an interrupted earlier call of this workspace made is found again.
-        Must be called before anything below.
+        Creating is safe to repeat: the project of an interrupted earlier call of this workspace is found again. Call
+        this method before all methods below.
 
         Args:
-            project_ref: What an earlier call returned.
-            identity: What `identity` said then; a project that has only the same reference is refused unchanged.
+            project_ref: Result of an earlier call.
+            identity: Value of `identity` at that call. A project of the same reference with another identity is
+                refused.
 
         Returns:
-            The reference to store and pass next time.
+            Reference to store and to pass next time.
 
         Raises:
-            LabelingError: The project is gone, is another one, or its label config cannot hold our classes.
+            LabelingError: The project was deleted, is another one, or cannot hold our classes.
         """
         ...
 
     @property
     def identity(self) -> str:
-        """Tells the open project from all others of the same reference, on any server; empty where there are none."""
+        """Identity of the open project, different for projects of the same reference on other servers; may be empty."""
         ...
 
     def last_push(self) -> str | None:
@@ -65,20 +67,21 @@ class Annotator(Protocol):
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
         """Create one task for each, in the order given, and yield key → task id as batches are done.
 
-        The caller has reconciled the keys and records every yielded batch before asking for the next one. A batch whose
-        fate is unclear (time-out, cut connection, 5xx) is reconciled by key in here before anything is sent again.
+        The caller has reconciled the keys, and records every yielded batch before it asks for the next one. If the
+        outcome of a batch is unknown (time-out, lost connection, 5xx), this method reconciles the batch by key before
+        it sends anything again.
         """
         ...
 
     def pull(self, mark: str | None) -> Iterator[PullPage]:
-        """Every task whose annotations changed at or after `mark` (None: all), oldest change first.
+        """Yield the tasks whose annotations changed at or after `mark` (None: all tasks), oldest change first.
 
-        The same change may come again: recording it twice must be harmless.
+        The same change may be yielded again, so recording it twice must be harmless.
         """
         ...
 
     def list_tasks(self) -> Sequence[ListedTask]:
-        """List all tasks with a key that exist now. Shows which tasks were deleted, and which are not ours."""
+        """List all existing tasks with a key. The list shows deleted tasks and tasks of other workspaces."""
         ...
 
     def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
@@ -95,9 +98,9 @@ class Annotator(Protocol):
         ...
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
-        """Take back those tasks that nobody has answered or begun.
+        """Withdraw those tasks that nobody has answered or started.
 
         Returns:
-            The ids that are gone now. The others have answers or drafts and stay.
+            Ids of tasks that no longer exist. The other tasks have answers or drafts and stay.
         """
         ...

@@ -15,7 +15,7 @@ from alloop.records import ImageRef
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything that an annotator is made from.
+    """Input from which a back end makes its annotator.
 
     Attributes:
         settings: alloop.toml; relative paths in it are relative to `folder`. `settings.labeling.options` has the
@@ -40,7 +40,7 @@ def accept(settings: Settings) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Backend:
-    """A place where people label.
+    """Place where people label.
 
     Attributes:
         build: Function that makes the annotator, without asking a server anything. The annotator's `source` is the name

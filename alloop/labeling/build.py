@@ -1,4 +1,4 @@
-"""From the name in `[labeling] backend` to the annotator."""
+"""Creation of the annotator that `[labeling] backend` names."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def find_backend(name: str) -> Backend:
     """Return the labeling back end of this name. A back end of another package is imported.
 
     Raises:
-        ConfigError: There is none of this name, or it cannot be imported, or it is not a `Backend`.
+        ConfigError: No back end has this name, or it cannot be imported, or it is not a `Backend`.
     """
     try:
         backend = load_named("labeling back end", name, BACKEND_GROUP, BACKENDS, _WAY_OUT)
@@ -55,7 +55,7 @@ def build_annotator(
 
     Raises:
         ConfigError: A setting is missing, or the back end cannot ask for a class, or cannot be used.
-        LabelingError: There is no key, or it cannot be one.
+        LabelingError: The key is missing or cannot be a valid key.
     """
     name = settings.labeling.backend
     backend = find_backend(name)

@@ -1,8 +1,8 @@
-"""One line to a Label Studio server: the SDK's client with its retries off, and every failure put into words.
+"""Connection to a Label Studio server: the SDK's client without its retries, and errors in plain words.
 
-The SDK signs requests for both kinds of tokens and exchanges a personal access token when that is due. Its typed
-methods are not used: they lose results (`prediction_count`, what an action did), are slow on long task lists, and
-repeat a POST whose reply was lost, which makes duplicated tasks.
+The SDK signs requests for both kinds of tokens and exchanges a personal access token when needed. Its typed methods
+are not used: they lose results (`prediction_count`, the outcome of an action), are slow on long task lists, and repeat
+a POST whose reply was lost, which duplicates tasks.
 """
 
 import base64
@@ -22,7 +22,7 @@ from label_studio_sdk.core.api_error import ApiError
 
 from alloop.errors import AlloopError, LabelingError, ServerUnavailable
 
-# stamina tells its logger about every retry; without a handler Python would print that to stderr.
+# stamina logs every retry. Without a handler Python would print these messages to stderr.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 _ATTEMPTS = 3
@@ -30,15 +30,15 @@ _BUSY = {408, 425, 429}
 
 
 class Fate(enum.Enum):
-    """What may have become of a request that got no usable answer."""
+    """Possible outcome of a request that got no usable answer."""
 
     LOST = "never reached the server"
-    OVER = "the server has done with it, whatever it did"
-    OPEN = "the server may have acted on it, or be at it still"
+    OVER = "the server has finished it, with an unknown result"
+    OPEN = "the server may have executed it, or may still be doing so"
 
 
 class Unanswered(ServerUnavailable):
-    """A request that got no usable answer."""
+    """Error for a request that got no usable answer."""
 
     def __init__(self, message: str, hint: str, fate: Fate) -> None:
         super().__init__(message, hint)
@@ -46,20 +46,20 @@ class Unanswered(ServerUnavailable):
 
 
 class NotFound(LabelingError):
-    """404: the thing is not there, or not visible to this account."""
+    """Error 404: the resource does not exist, or this account cannot see it."""
 
 
 class Connection:
     """Requests to one server with one key.
 
     Args:
-        url: The server, with the path prefix if it has one.
-        api_key: A legacy token or a personal access token. Kept out of every message and of `repr`.
-        timeout: Seconds one request may take.
-        patience: Seconds of the first pause between attempts at a call that only reads; each next one is twice as long.
+        url: Address of the server, with its path prefix if it has one.
+        api_key: Legacy token or personal access token. Never shown in messages or by `repr`.
+        timeout: Seconds that one request may take.
+        patience: Seconds of the first pause between attempts of a read; each further pause is twice as long.
 
     Raises:
-        LabelingError: The address is none, or the key can be seen to be of no use.
+        LabelingError: The address is invalid, or the key cannot be a valid key.
     """
 
     def __init__(self, url: str, api_key: str, timeout: float = 120.0, patience: float = 0.5) -> None:
@@ -79,12 +79,12 @@ class Connection:
                 "Leave them out; alloop uses the token only.",
             )
         _check_key(self._key, self.url)
-        # With the slash at the end the SDK keeps a path prefix when it exchanges a personal access token. A redirect is
-        # not followed: it would turn a POST into a GET.
+        # The slash makes the SDK keep a path prefix when it exchanges a personal access token. Redirects are not
+        # followed, because they would turn a POST into a GET.
         self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
             base_url=self.url + "/", api_key=self._key, timeout=timeout, max_retries=0, follow_redirects=False
         )
-        # Nobody has to close a connection: its sockets go when it does.
+        # Close the sockets when this object is garbage-collected.
         weakref.finalize(self, self._sdk._client_wrapper.httpx_client.httpx_client.close)
 
     def __repr__(self) -> str:
@@ -92,11 +92,11 @@ class Connection:
 
     @property
     def key_kind(self) -> str:
-        """What the key looks like, in words."""
+        """Kind of the key, in words."""
         return "personal access token" if _claims(self._key) is not None else "legacy token"
 
     def read(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
-        """GET, a few times if need be.
+        """Send a GET, several times if necessary.
 
         Returns:
             The JSON of the reply.
@@ -107,7 +107,7 @@ class Connection:
         return self._repeat("GET", path, None, params)
 
     def change(self, path: str, body: Any) -> Any:
-        """PATCH, which may be repeated without harm; otherwise as `read`."""
+        """Send a PATCH. Like `read`, it can be repeated without harm."""
         return self._repeat("PATCH", path, body, None)
 
     def _repeat(self, method: str, path: str, body: Any, params: Mapping[str, Any] | None) -> Any:
@@ -132,17 +132,17 @@ class Connection:
         params: Mapping[str, Any] | None = None,
         files: Mapping[str, tuple[str, bytes, str]] | None = None,
     ) -> Any:
-        """One request, sent once and never repeated here.
+        """Send a request exactly once.
 
         Returns:
-            The JSON of the reply; None when it is empty.
+            The JSON of the reply; None if it is empty.
 
         Raises:
-            Unanswered: Time-out, cut connection, 5xx, too busy, or a web page instead of data.
+            Unanswered: Time-out, lost connection, 5xx, busy server, or a web page instead of data.
             NotFound: 404.
-            LabelingError: The server refused: wrong token, or something in the request.
+            LabelingError: The server refused the token or the request.
         """
-        http = self._sdk._client_wrapper.httpx_client  # private in the SDK, and the same in all its generated versions
+        http = self._sdk._client_wrapper.httpx_client  # private in the SDK, but the same in all of its versions
         try:
             response = http.request(
                 path,
@@ -152,11 +152,11 @@ class Connection:
                 files=dict(files) if files else None,
                 request_options={"max_retries": 0},
             )
-        except ApiError as error:  # the SDK exchanging a personal access token
+        except ApiError as error:  # raised when the SDK exchanges a personal access token
             raise self._refused(error.status_code or 0, error.body) from None
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
-        except ValueError as error:  # a web page in reply to the exchange of a token
+        except ValueError as error:  # the reply to the token exchange is a web page
             raise self._nonsense(f"{type(error).__name__} in the reply to the token exchange") from None
         return self._content(response)
 
@@ -171,7 +171,7 @@ class Connection:
         if response.status_code == 204 or not response.content:
             return None
         body = _json_or_text(response)
-        # /health is the one door that labels JSON as text, and nobody asks it here.
+        # Only /health returns JSON as text, and alloop does not call it.
         if isinstance(body, str):
             raise self._nonsense(f"HTTP {response.status_code} with {body[:60]!r}")
         return body
@@ -234,13 +234,13 @@ class Connection:
 
 
 def retrying(action: Callable[[], Any], exists: Callable[[], Any], attempts: int, pause: Callable[[int], None]) -> Any:
-    """Do something that creates, exactly once: after an unclear failure look first whether it exists by now.
+    """Create something exactly once: after an unclear failure, first check whether it exists.
 
     Args:
-        action: Creates and returns the thing.
-        exists: Finds it, or returns None.
-        attempts: How often `action` may be tried.
-        pause: Called with 1, 2, … before looking.
+        action: Function that creates and returns the object.
+        exists: Function that finds the object, or returns None.
+        attempts: Largest number of calls of `action`.
+        pause: Function that waits; called with 1, 2, … before each check.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -280,7 +280,7 @@ def _check_key(key: str, url: str) -> None:
 
 
 def _claims(key: str) -> dict[str, Any] | None:
-    """What a JWT says about itself, unverified; None when the key is no JWT."""
+    """Return the unverified claims of a JWT; None if the key is not a JWT."""
     parts = key.split(".")
     if len(parts) != 3:
         return None
@@ -299,7 +299,7 @@ def _json_or_text(response: httpx.Response) -> Any:
 
 
 def _said(body: Any) -> str:
-    """The server's own words: `detail`, and what failed validation."""
+    """Return the server's message: `detail` and the validation errors."""
     if not isinstance(body, dict):
         return " ".join(str(body).split())[:200]
     parts = [str(body.get("detail") or "").strip()]

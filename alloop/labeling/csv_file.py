@@ -1,4 +1,4 @@
-"""People with a spreadsheet: each push writes a sheet to fill in, each pull reads all of them."""
+"""Annotator for people with a spreadsheet program: each push writes a sheet, each pull reads all sheets."""
 
 import dataclasses
 import datetime as dt
@@ -28,7 +28,7 @@ logger = logging.getLogger("alloop")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Cell:
-    """A row as it was last seen; `moment` is the modification time of the sheet when the row last changed."""
+    """Row as last seen; `moment` is the modification time of the sheet when the row last changed."""
 
     label: str
     annotator: str
@@ -44,19 +44,20 @@ _Seen = dict[str, _Cell]  # by the row's external id
 class CsvAnnotator:
     """The `Annotator` over batch sheets.
 
-    A task's id is its key, so rows may be sorted and moved between sheets. An empty label cell is no answer, a cleared
-    one takes the answer back, a deleted row deletes the task. A missing sheet deletes nothing: somebody took it away to
-    fill it in, and its rows count as they were last seen. The time of an answer is the modification time of its sheet.
-    Rows and times are stored in a small file beside the sheets; if that file is lost, every row counts as just changed.
+    A task's id is its key, so rows can be sorted and moved between sheets. An empty label cell means no answer,
+    clearing a cell deletes the answer, and deleting a row deletes the task. A missing sheet deletes nothing: somebody
+    may be filling it in elsewhere, so its rows count as last seen. The time of an answer is the modification time of
+    its sheet. Rows and times are stored in a small file beside the sheets; if that file is lost, all rows count as just
+    changed.
 
     Args:
-        folder: Where the sheets are.
-        classes: Only tells which word means "skip".
+        folder: Folder of the sheets.
+        classes: Class names; they decide which word means "skip".
         as_png: Function that converts an image to PNG with the pixels that the model gets, for images that other
             programs would show differently.
-        preannotate: Show the model's guess in a column of its own.
-        annotations_per_image: Rows for each image, to be filled by different people.
-        push_batch: Rows for each sheet.
+        preannotate: True to show the model's guess in a column of its own.
+        annotations_per_image: Number of rows per image, for different people.
+        push_batch: Number of rows per sheet.
         workspace_key: Key of the workspace whose last push is stored; several workspaces may share a folder.
     """
 
@@ -73,7 +74,7 @@ class CsvAnnotator:
     ) -> None:
         self._folder = folder
         self._as_png = as_png
-        # Somebody who calls a class "skip" writes (skip) for not knowing.
+        # If a class is called "skip", people write (skip) to skip an image.
         self.skip_word = "(skip)" if "skip" in {name.lower() for name in classes} else "skip"
         self._preannotate = preannotate
         self._copies = annotations_per_image
@@ -91,7 +92,7 @@ class CsvAnnotator:
                 "Set [labeling] backend back to what the workspace began with, or start a new workspace.",
             )
         if project_ref is None:
-            # A new project does not wait for sheets of an earlier one: their rows are forgotten.
+            # A new project does not wait for sheets of an earlier one, so their rows are dropped.
             self._write_memory(self._present(self._sheets(), self._memory()))
         elif not (self._folder / _MEMORY).exists() and not list_sheets(self._folder):
             raise ServerUnavailable(
@@ -152,7 +153,7 @@ class CsvAnnotator:
         sheets = self._sheets()
         answered = {row["key"] for sheet in sheets for row in sheet.rows if row["label"]}
         free = asked - answered - {_key(name) for name in self._absent(sheets, self._read())}
-        # Before the sheets are changed: a sheet removed below would otherwise count as taken away by somebody.
+        # Done before sheets are changed: a sheet removed below would otherwise count as taken away by somebody.
         self._write_memory({name: cell for name, cell in self._memory().items() if _key(name) not in free})
         for sheet in sheets:
             kept = [row for row in sheet.rows if row["key"] not in free]
@@ -182,7 +183,7 @@ class CsvAnnotator:
             return 0
 
     def _header(self) -> list[str]:
-        # What a person fills in comes first, and a full column last: Excel leaves empty cells at a line's end away.
+        # The column to fill in comes first and a filled column last, because Excel drops empty cells at a line's end.
         header = [f"label (class or {self.skip_word})", "annotator (your name)", "file"]
         return header + (["predicted"] if self._preannotate else []) + ["key", "copy", "sha256"]
 
@@ -256,7 +257,7 @@ class CsvAnnotator:
                 same = before is not None and (before.label, before.annotator) == (row["label"], row["annotator"])
                 since = before.moment if before is not None and same else moment
                 if before is None and not row["label"]:
-                    since = _NEVER  # nobody has answered it yet
+                    since = _NEVER  # the row has no answer yet
                 more = (sheet.path.name, row["sha256"].lower(), row.get("file", ""))
                 seen[external_id] = _Cell(row["label"], row["annotator"], since, *more)
         return seen

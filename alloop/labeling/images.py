@@ -1,4 +1,4 @@
-"""How annotators' browsers get the images: by local-files storage, by upload, or from an address people can reach."""
+"""Addresses of images for annotators' browsers: local-files storage, uploads, or a web server."""
 
 import dataclasses
 import hashlib
@@ -19,11 +19,11 @@ from alloop.records import ImageRef
 STORAGE_TITLE = "alloop images (do not sync)"
 _WAY_OUT = "Set [labeling.images] root to a folder that holds all images, or [labeling.images] via to 'upload'."
 _LOCAL_FILES = "/data/local-files/?d="
-_FILES_PER_UPLOAD = 100  # more at once make the server answer 500
+_FILES_PER_UPLOAD = 100  # with more files the server answers 500
 _BYTES_PER_UPLOAD = 64 * 2**20
 _ATTEMPTS = 3
 
-# What every browser draws and Label Studio takes, by the name Pillow gives the format.
+# Formats, by Pillow's names, that every browser shows and Label Studio accepts.
 _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp"}
 _SHOWN = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".apng"})
 
@@ -32,10 +32,10 @@ AsPng = Callable[[ImageRef], bytes]  # a picture with the pixels that the model 
 
 
 class ImageUrls(Protocol):
-    """Makes images reachable for the browsers of a project's annotators."""
+    """Way to make images available to the browsers of a project's annotators."""
 
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
-        """What to put into the tasks, by sha256. Safe to repeat."""
+        """Return the addresses for the tasks, by sha256. Safe to repeat."""
         ...
 
     def file(self, address: str) -> Path | None:
@@ -45,7 +45,7 @@ class ImageUrls(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SharedFolder:
-    """A folder seen from both sides: `here` by alloop, `there` by the server."""
+    """Folder with two paths: `here` on this machine, `there` on the server."""
 
     here: Path
     there: str
@@ -57,7 +57,7 @@ class SharedFolder:
         return None if inside == ".." or inside.startswith(("../", "/")) else self.here / inside
 
     def name_there(self, path: Path) -> str | None:
-        """The server's path of a file, or None when it lies outside."""
+        """Return the server's path of a file; None if the file is outside the folder."""
         for inside, root in ((path, self.here), (path.resolve(), self.here.resolve())):
             if inside.is_relative_to(root):
                 return posixpath.join(self.there, inside.relative_to(root).as_posix())
@@ -68,11 +68,11 @@ class LocalFiles:
     """Files that the server reads from its own disk.
 
     Args:
-        connection: The server.
-        document_root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, as the server names it.
-        folders: Where images are, at or below the document root.
-        pause: Waits before looking whether an unclear creation has happened after all.
-        way_out: Hint for the error about an image that is in none of the folders.
+        connection: Connection to the server.
+        document_root: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, as a path on the server.
+        folders: Folders of images, at or below the document root.
+        pause: Function that waits before checking the result of an unclear request.
+        way_out: Hint for the error about an image outside all folders.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class LocalFiles:
         )
 
     def _storage(self, place: str) -> str:
-        """The folder to register: the one right below the document root, which itself is never accepted."""
+        """Return the folder to register: the one directly below the document root, which the server itself refuses."""
         for folder in self._folders:
             if folder.there != self._root and place.startswith(folder.there.rstrip("/") + "/"):
                 return folder.there.rstrip("/")
@@ -129,7 +129,7 @@ class LocalFiles:
         return posixpath.join(self._root, parts[0])
 
     def _register(self, project_id: int, storage: str) -> None:
-        """Permit the project to serve a folder. Never synced: a sync makes tasks of its own for the same images."""
+        """Allow the project to serve a folder. alloop never syncs it, because a sync would create more tasks."""
         if storage in self._registered:
             return
 
@@ -157,7 +157,7 @@ class LocalFiles:
 
 
 class UrlPrefix:
-    """Images that some web server already offers: `root` on this disk is `prefix` there."""
+    """Images that a web server offers: `root` on this disk is `prefix` on the web server."""
 
     def __init__(self, root: Path, prefix: str) -> None:
         self._folder = SharedFolder(root, "")
@@ -182,7 +182,7 @@ class UrlPrefix:
 
 
 class Uploads:
-    """Images copied to the server and named by their key. An image that the server already has is not sent again."""
+    """Images that are uploaded and named by their key. An image is uploaded only once."""
 
     def __init__(self, connection: Connection, pause: Pause, as_png: AsPng) -> None:
         self._connection = connection
@@ -203,7 +203,7 @@ class Uploads:
         return None
 
     def _send(self, project_id: int, files: Mapping[str, tuple[str, bytes, str]]) -> dict[str, str]:
-        """Upload files, by key. A file that arrives twice wastes some disk space and does no other harm."""
+        """Upload files, by key. A file that arrives twice only wastes disk space."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 fields = {f"file{number}": file for number, file in enumerate(files.values())}
@@ -218,7 +218,7 @@ class Uploads:
             if all(key in there for key in files):
                 return {key: there[key] for key in files}
         raise LabelingError(
-            f"Label Studio at {self._connection.url} took {len(files)} image files but does not list them.",
+            f"Label Studio at {self._connection.url} accepted {len(files)} image files but does not list them.",
             "Check its disk and its log.",
         )
 
@@ -260,7 +260,7 @@ def _is_shown(image: ImageRef) -> bool:
 
 
 def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
-    """Name, bytes and media type of a file that a browser shows as the model sees it: the image's own, or a PNG of it.
+    """Return name, bytes and media type of a file that shows the model's pixels: the image's own file, or a PNG.
 
     Raises:
         LabelingError: The file cannot be read, or holds other bytes than the image.
@@ -286,7 +286,7 @@ def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
 
 
 def _in_parcels(images: Sequence[ImageRef], as_png: AsPng) -> Iterator[dict[str, tuple[str, bytes, str]]]:
-    """Files read as they are needed, in groups that one request may carry."""
+    """Yield groups of files that fit into one request, read only when needed."""
     parcel: dict[str, tuple[str, bytes, str]] = {}
     size = 0
     for image in images:

@@ -1,4 +1,4 @@
-"""Label Studio's wording: classes to labeling interface (XML), predictions and annotations to and from result JSON."""
+"""Label Studio's formats: labeling interface (XML), predictions and annotations (JSON)."""
 
 import dataclasses
 import datetime as dt
@@ -15,7 +15,7 @@ IMAGE_KEY = "image"
 TASK_KEY = "alloop_key"
 HASH_KEY = "alloop_sha256"
 
-# Class names cannot hold a slash (config/schema.py), so several choices at once can never read like a class.
+# Class names hold no slash (config/schema.py), so several choices at once never look like a class.
 _JOINT = " / "
 
 # Label Studio replaces this, anywhere in a text, by the value of the task's field of that name: by nothing if the task
@@ -25,12 +25,12 @@ _FIELD = re.compile(r"\$[\w\[\].{}]", re.ASCII)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Control:
-    """The part of a labeling interface that asks for the class of an image.
+    """Control of a labeling interface that asks for the class of an image.
 
     Attributes:
-        name, to_name: How results address the control and the image it belongs to.
-        data_key: Where the interface looks for the image in a task's data.
-        choices: What annotations made with it will say, in the order shown.
+        name, to_name: Names of the control and of its image in results.
+        data_key: Field of a task's data that holds the image.
+        choices: Values of its annotations, in the order shown.
     """
 
     name: str
@@ -60,7 +60,7 @@ def check_names(classes: Sequence[str]) -> None:
 
 
 def build_label_config(classes: Sequence[str]) -> str:
-    """The labeling interface alloop generates: one image, one choice, number keys for the first nine classes."""
+    """Return alloop's labeling interface: one image, one choice, number keys for the first nine classes."""
     lines = [
         "<View>",
         f'  <Image name="image" value="${IMAGE_KEY}" zoom="true" zoomControl="true" brightnessControl="true"/>',
@@ -73,7 +73,7 @@ def build_label_config(classes: Sequence[str]) -> str:
 
 
 def is_generated(xml: str) -> bool:
-    """Whether this interface is, blanks aside, one that `build_label_config` wrote for some list of classes."""
+    """Return whether `build_label_config` wrote this interface for some list of classes, ignoring blanks."""
     try:
         choices = [node.get("value", "") for node in _parse(xml).iter("Choice")]
     except LabelingError:
@@ -82,17 +82,17 @@ def is_generated(xml: str) -> bool:
 
 
 def extended_config(xml: str, classes: Sequence[str]) -> str:
-    """A generated interface with our classes first and, behind them, those it has beyond ours."""
+    """Return a generated interface with our classes first, then its other classes."""
     choices = [node.get("value", "") for node in _parse(xml).iter("Choice")]
     return build_label_config([*classes, *(choice for choice in choices if choice not in classes)])
 
 
 def find_controls(xml: str, parsed: Mapping[str, Any] | None = None) -> list[Control]:
-    """Every control that asks for exactly one class of a whole image.
+    """Find all controls that ask for exactly one class of a whole image.
 
     Args:
         xml: The project's labeling interface, possibly written by hand.
-        parsed: Label Studio's own reading of it (`parsed_label_config`), which knows what annotations will say.
+        parsed: Label Studio's own reading of it (`parsed_label_config`), which holds the values of annotations.
 
     Raises:
         LabelingError: The text is not XML, or declares entities.
@@ -116,12 +116,12 @@ def find_controls(xml: str, parsed: Mapping[str, Any] | None = None) -> list[Con
 
 
 def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[str], where: str) -> Control:
-    """The control of an existing project that can hold our classes.
+    """Return the control of an existing project that can hold our classes.
 
-    Choices beyond ours are fine: an answer that names one is reported as an unknown label when it comes.
+    Other choices are allowed. An answer with such a choice is reported as unknown.
 
     Raises:
-        LabelingError: There is none; the message says what is missing and what is there instead.
+        LabelingError: No control can hold our classes; names the missing choices and the existing ones.
     """
     controls = find_controls(xml, parsed)
     if not controls:
@@ -146,15 +146,15 @@ def check_config(xml: str, parsed: Mapping[str, Any] | None, classes: Sequence[s
 
 
 def extra_choices(control: Control, classes: Sequence[str]) -> tuple[str, ...]:
-    """What people can choose there although it is no class of ours."""
+    """Return the choices of a control that are not our classes."""
     return tuple(choice for choice in control.choices if choice not in classes)
 
 
 def prediction(task: OutgoingTask, control: Control, preannotate: bool) -> dict[str, Any] | None:
-    """The model's guess as Label Studio stores it, or None where there is no model.
+    """Return the model's guess in Label Studio's format; None without a model.
 
-    The score orders the queue (lowest first). Without `preannotate` the result stays empty, so that the guess can be
-    seen nowhere, not even in the Data Manager.
+    The score orders the queue (lowest first). Without `preannotate` the result is empty, so that nobody can see the
+    guess, not even in the Data Manager.
     """
     if task.confidence is None:
         return None
@@ -162,13 +162,13 @@ def prediction(task: OutgoingTask, control: Control, preannotate: bool) -> dict[
     if preannotate and task.predicted is not None:
         value = {"choices": [task.predicted]}
         result = [{"from_name": control.name, "to_name": control.to_name, "type": "choices", "value": value}]
-    # Scores outside [0, 1] are dropped by some of the server's doors without a word.
+    # Parts of the server silently drop scores outside [0, 1].
     score = min(max(float(task.confidence), 0.0), 1.0)
     return {"model_version": task.model_version or "alloop", "score": score, "result": result}
 
 
 def read_annotation(annotation: Mapping[str, Any], control_name: str, annotator: str) -> Answer:
-    """One annotation as an answer. A label nobody knows is kept as it was given."""
+    """Convert an annotation to an answer. An unknown label is kept as it was given."""
     outcome, value = _outcome(annotation, control_name)
     lead_time = annotation.get("lead_time")
     return Answer(
@@ -182,7 +182,7 @@ def read_annotation(annotation: Mapping[str, Any], control_name: str, annotator:
 
 
 def read_time(text: str) -> dt.datetime:
-    """A time as Label Studio writes it, in UTC."""
+    """Read a time in Label Studio's format, in UTC."""
     moment = dt.datetime.fromisoformat(text)
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
 
@@ -204,7 +204,7 @@ def _outcome(annotation: Mapping[str, Any], control_name: str) -> tuple[Outcome,
 
 
 def _parse(xml: str) -> ElementTree.Element:
-    """Parse an interface without ever expanding an entity: what could declare one is refused first."""
+    """Parse an interface. Declarations of entities are refused first, so that none is expanded."""
     if "<!" in xml.replace("<!--", ""):
         raise LabelingError(
             "The labeling interface declares a document type or entities, which alloop does not read.",

@@ -1,4 +1,4 @@
-"""People in Label Studio: tasks go out once, answers come back with every change."""
+"""Annotator for people in Label Studio: pushes each task once, and pulls answers with all their changes."""
 
 import datetime as dt
 import time
@@ -23,8 +23,8 @@ from alloop.records import ImageRef, ListedTask, OutgoingTask, PullPage, TaskAns
 
 _ATTEMPTS = 3
 _PULL_PAGE = 500
-# A change is stamped before it can be read; a pull that comes in between must not step over it. Long enough also for
-# a server whose several workers' clocks differ a little.
+# A change gets its time before it can be read, so a pull between these moments must not skip it. The overlap also
+# covers small differences between the clocks of a server's workers.
 _OVERLAP = dt.timedelta(seconds=30)
 
 
@@ -32,12 +32,12 @@ class LabelStudioAnnotator:
     """The `Annotator` over a Label Studio server.
 
     Args:
-        connection: The server and the key.
-        images: How browsers get the images.
-        plan: What the project must look like.
-        push_batch: Tasks for each import call; the server takes a batch whole or not at all.
-        settle: Seconds to wait for tasks to turn up after an import whose reply was lost, before sending it again.
-        patience: Seconds of the first pause in that wait; each next one is twice as long.
+        connection: Connection to the server.
+        images: Images' addresses for browsers.
+        plan: Requirements for the project.
+        push_batch: Number of tasks per import call; the server accepts a whole batch or nothing.
+        settle: Seconds to wait for tasks of an import whose reply was lost, before it is sent again.
+        patience: Seconds of the first pause in that wait; each further pause is twice as long.
     """
 
     def __init__(
@@ -117,9 +117,7 @@ class LabelStudioAnnotator:
 
     def push(self, tasks: Sequence[OutgoingTask]) -> Iterator[Mapping[str, str]]:
         if tasks:
-            find_project(
-                self._connection, self._opened.id
-            )  # one that is gone is said to be, before images are dealt with
+            find_project(self._connection, self._opened.id)  # raises for a deleted project before images are uploaded
         for start in range(0, len(tasks), self._push_batch):
             batch = tasks[start : start + self._push_batch]
             done = self._push_whole(batch)
@@ -140,7 +138,7 @@ class LabelStudioAnnotator:
             yield PullPage(tasks, latest)
 
     def list_tasks(self) -> Sequence[ListedTask]:
-        # Asked first: of a project that is gone the server lists no tasks, which must not read as "all deleted".
+        # For a deleted project the server lists no tasks, which must not be mistaken for "all tasks deleted".
         project_id = find_project(self._connection, self._opened.id)["id"]
         return task_list.all_tasks(self._connection, project_id)
 
@@ -151,7 +149,7 @@ class LabelStudioAnnotator:
             places = [image for image in images[task.id] if task.sha256 == image.sha256] if task is not None else []
             addresses = self._addresses(places)
             if addresses and row["data"].get(data_key) not in addresses:
-                data = {**row["data"], data_key: addresses[0]}  # the server replaces all of it
+                data = {**row["data"], data_key: addresses[0]}  # the server replaces the whole dictionary
                 self._connection.change(f"api/tasks/{row['id']}/", {"data": data})
                 changed += 1
         return changed
@@ -184,10 +182,10 @@ class LabelStudioAnnotator:
         try:
             self._connection.send("POST", "api/dm/actions", body, params={"project": project_id, "id": "delete_tasks"})
         except Unanswered:
-            self._pause(1)  # what is still there afterwards is looked up anyway
+            self._pause(1)  # the caller checks which tasks still exist
 
     def _push_whole(self, batch: Sequence[OutgoingTask]) -> dict[str, str]:
-        """Create one task for each of the batch, whatever happens on the way, or raise with nothing sent twice."""
+        """Create one task per query of the batch, despite lost replies; raise if that fails. Nothing is sent twice."""
         urls = self._images.urls(self._opened.id, [task.image for task in batch])
         done: dict[str, str] = {}
         missing = list(batch)
@@ -210,10 +208,10 @@ class LabelStudioAnnotator:
         reply = self._connection.send("POST", path, body, params={"return_task_ids": "true"})
         ids = reply.get("task_ids") if isinstance(reply, dict) else None
         if not isinstance(ids, list) or len(ids) != len(batch):
-            # An edition that imports in the background answers before the tasks are there.
+            # Editions that import in the background answer before the tasks exist.
             raise Unanswered(
-                f"Label Studio at {self._connection.url} took {len(batch)} tasks and named "
-                f"{len(ids) if isinstance(ids, list) else 'none'} of their ids.",
+                f"Label Studio at {self._connection.url} accepted {len(batch)} tasks, but returned "
+                f"{len(ids) if isinstance(ids, list) else 'no'} ids.",
                 "Run the same command again: tasks that arrived are recognized by their key.",
                 Fate.OPEN,
             )
@@ -252,7 +250,7 @@ class LabelStudioAnnotator:
         )
 
     def _order_by(self, model_version: str) -> None:
-        """Serve tasks by this model's scores. Only possible once predictions of that version are there."""
+        """Order tasks by this model's scores. The project must already hold predictions of that version."""
         if self._model_version != model_version:
             self._connection.change(f"api/projects/{self._opened.id}/", {"model_version": model_version})
             self._model_version = model_version

@@ -1,4 +1,4 @@
-"""Label Studio as a back end: from settings to its address, its key, and a way to show images."""
+"""Back end for Label Studio: makes its annotator from the settings."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def _check_classes(settings: Settings) -> None:
 
 
 def _build(setup: Setup) -> Annotator:
-    # The SDK takes a second or two to import, and checking class names does without.
+    # Importing the SDK takes a second or two, and checking class names does not need it.
     from alloop.labeling.connection import Connection
     from alloop.labeling.images import Uploads
     from alloop.labeling.label_studio import LabelStudioAnnotator
@@ -53,14 +53,14 @@ def _build(setup: Setup) -> Annotator:
 
 
 def _title(project: ProjectSettings) -> str:
-    # Label Studio takes 3 to 50 characters.
+    # Label Studio accepts titles of 3 to 50 characters.
     return f"alloop {project.name}"[:50]
 
 
 def _address(
     own: LabelStudioSettings, folder: Path, environ: Mapping[str, str]
 ) -> tuple[str, str, local_server.Credentials | None]:
-    """Address and key, and the credentials when they are those of the workspace's own server."""
+    """Return address and key, and the credentials if the server is the workspace's own."""
     named_url = environ.get(URL_VARIABLE, "").strip() or own.url
     key = environ.get(KEY_VARIABLE, "").strip()
     local = local_server.read_credentials(folder)
@@ -68,7 +68,7 @@ def _address(
         key = _read_key(from_folder(folder, own.api_key_file))
     is_local = local is not None and named_url.rstrip("/") in {_DEFAULT_URL, local.url}
     if key:
-        # Somebody may give the own server's address, or its token, by hand; it stays the own server.
+        # The address or token of the workspace's own server may also be given by hand.
         return named_url, key, local if local is not None and named_url.rstrip("/") == local.url else None
     if local is not None and is_local:
         return local.url, local.token, local

@@ -1,4 +1,4 @@
-"""The Label Studio project of a workspace: found, made once, checked, and set up so that the order of tasks counts."""
+"""The Label Studio project of a workspace: find it, create it once, check it, and set the order of tasks."""
 
 import dataclasses
 import re
@@ -19,19 +19,19 @@ from alloop.labeling.label_config import (
 from alloop.labeling.label_studio_tasks import newest_tasks, write_time
 
 _ATTEMPTS = 3
-_LOOK_BACK = 50  # tasks among which a model's guess is looked for: those drawn at random have none
+_LOOK_BACK = 50  # number of tasks in which a model's guess is looked for; tasks drawn at random have no guess
 _MARKER = "alloop-workspace:"
 _PUSH = "alloop-push:"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProjectPlan:
-    """What the project must look like.
+    """Requirements for the project.
 
     Attributes:
-        workspace_key: Stable over the workspace's life; written into the description, so that a project which an
-            interrupted creation left behind is found again.
-        project_id: One that the user made and named in alloop.toml.
+        workspace_key: Key of the workspace, which never changes. It is written into the description and finds the
+            project of an interrupted creation.
+        project_id: Id of a project that the user made and named in alloop.toml.
     """
 
     title: str
@@ -42,7 +42,7 @@ class ProjectPlan:
     project_id: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What decides who gets which task when, and whether the model's guess is shown."""
+        """Return the project settings that control the order of tasks and the display of guesses."""
         return {
             "sampling": "Uncertainty sampling",
             "maximum_annotations": self.annotations_per_image,
@@ -52,7 +52,7 @@ class ProjectPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenProject:
-    """A project that was looked at: its id, where it asks for the class, and which model's scores order its queue."""
+    """Opened project: its id, its control for the class, and the model whose scores order its queue."""
 
     id: int
     control: Control
@@ -68,17 +68,17 @@ def open_project(
     pause: Callable[[int], None],
     created_at: str | None = None,
 ) -> OpenProject:
-    """Find or make the project, check that it can hold our classes, and set what the loop relies on.
+    """Find or create the project, check that it can hold our classes, and apply the settings of the loop.
 
     Args:
-        connection: The server.
-        plan: What the project must look like.
-        project_ref: Its id, when it is known.
-        pause: See `retrying`.
-        created_at: When the project of that id was made, when that is known.
+        connection: Connection to the server.
+        plan: Requirements for the project.
+        project_ref: Id of the project, if known.
+        pause: Function that waits; see `retrying`.
+        created_at: Time at which the project of that id was created, if known.
 
     Raises:
-        LabelingError: It is gone, belongs to another server or account, or cannot hold our classes.
+        LabelingError: The project was deleted, is on another server or account, or cannot hold our classes.
     """
     if project_ref is not None:
         _check_same(project_ref, plan.project_id)
@@ -96,10 +96,10 @@ def open_project(
 
 
 def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
-    """The project as the server describes it.
+    """Return the server's description of the project.
 
     Raises:
-        LabelingError: It is not there.
+        LabelingError: The project does not exist.
     """
     try:
         row: dict[str, Any] = connection.read(f"api/projects/{project_id}/")
@@ -152,7 +152,7 @@ def _born(row: dict[str, Any]) -> str:
 
 
 def _check_born(connection: Connection, row: dict[str, Any], created_at: str | None) -> None:
-    """Numbers are given anew by every server, and by some after a deletion; the time of creation is not."""
+    """Compare the time of creation. Ids repeat on other servers, and on some servers after a deletion."""
     if created_at and _born(row) != created_at:
         raise LabelingError(
             f"Project {row['id']} at {connection.url}, {row.get('title')!r}, is not the one this workspace's tasks are "
@@ -163,7 +163,7 @@ def _check_born(connection: Connection, row: dict[str, Any], created_at: str | N
 
 
 def _find_by_key(connection: Connection, plan: ProjectPlan) -> dict[str, Any] | None:
-    """The project this workspace made earlier; the oldest should there be two."""
+    """Return the oldest project that this workspace created earlier."""
     found: list[int] = []
     number = 1
     while True:
@@ -193,7 +193,7 @@ def _marker(plan: ProjectPlan) -> str:
 
 
 def _fit_config(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
-    """Add classes to an interface that alloop wrote. One that a person touched is left alone."""
+    """Add classes to an interface that alloop wrote. An interface that a person edited is not changed."""
     xml = row["label_config"]
     if not is_generated(xml):
         return row
@@ -206,13 +206,13 @@ def _fit_config(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) 
 
 
 def _has_all(xml: str, classes: Sequence[str]) -> bool:
-    # Only the order differs: people have learned the number keys, so nothing moves.
+    # Only the order differs. People know the number keys, so the order stays.
     return len(extended_config(xml, classes).splitlines()) == len(xml.strip().splitlines())
 
 
 def _fit_settings(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
     changes = {name: value for name, value in plan.settings().items() if row.get(name) != value}
-    # A run that was cut short after its last import has not told the server which scores to go by.
+    # A run that was interrupted after its last import has not set the model whose scores order the queue.
     newest = newest_tasks(connection, row["id"], "id,predictions,model_version,created_at", _LOOK_BACK)
     versions = [guess.get("model_version") for task in newest for guess in task.get("predictions") or []]
     if versions and versions[0] and versions[0] != row.get("model_version"):

@@ -1,4 +1,4 @@
-"""Reading a Label Studio project's task list: by key, by id, by time of change, in pages that cannot skip a task."""
+"""Task lists of a Label Studio project, by key, id or time of change, in pages that cannot skip a task."""
 
 import datetime as dt
 import itertools
@@ -14,29 +14,29 @@ from alloop.records import ListedTask
 Row = dict[str, Any]
 
 _KEY_COLUMN = f"data.{TASK_KEY}"
-_URL_BUDGET = 5000  # characters of encoded keys in one address; 9 kB worked, 18 kB did not, and proxies may allow less
+_URL_BUDGET = 5000  # characters of encoded keys in one address; 9 kB worked, 18 kB failed, and proxies may allow less
 _LONG_PAGE = 1000
-# With this many keys against so many tasks, reading all keys once is cheaper than asking for each.
+# For so many keys of a project, reading all keys once is faster than asking for each.
 _KEYS_PER_TASK = 0.2
 _ANSWERS = "id,data,created_at,updated_at,annotations,result,completed_by,was_cancelled,lead_time"
 
 
 def write_time(moment: dt.datetime) -> str:
-    """A time as the server's filters want it; any other spelling makes it answer 500."""
+    """Write a time in the format of the server's filters. Other formats make the server answer 500."""
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def task_ref(row: Row) -> str | None:
-    """How a task is named outside: number and key, as in `12:r3-0007`. None for a task that alloop did not push.
+    """Return a task's name for the loop: number and key, as in `12:r3-0007`. None for a task that alloop did not push.
 
-    The number alone will not do: on SQLite, Label Studio gives the numbers of deleted tasks to new ones.
+    The number alone is not enough: on SQLite, Label Studio gives the numbers of deleted tasks to new ones.
     """
     key = (row.get("data") or {}).get(TASK_KEY)
     return f"{row['id']}:{key}" if key else None
 
 
 def listed_task(row: Row) -> ListedTask | None:
-    """Return a row as a task of the loop; None for a task that alloop did not push.
+    """Convert a row to a task of the loop; None for a task that alloop did not push.
 
     alloop pushes every task with the hash of its image. A task without one was edited by hand and may show any image.
     """
@@ -45,7 +45,7 @@ def listed_task(row: Row) -> ListedTask | None:
 
 
 def task_number(ref: str) -> int:
-    """The number by which the server knows a task."""
+    """Return the server's number of a task."""
     return int(ref.partition(":")[0])
 
 
@@ -55,10 +55,10 @@ def refs_by_key(
     """Find the tasks that have each key and show its image, lowest number first. Keys without a task are absent.
 
     Args:
-        connection: The server.
-        project_id: The project.
+        connection: Connection to the server.
+        project_id: Id of the project.
         wanted: Values of `data.alloop_key` → content hashes.
-        n_tasks: About how many tasks the project has; decides how to look, not what is found.
+        n_tasks: Approximate number of tasks in the project. It affects only the speed, not the result.
     """
     found: dict[str, list[str]] = {}
     if len(wanted) > _LONG_PAGE and len(wanted) > _KEYS_PER_TASK * n_tasks:
@@ -69,7 +69,7 @@ def refs_by_key(
             for chunk in _chunks(sorted(wanted))
         )
     for row in rows:
-        # Checked here as well: a proxy that drops the filter would otherwise hand us every task.
+        # Checked here, too: a proxy that drops the filter would return all tasks.
         if (task := listed_task(row)) is not None and task.sha256 == wanted.get(task.key):
             found.setdefault(task.key, []).append(task.id)
     return {key: sorted(refs, key=task_number) for key, refs in found.items()}
@@ -82,7 +82,7 @@ def all_tasks(connection: Connection, project_id: int) -> list[ListedTask]:
 
 
 def existing_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
-    """Those of `refs` that are still there."""
+    """Return those of `refs` that still exist."""
     return _refs(_some(connection, project_id, "task_only", "id,data", refs)) & set(refs)
 
 
@@ -94,23 +94,23 @@ def some_rows(connection: Connection, project_id: int, refs: Sequence[str]) -> I
 
 
 def untouched_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
-    """Those of `refs` that are there and have neither annotation nor skip nor draft."""
-    # `drafts` lists those of the key's own user only; `draft_exists` speaks of everybody's.
+    """Return those of `refs` that exist and have no annotation, skip or draft."""
+    # `drafts` lists only the drafts of the key's user; `draft_exists` covers all users.
     rows = _some(connection, project_id, "all", "id,data,annotations,draft_exists", refs)
     return _refs(row for row in rows if row["annotations"] == [] and row["draft_exists"] is False) & set(refs)
 
 
 def newest_tasks(connection: Connection, project_id: int, include: str, n: int) -> list[Row]:
-    """The tasks made last, newest first."""
+    """List the newest tasks, newest first."""
     return _page(connection, project_id, "all", include, [], ordering="-tasks:id", size=n)
 
 
 def changed_since(connection: Connection, project_id: int, since: str | None, size: int) -> Iterator[list[Row]]:
-    """Pages of tasks whose annotations changed at or after `since`, oldest change first.
+    """Yield pages of tasks whose annotations changed at or after `since`, oldest change first.
 
-    A task that someone changes meanwhile moves to the end of the list and everything behind it up by one, so a plain
-    second page would skip one. Each page therefore starts from the last time seen, not from a page number; only where
-    a whole page shares one time does the number count.
+    A task that is changed meanwhile moves to the end of the list, and the tasks behind it move up by one. Page numbers
+    would therefore skip a task. Each page starts from the last time seen instead; page numbers are used only within a
+    whole page of equal times.
     """
     seen: set[tuple[int, str]] = set()
     cursor, number = since, 1
@@ -130,7 +130,7 @@ def changed_since(connection: Connection, project_id: int, since: str | None, si
 
 
 def _by_id(connection: Connection, project_id: int, include: str) -> Iterator[Row]:
-    """Every task, by id; deletions while it runs cannot make it skip one."""
+    """Yield all tasks by id. Deletions meanwhile cannot make it skip a task."""
     last = 0
     while True:
         beyond = [{"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": last}]

@@ -1,4 +1,4 @@
-"""Label Studio in an environment of its own, and an empty database migrated once per machine."""
+"""Installation of Label Studio in a Python environment of its own, and an empty database made once per machine."""
 
 import contextlib
 import fcntl
@@ -18,34 +18,34 @@ from alloop.progress import Progress, silent
 VERSION = "1.23.2"
 VENV_VARIABLE = "ALLOOP_LABEL_STUDIO_VENV"
 
-# Ours in that environment: markers, lock, log, and the empty database.
+# Folder of alloop's own files in that environment: markers, lock, log, and the empty database.
 _OURS = "alloop"
 _BEGUN = "begun.json"
 _DONE = "done.json"
 
 
 def venv_path() -> Path:
-    """Where Label Studio is installed: ALLOOP_LABEL_STUDIO_VENV, or the user's cache folder."""
+    """Return the folder of Label Studio's environment: ALLOOP_LABEL_STUDIO_VENV, or one in the user's cache folder."""
     named = os.environ.get(VENV_VARIABLE)
     return Path(named).absolute() if named else platformdirs.user_cache_path("alloop") / f"label-studio-{VERSION}"
 
 
 def program(venv: Path, name: str = "label-studio") -> Path:
-    """A program of that environment."""
+    """Return the path of a program in that environment."""
     return venv / "bin" / name
 
 
 def install(progress: Progress = silent) -> Path:
     """Make sure that Label Studio is installed in an environment of its own.
 
-    An installation counts once its marker is written, so one that was interrupted is begun anew. An environment that
-    the user made and named by ALLOOP_LABEL_STUDIO_VENV is used as it is.
+    An installation is complete once its marker is written. An interrupted one starts again from the beginning. An
+    environment that the user made and named by ALLOOP_LABEL_STUDIO_VENV is used as it is.
 
     Returns:
         The environment's folder.
 
     Raises:
-        LabelingError: pip or uv failed (the message ends with what it said), or the folder holds something else.
+        LabelingError: pip or uv failed (the message ends with its output), or the folder holds something else.
     """
     venv = venv_path()
     if _is_complete(venv):
@@ -62,12 +62,12 @@ def install(progress: Progress = silent) -> Path:
 
 
 def copy_template(database: Path, environment: Mapping[str, str], progress: Progress) -> None:
-    """Begin a new server from an empty database that is migrated already: seconds instead of a minute.
+    """Give a new server an empty, migrated database. This takes seconds; migrating takes a minute.
 
     Args:
-        database: Where the server expects it; nothing happens when it is there.
-        environment: What the server runs with; LABEL_STUDIO_BASE_DATA_DIR is replaced.
-        progress: Told the seconds that migrating takes.
+        database: Path at which the server expects its database. An existing file is kept.
+        environment: Environment variables of the server; LABEL_STUDIO_BASE_DATA_DIR is replaced.
+        progress: Called with the seconds that migrating has taken.
     """
     if database.exists():
         return
@@ -75,7 +75,7 @@ def copy_template(database: Path, environment: Mapping[str, str], progress: Prog
     template = venv / _OURS / f"empty-{VERSION}.sqlite3"
     if not template.is_file():
         if not os.access(venv, os.W_OK):
-            return  # somebody else's installation; the server migrates its database by itself, only slower
+            return  # installed by another user: the server migrates its database itself
         with only_one(template.parent, "template"):
             if not template.is_file():
                 _make_template(venv, template, environment, progress)
@@ -85,7 +85,7 @@ def copy_template(database: Path, environment: Mapping[str, str], progress: Prog
 
 @contextlib.contextmanager
 def only_one(folder: Path, name: str) -> Iterator[None]:
-    """Let one process at a time in; others wait. The lock goes with its holder, however that ends."""
+    """Hold a lock that only one process has at a time. The lock is released when its holder ends, even by a crash."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / f".{name}.lock").open("w")
@@ -99,7 +99,7 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
 def run_logged(
     command: Sequence[str], log: Path, label: str, progress: Progress, env: Mapping[str, str] | None = None
 ) -> None:
-    """Run to the end, telling the seconds that pass; its words go to a log that errors name."""
+    """Run a command to its end and report the seconds. Its output goes to a log, which errors name."""
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, cwd=log.parent)
         seconds = 0
@@ -122,11 +122,11 @@ def run_logged(
 
 
 def tail(log: Path, most: int = 600) -> str:
-    """The last words of a log."""
+    """Return the end of a log."""
     try:
         return log.read_text(errors="replace").strip()[-most:]
     except OSError:
-        return "it said nothing"
+        return "it wrote no log"
 
 
 def _is_complete(venv: Path) -> bool:
@@ -146,7 +146,7 @@ def _check_ours(venv: Path) -> None:
 
 
 def _make_room(venv: Path) -> None:
-    """Clear away what an interrupted installation left."""
+    """Remove the rest of an interrupted installation."""
     write_json(venv / _OURS / _BEGUN, {"version": VERSION})
     (venv / _OURS / _DONE).unlink(missing_ok=True)
     for path in venv.iterdir():
@@ -173,7 +173,7 @@ def _make_template(venv: Path, template: Path, environment: Mapping[str, str], p
     scratch = template.with_name(f".{template.name}.{os.getpid()}")
     scratch.mkdir(exist_ok=True)
     try:
-        # This command migrates an empty database, makes no user, and ends.
+        # This command migrates an empty database, creates no user, and ends.
         command = [str(program(venv)), "version"]
         env = dict(environment) | {"LABEL_STUDIO_BASE_DATA_DIR": str(scratch)}
         run_logged(command, scratch / "server.log", "preparing an empty Label Studio", progress, env)

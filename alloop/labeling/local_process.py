@@ -1,4 +1,4 @@
-"""A background process that outlives its starter, told apart from strangers by when it began."""
+"""Background process that keeps running after alloop ends, identified by its id and start time."""
 
 import contextlib
 import dataclasses
@@ -19,26 +19,26 @@ _STOP_SECONDS = 15.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Process:
-    """A process by number and start time: numbers are used again, with another start time."""
+    """Process, identified by id and start time, since systems reuse ids."""
 
     pid: int
     started: str
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether the process still runs."""
         _reap(self.pid)
         started = start_time(self.pid)
         return started != "" and started == self.started
 
 
 def start(command: Sequence[str], env: Mapping[str, str], log: Path, record: Path) -> Process:
-    """Start a process in a session of its own and write down which it is.
+    """Start a process in a session of its own, and record its id and start time.
 
     Args:
         command: Program and arguments.
-        env: All of its environment.
-        log: What it says is added here; it runs in the log's folder.
-        record: Where to remember it.
+        env: All of its environment variables.
+        log: File to which its output is appended. The process runs in the log's folder.
+        record: File that identifies the process.
     """
     with log.open("ab") as file:
         child = subprocess.Popen(
@@ -51,14 +51,14 @@ def start(command: Sequence[str], env: Mapping[str, str], log: Path, record: Pat
             start_new_session=True,
         )
     process = Process(child.pid, start_time(child.pid))
-    # It is meant to outlive us; without this Popen would complain when it is collected while the child runs.
+    # The child keeps running after alloop ends. Without this line Popen would warn when it is garbage-collected.
     child.returncode = 0
     write_json(record, {"pid": process.pid, "started": process.started})
     return process
 
 
 def find(record: Path) -> Process | None:
-    """The process that was written down, running or not."""
+    """Return the recorded process, running or not; None without a record."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         return Process(int(found["pid"]), str(found["started"]))
@@ -67,19 +67,19 @@ def find(record: Path) -> Process | None:
 
 
 def stop(process: Process) -> bool:
-    """End it: SIGTERM, and SIGKILL should it not listen.
+    """End a process by SIGTERM, and by SIGKILL if it does not react.
 
     Returns:
-        Whether it was running.
+        True if it was running.
 
     Raises:
-        LabelingError: Not even SIGKILL ended it.
+        LabelingError: SIGKILL did not end it either.
     """
     if not process.is_alive():
         return False
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            # It leads a session of its own, so this reaches what it started and nobody else.
+            # The process leads a session of its own, so the signal reaches only the process and its children.
             os.killpg(process.pid, sign)
         deadline = time.monotonic() + _STOP_SECONDS
         while time.monotonic() < deadline:
@@ -92,6 +92,6 @@ def stop(process: Process) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """Take note of the end of a child of ours; it would stay in the process table otherwise."""
+    """Collect the exit status of our child; otherwise the child would stay in the process table."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)

@@ -1,11 +1,11 @@
-"""A Label Studio of one's own for people who have none: installed apart, started in the background, stopped again.
+"""The workspace's own Label Studio server: installed separately, started in the background, stopped again.
 
 workspace/label-studio/
   credentials.json    address, user, password, token, image folders; only its owner can read it
   server.json         process id and start time of the running server
-  server.log          what it says
+  server.log          output of the server
   data/               its database and uploads
-  files/              one link for each image folder; all that it may serve
+  files/              one link per image folder; the server serves nothing else
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ _START_SECONDS = 300.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Credentials:
-    """How to reach a workspace's own server. `repr` shows no secret.
+    """Address and credentials of a workspace's own server. `repr` shows no secret.
 
     Attributes:
-        document_root: Below it lies all that the server may serve.
-        folders: Image folders as (path here, path as the server names it).
+        document_root: Folder that holds everything the server may serve.
+        folders: Image folders as (local path, path on the server).
     """
 
     url: str
@@ -50,12 +50,12 @@ class Credentials:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """What is known of a workspace's own server.
+    """State of a workspace's own server.
 
     Attributes:
-        running: Its process is alive.
-        healthy: It answers, and to our token.
-        already_running: `up` found it so, and at most added image folders.
+        running: True if its process is alive.
+        healthy: True if it answers and accepts our token.
+        already_running: True if `up` found it running and at most added image folders.
     """
 
     url: str | None
@@ -71,17 +71,17 @@ class ServerStatus:
 def up(
     workspace: Path, images: Sequence[Path] = (), port: int | None = None, progress: Progress = silent
 ) -> ServerStatus:
-    """Start the workspace's own Label Studio, installing it first when this machine has none.
+    """Start the workspace's own Label Studio, and install Label Studio first if it is missing.
 
     Args:
-        workspace: The project folder; the server's data lie in `label-studio/` there.
-        images: Folders of the pool. Those named in earlier calls stay readable; a running server sees new ones at once.
-        port: None takes the one used last time, or a free one.
-        progress: Told about installing, preparing and starting, in seconds waited (total 0: nobody knows how many).
+        workspace: Project folder; the server's data are in its folder `label-studio/`.
+        images: Folders of the pool. Folders of earlier calls stay readable. A running server sees new ones at once.
+        port: Port of the server; None: the last one used, or a free one.
+        progress: Called with the seconds that installing, preparing and starting have taken (total 0: unknown).
 
     Raises:
-        LabelingError: The port is taken, or the installation or the start failed; names the log.
-        WorkspaceError: An image folder is none, or the workspace cannot be written.
+        LabelingError: The port is in use, or the installation or the start failed; names the log.
+        WorkspaceError: An image folder does not exist, or the workspace cannot be written.
     """
     folder = _home(workspace)
     with local_install.only_one(folder, "server"):
@@ -100,10 +100,10 @@ def up(
 
 
 def down(workspace: Path, progress: Progress = silent) -> bool:
-    """Stop the workspace's own server, politely first.
+    """Stop the workspace's own server.
 
     Returns:
-        Whether one was running.
+        True if it was running.
     """
     progress("stopping Label Studio", 0, 1)
     stopped = _stop(_home(workspace))
@@ -112,7 +112,7 @@ def down(workspace: Path, progress: Progress = silent) -> bool:
 
 
 def status(workspace: Path) -> ServerStatus:
-    """Whether the workspace's own server runs and answers."""
+    """Return the state of the workspace's own server."""
     folder = _home(workspace)
     credentials = read_credentials(workspace)
     process = local_process.find(folder / "server.json")
@@ -129,12 +129,12 @@ def status(workspace: Path) -> ServerStatus:
 
 
 def credentials_path(workspace: Path) -> Path:
-    """The file with address and token."""
+    """Return the path of the file with address and token."""
     return _home(workspace) / "credentials.json"
 
 
 def read_credentials(workspace: Path) -> Credentials | None:
-    """How to reach the workspace's own server, or None when there never was one.
+    """Read address and credentials of the workspace's own server; None if it was never started.
 
     Raises:
         LabelingError: The file is damaged.
@@ -151,7 +151,7 @@ def read_credentials(workspace: Path) -> Credentials | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LabelingError(
             f"{path} cannot be used ({type(error).__name__}).",
-            "Move the label-studio folder away and run `alloop labelstudio up`; the new server begins empty.",
+            "Move the label-studio folder away and run `alloop labelstudio up`. The new server starts empty.",
         ) from None
 
 
@@ -173,12 +173,12 @@ def _stop(folder: Path) -> bool:
 
 
 def _prepare(workspace: Path, folder: Path, links: dict[str, str], port: int | None) -> Credentials:
-    """Choose the port and write down how to reach the server; a user's password and token are chosen once."""
+    """Choose the port, and write address and credentials. Password and token are chosen once."""
     old = read_credentials(workspace)
     credentials = Credentials(
         url=f"http://{_HOST}:{_choose_port(port, old)}",
         email=USER,
-        # They are in the server's database: a later start could not change them.
+        # Both are stored in the server's database, so a later start could not change them.
         password=old.password if old else secrets.token_urlsafe(18),
         token=old.token if old else secrets.token_hex(20),
         document_root=str(folder / "files"),
@@ -196,7 +196,7 @@ def _add_folders(workspace: Path, links: dict[str, str]) -> None:
 
 
 def _write_credentials(path: Path, credentials: Credentials) -> None:
-    """Write the file so that at no moment anybody else can read it."""
+    """Write the file so that no other user can read it at any moment."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def _write_credentials(path: Path, credentials: Credentials) -> None:
 
 
 def _link_folders(files: Path, images: Sequence[Path]) -> dict[str, str]:
-    """Link each image folder below the document root: the server then sees these folders and nothing else."""
+    """Link each image folder below the document root, so that the server sees only these folders."""
     links: dict[str, str] = {}
     for image_folder in images:
         target = image_folder.resolve()
@@ -235,7 +235,7 @@ def _plain(name: str) -> str:
 
 
 def _choose_port(asked: int | None, old: Credentials | None) -> int:
-    """A port that nobody listens on. Label Studio itself would move on silently from a busy one."""
+    """Return a free port. Label Studio itself would silently take another port instead of a busy one."""
     if asked is not None:
         if not _is_free(asked):
             raise LabelingError(
@@ -243,13 +243,13 @@ def _choose_port(asked: int | None, old: Credentials | None) -> int:
                 "Choose another port, or leave --port out to use any free port.",
             )
         return asked
-    # A server that has just been stopped lets go of its port a moment later; people keep their bookmarks.
+    # The last port keeps people's bookmarks valid. A stopped server releases its port only after a moment.
     before = _port(old) if old else 0
     for _ in range(20 if before else 0):
         if _is_free(before):
             return before
         time.sleep(0.1)
-    # Below the range that systems hand out by themselves, so that it is still free next time.
+    # Below the range from which systems assign ports, so that it is probably free next time, too.
     return next(port for port in iter(lambda: 20_000 + secrets.randbelow(12_000), None) if _is_free(port))
 
 
@@ -268,7 +268,7 @@ def _is_free(port: int) -> bool:
 
 
 def _environment(folder: Path, credentials: Credentials) -> dict[str, str]:
-    """Everything the server is told. Secrets go this way: command lines can be read by all users of the machine."""
+    """Return the server's environment. It also carries secrets, since all users can read command lines."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LABEL_STUDIO_", "DJANGO_"))}
     return kept | {
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder / "data"),
@@ -287,7 +287,7 @@ def _environment(folder: Path, credentials: Credentials) -> dict[str, str]:
 
 
 def _start(venv: Path, folder: Path, credentials: Credentials, env: dict[str, str], progress: Progress) -> None:
-    """Start the server so that it outlives this process, and wait until it answers to our token."""
+    """Start the server in the background, and wait until it accepts our token."""
     (folder / "files").mkdir(parents=True, exist_ok=True)
     port = _port(credentials)
     command = [str(local_install.program(venv)), "start", "--no-browser", "--internal-host", _HOST, "-p", str(port)]
@@ -307,7 +307,9 @@ def _wait_until_healthy(
     while not _answers(credentials):
         waited = time.monotonic() - began
         if not process.is_alive():
-            raise LabelingError(f"Label Studio ended at once: {local_install.tail(log)}", f"Its log is {log}.")
+            raise LabelingError(
+                f"Label Studio ended right after its start: {local_install.tail(log)}", f"Its log is {log}."
+            )
         if waited > _START_SECONDS:
             raise ServerUnavailable(
                 f"Label Studio did not answer at {credentials.url} within {_START_SECONDS:g} s.", f"Its log is {log}."
@@ -320,10 +322,10 @@ def _wait_until_healthy(
 
 
 def _answers(credentials: Credentials) -> bool:
-    """Whether it is our server that answers there: a stranger's would not know our token."""
+    """Return whether our server answers at the address. Another server would not accept our token."""
     headers = {"Authorization": f"Token {credentials.token}"}
     try:
-        # Not by way of a proxy from the environment: this is the loopback.
+        # Without a proxy from the environment, because the server runs on this machine.
         reply = httpx.get(f"{credentials.url}/api/current-user/whoami", headers=headers, timeout=10.0, trust_env=False)
     except httpx.HTTPError:
         return False

@@ -1,4 +1,4 @@
-"""What a back end must be told, as protocols: the tables of alloop.toml fit them without labeling knowing config."""
+"""Settings of back ends as protocols. The models of alloop.toml fit them, so `labeling` does not import `config`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

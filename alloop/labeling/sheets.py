@@ -1,4 +1,4 @@
-"""Batch sheets: read in any form that spreadsheet programs save, written as UTF-8 with commas."""
+"""Batch sheets: read in every format of spreadsheet programs, written as UTF-8 with commas."""
 
 import codecs
 import csv
@@ -17,7 +17,7 @@ _NEEDED = ("label", "annotator", "key", "sha256")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sheet:
-    """One file of questions.
+    """Sheet of questions.
 
     Attributes:
         header: Column titles as written, for example `label (or skip)`.
@@ -31,7 +31,7 @@ class Sheet:
 
 
 def list_sheets(folder: Path) -> list[Path]:
-    """The sheets of a folder, without what spreadsheet programs hide beside them."""
+    """List the sheets of a folder, without hidden files of spreadsheet programs."""
     return sorted(path for path in folder.glob("*.csv") if not path.name.startswith((".", "~")))
 
 
@@ -39,7 +39,7 @@ def read_sheet(path: Path) -> Sheet:
     """Read a sheet.
 
     Raises:
-        LabelingError: It is half-written or lacks a column; names file, line and column.
+        LabelingError: The sheet is incomplete or lacks a column; names file, line and column.
     """
     try:
         mtime_ns = path.stat().st_mtime_ns
@@ -54,7 +54,7 @@ def read_sheet(path: Path) -> Sheet:
 
 
 def write_sheet(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    """Write a whole sheet or leave the old one. The byte order mark makes Excel read it as UTF-8."""
+    """Write a sheet atomically. The byte order mark makes Excel read it as UTF-8."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow(header)

@@ -1,4 +1,4 @@
-"""People who are not there: answers from a CSV, the truth with mistakes or what real people said. For simulation."""
+"""Annotator for simulations: answers come from a CSV with true labels or with answers of real people."""
 
 import datetime as dt
 import json
@@ -27,10 +27,10 @@ Said = tuple[str | None, ...]  # about one image: the truth, or what each person
 
 
 class Truth:
-    """What the CSV knows: a label, or an answer of each person, by content hash, path or file name.
+    """Content of the CSV: a label, or an answer of each person, by content hash, path or file name.
 
     Attributes:
-        people: Columns with what real people answered; none where the CSV tells the truth.
+        people: Columns with answers of real people; empty if the CSV holds true labels.
     """
 
     def __init__(self, file: Path, people: tuple[str, ...] = ()) -> None:
@@ -43,7 +43,7 @@ class Truth:
         self._by_letters: dict[str, Said | None] = {}  # the same with `/` for Windows' `\`, and letters composed
 
     def add(self, sha256: str, name: str, said: Said) -> None:
-        """Record what a row says."""
+        """Add a row."""
         if sha256:
             self._by_sha256[sha256] = said
         if name:
@@ -55,7 +55,7 @@ class Truth:
             _note(self._by_letters, Path(plain).name, said)
 
     def label(self, image: ImageRef) -> str:
-        """The true label.
+        """Return the true label.
 
         Raises:
             LabelError: As `said`.
@@ -63,10 +63,10 @@ class Truth:
         return str(self.said(image)[0])
 
     def said(self, image: ImageRef) -> Said:
-        """What each of `people` answered, in their order; without people, the true label alone.
+        """Return the answers of `people`, in their order; without people, the true label alone.
 
         Raises:
-            LabelError: The CSV does not know the image, or knows its file name twice.
+            LabelError: The CSV does not hold the image, or holds its file name twice.
         """
         if image.sha256 in self._by_sha256:
             return self._by_sha256[image.sha256]
@@ -102,7 +102,7 @@ def read_truth(file: Path, people: Sequence[str] = (), classes: Collection[str] 
         classes: Class names. An answer that looks like a class is spelled like it.
 
     Raises:
-        LabelError: A column is missing, a row lacks a label, or nobody answered.
+        LabelError: A column is missing, a row has no label, or nobody answered.
     """
     truth = Truth(file, tuple(people))
     columns = tuple(people) or ("label",)
@@ -120,17 +120,18 @@ def _note(known: dict[str, Said | None], name: str, said: Said) -> None:
 
 
 class SimulatedAnnotator:
-    """The `Annotator` that knows the truth, or what real people said, and answers at once.
+    """The `Annotator` that answers at once, with true labels or answers of real people.
 
     Args:
         truth: Labels of all images that may be asked about, or people's answers.
-        classes: What a mistake can be.
-        state: A JSON-lines file that remembers the tasks; one line each, never rewritten but by a push or withdrawal.
-        noise: Chance in [0, 1] that an answer is another class, drawn uniformly. A person who is asked about the same
-            image again answers the same. Real people make mistakes of their own.
-        annotators: How many people answer each task; of real ones, which and in what order is drawn for each image.
-        seed: Decides the mistakes, and who is asked.
-        push_batch: Tasks between two yields of `push`.
+        classes: Classes of wrong answers.
+        state: JSON-lines file that stores the tasks, one line each; changed only by a push or a withdrawal.
+        noise: Probability in [0, 1] that an answer is another class, drawn uniformly. A person who is asked about the
+            same image again gives the same answer. Answers of real people are not changed.
+        annotators: Number of people who answer each task. Of real people, a part is drawn for each image, in a random
+            order.
+        seed: Seed of the mistakes and of the draw of people.
+        push_batch: Number of tasks between two yields of `push`.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class SimulatedAnnotator:
         return ""
 
     def last_push(self) -> str | None:
-        """Return None: the oracle is a file in the workspace folder, and no other workspace pushes to it."""
+        """Return None, because no other workspace pushes to the oracle's file."""
         return None
 
     def set_last_push(self, push_id: str) -> None:
@@ -205,23 +206,23 @@ class SimulatedAnnotator:
         return [_task(entry) for entry in self._load().values()]
 
     def show(self, images: Mapping[str, Sequence[ImageRef]]) -> int:
-        """Change nothing and return 0: the oracle does not look at images."""
+        """Return 0 and change nothing, because the oracle does not look at images."""
         return 0
 
     def withdraw(self, task_ids: Sequence[str]) -> frozenset[str]:
-        """Nothing that is there: it has been answered the moment it was asked."""
+        """Withdraw nothing, because every task was answered at once. Return the ids of tasks that do not exist."""
         return frozenset(task_ids) - frozenset(self._load())
 
     def answers(self, image: ImageRef) -> list[tuple[str, str]]:
-        """Who answers and what, in order, whenever the image is asked about.
+        """Return (person, answer) pairs for an image, in order; the same at every call.
 
         Raises:
-            LabelError: The CSV does not know the image, or has too few answers about it.
+            LabelError: The CSV does not hold the image, or too few answers about it.
         """
         said, people = self._truth.said(image), self._truth.people
         if not people:
             return [(_name(n), self._answer(image.sha256, str(said[0]), n)) for n in range(self._annotators)]
-        # In an order of its own for every image, or ties would always be settled by the same person.
+        # Every image has its own order, or the same person would settle all ties.
         draw = np.random.default_rng(derive_seed(self._seed, "oracle", image.sha256))
         order: list[int] = draw.permutation(len(people)).tolist()
         given = [(people[person], answer) for person in order if (answer := said[person]) is not None]
@@ -233,7 +234,7 @@ class SimulatedAnnotator:
         return given[: self._annotators]
 
     def _answer(self, sha256: str, label: str, person: int) -> str:
-        # The draw depends on image and person only: order, batches and restarts cannot change an answer.
+        # The draw depends only on image and person, so order, batches and restarts do not change an answer.
         draw = np.random.default_rng(derive_seed(self._seed, "oracle", sha256, person))
         others = [name for name in self._classes if name != label]
         return str(draw.choice(others)) if others and draw.random() < self._noise else label
@@ -242,7 +243,7 @@ class SimulatedAnnotator:
         moment = _EPOCH + dt.timedelta(seconds=int(entry["task"]))
         people = entry.get("people") or [_name(person) for person in range(len(entry["answers"]))]
         answers = tuple(
-            # One after another: a tie goes to who was first, and at the same moment that would be the alphabet.
+            # Answers have different times. At equal times, the alphabet would settle ties.
             Answer(f"{entry['task']}-{place}", person, Outcome.LABEL, value, moment + dt.timedelta(milliseconds=place))
             for place, (person, value) in enumerate(zip(people, entry["answers"], strict=True))
         )
@@ -252,7 +253,7 @@ class SimulatedAnnotator:
         return max((int(task_id) for task_id in self._load()), default=0)
 
     def _load(self) -> dict[str, dict[str, Any]]:
-        """Everything remembered, by task id in order. A last line that a kill cut short counts as never written."""
+        """Read all stored tasks, by task id in order. An incomplete last line is ignored."""
         try:
             lines = self._state.read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -260,7 +261,7 @@ class SimulatedAnnotator:
         except OSError as error:
             raise explain_os_error(error, self._state) from error
         entries: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is not whole
+        for number, line in enumerate(lines[:-1], start=1):  # text after the last line end is incomplete
             try:
                 entry = json.loads(line)
                 if not re.fullmatch("[0-9]+", entry["task"]) or {"key", "answers"} - entry.keys():
@@ -294,7 +295,7 @@ def _name(person: int) -> str:
 
 
 def _cut_unfinished_line(file: Any) -> None:
-    """Drop what a kill left behind the last line end, so that the next line starts on its own."""
+    """Remove an incomplete last line, so that the next line starts correctly."""
     file.seek(0)
     whole = file.read().rpartition(b"\n")
     if whole[2]:
@@ -314,7 +315,7 @@ def _build(setup: Setup) -> Annotator:
         project.classes,
         setup.folder / "oracle.jsonl",
         noise=own.noise,
-        # Of real people only as many are asked as must answer.
+        # Only as many real people are asked as must answer.
         annotators=labeling.annotations_per_image if own.columns else own.annotators,
         seed=project.seed,
     )
