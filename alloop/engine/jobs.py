@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alloop.config.schema import Config
+from alloop.engine.targets import Target
 from alloop.records import Calibration, ImageRef, ModelFiles
 
 
@@ -15,8 +16,9 @@ class TrainJob:
     """Train one model version and calibrate it.
 
     Attributes:
-        classes: Names in the order of the model's outputs [K]; a target is a position in it.
-        images, targets: The training labels. Order does not matter: the job sorts by content hash.
+        classes: Names in the order of the model's outputs [K].
+        images, targets: The training images and what the model shall learn of them, as `engine.targets` encodes it. The
+            order does not matter: the job sorts by content hash.
         holdout, holdout_targets: Labeled holdout images; they fit the temperature and are measured on, nothing else.
         head_classes: Class names that are the specialty of each head in the previous model version, to be kept when
             classes are added; empty for the first.
@@ -29,9 +31,9 @@ class TrainJob:
     config: Config
     classes: tuple[str, ...]
     images: tuple[ImageRef, ...]
-    targets: tuple[int, ...]
+    targets: tuple[Target, ...]
     holdout: tuple[ImageRef, ...]
-    holdout_targets: tuple[int, ...]
+    holdout_targets: tuple[Target, ...]
     seed: int
     cache: Path
     out: Path

@@ -1,6 +1,5 @@
 """Train one model version: features or fine-tuning, heads, calibrator, files."""
 
-import collections
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import Network, library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
+from alloop.engine.targets import TASKS, Coding, Target
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
 from alloop.models.backbones import Backbone
@@ -106,8 +106,9 @@ def _fit_frozen(
 ) -> Fitted:
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features([*images, *job.holdout], backbone, job.cache, hardware, progress)
-    images, labels = _readable(images, targets, failed)
-    _check_classes(labels.tolist(), job.classes)
+    coding = _coding(job)
+    images, labels = _readable(images, targets, failed, coding)
+    _check_enough(labels.tolist(), coding)
     train, _ = _parts(job, seed, images, labels)
     generator = torch.Generator().manual_seed(derive_seed(seed, "heads"))
     features = torch.from_numpy(cache.take([image.key for image in train.images]))
@@ -116,7 +117,7 @@ def _fit_frozen(
     n_heads = len(specialties)
     heads, history = fit_heads(features, train.targets, len(job.classes), n_heads, objective, recipe, generator)
     progress("heads", 1, 1)
-    holdout, _ = _readable(job.holdout, job.holdout_targets, failed)
+    holdout, _ = _readable(job.holdout, job.holdout_targets, failed, coding)
     rows = torch.from_numpy(cache.take([image.key for image in holdout]))
     return Fitted(
         network=Network(heads, {}),
@@ -139,7 +140,7 @@ def _finetune(
 ) -> Fitted:
     """Go on from a fit to the untrained trunk's features."""
     images, targets = _sorted_by_content(job.images, job.targets)
-    images, labels = _readable(images, targets, probe.failed)
+    images, labels = _readable(images, targets, probe.failed, _coding(job))
     train, validation = _parts(job, seed, images, labels)
     recipe, objective = build_finetune_recipe(job.config), _objective(job, specialties, train.targets)
     heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
@@ -174,7 +175,7 @@ def _cross_validate(
     """Out-of-fold log p̄ [N, K] of the training images by heads of the same recipe, and their targets [N]."""
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features(images, build_backbone(job.config, search_paths(job.cache)), job.cache, hardware)
-    images, labels = _readable(images, targets, failed)
+    images, labels = _readable(images, targets, failed, _coding(job))
     features = torch.from_numpy(cache.take([image.key for image in images]))
     recipe, n_classes = build_head_recipe(job.config), len(job.classes)
     if is_one_solution(recipe, build_loss(job.config)):
@@ -213,9 +214,8 @@ def _pool(job: TrainJob, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
         for one in fitted
     ]
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
-    return pool_members(member for part in rows for member in part), torch.tensor(
-        [target for ref, target in pairs if ref.image_id in kept], dtype=torch.long
-    )
+    targets = torch.from_numpy(_coding(job).array([target for ref, target in pairs if ref.image_id in kept]))
+    return pool_members(member for part in rows for member in part), targets
 
 
 def _history(fitted: Sequence[Fitted]) -> dict[str, object]:
@@ -248,35 +248,35 @@ def _specialties(job: TrainJob, number: int) -> Specialties:
     return assign_specialties(len(job.classes), n_heads, generator, known)
 
 
-def _sorted_by_content(images: Sequence[ImageRef], targets: Sequence[int]) -> tuple[list[ImageRef], list[int]]:
+def _sorted_by_content(images: Sequence[ImageRef], targets: Sequence[Target]) -> tuple[list[ImageRef], list[Target]]:
     pairs = sorted(zip(images, targets, strict=True), key=lambda pair: pair[0].sha256)
     return [image for image, _ in pairs], [target for _, target in pairs]
 
 
-def _readable(images: Sequence[ImageRef], targets: Sequence[int], failed: Failed) -> tuple[list[ImageRef], Tensor]:
-    """Images that did not fail, and their targets [N]."""
+def _readable(
+    images: Sequence[ImageRef], targets: Sequence[Target], failed: Failed, coding: Coding
+) -> tuple[list[ImageRef], Tensor]:
+    """Return the images that did not fail, and their targets [N]."""
     gone = {image_id for image_id, _ in failed}
     kept = [pair for pair in zip(images, targets, strict=True) if pair[0].image_id not in gone]
-    return [image for image, _ in kept], torch.tensor([target for _, target in kept], dtype=torch.long)
+    return [image for image, _ in kept], torch.from_numpy(coding.array([target for _, target in kept]))
+
+
+def _coding(job: TrainJob) -> Coding:
+    return TASKS[job.config.project.task](job.classes)
 
 
 def _check_labels(job: TrainJob) -> None:
-    unknown = [target for target in (*job.targets, *job.holdout_targets) if not 0 <= target < len(job.classes)]
+    coding = _coding(job)
+    unknown = [target for target in (*job.targets, *job.holdout_targets) if not coding.is_target(target)]
     if unknown:
         raise LabelError(f"Target {unknown[0]} is not a class: there are {len(job.classes)}.")
-    _check_classes(job.targets, job.classes)
+    _check_enough(job.targets, coding)
 
 
-def _check_classes(targets: Sequence[int], classes: Sequence[str]) -> None:
-    counts = collections.Counter(targets)
-    if len(counts) < 2:
-        found = ", ".join(
-            f"{counts[position]} of {name}" for position, name in enumerate(classes) if position in counts
-        )
-        raise LabelError(
-            f"Training needs labels of at least two classes, but there are {found or 'none'}.",
-            "Label some images of another class.",
-        )
+def _check_enough(targets: Sequence[Target], coding: Coding) -> None:
+    if shortage := coding.shortage(targets):
+        raise LabelError(shortage, "Label some images of another class.")
 
 
 def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:

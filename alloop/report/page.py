@@ -31,7 +31,7 @@ def write_report(project: Project, path: Path) -> Path:
     """
     status = gather_status(project)
     with reading(project.database) as session:
-        curve, holdout = learning_curve(session), read_last_holdout(session, project)
+        curve, holdout = learning_curve(session, project), read_last_holdout(session, project)
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         write_page(make_page(status, _pictures(Path(folder), status, curve, holdout)), path)
     return path

@@ -16,7 +16,7 @@ from alloop.loop.choosing.askable import leave_known, still_declined
 from alloop.loop.choosing.evidence import Known, Unreadable
 from alloop.loop.choosing.filter import find_matching
 from alloop.loop.choosing.pool_scores import load_scores
-from alloop.loop.choosing.selection import Situation, choose_batch
+from alloop.loop.choosing.selection import Situation, choose_batch, encode_labels
 from alloop.loop.intake.labels import agree, judge_of
 from alloop.loop.intake.near_copies import list_groups, read_sizes
 from alloop.progress import Progress, silent
@@ -102,13 +102,12 @@ def _situation(
     session: Session, project: Project, config: Config, current: RoundRecord, then: dt.datetime, n: int
 ) -> Situation:
     """What `selection.read_situation` read then: rows that came later do not count."""
-    index = {name: position for position, name in enumerate(config.project.classes)}
     found = agree(list_current(session, then=then), judge_of(config.project))
     agreed = {image_id: each.value for image_id, each in found.items() if each is not None}
     groups = list_groups(session, agreed)
     pool = _pool(session, groups, current.number, then)
     refs = {ref.image_id: ref for ref in pool}
-    labels = {image_id: index.get(value, -1) for image_id, value in agreed.items()}
+    labels = encode_labels(config, agreed)
     queries = [query for query in list_queries(session) if query.round_number < current.number]
     open_ = {query.image_id for query in queries if query.settled_at is None or query.settled_at > then}
     unlabeled = [ref for ref in pool if ref.image_id not in labels]

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from alloop.acquisition.batch import Pick
 from alloop.acquisition.strategy import Keys
 from alloop.config.schema import Config
+from alloop.engine.targets import TASKS
 from alloop.loop.choosing.askable import list_askable, list_holdout_to_ask
 from alloop.loop.choosing.batch import RANDOM, Batch, choose_images
 from alloop.loop.choosing.evidence import Evidence, Known
@@ -112,7 +113,7 @@ def read_situation(
         refs=tuple(refs),
         groups=groups,
         sizes=read_sizes(session, refs, groups),
-        known=_known(session, config.project.classes),
+        known=_known(session, config),
         model=None if model is None else model.files(project.folder),
         n=n if n is not None else batch_size(config.loop, bought(config, counts), counts.open + len(holdout)),
         holdout=tuple(holdout),
@@ -166,10 +167,11 @@ def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidat
     return Candidates(tuple(refs), keys, n_groups, notes)
 
 
-def _known(session: Session, classes: Sequence[str]) -> Known:
-    """Labeled training images and those being asked about; the label of an unknown class is none."""
-    index = {name: position for position, name in enumerate(classes)}
-    labels = {record.image_id: index.get(record.consensus.value, -1) for record in list_labels(session, Split.TRAIN)}
+def _known(session: Session, config: Config) -> Known:
+    """Return the labeled training images and those being asked about."""
+    labels = encode_labels(
+        config, {label.image_id: label.consensus.value for label in list_labels(session, Split.TRAIN)}
+    )
     asked = list_open_images(session)
     open_ = {ref.image_id: -1 for ref in list_refs(session, Split.TRAIN, labeled=False) if ref.image_id in asked}
     refs = find_refs(session, {**open_, **labels})
@@ -177,6 +179,13 @@ def _known(session: Session, classes: Sequence[str]) -> Known:
     ordered = sorted(refs.values(), key=lambda ref: ref.sha256)
     given = {**open_, **labels}
     return Known(tuple(ordered), np.array([given[ref.image_id] for ref in ordered], dtype=np.int64))
+
+
+def encode_labels(config: Config, labels: Mapping[int, str]) -> dict[int, int]:
+    """Return image id → target, -1 for a label that models cannot learn."""
+    coding = TASKS[config.project.task](config.project.classes)
+    targets = {image_id: coding.encode(value) for image_id, value in labels.items()}
+    return {image_id: -1 if target is None else target for image_id, target in targets.items()}
 
 
 def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config
 from alloop.evaluation.curve import Curve, covariance_of, fit_curve
+from alloop.evaluation.measures import TASKS
 from alloop.evaluation.paired import Comparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
 from alloop.loop.intake.test_set import bought
@@ -107,7 +108,7 @@ class _Measured:
 
 def gather_findings(session: Session, project: Project) -> Findings:
     """Read and compute everything; a second or less."""
-    rounds = _measured(session)
+    rounds = _measured(session, project)
     pool = count_pool(session)
     outlook = _outlook(session, project, rounds)
     doubling = outlook.doubling if outlook else None
@@ -118,7 +119,7 @@ def gather_findings(session: Session, project: Project) -> Findings:
         better=_better(project, rounds),
         matched=None if not matched else {"round": max(matched), **matched[max(matched)]},
         unbiased=_unbiased(session),
-        grown=grown.get("accuracy"),
+        grown=grown.get(TASKS[project.config.project.task].primary),
         outlook=outlook,
         rules=tuple(list_rules(project.config.loop, evidence)),
         disputed=count_disputed(session, Split.HOLDOUT),
@@ -130,7 +131,7 @@ def gather_evidence(session: Session, project: Project, n_askable: int) -> Evide
     """What the rules that are configured look at, and no more: a loop asks in every round."""
     settings = project.config.loop
     needs_curve = settings.stop_when_flat
-    rounds = _measured(session) if needs_curve or settings.target_accuracy is not None else []
+    rounds = _measured(session, project) if needs_curve or settings.target_accuracy is not None else []
     fitted = _curve(project, rounds) if needs_curve else None
     doubling = None if fitted is None else fitted.gain(rounds[-1].model.n_labels, 2 * rounds[-1].model.n_labels)
     agreements = _agreements(session) if settings.stop_when_stable else ()
@@ -139,20 +140,20 @@ def gather_evidence(session: Session, project: Project, n_askable: int) -> Evide
 
 def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions | None:
     """What the newest measured model says of the holdout, with probabilities."""
-    rounds = _measured(session)
+    rounds = _measured(session, project)
     return None if not rounds else _predictions(project, rounds[-1], whole=True)
 
 
-def learning_curve(session: Session) -> list[CurvePoint]:
+def learning_curve(session: Session, project: Project) -> list[CurvePoint]:
     """Every round that was measured."""
-    return [CurvePoint(one.model.n_labels, one.accuracy) for one in _measured(session)]
+    return [CurvePoint(one.model.n_labels, one.accuracy) for one in _measured(session, project)]
 
 
-def _measured(session: Session) -> list[_Measured]:
-    found = []
+def _measured(session: Session, project: Project) -> list[_Measured]:
+    primary, found = TASKS[project.config.project.task].primary, []
     for row in list_rounds(session):
         model = find_model(session, row.id)
-        accuracy = None if model is None else list_metrics(session, model.id, Split.HOLDOUT.value).get("accuracy")
+        accuracy = None if model is None else list_metrics(session, model.id, Split.HOLDOUT.value).get(primary)
         if model is not None and accuracy is not None:
             found.append(_Measured(row, model, accuracy))
     return found

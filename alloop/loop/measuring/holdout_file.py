@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alloop.engine.targets import Coding, Target
 from alloop.files import atomic_path
 from alloop.records import ImageRef
 
@@ -41,10 +42,10 @@ class HoldoutPredictions:
 def write_holdout(
     path: Path,
     refs: Sequence[ImageRef],
-    targets: Sequence[int],
+    targets: Sequence[Target],
     grown: Sequence[bool],
     calibrated_log_probs: npt.NDArray[np.floating],
-    classes: Sequence[str],
+    coding: Coding,
     model_sha256: str,
 ) -> None:
     """Write the file as a whole.
@@ -52,23 +53,23 @@ def write_holdout(
     Args:
         path: Where.
         refs: The images [N].
-        targets: Class positions [N].
+        targets: [N].
         grown: [N].
         calibrated_log_probs: [N, K].
-        classes: In the order of the outputs [K].
+        coding: Translates targets and predictions into labels.
         model_sha256: Of the model that says it.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
     """
-    names = np.array(classes, dtype=object)
+    classes = coding.classes
     rows = np.ascontiguousarray(calibrated_log_probs, dtype=np.float32)
     table = pa.table(
         {
             "image_id": pa.array([ref.image_id for ref in refs], pa.int64()),
             "sha256": pa.array([ref.sha256 for ref in refs], pa.string()),
-            "target": pa.array(names[np.asarray(targets, dtype=np.int64)], pa.string()),
-            "predicted": pa.array(names[rows.argmax(axis=1)], pa.string()),
+            "target": pa.array([coding.decode(target) for target in targets], pa.string()),
+            "predicted": pa.array(coding.guess(rows), pa.string()),
             "grown": pa.array(list(grown), pa.bool_()),
             "log_probs": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), len(classes)),
         }

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from alloop.config.schema import CalibrationConfig
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import LabelError
 from alloop.evaluation.matched import FEWEST, GROUPS, Matched, match
+from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.loop.stopping import points
 from alloop.progress import Progress, silent
 from alloop.records import Reason
@@ -155,5 +157,6 @@ def _correct(job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.
     result = LocalExecutor().train(arm)
     failed = {image_id for image_id, _ in result.failed}
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
-    targets = np.array([target for ref, target in pairs if ref.image_id not in failed], dtype=np.int64)
-    return np.asarray(result.holdout_calibrated_log_probs.argmax(axis=1) == targets)
+    task = job.config.project.task
+    targets = CODINGS[task](job.classes).array([target for ref, target in pairs if ref.image_id not in failed])
+    return MEASURES[task].correct(result.holdout_calibrated_log_probs, targets)

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime as dt
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
+from alloop.engine.targets import TASKS as CODINGS
+from alloop.engine.targets import Coding, encode_known
 from alloop.errors import LabelError, ModelError
-from alloop.evaluation.intervals import bootstrap_all, mean_of, statistics_of, wilson
-from alloop.evaluation.metrics import accuracy, nll_per_image
+from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.loop.intake.holdout import list_grown
 from alloop.loop.intake.reach import require_reachable
 from alloop.loop.measuring.findings import GROWN
@@ -52,42 +52,15 @@ class HoldoutRows:
     pooled_log_probs: npt.NDArray[np.floating]
 
 
-def measure(
-    calibrated_log_probs: npt.NDArray[np.floating],
-    targets: npt.NDArray[np.int64],
-    seed: int,
-    pooled_log_probs: npt.NDArray[np.floating] | None = None,
-) -> dict[str, Interval]:
-    """Accuracy (Wilson), NLL in nats, Brier score and calibration errors (bootstrap), each with its 95 % interval.
-
-    The calibration errors have 15 bins: of the top class expected (`ece`), greatest (`mce`) and over bins with equally
-    many images (`adaptive_ece`), and the mean over all classes (`classwise_ece`).
-
-    Args:
-        calibrated_log_probs: Calibrated log p̄ [N, K] of images that took no part in what produced it.
-        targets: [N].
-        seed: For the resamples.
-        pooled_log_probs: The same before calibration; adds its NLL as `nll_uncalibrated`.
-    """
-    n = len(targets)
-    probs = np.exp(calibrated_log_probs.astype(np.float64))
-    statistics = statistics_of(calibrated_log_probs, targets)
-    if pooled_log_probs is not None:
-        statistics["nll_uncalibrated"] = mean_of(nll_per_image(pooled_log_probs, targets))
-    generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
-    # Of the same resamples, so that NLL before and after calibration can be compared.
-    return {"accuracy": wilson(round(accuracy(probs, targets) * n), n), **bootstrap_all(statistics, n, generator)}
-
-
 def record_holdout(
     project: Project,
     number: int,
     model_sha256: str,
-    classes: Sequence[str],
+    coding: Coding,
     rows: HoldoutRows,
     seed: int,
 ) -> dict[str, dict[str, Interval]]:
-    """Write what a model says of the labeled holdout beside it, and measure.
+    """Write a model's predictions for the labeled holdout next to the model, and measure them.
 
     Returns:
         Split → metrics: `holdout` for the sample drawn before any model, `grown` for what later rounds drew from the
@@ -100,13 +73,16 @@ def record_holdout(
         targets.tolist(),
         grown.tolist(),
         rows.calibrated_log_probs,
-        classes,
+        coding,
         model_sha256,
     )
-    found = {}
+    measures, found = MEASURES[project.config.project.task], {}
     for split, mask in ((Split.HOLDOUT.value, ~grown), (GROWN, grown)):
         if mask.any():
-            found[split] = measure(rows.calibrated_log_probs[mask], targets[mask], seed, rows.pooled_log_probs[mask])
+            generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
+            found[split] = measures.measure(
+                rows.calibrated_log_probs[mask], targets[mask], generator, rows.pooled_log_probs[mask]
+            )
     return found
 
 
@@ -135,7 +111,8 @@ def evaluate(
         number = None if model is None else find_round_number(session, model.round_id)
     if model is None or number is None:
         raise ModelError("There is no model yet.", "`alloop run` trains one as soon as two classes have labels.")
-    usable = {image_id: ref for image_id, ref in refs.items() if labels[image_id] in model.classes}
+    coding = CODINGS[project.config.project.task](model.classes)
+    usable = {image_id: ref for image_id, ref in refs.items() if coding.encode(labels[image_id]) is not None}
     if not usable:
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
     pooled, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
@@ -143,7 +120,7 @@ def evaluate(
         raise LabelError(
             f"None of the {len(usable)} labeled holdout images can be read.", "`alloop pool check` says why."
         )
-    targets = np.array([model.classes.index(labels[image_id]) for image_id in order], dtype=np.int64)
+    targets = coding.array(encode_known(coding, [labels[image_id] for image_id in order]))
     config = validate_config(model.config, f"the config of model {model.name}")
     if config.evaluation.test is not None:
         calibrated = apply_calibration(model.calibration, pooled)
@@ -157,7 +134,7 @@ def evaluate(
         calibrated_log_probs=calibrated.numpy(),
         pooled_log_probs=pooled.numpy(),
     )
-    metrics = record_holdout(project, number, model.sha256, model.classes, rows, model.seed)
+    metrics = record_holdout(project, number, model.sha256, coding, rows, model.seed)
     now = dt.datetime.now(dt.UTC)
     with transaction(project.database) as session:
         for split, found in metrics.items():

@@ -14,6 +14,7 @@ from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.model_files import library_versions
+from alloop.engine.targets import TASKS, Coding, encode_known
 from alloop.errors import AlloopError
 from alloop.loop.asking.answers import judged_by, resettle_unknown
 from alloop.loop.choosing.evidence import Unreadable, wide_needs
@@ -116,17 +117,18 @@ def train(
         previous = find_last_model(session)
         grown = list_grown(session)
         reasons = list_first_reasons(session) if config.evaluation.matched_arm else None
-    classes = config.project.classes
+    classes, coding = config.project.classes, _coding(config)
+    targets = encode_known(coding, [label.consensus.value for label, _ in labeled])
     result = matched = None
     metrics: dict[str, dict[str, Interval]] = {}
-    if len({label.consensus.value for label, _ in labeled}) >= 2:
+    if not coding.shortage(targets):
         job = TrainJob(
             config=config,
             classes=classes,
             images=tuple(ref for _, ref in labeled),
-            targets=tuple(classes.index(label.consensus.value) for label, _ in labeled),
+            targets=targets,
             holdout=tuple(ref for _, ref in holdout),
-            holdout_targets=tuple(classes.index(label.consensus.value) for label, _ in holdout),
+            holdout_targets=encode_known(coding, [label.consensus.value for label, _ in holdout]),
             seed=derive_seed(current.seed, "train"),
             cache=project.paths.cache,
             out=project.paths.model(number),
@@ -136,7 +138,7 @@ def train(
         )
         result = LocalExecutor().train(job, progress)
         if (rows := _holdout_rows(job, result, grown)) is not None:
-            metrics = record_holdout(project, number, result.files.sha256, classes, rows, job.seed)
+            metrics = record_holdout(project, number, result.files.sha256, coding, rows, job.seed)
         if reasons is not None:
             matched = compare_arms(without(job, grown), result, reasons, progress)
     with transaction(project.database) as session:
@@ -284,7 +286,8 @@ def current_digest(project: Project) -> str | None:
     with reading(project.database) as session:
         labeled, _ = _labeled(session, Split.TRAIN, project.config)
         holdout, _ = _labeled(session, Split.HOLDOUT, project.config)
-    if len({label.consensus.value for label, _ in labeled}) < 2:
+    coding = _coding(project.config)
+    if coding.shortage(encode_known(coding, [label.consensus.value for label, _ in labeled])):
         return None
     return label_digest(project.config.project.classes, labeled, holdout)
 
@@ -337,12 +340,16 @@ def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
 
 
 def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple[LabelRecord, ImageRef]], int]:
-    """Labels of a split whose class is one of ours and whose image is there; and how many images are missing."""
-    judge = judge_of(config.project)
-    labels = [label for label in list_labels(session, split) if judge.is_known(label.consensus.value)]
+    """Return the labels of a split that models can learn and whose image is there, and the number of missing images."""
+    coding = _coding(config)
+    labels = [label for label in list_labels(session, split) if coding.encode(label.consensus.value) is not None]
     refs = {ref.image_id: ref for ref in list_refs(session, split, labeled=True)}
     there = [(label, refs[label.image_id]) for label in labels if label.image_id in refs]
     return there, len(labels) - len(there)
+
+
+def _coding(config: Config) -> Coding:
+    return TASKS[config.project.task](config.project.classes)
 
 
 def _as_data(same: Agreement | None) -> dict[str, float] | None:
