@@ -1,21 +1,21 @@
-"""What can go wrong that a user can do something about.
+"""Errors that a user can do something about.
 
-    AlloopError                 exit 1   anything below; one line what, one line what to do
+    AlloopError                 exit 1   all of the following; a message and a hint
     ├── ConfigError             exit 2   alloop.toml, an environment override or a flag
     │   └── HistoryError        exit 2   a setting changed in a way that would invalidate earlier rounds
     ├── WorkspaceError          exit 1   the folder: missing, read-only, not a workspace, disk full
     ├── DatabaseError           exit 1   the database: too old, too new, not reachable
-    ├── PoolError               exit 1   no images, nothing left to ask
+    ├── PoolError               exit 1   no images, or no image left to ask about
     ├── LabelError              exit 1   labels that cannot be used: unknown class, too few
     ├── ModelError              exit 1   backbone, weights, a model or cache file that is damaged
     ├── DeviceError             exit 1   the device has too little memory
     ├── LabelingError           exit 1   the labeling back end refused: wrong token, project gone, other label config
     └── TemporaryError          exit 75  try again later
-        ├── ServerUnavailable            the labeling server is down, slow or answers nonsense
-        ├── SourceUnreachable            much of the pool vanished at once: its disk may not be mounted
+        ├── ServerUnavailable            the labeling server is down, slow or gives invalid answers
+        ├── SourceUnreachable            a large part of the pool is missing: its disk may not be mounted
         └── LeaseHeld                    another alloop is writing to this workspace
 
-Bugs are not in this tree: they keep their traceback.
+Bugs do not belong to this tree; they keep their traceback.
 """
 
 import difflib
@@ -23,11 +23,11 @@ from collections.abc import Iterable
 
 
 class AlloopError(Exception):
-    """A problem with a way out.
+    """Problem that a user can solve.
 
     Args:
-        message: What is wrong, where, with the numbers. Never holds a secret.
-        hint: What to do about it, one sentence; empty when the message says it all.
+        message: Description of the problem, with place and numbers. Never holds a secret.
+        hint: Next step for the user, one sentence; empty if the message is enough.
     """
 
     exit_code = 1
@@ -94,7 +94,7 @@ class LeaseHeld(TemporaryError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is nearest, if any is near: cat for Cat, 001 for the 1 that Excel makes of it."""
+    """Return the nearest known name, if any is near: cat for Cat, 001 for 1 (Excel removes the zeros)."""
     names = list(known)
     for plain in (str.casefold, _as_number):
         same = [other for other in names if plain(other) == plain(name)]
@@ -113,7 +113,7 @@ def _as_number(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them when none is near."""
+    """Return the end of a message about an unknown name: the nearest known name, or all of them if none is near."""
     names = list(known)
     if (close := nearest(name, names)) is not None:
         return f"; did you mean '{close}'?"

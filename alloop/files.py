@@ -24,7 +24,7 @@ _NAME = 40  # characters of the name that a temporary name repeats; file systems
 
 
 def explain_os_error(error: OSError, path: Path) -> WorkspaceError:
-    """The same failure, in words a user can act on."""
+    """Return an error that tells a user what to do about the failure."""
     if error.errno in _NO_SPACE:
         return WorkspaceError(
             f"The disk is full: {path} could not be written.", "Free some space and run the command again."
@@ -123,7 +123,7 @@ def is_stream(path: Path) -> bool:
 
 
 def is_stdout(path: Path) -> bool:
-    """Return whether a path, under any name, is where standard output goes."""
+    """Return whether a path leads to standard output."""
     with contextlib.suppress(OSError):
         return os.path.samestat(path.stat(), os.fstat(1))
     return False
@@ -135,7 +135,7 @@ def from_folder(folder: Path, path: Path | str) -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or leave the old one."""
+    """Write a file completely, or keep the old one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 

@@ -1,4 +1,4 @@
-"""Names as people type them: finds the class that a spelling means, and the file that a table names."""
+"""Names as people type them: finds the class for a spelling, and the file for a name in a table."""
 
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ def look(text: str) -> str:
 
 
 def as_class(text: str, classes: Collection[str]) -> str:
-    """Return the class that looks like this text, as spelled in `classes`; the cleaned text if none does."""
+    """Return the class that looks like this text, as spelled in `classes`; without such a class, the cleaned text."""
     if text in classes:
         return text
     wanted = look(text)
@@ -54,7 +54,7 @@ def file_spellings(name: str) -> list[str]:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return the file that a table in a folder means by a name; None if there is no such file, or more than one.
+    """Return the file for a name in a table of a folder; None if no file or several files match.
 
     A file whose name is written as in the table comes first, then the only one in another Unicode form (NFC, NFD).
     """

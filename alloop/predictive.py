@@ -1,4 +1,4 @@
-"""What the axes [M, N, K] mean: M members, N images, K classes, log-probabilities in nats."""
+"""Predictions with the axes [M, N, K]: M members, N images, K classes; log-probabilities in nats."""
 
 import math
 
@@ -17,7 +17,7 @@ def mean_log_probs(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N K"]:
 
 
 def mean_probs(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N K"]:
-    """The members' mean prediction, rows summing to 1."""
+    """Mean prediction of the members. Each row sums to 1."""
     return mean_log_probs(log_probs).exp()
 
 
@@ -28,12 +28,12 @@ def entropy(log_probs: Float[Tensor, "*members N K"]) -> Float[Tensor, "*members
 
 
 def mutual_information(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
-    """How much the members disagree (BALD), in nats, in [0, min(ln M, ln K)].
+    """Mutual information between class and member (BALD), in nats, in [0, min(ln M, ln K)].
 
-    In the form mean_m KL(p_m || p̄), which subtracts no large numbers; what rounding leaves below 0 becomes 0.
+    Computed as mean_m KL(p_m || p̄), which does not subtract large numbers. Negative rounding errors become 0.
 
     Raises:
-        ValueError: A single member cannot disagree with itself; a prediction is not finite.
+        ValueError: There is only one member, or a prediction is not finite.
 
     Source: Houlsby et al. (2011), arXiv 1112.5745, equation 2; docs/methods.md section 4.
     """
@@ -46,15 +46,15 @@ def mutual_information(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
 
 
 def floor(log_probs: Tensor) -> Tensor:
-    """Log 0 as the lowest finite number, so that 0 * log 0 is 0 and not nan."""
+    """Replace log 0 by the lowest finite number, so that 0 * log 0 is 0 and not nan."""
     return log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
 
 
 def check_log_probs(log_probs: Float[Tensor, "M N K"]) -> None:
-    """Log-probabilities may be -inf (a probability of 0), never nan or +inf, and no row may be all -inf.
+    """Refuse log-probabilities that are nan or +inf, and rows that are all -inf. A single -inf (probability 0) is fine.
 
     Raises:
-        ValueError: Names the first such row.
+        ValueError: A row is wrong; names the first one.
     """
     bad = torch.isnan(log_probs) | (log_probs == torch.inf)
     rows = (bad.any(dim=-1) | (log_probs == -torch.inf).all(dim=-1)).any(dim=0).nonzero().flatten()

@@ -1,11 +1,11 @@
-"""Telling a process from a later one that got the same id."""
+"""Start times of processes, which distinguish a process from a later one with the same id."""
 
 import subprocess
 from pathlib import Path
 
 
 def start_time(pid: int) -> str:
-    """When a process began, as the system tells it; empty when there is none, or only its remains (a zombie)."""
+    """Return the start time of a process in the system's own format; empty for no process or a zombie."""
     if Path("/proc/self/stat").exists():
         try:
             # The name in parentheses may hold blanks, so fields count from behind it: 0 is the state, 19 the start.

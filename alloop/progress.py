@@ -1,13 +1,13 @@
-"""How long work tells where it is, without knowing who listens."""
+"""Reports of progress, independent of their receiver."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called as work goes on. `total` may be 0 when it is not known yet; `done == total` ends the phase `label`."""
+    """Function that receives progress. `total` is 0 if it is not known yet; `done == total` ends the phase `label`."""
 
     def __call__(self, label: str, done: int, total: int) -> None: ...
 
 
 def silent(label: str, done: int, total: int) -> None:
-    """Nobody listens."""
+    """Ignore the progress."""

@@ -1,4 +1,4 @@
-"""A workspace folder opened: its config, its database and where its files lie."""
+"""Open workspace: its settings, its database and the paths of its files."""
 
 import dataclasses
 import functools
@@ -19,43 +19,43 @@ DATABASE_FILE = "alloop.db"
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Where files lie in a workspace."""
+    """Paths of the files in a workspace."""
 
     root: Path
     shared_cache: Path | None = None
 
     @property
     def cache(self) -> Path:
-        """Decoded images and features; safe to delete."""
+        """Folder of decoded images and features; safe to delete."""
         return self.shared_cache or self.root / "cache"
 
     def round(self, number: int) -> Path:
-        """One round's model, scores and sheets."""
+        """Folder of a round's model and scores."""
         return self.root / "runs" / f"round-{number:04d}"
 
     def model(self, number: int) -> Path:
-        """The model version that a round trained."""
+        """Folder of the model version of a round."""
         return self.round(number) / "model"
 
     def scores(self, number: int) -> Path:
-        """The scores of the whole pool."""
+        """File with the scores of the whole pool."""
         return self.round(number) / "scores.parquet"
 
     def holdout(self, number: int) -> Path:
-        """What a round's model says of each labeled holdout image."""
+        """File with the predictions of a round's model for the labeled holdout images."""
         return self.round(number) / "holdout.parquet"
 
     def relative(self, path: Path) -> str:
-        """How a row names a file: relative to the workspace, so that the folder can move."""
+        """Return a file's path relative to the workspace, as stored in rows, so that the folder can move."""
         return path.relative_to(self.root).as_posix()
 
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """An open workspace. Close it after use: `with open_project(folder) as project`.
+    """Open workspace. Close it after use: `with open_project(folder) as project`.
 
     Attributes:
-        shared_cache: Where features lie, when several workspaces share them; None: in the folder.
+        shared_cache: Folder of features that several workspaces share; None: the workspace's own cache.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class Project:
 
     @functools.cached_property
     def database(self) -> Engine:
-        """The database, opened at first use."""
+        """Database of the workspace, opened at its first use."""
         return connect(database_url(self.folder, self.config))
 
     def __enter__(self) -> Self:
@@ -75,13 +75,13 @@ class Project:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database; using it again opens it again."""
+        """Close the database. The next use opens it again."""
         if "database" in self.__dict__:
             self.database.dispose()
 
     @property
     def paths(self) -> Paths:
-        """Where files lie."""
+        """Paths of the workspace's files."""
         return Paths(self.folder, self.shared_cache)
 
 
@@ -89,8 +89,8 @@ def open_project(folder: Path, environ: Mapping[str, str] = os.environ, *, check
     """Open a workspace. The caller closes it.
 
     Raises:
-        ConfigError: There is none here, or its settings are wrong.
-        DatabaseError: Its database has another schema than this alloop works with.
+        ConfigError: The folder is not a workspace, or its settings are wrong.
+        DatabaseError: The schema of its database differs from the one that this alloop needs.
     """
     root = folder.absolute()
     project = Project(root, load_config(root, environ), environ)
@@ -107,7 +107,7 @@ def database_url(folder: Path, config: Config) -> URL:
     """Return the URL of the configured database, or of the workspace's SQLite file.
 
     Raises:
-        ConfigError: `[database] url` is not a database URL, or names no file.
+        ConfigError: `[database] url` is not a database URL, or does not name a file.
     """
     if not config.database.url:
         return sqlite_url(folder / DATABASE_FILE)

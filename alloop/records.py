@@ -1,4 +1,4 @@
-"""Nouns that cross rooms: frozen dataclasses and enums, no behaviour beyond what their fields mean."""
+"""Records that several rooms share: frozen dataclasses and enums without behavior of their own."""
 
 import dataclasses
 import datetime as dt
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Split(enum.StrEnum):
-    """What an image may be used for."""
+    """Use of an image."""
 
     TRAIN = "train"
     HOLDOUT = "holdout"
@@ -29,7 +29,7 @@ class RoundState(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why an image was asked about."""
+    """Reason for asking about an image."""
 
     ACQUIRED = "acquired"
     RANDOM = "random"
@@ -39,7 +39,7 @@ class Reason(enum.StrEnum):
 
 
 class QueryStatus(enum.StrEnum):
-    """What became of a query. Only OPEN blocks the image from being asked again at once."""
+    """Status of a query. An image with an OPEN query cannot be asked about again."""
 
     OPEN = "open"
     ANSWERED = "answered"
@@ -50,17 +50,17 @@ class QueryStatus(enum.StrEnum):
 
 
 class Outcome(enum.StrEnum):
-    """What an annotator did with a task."""
+    """Action of an annotator on a task."""
 
     LABEL = "label"
-    SKIP = "skip"  # looked and declined
+    SKIP = "skip"  # declined to answer
     EMPTY = "empty"  # submitted without choosing a class
     OUTDATED = "outdated"  # answered while the file had other bytes than the image that was asked about
     DELETED = "deleted"  # tombstone: the annotation was removed where it was made
 
 
 class LocationStatus(enum.StrEnum):
-    """What was found at a path when it was last looked at."""
+    """State of a path when it was last read."""
 
     OK = "ok"
     UNREADABLE = "unreadable"
@@ -69,7 +69,7 @@ class LocationStatus(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A readable image file as found on disk, before it is known to the database.
+    """Readable image file on disk, before it is added to the database.
 
     Attributes:
         depth: Number of bits that hold the largest value of an image with more than 8 bits a channel; None for others.
@@ -89,7 +89,7 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnreadableFile:
-    """A file that cannot be used, with the reason in words."""
+    """File that cannot be used, with the reason in words."""
 
     path: str
     size: int
@@ -100,7 +100,7 @@ class UnreadableFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image of the pool, and one place where its bytes were last seen.
+    """Image of the pool, with one path at which its bytes were last seen.
 
     Attributes:
         depth: Number of bits at which the image is read, the same for all images of the pool with more than 8 bits a
@@ -125,14 +125,14 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
-    """One image to be asked about, as chosen.
+    """Chosen question about one image.
 
     Attributes:
-        probability: Of being drawn. For a uniform draw that of being in the sample at all, for a draw by score that of
-            being drawn next, given what had been drawn; None where nothing was drawn.
-        suspect: Its OOD score was extreme among the pool's; it may be junk.
-        draw_number: Which draw of the batch it was, from 1.
-        draw_pool: From how many images (one of each group of near copies) the batch's first one was drawn.
+        probability: Probability of selection. Uniform draws store the chance of being in the sample; draws by score
+            store the chance at this step, given the earlier draws. None if nothing was drawn.
+        suspect: True if its OOD score was extreme in the pool; the image may show none of the classes.
+        draw_number: Number of the draw in the batch, from 1.
+        draw_pool: Number of images (one per group of near copies) from which the batch's first image was drawn.
     """
 
     image_id: int
@@ -150,12 +150,12 @@ class Query:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutgoingTask:
-    """What a labeling back end needs to ask about one image.
+    """Input of a labeling back end for one task.
 
     Attributes:
         key: Stable key, unique even among copies of the workspace. Finds the tasks of a push that may have been
             interrupted.
-        predicted, confidence: The model's guess and its certainty in [0, 1] (1 - entropy / ln K); None without one.
+        predicted, confidence: Model's guess and its certainty in [0, 1] (1 - entropy / ln K); None without a guess.
         model_version: Name of the model that guessed.
     """
 
@@ -168,7 +168,7 @@ class OutgoingTask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One annotation as a person gave it.
+    """Annotation as a person gave it.
 
     Attributes:
         external_id: Id of the annotation in the labeling back end. Stays the same when the annotation is edited.
@@ -202,7 +202,7 @@ class Consensus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListedTask:
-    """A task as the labeling back end has it.
+    """Task as stored in the labeling back end.
 
     Attributes:
         key: Key of the `OutgoingTask` that the task was made from.
@@ -221,7 +221,7 @@ class ListedTask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TaskAnswers:
-    """Every annotation a task has now. One that was known and is not listed any more has been deleted.
+    """All present annotations of a task. A known annotation that is not listed has been deleted.
 
     Attributes:
         file: Path of the local file that people see; None if they see a copy, or if the file is not known.
@@ -242,7 +242,7 @@ class PullPage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interval:
-    """A number with its uncertainty and what it was computed on."""
+    """Number with its interval and sample size."""
 
     value: float
     low: float
@@ -253,14 +253,14 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Calibration:
-    """A fitted post-hoc calibrator and the evidence for it; NLLs are in nats per image.
+    """Fitted post-hoc calibrator with its evidence. NLLs are in nats per image.
 
     Attributes:
-        temperature: 1 where another calibrator was fitted, or none.
-        n: Holdout images that it was fitted to.
-        note: Why it is not what was asked for, or how it was chosen.
-        method: What was fitted; "none" leaves predictions as they are.
-        fitted: Its numbers as JSON, where one temperature does not say it all.
+        temperature: Fitted temperature; 1 if no temperature was fitted.
+        n: Number of holdout images it was fitted to.
+        note: Reason for another calibrator than the requested one, or for an automatic choice.
+        method: Name of the calibrator; "none" leaves predictions as they are.
+        fitted: Parameters of the calibrator as JSON; None if the temperature is the only one.
     """
 
     temperature: float
@@ -274,7 +274,7 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One round of a learning curve."""
+    """Point of a learning curve: one round."""
 
     n_labels: int
     accuracy: Interval
@@ -282,7 +282,7 @@ class CurvePoint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model version lies and what proves it whole."""
+    """Files of a model version, with their checksum."""
 
     folder: Path
     sha256: str

@@ -1,4 +1,4 @@
-"""Where randomness comes from: one named stream per purpose, all derived from the project's seed."""
+"""Sources of randomness: one named stream per purpose, all derived from the project's seed."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A seed for one purpose, for example `derive_seed(seed, round_number, "holdout")`.
+    """Derive the seed for one purpose, for example `derive_seed(seed, round_number, "holdout")`.
 
     Returns:
         An integer in [0, 2**63), the same on every machine and in every process.
@@ -17,7 +17,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def tie_keys(sha256s: list[str], seed: int) -> npt.NDArray[np.uint64]:
-    """Order-free keys [N] that break ties between equal scores: smaller goes first.
+    """Return keys [N] that break ties between equal scores: the smaller key goes first.
 
     A key depends on the image's content hash and the seed only, never on its position, so shuffling, sharding or
     re-adding a pool cannot change who wins a tie.
@@ -27,7 +27,7 @@ def tie_keys(sha256s: list[str], seed: int) -> npt.NDArray[np.uint64]:
 
 
 def mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One step of splitmix64 from each number, a one-to-one map (Steele, Lea & Flood, OOPSLA 2014)."""
+    """Apply one step of splitmix64, a one-to-one map, to each number (Steele, Lea & Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Annotations as given, by whom and when; and the labels derived from them."""
+"""Annotations as given, with annotator and time, and the labels derived from them."""
 
 import dataclasses
 import datetime as dt
@@ -14,7 +14,7 @@ from alloop.store.tables import Annotation, Image, ImageLocation, Label
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnnotationRecord:
-    """One version of an answer, with the image and the query that it belongs to.
+    """Version of an answer, with its image and its query.
 
     Attributes:
         source: Labeling back end that the answer came from, or "import".
@@ -39,7 +39,7 @@ class LabelRecord:
 
 
 def add_annotations(session: Session, records: Sequence[AnnotationRecord], now: dt.datetime) -> None:
-    """Append facts."""
+    """Append annotations."""
     rows = [_row(record, now) for record in records]
     if rows:
         session.execute(insert(Annotation), rows)
@@ -130,7 +130,7 @@ def find_classes(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
 
 
 def list_class_counts(session: Session, split: Split) -> dict[str, int]:
-    """Class → number of labels."""
+    """Return class → number of labels."""
     query = (
         select(Label.class_name, func.count())
         .join(Image, Image.id == Label.image_id)
@@ -141,7 +141,7 @@ def list_class_counts(session: Session, split: Split) -> dict[str, int]:
 
 
 def list_annotator_counts(session: Session) -> dict[str, dict[str, int]]:
-    """Annotator → how many of their current answers are labels, skips and empty submissions."""
+    """Return annotator → outcome → number of current answers."""
     current = _current().subquery()
     query = (
         select(current.c.annotator, current.c.outcome, func.count())
@@ -156,21 +156,21 @@ def list_annotator_counts(session: Session) -> dict[str, dict[str, int]]:
 
 
 def list_lead_times(session: Session) -> list[float]:
-    """Seconds that each current label took, where the back end says so."""
+    """Return the seconds that each current label took, if the back end reports them."""
     current = _current().subquery()
     where = (current.c.outcome == Outcome.LABEL.value, current.c.lead_time.is_not(None))
     return [float(seconds) for seconds in session.scalars(select(current.c.lead_time).where(*where))]
 
 
 def count_disputed(session: Session, split: Split) -> tuple[int, int]:
-    """(labels on which not all of their annotators agree, labels that several people gave)."""
+    """Return (number of disputed labels, number of labels given by several people)."""
     query = select(Label.agreement, Label.n_annotations).join(Image, Image.id == Label.image_id)
     rows = session.execute(query.where(Image.split == split.value, Label.n_annotations > 1)).all()
     return sum(agreement < 1 for agreement, _ in rows), len(rows)
 
 
 def list_values(session: Session) -> dict[str, int]:
-    """Value → how many current annotations give it, known class or not."""
+    """Return value → number of current annotations with it, whether it is a class or not."""
     current = _current().subquery()
     query = (
         select(current.c.value, func.count()).where(current.c.outcome == Outcome.LABEL.value).group_by(current.c.value)

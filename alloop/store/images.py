@@ -1,4 +1,4 @@
-"""Images of the pool, where they lie, which are near copies, and what each may be used for."""
+"""Images of the pool: their files, near-duplicate groups and splits."""
 
 import dataclasses
 import datetime as dt
@@ -15,7 +15,7 @@ from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, Nea
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolCounts:
-    """How many images there are, by what can be done with them. `labeled` counts train and holdout together."""
+    """Numbers of images by their use. `labeled` counts train and holdout together."""
 
     images: int
     train: int
@@ -31,7 +31,7 @@ class PoolCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
-    """A path as last seen."""
+    """State of a path when it was last read."""
 
     path: str
     status: LocationStatus
@@ -44,7 +44,7 @@ class Location:
 
 
 def find_locations(session: Session, paths: Sequence[str]) -> dict[str, Location]:
-    """What is known of these paths."""
+    """Find the stored state of these paths."""
     found: dict[str, Location] = {}
     for chunk in in_chunks(paths):
         where = ImageLocation.path.in_(chunk)
@@ -64,7 +64,7 @@ def find_places(session: Session, image_ids: Iterable[int]) -> dict[int, list[Lo
 
 
 def list_image_paths(session: Session, status: LocationStatus) -> list[tuple[int, str]]:
-    """(image id, path) of the paths that hold an image, or held one, by path."""
+    """List (image id, path) of all paths that hold or held an image, by path."""
     query = select(ImageLocation.image_id, ImageLocation.path).where(
         ImageLocation.image_id.is_not(None), ImageLocation.status == status.value
     )
@@ -72,13 +72,13 @@ def list_image_paths(session: Session, status: LocationStatus) -> list[tuple[int
 
 
 def list_locations(session: Session, status: LocationStatus | None = None) -> list[Location]:
-    """All paths, or those with a status, by path."""
+    """List all paths, or those with a status, by path."""
     query = _location_query().order_by(ImageLocation.path)
     return _locations(session, query if status is None else query.where(ImageLocation.status == status.value))
 
 
 def list_missing(session: Session) -> list[Location]:
-    """Paths where an image was and is not, by path, of images that are nowhere else."""
+    """List the missing paths of images that have no other path, by path."""
     elsewhere = aliased(ImageLocation)
     is_elsewhere = exists().where(
         elsewhere.image_id == ImageLocation.image_id, elsewhere.status == LocationStatus.OK.value
@@ -101,7 +101,7 @@ def _locations(session: Session, query: "Select[ImageLocation, str | None]") -> 
 
 
 def find_image_ids(session: Session, sha256s: Iterable[str]) -> dict[str, int]:
-    """Hash → id for those that are in the pool."""
+    """Find hash → id for images of the pool."""
     found: dict[str, int] = {}
     for chunk in in_chunks(sha256s):
         rows = session.execute(select(Image.sha256, Image.id).where(Image.sha256.in_(chunk)))
@@ -110,7 +110,7 @@ def find_image_ids(session: Session, sha256s: Iterable[str]) -> dict[str, int]:
 
 
 def add_image(session: Session, file: ImageFile, now: dt.datetime) -> int:
-    """Add a new image, in the train split until said otherwise. Its location is added separately."""
+    """Add a new image to the train split. Its location is added separately."""
     row = Image(
         sha256=file.sha256,
         split=Split.TRAIN.value,
@@ -139,12 +139,12 @@ def find_depth(session: Session, then: dt.datetime | None = None) -> int | None:
 
 
 def raise_depth(session: Session, depth: int) -> None:
-    """Raise the depth of images with more than 8 bits a channel to one that an image outside of the pool needs."""
+    """Raise the depth of images with more than 8 bits a channel to a depth that an image outside the pool needs."""
     session.execute(update(Image).where(Image.depth < depth).values(depth=depth))
 
 
 def count_deep(session: Session) -> int:
-    """Number of images with more than 8 bits a channel."""
+    """Count the images with more than 8 bits a channel."""
     return session.scalar(select(func.count()).where(Image.depth.is_not(None))) or 0
 
 
@@ -187,7 +187,7 @@ def add_apart(session: Session, files: Sequence[ImageFile], now: dt.datetime) ->
 
 
 def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: int | None, now: dt.datetime) -> None:
-    """Say what is at a path now; the path may have held something else before."""
+    """Record the current content of a path, which may have held something else before."""
     unreadable = isinstance(file, UnreadableFile)
     values = {
         "image_id": image_id,
@@ -206,7 +206,7 @@ def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: i
 
 
 def set_location_status(session: Session, paths: Sequence[str], status: LocationStatus, now: dt.datetime) -> None:
-    """Mark known image paths as there or missing. Paths that are missing for a reason (`set_missing`) stay missing."""
+    """Mark known image paths as present or missing. Paths with a reason for missing (`set_missing`) stay missing."""
     has_reason = and_(ImageLocation.status == LocationStatus.MISSING.value, ImageLocation.reason.is_not(None))
     for chunk in in_chunks(paths):
         session.execute(
@@ -224,7 +224,7 @@ def set_replaced(session: Session, paths: Sequence[str], now: dt.datetime) -> No
 
 
 def set_unreadable(session: Session, reasons: Mapping[str, str], now: dt.datetime) -> None:
-    """Record that images at these paths cannot be read any more: path → reason."""
+    """Record that the images at these paths can no longer be read: path → reason."""
     _set_reasons(session, LocationStatus.UNREADABLE, reasons, now)
 
 
@@ -240,7 +240,7 @@ def _set_reasons(session: Session, status: LocationStatus, reasons: Mapping[str,
 
 
 def drop_unreadable(session: Session, paths: Sequence[str]) -> None:
-    """Forget those of the paths that never held an image."""
+    """Delete those of the paths that never held an image."""
     for chunk in in_chunks(paths):
         session.execute(delete(ImageLocation).where(ImageLocation.path.in_(chunk), ImageLocation.image_id.is_(None)))
 
@@ -259,7 +259,7 @@ def list_leaders(session: Session) -> list[tuple[int, str, int | None]]:
 def add_to_group(session: Session, image_id: int, group_id: int, distance: int) -> None:
     """Put a new image in a near-duplicate group (its own for a first member).
 
-    A copy of a holdout image can neither be trained on nor measured again, so it is set aside.
+    A copy of a holdout image is set aside: it can neither be trained on nor measured again.
     """
     session.add(NearDuplicate(image_id=image_id, group_id=group_id, distance=distance))
     session.flush()
@@ -336,10 +336,10 @@ def find_splits(session: Session, image_ids: Iterable[int] | None = None) -> dic
 
 
 def list_refs(session: Session, split: Split | None = None, labeled: bool | None = None) -> list[ImageRef]:
-    """Images whose bytes are there, by id, with one path each (the first in order of path).
+    """List the images with a file, by id, with one path each (the first in order of path).
 
     Args:
-        session: Where to look.
+        session: Database session to read from.
         split: Only this split.
         labeled: Only images with (True) or without (False) a label.
     """
@@ -353,7 +353,7 @@ def list_refs(session: Session, split: Split | None = None, labeled: bool | None
 
 
 def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
-    """Those of the images whose bytes are there."""
+    """Find those of the images that have a file."""
     found: dict[int, ImageRef] = {}
     for chunk in in_chunks(image_ids):
         for ref in _refs(session, _refs_query().where(Image.id.in_(chunk))):
@@ -376,7 +376,7 @@ def find_sizes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[in
 
 
 def list_refs_then(session: Session, then: dt.datetime) -> list[tuple[ImageRef, Split]]:
-    """Every image that was there by then, with a path where it lay or lies, and its split now; by id."""
+    """List the images that were in the pool at a time, by id, with a past or present path and the present split."""
     query = (
         select(Image.id, Image.sha256, Image.split, func.min(ImageLocation.path), Image.depth)
         .join(ImageLocation, ImageLocation.image_id == Image.id)
@@ -411,7 +411,7 @@ def _refs(session: Session, query: "Select[int, str, str, int | None]") -> list[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What can be said of an image without looking at it; `paths` are those where it lies now, in order."""
+    """Facts about an image that need no reading of its file; `paths` are its present paths, in order."""
 
     image_id: int
     paths: tuple[str, ...]
@@ -422,7 +422,7 @@ class ImageFacts:
 
 
 def list_facts(session: Session) -> list[ImageFacts]:
-    """Every image, by id."""
+    """List the facts of every image, by id."""
     attributes: dict[int, dict[str, str]] = {}
     columns = select(ImageAttribute.image_id, ImageAttribute.name, ImageAttribute.value)
     for image_id, name, value in session.execute(columns):
@@ -447,7 +447,7 @@ def list_attribute_names(session: Session) -> list[str]:
 
 
 def set_attributes(session: Session, values: Mapping[int, Mapping[str, str]]) -> None:
-    """Replace what these images have under these names; an empty text takes the attribute away."""
+    """Replace the values of these attributes of these images; an empty text removes the attribute."""
     names = {name for given in values.values() for name in given}
     for name in names:
         for chunk in in_chunks([image_id for image_id, given in values.items() if name in given]):
@@ -465,13 +465,13 @@ def set_attributes(session: Session, values: Mapping[int, Mapping[str, str]]) ->
 
 
 def set_split(session: Session, image_ids: Iterable[int], split: Split) -> None:
-    """Change what images may be used for."""
+    """Change the split of images."""
     for chunk in in_chunks(image_ids):
         session.execute(update(Image).where(Image.id.in_(chunk)).values(split=split.value))
 
 
 def find_split(session: Session, image_id: int) -> Split:
-    """What an image may be used for."""
+    """Find the split of an image."""
     return Split(session.scalars(select(Image.split).where(Image.id == image_id)).one())
 
 
@@ -481,12 +481,12 @@ def list_split(session: Session, split: Split) -> list[int]:
 
 
 def has_holdout(session: Session) -> bool:
-    """Whether the holdout has been drawn."""
+    """Return whether the holdout has been drawn."""
     return session.scalar(select(Image.id).where(Image.split == Split.HOLDOUT.value).limit(1)) is not None
 
 
 def count_pool(session: Session) -> PoolCounts:
-    """Everything `status` says about the pool, counted in the database."""
+    """Count the images of the pool for `status`, in the database."""
     by_split = {split: n for split, n in session.execute(select(Image.split, func.count()).group_by(Image.split))}
     labeled = {
         split: n

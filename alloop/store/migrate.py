@@ -1,4 +1,4 @@
-"""Which schema a database has, which one this alloop wants, and the way from one to the other."""
+"""Schemas of databases: the present one, the one that this alloop needs, and the upgrade between them."""
 
 from pathlib import Path
 
@@ -14,27 +14,27 @@ from alloop.store.session import describe, reading, transaction
 
 
 def migrations_folder() -> Path:
-    """The migrations: inside the installed package, or at the top of a source checkout."""
+    """Return the folder of the migrations: in the installed package, or at the top of a source checkout."""
     installed = Path(__file__).parent / "migrations"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "migrations"
 
 
 def head_revision() -> str:
-    """The schema this alloop works with."""
+    """Return the schema that this alloop needs."""
     return str(_scripts().get_current_head())
 
 
 def current_revision(database: Engine) -> str | None:
-    """The schema a database has; None when it is empty."""
+    """Return the schema of a database; None if the database is empty."""
     with reading(database) as session:
         return MigrationContext.configure(session.connection()).get_current_revision()
 
 
 def upgrade(database: Engine) -> None:
-    """Bring a database to the schema this alloop works with; one that is there already stays as it is.
+    """Upgrade a database to the schema that this alloop needs.
 
     Raises:
-        DatabaseError: It was made by a newer alloop.
+        DatabaseError: A newer alloop made the database.
     """
     refuse_newer(database)
     config = AlembicConfig()
@@ -46,10 +46,10 @@ def upgrade(database: Engine) -> None:
 
 
 def require_current(database: Engine) -> None:
-    """Refuse to work with any other schema than ours.
+    """Refuse a database whose schema differs from the one that this alloop needs.
 
     Raises:
-        DatabaseError: The schema is older, newer or absent; the hint names the command that helps.
+        DatabaseError: The schema is older, newer or missing; the hint names the command to run.
     """
     refuse_newer(database)
     current = current_revision(database)
@@ -66,7 +66,7 @@ def require_current(database: Engine) -> None:
 
 
 def refuse_newer(database: Engine) -> None:
-    """Refuse a database that this alloop does not know.
+    """Refuse a database of a schema that this alloop does not know.
 
     Raises:
         DatabaseError: Its schema is not among our migrations.

@@ -1,4 +1,4 @@
-"""A round's batch: what was asked, why, and which task each query became."""
+"""Queries of a round: the images asked about, the reasons, and the task of each query."""
 
 import dataclasses
 import datetime as dt
@@ -15,7 +15,7 @@ from alloop.store.tables import Image, Query, Round, Task
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QueryRecord:
-    """A query as stored, with its task when it has one. `gone` says that the task was deleted where it was."""
+    """Stored query, with its task if it has one. `gone` means that the task was deleted in the back end."""
 
     id: int
     key: str
@@ -39,7 +39,7 @@ class QueryRecord:
 
 
 def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_prefix: str, now: dt.datetime) -> None:
-    """Record a batch; every query is open. The keys are `{key_prefix}-{image_id}`."""
+    """Add the queries of a batch, all of them open. Their keys are `{key_prefix}-{image_id}`."""
     rows = [
         {
             "key": f"{key_prefix}-{pick.image_id}",
@@ -65,7 +65,7 @@ def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_pref
 
 
 def list_queries(session: Session, round_id: int | None = None, status: QueryStatus | None = None) -> list[QueryRecord]:
-    """Queries by round and rank."""
+    """List queries by round and rank."""
     query = _query()
     if round_id is not None:
         query = query.where(Query.round_id == round_id)
@@ -75,18 +75,18 @@ def list_queries(session: Session, round_id: int | None = None, status: QuerySta
 
 
 def list_unsent(session: Session) -> list[QueryRecord]:
-    """Open queries without a task, of any round, by round and rank."""
+    """List the open queries without a task, of all rounds, by round and rank."""
     return _records(session, _query().where(Query.status == QueryStatus.OPEN.value, Task.id.is_(None)))
 
 
 def list_pushed(session: Session, source: str, project_ref: str) -> dict[str, QueryRecord]:
-    """Task id → query, for the tasks that are not known to be gone."""
+    """Return task id → query, for all tasks that are not recorded as deleted."""
     query = _query().where(Task.source == source, Task.project_ref == project_ref, Task.gone_at.is_(None))
     return {record.task_id: record for record in _records(session, query) if record.task_id is not None}
 
 
 def find_by_keys(session: Session, keys: Iterable[str]) -> dict[str, QueryRecord]:
-    """Key → query for those keys that are ours."""
+    """Return key → query for keys of this database."""
     found: dict[str, QueryRecord] = {}
     for chunk in in_chunks(keys):
         for record in _records(session, _query().where(Query.key.in_(chunk))):
@@ -95,7 +95,7 @@ def find_by_keys(session: Session, keys: Iterable[str]) -> dict[str, QueryRecord
 
 
 def add_tasks(session: Session, source: str, project_ref: str, tasks: Mapping[int, str], now: dt.datetime) -> None:
-    """Record that queries became tasks: query id → task id."""
+    """Record the tasks of queries: query id → task id."""
     rows = [
         {"query_id": query_id, "source": source, "project_ref": project_ref, "external_id": task_id, "pushed_at": now}
         for query_id, task_id in tasks.items()
@@ -105,13 +105,13 @@ def add_tasks(session: Session, source: str, project_ref: str, tasks: Mapping[in
 
 
 def set_task_ids(session: Session, tasks: Mapping[int, str]) -> None:
-    """Record that the tasks of queries are others than was recorded: query id → task id."""
+    """Correct the recorded tasks of queries: query id → task id."""
     for query_id, task_id in tasks.items():
         session.execute(update(Task).where(Task.query_id == query_id).values(external_id=task_id))
 
 
 def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime) -> None:
-    """Record that the tasks of these queries do not exist any more."""
+    """Record that the tasks of these queries no longer exist."""
     for chunk in in_chunks(query_ids):
         session.execute(update(Task).where(Task.query_id.in_(chunk)).values(gone_at=now))
 
@@ -123,7 +123,7 @@ def set_keys(session: Session, keys: Mapping[int, str]) -> None:
 
 
 def drop_open_tasks(session: Session, source: str) -> int:
-    """Forget the tasks of open queries, so that they are pushed again; returns how many there were."""
+    """Drop the tasks of open queries, so that the queries are pushed again; return the number of tasks."""
     is_open = select(Query.id).where(Query.status == QueryStatus.OPEN.value)
     dropped = session.execute(delete(Task).where(Task.source == source, Task.query_id.in_(is_open)))
     return int(dropped.rowcount)  # type: ignore[attr-defined]
@@ -142,35 +142,35 @@ def count_open_by_source(session: Session) -> dict[str, int]:
 
 
 def set_status(session: Session, query_id: int, status: QueryStatus, now: dt.datetime) -> None:
-    """Settle a query, or open it again."""
+    """Set the status of a query."""
     settled_at = None if status is QueryStatus.OPEN else now
     session.execute(update(Query).where(Query.id == query_id).values(status=status.value, settled_at=settled_at))
 
 
 def has_open_query(session: Session, image_id: int) -> bool:
-    """Whether the image is being asked about now."""
+    """Return whether the image has an open query."""
     where = (Query.image_id == image_id, Query.status == QueryStatus.OPEN.value)
     return session.scalar(select(Query.id).where(*where).limit(1)) is not None
 
 
 def list_open_images(session: Session) -> set[int]:
-    """Images that are being asked about now."""
+    """List the images with an open query."""
     return set(session.scalars(select(Query.image_id).where(Query.status == QueryStatus.OPEN.value)))
 
 
 def list_asked_images(session: Session, reason: Reason) -> set[int]:
-    """Images that were ever asked about for this reason and not taken back."""
+    """List the images with a query of this reason that was not withdrawn."""
     where = (Query.reason == reason.value, Query.status != QueryStatus.WITHDRAWN.value)
     return set(session.scalars(select(Query.image_id).where(*where)))
 
 
 def list_ever_asked(session: Session) -> set[int]:
-    """Images that were ever asked about, taken back or not."""
+    """List the images that have a query, withdrawn or not."""
     return set(session.scalars(select(Query.image_id)))
 
 
 def list_first_reasons(session: Session) -> dict[int, Reason]:
-    """Image → why it was asked about first, in the order asked; queries that were taken back do not count."""
+    """Return image → reason of its first query, in the order asked. Withdrawn queries do not count."""
     query = (
         select(Query.image_id, Query.reason)
         .join(Round, Round.id == Query.round_id)
@@ -184,7 +184,7 @@ def list_first_reasons(session: Session) -> dict[int, Reason]:
 
 
 def list_skipped_images(session: Session) -> dict[int, int]:
-    """Image → number of the last round in which somebody skipped it."""
+    """Return image → number of the last round in which somebody skipped it."""
     query = (
         select(Query.image_id, func.max(Round.number))
         .join(Round, Round.id == Query.round_id)
@@ -195,13 +195,13 @@ def list_skipped_images(session: Session) -> dict[int, int]:
 
 
 def count_by_status(session: Session, round_id: int) -> dict[QueryStatus, int]:
-    """How the queries of a round stand."""
+    """Count the queries of a round by status."""
     query = select(Query.status, func.count()).where(Query.round_id == round_id).group_by(Query.status)
     return {QueryStatus(status): n for status, n in session.execute(query)}
 
 
 def count_rounds_asked(session: Session) -> int:
-    """How many rounds asked anything."""
+    """Count the rounds that have queries."""
     return session.scalar(select(func.count(Query.round_id.distinct()))) or 0
 
 

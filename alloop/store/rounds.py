@@ -1,4 +1,4 @@
-"""Rounds, the model version each trained, and what was measured of it."""
+"""Rounds, their model versions, and the metrics of these."""
 
 import dataclasses
 import datetime as dt
@@ -16,7 +16,7 @@ from alloop.store.tables import Metric, ModelVersion, Round
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """A round as stored. `config` is the exact JSON of the config it was started with."""
+    """Stored round. `config` is the exact JSON of its settings."""
 
     id: int
     number: int
@@ -32,7 +32,7 @@ class RoundRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A model version as stored. `path` is relative to the workspace."""
+    """Stored model version. `path` is relative to the workspace."""
 
     id: int
     round_id: int
@@ -52,12 +52,12 @@ class ModelRecord:
     created_at: dt.datetime
 
     def files(self, workspace: Path) -> ModelFiles:
-        """Where the model lies."""
+        """Return the files of the model."""
         return ModelFiles(workspace / self.path, self.sha256)
 
 
 def add_round(session: Session, number: int, config: Mapping[str, Any], seed: int, now: dt.datetime) -> RoundRecord:
-    """Start a round with the config it will run with."""
+    """Start a round with its settings."""
     row = Round(number=number, state=RoundState.CREATED.value, config=dict(config), seed=seed, created_at=now)
     session.add(row)
     session.flush()
@@ -65,10 +65,10 @@ def add_round(session: Session, number: int, config: Mapping[str, Any], seed: in
 
 
 def find_round(session: Session, number: int) -> RoundRecord:
-    """A round by its number.
+    """Find a round by its number.
 
     Raises:
-        AlloopError: There is none.
+        AlloopError: No round has this number.
     """
     row = session.scalar(select(Round).where(Round.number == number))
     if row is None:
@@ -77,26 +77,26 @@ def find_round(session: Session, number: int) -> RoundRecord:
 
 
 def find_round_number(session: Session, round_id: int) -> int:
-    """The number of a round that is there."""
+    """Find the number of an existing round."""
     return session.execute(select(Round.number).where(Round.id == round_id)).scalar_one()
 
 
 def find_last_round(session: Session) -> RoundRecord | None:
-    """The newest round, or None before the first."""
+    """Find the newest round; None before the first."""
     row = session.scalar(select(Round).order_by(Round.number.desc()).limit(1))
     return None if row is None else _round(row)
 
 
 def list_rounds(session: Session) -> list[RoundRecord]:
-    """All rounds, oldest first."""
+    """List all rounds, oldest first."""
     return [_round(row) for row in session.scalars(select(Round).order_by(Round.number))]
 
 
 def set_state(session: Session, round_id: int, old: RoundState, new: RoundState) -> None:
-    """Move a round on.
+    """Move a round to its next state.
 
     Raises:
-        DatabaseError: It was not where the caller thought: somebody else moved it.
+        DatabaseError: The round was in another state, because another process moved it.
     """
     moved = session.execute(update(Round).where(Round.id == round_id, Round.state == old.value).values(state=new.value))
     if moved.rowcount != 1:  # type: ignore[attr-defined]
@@ -109,23 +109,23 @@ def set_config(session: Session, round_id: int, config: Mapping[str, Any], seed:
 
 
 def set_scores(session: Session, round_id: int, path: str | None, sha256: str | None) -> None:
-    """Name the score file of a round, or say that it has none."""
+    """Set the score file of a round; None removes it."""
     session.execute(update(Round).where(Round.id == round_id).values(scores_path=path, scores_sha256=sha256))
 
 
 def set_closed(session: Session, round_id: int, because: str, now: dt.datetime) -> None:
-    """Say when and why a round ended."""
+    """Record when and why a round ended."""
     session.execute(update(Round).where(Round.id == round_id).values(closed_at=now, closed_because=because))
 
 
 def add_model(session: Session, values: Mapping[str, Any], calibration: Calibration, now: dt.datetime) -> int:
-    """Record the model version of a round, in place of an earlier one of the same round.
+    """Record the model version of a round; it replaces an earlier one of the same round.
 
     Args:
-        session: Where to write.
+        session: Database session to write to.
         values: The fields of ModelRecord without id, calibration and time.
-        calibration: Fitted on the holdout.
-        now: When.
+        calibration: Calibrator fitted on the holdout.
+        now: Time of recording.
     """
     drop_model(session, values["round_id"])
     row = ModelVersion(**values, calibration=dataclasses.asdict(calibration), created_at=now)
@@ -135,14 +135,14 @@ def add_model(session: Session, values: Mapping[str, Any], calibration: Calibrat
 
 
 def drop_model(session: Session, round_id: int) -> None:
-    """Forget the model version of a round and what was measured of it."""
+    """Delete the model version of a round and its metrics."""
     earlier = select(ModelVersion.id).where(ModelVersion.round_id == round_id)
     session.execute(delete(Metric).where(Metric.model_version_id.in_(earlier)))
     session.execute(delete(ModelVersion).where(ModelVersion.round_id == round_id))
 
 
 def find_model(session: Session, round_id: int) -> ModelRecord | None:
-    """The model version that a round trained, or None when it had too few labels."""
+    """Find the model version of a round; None if the round had too few labels."""
     row = session.scalar(select(ModelVersion).where(ModelVersion.round_id == round_id))
     return None if row is None else _model(row)
 
@@ -157,7 +157,7 @@ def find_last_model(session: Session, up_to: int | None = None) -> ModelRecord |
 
 
 def set_metrics(session: Session, model_id: int, split: str, metrics: Mapping[str, Interval], now: dt.datetime) -> None:
-    """Replace what was measured of a model on a split."""
+    """Replace the metrics of a model on a split."""
     session.execute(delete(Metric).where(Metric.model_version_id == model_id, Metric.split == split))
     for name, interval in metrics.items():
         session.add(
@@ -177,7 +177,7 @@ def set_metrics(session: Session, model_id: int, split: str, metrics: Mapping[st
 
 
 def list_metrics(session: Session, model_id: int, split: str) -> dict[str, Interval]:
-    """What was measured of a model on a split; a value that was infinite comes back as infinity."""
+    """List the metrics of a model on a split. An infinite value is returned as infinity."""
     rows = session.scalars(select(Metric).where(Metric.model_version_id == model_id, Metric.split == split))
     return {
         row.name: Interval(_or_inf(row.value), _or_inf(row.low), _or_inf(row.high), row.n, row.method) for row in rows

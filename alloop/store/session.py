@@ -1,4 +1,4 @@
-"""Opening the database, and the one place where changes are made to count."""
+"""Database connections and transactions."""
 
 import contextlib
 import itertools
@@ -18,13 +18,13 @@ from alloop.files import from_folder
 
 BUSY_SECONDS = 30
 _SQLITE_OPTIONS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"}
-CHUNK = 500  # values in one statement; SQLite's limit was 999 for long
+CHUNK = 500  # values per statement; older SQLite allows 999
 
 Value = TypeVar("Value")
 
 
 def sqlite_url(path: Path) -> URL:
-    """Return the URL of a SQLite file. Made from parts, since a path in a URL's text would be cut at its first `?`."""
+    """Return the URL of a SQLite file, built from parts: a URL's text would be cut at the path's first `?`."""
     return URL.create("sqlite", database=str(path))
 
 
@@ -32,7 +32,7 @@ def read_url(text: str, folder: Path) -> URL:
     """Read `[database] url`. A relative path of a SQLite file is relative to `folder`.
 
     Raises:
-        ConfigError: The text is not a database URL, or it is SQLite's and names no file.
+        ConfigError: The text is not a database URL, or a SQLite URL without a file.
     """
     try:
         url = make_url(text)
@@ -52,16 +52,16 @@ def read_url(text: str, folder: Path) -> URL:
 
 
 def describe(url: URL) -> str:
-    """Name of a database in messages: the file, or the URL without its password."""
+    """Return the name of a database for messages: the file, or the URL without its password."""
     is_file = url.get_backend_name() == "sqlite"
     return str(url.database) if is_file else url.render_as_string(hide_password=True)
 
 
 def connect(url: str | URL) -> Engine:
-    """A database for one process. Nothing is opened until it is used.
+    """Return a database for one process. It is opened at its first use.
 
     Raises:
-        ConfigError: The URL is not one, or its driver is not installed.
+        ConfigError: The URL is not a database URL, or its driver is not installed.
     """
     try:
         parsed = _with_driver(make_url(url))
@@ -104,7 +104,7 @@ def look_only(path: Path) -> str:
 
 @contextlib.contextmanager
 def transaction(database: Engine) -> Iterator[Session]:
-    """All of it counts, or none.
+    """Open a transaction: all changes are stored, or none.
 
     Raises:
         DatabaseError: The database cannot be opened, read or written.
@@ -115,14 +115,14 @@ def transaction(database: Engine) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def reading(database: Engine) -> Iterator[Session]:
-    """One consistent view for looking only; never waits for a writer and changes nothing.
+    """Open a consistent view for reading. It never waits for a writer.
 
     Raises:
         DatabaseError: The database cannot be opened or read.
-        TemporaryError: The SQLite file, opened for reading only, was changed by somebody else meanwhile.
+        TemporaryError: Another process changed the SQLite file, which was opened for reading only.
     """
     options: dict[str, Any] = {"alloop_reading": True}
-    if database.url.get_backend_name() != "sqlite":  # SQLite's readers always see one moment
+    if database.url.get_backend_name() != "sqlite":  # readers of SQLite always see one state
         options |= {"isolation_level": "REPEATABLE READ"}
     looked_at = None if may_write(database.url) else Path(str(database.url.database))
     before = looked_at and _stamp(looked_at)
@@ -138,23 +138,23 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _with_driver(url: URL) -> URL:
-    """What people write for PostgreSQL, with the driver that `alloop[postgres]` installs."""
+    """Return a PostgreSQL URL with the driver that `alloop[postgres]` installs."""
     is_bare = url.drivername in {"postgresql", "postgres"}
     return url.set(drivername="postgresql+psycopg") if is_bare else url
 
 
 def in_chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
-    """Values for `IN (…)`, as many at a time as every database takes in one statement."""
+    """Yield values for `IN (…)`, in parts that every database accepts in one statement."""
     remaining = iter(values)
     while chunk := list(itertools.islice(remaining, CHUNK)):
         yield chunk
 
 
 def _prepare_sqlite(database: Engine) -> None:
-    """WAL for readers beside a writer, foreign keys on, patience with a lock, and writers that queue at BEGIN.
+    """Set up a SQLite connection: WAL, foreign keys, a wait for locks, and `BEGIN IMMEDIATE` for writers.
 
-    pysqlite begins transactions late and in its own way; taking that over is what makes `BEGIN IMMEDIATE` possible, so
-    that two writers wait for each other instead of failing half-way.
+    pysqlite starts transactions late. alloop starts them itself, so that `BEGIN IMMEDIATE` is possible: two writers
+    then wait for each other instead of failing in the middle.
     """
 
     @event.listens_for(database, "connect")
@@ -176,7 +176,7 @@ def _begin(connection: Any) -> None:
 
 
 def _prepare_looking(database: Engine) -> None:
-    """Open a SQLite file that we may not write in read-only mode."""
+    """Open a SQLite file in read-only mode if we may not write to it."""
 
     @event.listens_for(database, "do_connect")
     def _open(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def _prepare_looking(database: Engine) -> None:
 
 @contextlib.contextmanager
 def _in_words(database: Engine) -> Iterator[None]:
-    """What the database's surroundings did to us is explained; what we did wrong keeps its traceback."""
+    """Turn environment failures (disk full, locked, unreachable) into readable errors. Other errors pass through."""
     try:
         yield
     except BrokenDatabase as error:
@@ -223,7 +223,7 @@ def _explain(error: BrokenDatabase, database: Engine) -> AlloopError:
         return DatabaseError(
             f"The disk is full: {where} could not be written.", "Free some space and run the command again."
         )
-    if "I/O error" in what:  # SQLite's word for a full disk, too, where it keeps its journal
+    if "I/O error" in what:  # SQLite also reports a full disk in this way, if its journal is there
         return DatabaseError(
             f"{where} could not be read or written: {what}.",
             "The disk may be full, damaged or disconnected. Free some space and run the command again.",

@@ -1,4 +1,4 @@
-"""Tables and their constraints. What must never happen is refused here, by the database, whoever writes to it."""
+"""Tables and their constraints. The database itself refuses what must never happen."""
 
 import datetime as dt
 from typing import Any
@@ -30,13 +30,13 @@ RowId = BigInteger().with_variant(Integer, "sqlite")
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):
-    """An instant. Stored without zone in UTC, because SQLite has no zones; always aware in Python."""
+    """Time with a zone in Python, stored as UTC without a zone, because SQLite has no time zones."""
 
     impl = DateTime
     cache_ok = True
 
     def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
-        """Refuse naive times: nobody could say what they mean."""
+        """Convert to UTC; refuse times without a zone, because they are ambiguous."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -44,12 +44,12 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return value.astimezone(dt.UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
-        """Give the zone back."""
+        """Add the zone UTC."""
         return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
 class Base(DeclarativeBase):
-    """Every constraint has a name, so that a migration can drop it by that name on any database."""
+    """Base of all tables. Every constraint has a name, so that a migration can drop it on any database."""
 
     metadata = MetaData(
         naming_convention={
@@ -69,7 +69,7 @@ def _one_of(column: str, values: type[Any]) -> CheckConstraint:
 
 
 class Workspace(Base):
-    """One row: the workspace that this database belongs to. Task keys and the server's project contain its uuid.
+    """Workspace of this database, in one row. Task keys and the server's project contain its uuid.
 
     `near_copies` is the distance that the images were grouped with, or "off"; empty before the first grouping.
     """
@@ -83,7 +83,7 @@ class Workspace(Base):
 
 
 class Image(Base):
-    """One row per image hash: the same bytes under two names are one image."""
+    """Image of the pool. Files with the same bytes are one image."""
 
     __tablename__ = "image"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -93,14 +93,14 @@ class Image(Base):
     height: Mapped[int]
     format: Mapped[str] = mapped_column(String(16))
     mode: Mapped[str] = mapped_column(String(16))
-    phash: Mapped[str] = mapped_column(String(128))  # at the image's own depth
+    phash: Mapped[str] = mapped_column(String(128))  # fingerprint at the image's own depth
     depth: Mapped[int | None]  # number of bits that hold its largest value; None for an image with 8 bits a channel
     added_at: Mapped[dt.datetime]
     __table_args__ = (_one_of("split", Split), CheckConstraint("length(sha256) = 64", name="sha256"))
 
 
 class ImageLocation(Base):
-    """Where bytes were seen. A path without an image is a file that could not be read, with the reason."""
+    """Path at which an image was found. A path without an image is a file that could not be read, with the reason."""
 
     __tablename__ = "image_location"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -119,7 +119,7 @@ class ImageLocation(Base):
 
 
 class NearDuplicate(Base):
-    """The near-duplicate group of each image. A group is named by its first member, which is in it too."""
+    """Near-duplicate group of an image. A group is named by its first member, which also belongs to it."""
 
     __tablename__ = "near_duplicate"
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
@@ -128,7 +128,7 @@ class NearDuplicate(Base):
 
 
 class ImageAttribute(Base):
-    """What was said of an image when it was added, such as the site or year; `[acquisition] only` can ask for it."""
+    """Attribute of an image, such as the site or year, for conditions in `[acquisition] only`."""
 
     __tablename__ = "image_attribute"
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
@@ -137,7 +137,7 @@ class ImageAttribute(Base):
 
 
 class Round(Base):
-    """A round and the exact config it runs with."""
+    """Round, with its exact settings."""
 
     __tablename__ = "round"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -164,7 +164,7 @@ class Round(Base):
 
 
 class ModelVersion(Base):
-    """A trained model: what it was trained on and how it was calibrated. The arrays are files."""
+    """Trained model, with its training labels and calibration. The arrays are files."""
 
     __tablename__ = "model_version"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -186,7 +186,7 @@ class ModelVersion(Base):
 
 
 class Metric(Base):
-    """One number about a model version: on what it was computed and how uncertain it is."""
+    """Metric of a model version, with its sample and its uncertainty."""
 
     __tablename__ = "metric"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -203,7 +203,7 @@ class Metric(Base):
 
 
 class Query(Base):
-    """Asking about one image. An image has at most one open query."""
+    """Question about one image. An image has at most one open query."""
 
     __tablename__ = "query"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -240,7 +240,7 @@ class Query(Base):
 
 
 class Task(Base):
-    """What a query became in the labeling back end: one task a query, one query a task."""
+    """Task of a query in the labeling back end: one task per query, one query per task."""
 
     __tablename__ = "task"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -254,7 +254,7 @@ class Task(Base):
 
 
 class Annotation(Base):
-    """An answer as given. Rows are only ever added: an edit is a new version, a deletion a tombstone."""
+    """Answer as given. Rows are only added: an edit is a new version, a deletion is a tombstone."""
 
     __tablename__ = "annotation"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -278,7 +278,7 @@ class Annotation(Base):
 
 
 class Label(Base):
-    """What training uses, derived from the annotations; can be rebuilt at any time."""
+    """Label for training, derived from the annotations. Labels can be rebuilt at any time."""
 
     __tablename__ = "label"
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
@@ -289,12 +289,12 @@ class Label(Base):
 
 
 class SyncState(Base):
-    """How far pulling has come, and which project of the back end is ours."""
+    """Project of this workspace in a back end, and the progress of pulling from it."""
 
     __tablename__ = "sync_state"
     source: Mapped[str] = mapped_column(String(32), primary_key=True)
     project_ref: Mapped[str] = mapped_column(String(200))
-    # Two servers have a project 1 each; this tells them apart.
+    # Distinguishes projects of the same number on two servers.
     identity: Mapped[str] = mapped_column(String(64))
     mark: Mapped[str | None] = mapped_column(Text)
     pulled_at: Mapped[dt.datetime | None]
@@ -307,7 +307,7 @@ class SyncState(Base):
 
 
 class Event(Base):
-    """Who did what, when. Append-only; never holds a secret."""
+    """Log entry: who did what, and when. Append-only; never holds a secret."""
 
     __tablename__ = "event"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -319,7 +319,7 @@ class Event(Base):
 
 
 class Lease(Base):
-    """One writer at a time. A holder that died is known by its expiry."""
+    """Lease of the only writer. It expires if its holder dies."""
 
     __tablename__ = "lease"
     name: Mapped[str] = mapped_column(String(32), primary_key=True)

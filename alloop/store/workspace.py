@@ -1,4 +1,4 @@
-"""What there is one of in a database: its identity, its log, its lease, its place in the labeling back end."""
+"""Single facts of a database: its identity, log, lease, and project in the labeling back end."""
 
 import dataclasses
 import datetime as dt
@@ -18,13 +18,13 @@ LEASE = "writer"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sync:
-    """Our project in a labeling back end, and the mark up to which it has been pulled.
+    """Project of this workspace in a labeling back end, and the mark up to which it has been pulled.
 
     Attributes:
-        project_ref: How the back end calls it, as people see it there.
-        identity: Tells it from projects of other servers that are called the same; empty where there are no others.
+        project_ref: Name of the project in the back end, as people see it.
+        identity: Identity that differs from that of projects with the same name on other servers; may be empty.
         last_push: Random id of our last push to the project; None before the first.
-        next_push: Id of a later push that was begun and may have been interrupted.
+        next_push: Id of a later push that has started and may have been interrupted.
         n_orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
         n_foreign: Number of tasks of other workspaces in the project, at the last pull.
     """
@@ -40,7 +40,7 @@ class Sync:
 
 
 def add_workspace(session: Session, now: dt.datetime) -> str:
-    """Give a new database its identity; one that has it keeps it."""
+    """Give a new database its identity. An existing identity is kept."""
     existing: str | None = session.scalar(select(Workspace.uuid))
     if existing is not None:
         return existing
@@ -55,10 +55,10 @@ def renew_workspace_uuid(session: Session) -> None:
 
 
 def find_workspace_uuid(session: Session) -> str:
-    """The database's identity.
+    """Find the identity of the database.
 
     Raises:
-        DatabaseError: The database has none, so it is not one of alloop's.
+        DatabaseError: The database has no identity, so alloop did not make it.
     """
     found: str | None = session.scalar(select(Workspace.uuid))
     if found is None:
@@ -72,7 +72,7 @@ def key_prefix(session: Session) -> str:
 
 
 def new_key_prefix(session: Session, round_number: int) -> str:
-    """Return the beginning of keys that no task has had. It is random: seeds repeat after a restore and in a copy."""
+    """Return a random beginning of keys that no task has had. A seed would repeat after a restore and in a copy."""
     return f"{key_prefix(session)}{round_number}-{secrets.token_hex(4)}"
 
 
@@ -96,7 +96,7 @@ def add_event(
 
 
 def list_events(session: Session, kind: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest events, newest first."""
+    """List the newest events, newest first."""
     query = select(Event).order_by(Event.id.desc()).limit(limit)
     if kind is not None:
         query = query.where(Event.kind == kind)
@@ -107,16 +107,16 @@ def list_events(session: Session, kind: str | None = None, limit: int = 100) -> 
 
 
 def list_last_events(session: Session, kind: str) -> dict[int, dict[str, Any]]:
-    """Round → data of its newest event of this kind."""
+    """Return round → data of its newest event of this kind."""
     query = select(Event.round_number, Event.data).where(Event.kind == kind).order_by(Event.id)
     return {number: data for number, data in session.execute(query) if number is not None}
 
 
 def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.datetime) -> None:
-    """Become the only writer, or renew.
+    """Take the lease of the only writer, or renew it.
 
     Raises:
-        LeaseHeld: Somebody else is, and has not let it expire.
+        LeaseHeld: Another process holds a lease that has not expired.
     """
     row = session.get(Lease, LEASE)
     if row is None:
@@ -143,18 +143,18 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
 
 
 def find_lease_holder(session: Session) -> str | None:
-    """Who is, or was last, the writer."""
+    """Find the present or last holder of the lease."""
     row = session.get(Lease, LEASE)
     return None if row is None else row.holder
 
 
 def drop_lease(session: Session, holder: str) -> None:
-    """Stop being the writer."""
+    """Release the lease."""
     session.execute(delete(Lease).where(Lease.name == LEASE, Lease.holder == holder))
 
 
 def find_sync(session: Session, source: str) -> Sync | None:
-    """Our project in this back end, if there is one yet."""
+    """Find the project of this workspace in a back end; None before the first push."""
     row = session.get(SyncState, source)
     if row is None:
         return None
@@ -171,7 +171,7 @@ def find_sync(session: Session, source: str) -> Sync | None:
 
 
 def set_project(session: Session, source: str, project_ref: str, identity: str = "") -> None:
-    """Remember our project; pulling starts over when it is another one than before."""
+    """Store the project of this workspace. If the project changes, pulling starts from the beginning."""
     row = session.get(SyncState, source)
     if row is None:
         session.add(SyncState(source=source, project_ref=project_ref, identity=identity, mark=None, pulled_at=None))
@@ -187,22 +187,22 @@ def set_next_push(session: Session, source: str, push_id: str) -> None:
 
 
 def set_last_push(session: Session, source: str, push_id: str) -> None:
-    """Record the id of the last push, as our project has it now."""
+    """Record the id of the last push, as stored in the project."""
     session.execute(update(SyncState).where(SyncState.source == source).values(last_push=push_id, next_push=None))
 
 
 def set_strangers(session: Session, source: str, orphaned: int, foreign: int) -> None:
-    """Record the numbers of tasks in our project that this database does not know."""
+    """Record the numbers of tasks in the project that this database does not know."""
     counted = {"n_orphaned": orphaned, "n_foreign": foreign}
     session.execute(update(SyncState).where(SyncState.source == source).values(**counted))
 
 
 def drop_sync(session: Session, source: str) -> None:
-    """Forget our project, so that the next push makes a new one."""
+    """Delete the reference to the project, so that the next push creates a new one."""
     session.execute(delete(SyncState).where(SyncState.source == source))
 
 
 def set_mark(session: Session, source: str, mark: str | None, now: dt.datetime) -> None:
-    """Remember how far a pull has come."""
+    """Store the mark up to which tasks have been pulled."""
     values: dict[str, Any] = {"pulled_at": now} if mark is None else {"mark": mark, "pulled_at": now}
     session.execute(update(SyncState).where(SyncState.source == source).values(**values))
