@@ -1,7 +1,7 @@
-"""Trunks by name: images [B, 3, H, W] to features [B, D], with the preprocessing their weights were trained with.
+"""Trunks by name: images [B, 3, H, W] to features [B, D], with the preprocessing of their weights.
 
-Five kinds of name: a torchvision classification model (`resnet50`), `timm:NAME` with the extra, a factory of one's own
-(`package.module:factory`), `pixels`, which needs no weights at all, and `features:D`, for D features that are given.
+There are five kinds of names: a torchvision classification model (`resnet50`), `timm:NAME` with the extra, a factory of
+the user (`package.module:factory`), `pixels`, which needs no weights, and `features:D` for D given features.
 """
 
 import contextlib
@@ -30,26 +30,26 @@ from alloop.models.pixels import Pixels
 from alloop.models.state import load_weights
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-GIVEN = "features:"  # how the names of trunks begin that only stand for features computed elsewhere
-STRIP = 16  # images more than this many times longer than wide are cut before resizing, which would take gigabytes
-DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer before a download is given up
+GIVEN = "features:"  # prefix of names for features that were computed elsewhere
+STRIP = 16  # images with a larger ratio of sides are cut before resizing, which would otherwise take gigabytes
+DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer after which a download fails
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A trunk and how its images must look.
+    """Trunk with the preprocessing of its images.
 
-    A factory of one's own returns this, or just an `nn.Module` that maps normalized images [B, 3, H, W] to features
-    [B, D]; a plain module gets ImageNet's preprocessing at 224 pixels and its D is found by trying it.
+    A user's factory returns a `Backbone`, or an `nn.Module` that maps normalized images [B, 3, H, W] to features
+    [B, D]. A plain module gets ImageNet's preprocessing at 224 pixels, and its D is found by trying it.
 
     Attributes:
-        module: Maps float images [B, 3, S, S] to features [B, D].
-        n_features: D.
-        image_size: S, pixels: what is cut out of the middle.
-        resize: Pixels of the shorter side before the cut; None: `image_size`. 0: both sides become `image_size`,
-            whatever that does to the proportions.
-        mean, std: Of each channel, for values in [0, 1].
-        interpolation: How the image is resized (always with antialiasing, except "nearest").
+        module: Module that maps float images [B, 3, S, S] to features [B, D].
+        n_features: Number of features D.
+        image_size: Side S of the square that is cut out of the middle, in pixels.
+        resize: Pixels of the shorter side before the cut; None: `image_size`; 0: both sides become `image_size`, which
+            changes the proportions.
+        mean, std: Mean and standard deviation of each channel, for values in [0, 1].
+        interpolation: Method of resizing (always with antialiasing, except "nearest").
     """
 
     module: nn.Module
@@ -61,14 +61,14 @@ class Backbone:
     interpolation: Interpolation = "bilinear"
 
     def resized_to(self, image_size: int | None) -> "Backbone":
-        """The same trunk on images of another size; the share that is cut off stays. None changes nothing."""
+        """Return the trunk for images of another size, with the same relative cut. None changes nothing."""
         if image_size is None or image_size == self.image_size:
             return self
         resize = self.resize and round(self.resize * image_size / self.image_size)
         return dataclasses.replace(self, image_size=image_size, resize=resize)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """An image uint8 [3, H, W] to uint8 [3, S, S]: resized and cut, ready to be stacked."""
+        """Resize and cut an image: uint8 [3, H, W] to uint8 [3, S, S]."""
         mode = v2.InterpolationMode(self.interpolation)
         shorter = self.image_size if self.resize is None else self.resize
         size = [shorter] if shorter else [self.image_size, self.image_size]
@@ -91,12 +91,12 @@ class Backbone:
         return cut
 
     def normalize(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Stacked uint8 images [B, 3, S, S] to what the trunk takes, float32, on the images' device."""
+        """Normalize uint8 images [B, 3, S, S] for the trunk: float32, on the images' device."""
         normal: Tensor = transforms.normalize(images.float() / 255, list(self.mean), list(self.std))
         return normal
 
     def fingerprint(self) -> dict[str, object]:
-        """What a feature depends on besides the image: every weight, the code's name, the preprocessing. JSON-able."""
+        """Return everything a feature depends on besides the image: weights, code, preprocessing. JSON-able."""
         return {
             "trunk": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
             "weights": state_digest(self.module),
@@ -112,18 +112,18 @@ class Backbone:
 def load_backbone(
     name: str, weights: str = "DEFAULT", image_size: int | None = None, search_paths: Sequence[Path] = (), seed: int = 0
 ) -> Backbone:
-    """The trunk that a name in alloop.toml stands for, in eval mode.
+    """Load the trunk that a name in alloop.toml stands for, in eval mode.
 
     Args:
-        name: See the top of this file.
+        name: Name of the trunk; see the top of this file.
         weights: "DEFAULT", "none" (random, drawn from `seed`), or a local .safetensors or .pth state dict.
-        image_size: Pixels; None: what the weights were trained with.
-        search_paths: Folders where a factory's module may lie, besides the Python path.
-        seed: For whatever the trunk draws at random.
+        image_size: Side in pixels; None: the size that the weights were trained with.
+        search_paths: Folders of a factory's module, besides the Python path.
+        seed: Seed of random weights.
 
     Raises:
-        ConfigError: The name stands for nothing.
-        ModelError: The weights cannot be had, or do not fit.
+        ConfigError: The name is unknown.
+        ModelError: The weights cannot be loaded, or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -142,7 +142,7 @@ def _try_size(backbone: Backbone, name: str) -> None:
     """Refuse an image size that the trunk cannot take: too small for its strides, or not a multiple of its patches.
 
     Raises:
-        ConfigError: The trunk fails on an image of this size, or gives features of a wrong shape or not finite ones.
+        ConfigError: The trunk fails on an image of this size, or its features are not finite or have a wrong shape.
     """
     size = backbone.image_size
     try:
@@ -150,7 +150,7 @@ def _try_size(backbone: Backbone, name: str) -> None:
             features = backbone.module(torch.zeros(1, 3, size, size))
         if features.shape != (1, backbone.n_features) or not bool(torch.isfinite(features).all()):
             raise ValueError(f"it gives {list(features.shape)} in place of [1, {backbone.n_features}] finite features")
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # code of another package can raise anything
         raise ConfigError(
             f"{name} cannot take images of {size} pixels: {str(error).partition(chr(10))[0].rstrip('.')}.",
             "Set another [model] image_size, or remove it.",
@@ -170,7 +170,7 @@ def _find(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:
 
 
 def state_digest(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of a module's whole state, in name order."""
+    """Return the SHA-256 over names, shapes and bytes of a module's whole state, in name order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -188,7 +188,7 @@ def _from_torchvision(name: str, weights: str) -> Backbone:
     entries = torchvision.models.get_model_weights(name)
     chosen = _published(entries, weights)
     preset = chosen.transforms()
-    # Vision transformers are built for one image size, which published weights bring along.
+    # Vision transformers are built for one image size, which the published weights define.
     size = {"image_size": preset.crop_size[0]} if name.startswith("vit_") else {}
     if weights == "DEFAULT":
         module = _download(name, chosen)
@@ -209,7 +209,7 @@ def _from_torchvision(name: str, weights: str) -> Backbone:
 
 
 def _published(entries: Any, weights: str) -> Any:
-    """The published weights whose preprocessing applies: those the file is a copy of, else the default ones."""
+    """Return the published weights whose preprocessing applies: those that the file copies, else the default."""
     same = [entry for entry in entries if entry.url.rsplit("/", 1)[-1] == Path(weights).name]
     return same[0] if same else entries.DEFAULT
 
@@ -217,11 +217,11 @@ def _published(entries: Any, weights: str) -> Any:
 def _download(name: str, weights: Any) -> nn.Module:
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none, and would wait for ever
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets no timeout and would wait forever
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces downloads where our results go
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints to standard output, which is for results
             module: nn.Module = torchvision.models.get_model(name, weights=weights)
-    except (OSError, RuntimeError) as error:  # no network, and a hash that does not match
+    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
         raise ModelError(
             f"The weights of {name} could not be loaded: {str(error).rstrip('.')}.",
             f"Fetch {weights.url} on a machine that can reach it and put it at {file}, or name the file in "
@@ -233,14 +233,14 @@ def _download(name: str, weights: Any) -> nn.Module:
 
 
 def _cut_classifier(module: nn.Module) -> tuple[str, int]:
-    """Replace the last layer, the one with as many outputs as ImageNet has classes, by nothing.
+    """Remove the last layer, which has one output per class of ImageNet.
 
-    Whatever comes before it (dropout, ConvNeXt's norm, VGG's hidden layers) stays in the trunk.
+    The layers before it (dropout, ConvNeXt's norm, VGG's hidden layers) stay in the trunk.
 
     Returns:
         The layer's name and its number of inputs, D.
     """
-    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # GoogLeNet, Inception: only there to be trained from nothing
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # GoogLeNet, Inception: needed only for training from scratch
         if hasattr(module, auxiliary):
             setattr(module, auxiliary, None)
             module.aux_logits = False  # type: ignore[assignment]
@@ -290,7 +290,7 @@ def _from_timm(name: str, weights: str) -> Backbone:
     )
 
 
-# -- a factory of one's own -------------------------------------------------------------------------------------------
+# -- a user's factory -------------------------------------------------------------------------------------------------
 
 
 def _from_factory(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:
@@ -337,7 +337,7 @@ def _import_factory(module_name: str, factory_name: str, search_paths: Sequence[
 
 @contextlib.contextmanager
 def _importable_from(folders: Sequence[Path]) -> Iterator[None]:
-    """Let modules in these folders be found, after everything that is installed."""
+    """Make modules in these folders importable, after all installed ones."""
     added = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(added)
     importlib.invalidate_caches()

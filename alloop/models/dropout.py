@@ -1,4 +1,4 @@
-"""MC dropout: M stochastic passes as M members.
+"""MC dropout: M random passes as M members.
 
 Before the heads (`HeadDropout`) the trunk runs once and only the cheap last layer repeats. Networks with dropout inside
 (`active_dropout`, `stochastic_logits`) have to run M times.
@@ -27,16 +27,16 @@ RATE, PASSES = 0.25, 20
 class HeadDropout:
     """Dropout on the features that heads see, in training and in scoring.
 
-    A dropped feature takes its mean over the training images (`MultiHead.center`), which is what 0 is to the last
-    layer; the others are scaled by 1 / (1 - rate), as everywhere.
+    A dropped feature takes its mean over the training images (`MultiHead.center`), which the last layer sees as 0. The
+    other features are scaled by 1 / (1 - rate), as usual.
 
     Attributes:
-        rate: Chance of each feature to be dropped, in [0, 1).
-        passes: M in scoring.
-        allow_zero: Accept rate 0, under which all passes agree.
+        rate: Probability that a feature is dropped, in [0, 1).
+        passes: Number of passes M in scoring.
+        allow_zero: True to accept rate 0, at which all passes agree.
 
     Raises:
-        ValueError: Numbers out of range; rate 0 where it was not allowed: mutual information would be 0 everywhere.
+        ValueError: A number is out of range, or the rate is 0 without `allow_zero`.
     """
 
     rate: float = RATE
@@ -52,7 +52,7 @@ class HeadDropout:
     def train_step(
         self, heads: MultiHead, features: Float[Tensor, "B D"], generator: torch.Generator
     ) -> Float[Tensor, "H B K"]:
-        """Logits of all H heads under one draw, a mask for each image; the heads share it."""
+        """Return the logits of all H heads with one mask per image, shared by the heads."""
         return heads(self._dropped(features, heads.center, self.masks(features, generator)))  # type: ignore[no-any-return]
 
     def passes_of(
@@ -64,20 +64,20 @@ class HeadDropout:
         image_seeds: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Float[Tensor, "H B K"]]:
-        """Raw logits of all H heads, one pass after the other; memory is that of one.
+        """Yield the raw logits of all H heads pass by pass, so that memory holds only one pass.
 
         Args:
-            heads: On the features' device.
-            features: From the trunk, once.
-            seed: Consistent masks: pass m uses one mask for every image, and the same one in every call with this
-                seed, so that a pool scored in chunks shares its M networks (joint acquisition needs that).
+            heads: Heads on the features' device.
+            features: Features of the trunk, computed once.
+            seed: Seed of consistent masks: pass m uses one mask for all images, and the same mask in every call with
+                this seed, so that a pool scored in parts shares its M networks (joint acquisition needs this).
             image_seeds: Seeds of the images [B], instead of `seed`: every image and pass gets its own mask, which does
                 not depend on the rest of the batch.
             generator: Generator, instead of `seed`: every image and pass gets its own mask, drawn in the order of the
                 batch.
 
         Raises:
-            ValueError: Not exactly one of the three.
+            ValueError: Not exactly one of the three is given.
         """
         if sum(given is not None for given in (seed, image_seeds, generator)) != 1:
             raise ValueError(
@@ -93,7 +93,7 @@ class HeadDropout:
         )
 
     def _consistent(self, heads: MultiHead, features: Tensor, seed: int) -> Iterator[Tensor]:
-        # One mask for all images can be put on the weights instead: K rows rather than B.
+        # One mask for all images can be applied to the weights instead: K rows rather than B.
         alone = features.new_zeros(1, features.shape[1])
         with torch.autocast(features.device.type, enabled=False):
             centered = (features.to(heads.weight.dtype) - heads.center) / heads.scale
@@ -110,7 +110,7 @@ class HeadDropout:
         image_seeds: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "M B K"]:
-        """All passes at once, M = passes * heads, pass by pass. See `passes_of`."""
+        """Return all passes at once, M = passes * heads, ordered by pass. See `passes_of`."""
         passes = self.passes_of(heads, features, seed=seed, image_seeds=image_seeds, generator=generator)
         return torch.cat(list(passes))
 

@@ -1,6 +1,6 @@
-"""Members pooled one after the other: memory does not grow with their number.
+"""Pooling of members one after another, so that memory does not grow with their number.
 
-The pooled prediction is the mean of probabilities. A member that diverged fails the ensemble; it is not averaged in.
+The pooled prediction is the mean of probabilities. A member that diverged makes the ensemble fail.
 """
 
 import math
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_TOLERANCE = 1e-2  # of a row's sum of probabilities, nats; bfloat16 rounds to 4e-3
+_TOLERANCE = 1e-2  # tolerance of the log of a row's sum, in nats; bfloat16 rounds to 4e-3
 
 
 class MemberPool:
-    """Running log Σ_m p_m, in float64 on the CPU: O(N K), whatever M is.
+    """Running log Σ_m p_m in float64 on the CPU. Memory is O(N K) for every M.
 
     Members arrive as log-probabilities [N, K] of the same images in the same order.
     """
@@ -24,11 +24,11 @@ class MemberPool:
         self.n_members = 0
 
     def add(self, log_probs: Float[Tensor, "N K"]) -> None:
-        """Take in one more member.
+        """Add a member.
 
         Raises:
-            ValueError: A row is nan or infinite, or no distribution (logits were passed), or the shape is another than
-                before; names member and row.
+            ValueError: A row is not finite or is not a distribution (logits were passed), or the shape differs from
+                earlier members; names member and row.
         """
         wide = log_probs.detach().cpu().double()
         self._check(wide)
@@ -36,7 +36,7 @@ class MemberPool:
         self.n_members += 1
 
     def mean_log_probs(self) -> Float[Tensor, "N K"]:
-        """Log p̄, float64. Raises ValueError before the first member."""
+        """Return log p̄ in float64. Raises ValueError before the first member."""
         if self._log_sum is None:
             raise ValueError("an ensemble of no members predicts nothing")
         return self._log_sum - math.log(self.n_members)
@@ -46,7 +46,7 @@ class MemberPool:
             raise ValueError(
                 f"member {self.n_members} predicts {list(log_probs.shape)}, the others {list(self._log_sum.shape)}"
             )
-        # Not finite, or not summing to 1: nan compares as false.
+        # Rows that are not finite or do not sum to 1; comparisons with nan are false.
         bad = ~(log_probs.logsumexp(dim=-1).abs() < _TOLERANCE)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
@@ -57,7 +57,7 @@ class MemberPool:
 
 
 def pool_members(members: Iterable[Float[Tensor, "N K"]]) -> Float[Tensor, "N K"]:
-    """Log p̄ of members that are made one at a time, float64 on the CPU. See `MemberPool`."""
+    """Return log p̄ of members that are computed one at a time, float64 on the CPU. See `MemberPool`."""
     pool = MemberPool()
     for log_probs in members:
         pool.add(log_probs)

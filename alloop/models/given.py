@@ -1,4 +1,4 @@
-"""The trunk of a pool that is given as features: it stands for what was computed elsewhere, and computes nothing."""
+"""Placeholder for the trunk of a pool that consists of given features."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from alloop.errors import ModelError
 
 
 class Given(nn.Module):
-    """Refuses every image: there are only features."""
+    """Trunk that refuses every image, because the pool holds only features."""
 
     def forward(self, images: Tensor) -> Tensor:
         raise ModelError(

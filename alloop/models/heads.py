@@ -1,4 +1,4 @@
-"""M linear heads on one trunk: features [B, D] to logits [M, B, K], always in float32."""
+"""Linear heads on one trunk: features [B, D] to logits [M, B, K], always in float32."""
 
 import math
 
@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 
 class MultiHead(nn.Module):
-    """M independent linear classifiers on the same standardized features.
+    """Independent linear classifiers (M heads) on the same standardized features.
 
-    Pooling is a separate step (`predictive.mean_log_probs`), in training and in scoring alike. bfloat16 logits near 30
-    have a spacing of 0.25, so autocast is off in here (docs/methods.md sections 4 and 11).
+    Pooling is a separate step (`predictive.mean_log_probs`), in training and in scoring. bfloat16 logits near 30 have a
+    spacing of 0.25, so autocast is off here (docs/methods.md sections 4 and 11).
 
     Args:
-        n_features, n_heads, n_classes: D, M and K.
-        generator: Initializes every head on its own: heads that start equal stay close under equal losses.
+        n_features, n_heads, n_classes: Numbers D, M and K.
+        generator: Generator of the initial weights. Each head has its own, since equal heads stay close under equal
+            losses.
 
-    State: `weight` [M, K, D], `bias` [M, K], and what features are standardized with, `center` [D] and `scale` []
-    (0 and 1 until `standardize_by`).
+    State: `weight` [M, K, D], `bias` [M, K], and the standardization of features, `center` [D] and `scale` [] (0 and 1
+    until `standardize_by`).
     """
 
     center: Tensor
@@ -42,10 +43,10 @@ class MultiHead(nn.Module):
         return self.weight.shape[1]
 
     def standardize_by(self, features: Float[Tensor, "N D"]) -> None:
-        """Center these features and bring their mean squared norm to 1, from now on.
+        """Set the standardization: features are centered, and their mean squared norm becomes 1.
 
-        One scale for all features: scaling each by its own spread among a few labeled images makes those that happen to
-        vary little there explode elsewhere (benchmarks/recipe). Features that are all equal are only centered.
+        All features share one scale. With scales of their own, features that vary little among a few labeled images
+        would become huge on other images (benchmarks/recipe). Features that are all equal are only centered.
         """
         wide = features.double()
         center = wide.mean(dim=0)
@@ -54,7 +55,7 @@ class MultiHead(nn.Module):
         self.scale.copy_(norm if norm > 1e-12 else torch.ones(()))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
-        """Logits of every head, float32 (float64 if the module was made so)."""
+        """Return the logits of every head, float32 (float64 if the module is float64)."""
         with torch.autocast(features.device.type, enabled=False):
             centered = (features.to(self.weight.dtype) - self.center) / self.scale
             return torch.einsum("bd,mkd->mbk", centered, self.weight) + self.bias.unsqueeze(1)

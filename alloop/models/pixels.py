@@ -1,4 +1,4 @@
-"""Features without learned weights, for small and simple images: nothing is trained and nothing is downloaded."""
+"""Features without learned weights, for small and simple images. Nothing is trained or downloaded."""
 
 import torch
 from jaxtyping import Float
@@ -9,10 +9,10 @@ N_FILTERS, GRID = 64, 4
 
 
 class Pixels(nn.Module):
-    """Images through 64 fixed random 3 x 3 filters, rectified, and averaged over a grid of 4 x 4 cells: D = 1024.
+    """Responses of 64 fixed random 3 x 3 filters, rectified and averaged over a grid of 4 x 4 cells: D = 1024.
 
-    The filters are drawn once from a fixed seed and sum to zero, so that plain brightness does not pass. On 8 x 8
-    digits this beats the pixels themselves at every number of labels (benchmarks/recipe).
+    The filters are drawn from a fixed seed and sum to zero, so that constant brightness has no effect. On 8 x 8 digits
+    these features beat the pixels themselves at every number of labels (benchmarks/recipe).
 
     Source: Saxe et al., "On Random Weights and Unsupervised Feature Learning", ICML 2011.
     """

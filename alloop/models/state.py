@@ -1,4 +1,4 @@
-"""Weights from a local file into a module: safetensors, or a .pth state dict that is never unpickled freely."""
+"""Loading of weights from a local file: safetensors, or a .pth state dict, which is never unpickled freely."""
 
 import pickle
 import re
@@ -14,16 +14,16 @@ from alloop.errors import ModelError
 
 
 def load_weights(module: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
-    """Fill a module from a file; every weight must be there and fit.
+    """Load all weights of a module from a file.
 
     Args:
-        module: Filled in place.
-        path: `.safetensors`, or a `.pth` / `.pt` state dict (a "state_dict" or "model" entry around it and a "module."
-            prefix are understood).
-        ignore: Names of submodules whose weights in the file do not matter (a classifier that was cut off).
+        module: Module whose weights are replaced.
+        path: `.safetensors` file, or `.pth` / `.pt` state dict (an outer entry "state_dict" or "model" and a prefix
+            "module." are understood).
+        ignore: Names of submodules whose weights in the file are ignored (a removed classifier).
 
     Raises:
-        ModelError: No such file, not a state dict, or names and shapes do not match; says which.
+        ModelError: The file is missing or is not a state dict, or names or shapes do not match; says which.
     """
     state = {
         name: tensor
@@ -69,7 +69,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _current_name(name: str) -> str:
-    """DenseNet's published files still say `norm.1` where the module says `norm1`."""
+    """Return the present name of a DenseNet weight: published files use `norm.1` instead of `norm1`."""
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)
 
 

@@ -17,14 +17,14 @@ _BLUE, _RED, _GRAY = "#3b6ea5", "#c8553d", "#9aa3ad"
 
 @dataclasses.dataclass(frozen=True)
 class ReliabilityData:
-    """The numbers of a reliability diagram; one entry per bin of equal width over (0, 1], None where it is empty.
+    """Numbers of a reliability diagram, one entry per bin of equal width over (0, 1]; None for an empty bin.
 
     Attributes:
-        title: What was measured.
-        count: Images in the bin.
+        title: Title of the diagram.
+        count: Number of images in the bin.
         confidence: Mean probability of their top class.
-        accuracy: Share of them that is right.
-        ece_interval: 95 %, where it is known.
+        accuracy: Share of right predictions among them.
+        ece_interval: 95 % interval of the ECE; None if unknown.
     """
 
     title: str
@@ -35,7 +35,7 @@ class ReliabilityData:
 
     @property
     def n(self) -> int:
-        """All images."""
+        """Number of all images."""
         return sum(self.count)
 
     @property
@@ -45,14 +45,14 @@ class ReliabilityData:
         return gaps / self.n if self.n else math.nan
 
     def bins(self) -> list[tuple[int, float, float]]:
-        """(count, mean confidence, accuracy) of every bin that is not empty."""
+        """Return (count, mean confidence, accuracy) of every non-empty bin."""
         rows = zip(self.count, self.confidence, self.accuracy, strict=True)
         return [(n, c, a) for n, c, a in rows if n and c is not None and a is not None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreHistogram:
-    """Images in and out of distribution in bins of a score (larger means: out), and how well it tells them apart."""
+    """Histogram of a score for images in and out of distribution (higher means out), with its AUROC."""
 
     name: str
     edges: Sequence[float]
@@ -63,7 +63,7 @@ class ScoreHistogram:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bin as it is drawn: a bar of height `accuracy.value` at `center`, a gap from there to `confidence`."""
+    """Drawn bin: a bar of height `accuracy.value` at `center`, and the gap from there to `confidence`."""
 
     center: float
     width: float
@@ -72,7 +72,7 @@ class Bar:
 
 
 def reliability_bars(data: ReliabilityData) -> list[Bar]:
-    """The bars of the bins that are not empty, with 95 % Wilson intervals. Source: docs/methods.md section 8.6."""
+    """Return the bars of the non-empty bins, with 95 % Wilson intervals. Source: docs/methods.md section 8.6."""
     width = 1 / len(data.count)
     rows = enumerate(zip(data.count, data.confidence, data.accuracy, strict=True))
     return [
@@ -83,7 +83,7 @@ def reliability_bars(data: ReliabilityData) -> list[Bar]:
 
 
 def caption(data: ReliabilityData) -> str:
-    """ECE and N in words. Below 1,000 images ECE never stands without its interval, where that is known."""
+    """Return ECE and N in words. Below 1,000 images the interval of the ECE is added, if known."""
     interval = ""
     if data.ece_interval is not None:
         low, high = (100 * end for end in data.ece_interval)
@@ -92,7 +92,7 @@ def caption(data: ReliabilityData) -> str:
 
 
 def draw_reliability(panels: Sequence[ReliabilityData], path: Path) -> None:
-    """Panels side by side as PNG: the diagram above, how many images are in each bin below."""
+    """Draw panels side by side as PNG: the diagram, and below it the number of images per bin."""
     figure = Figure(figsize=(4.2 * max(1, len(panels)), 5.2), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, max(1, len(panels)), height_ratios=(3, 1))
     for column, data in enumerate(panels):
@@ -105,7 +105,7 @@ def draw_reliability(panels: Sequence[ReliabilityData], path: Path) -> None:
 
 
 def draw_confidence(panels: Sequence[ReliabilityData], path: Path) -> None:
-    """Confidence histograms side by side as PNG: right and wrong predictions by the probability of their top class."""
+    """Draw confidence histograms side by side as PNG: right and wrong predictions by their confidence."""
     figure = Figure(figsize=(4.2 * max(1, len(panels)), 3.2), dpi=110, layout="constrained")
     axes = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
     for axis, data in zip(axes, panels, strict=False):
@@ -124,7 +124,7 @@ def draw_confidence(panels: Sequence[ReliabilityData], path: Path) -> None:
 
 
 def draw_ood(scores: Sequence[ScoreHistogram], title: str, path: Path) -> None:
-    """In and out of distribution by each score as PNG, three pictures a row, shares so that unequal sets compare."""
+    """Draw the histograms of each score as PNG, three per row, as shares, since both sets differ in size."""
     n_rows = max(1, math.ceil(len(scores) / 3))
     figure = Figure(figsize=(11, 2.6 * n_rows), dpi=100, layout="constrained")
     figure.suptitle(title)
@@ -176,7 +176,7 @@ def _draw_counts(axes: Axes, data: ReliabilityData) -> None:
 
 
 def _mark_means(axes: Axes, data: ReliabilityData) -> None:
-    """Lines at the mean accuracy and the mean confidence: calibrated on average where they meet."""
+    """Draw lines at the mean accuracy and the mean confidence. They coincide if the model is calibrated on average."""
     if data.n:
         accuracy = sum(n * a for n, _, a in data.bins()) / data.n
         confidence = sum(n * c for n, c, _ in data.bins()) / data.n

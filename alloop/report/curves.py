@@ -1,4 +1,4 @@
-"""Accuracy against labels, drawn."""
+"""Pictures of accuracy against the number of labels."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from alloop.records import CurvePoint
 
 
 def draw_curves(curves: Mapping[str, Sequence[CurvePoint]], title: str, path: Path) -> None:
-    """One line per name with its 95 % intervals, as PNG.
+    """Draw one line per name with its 95 % intervals, as PNG.
 
     Args:
         curves: Name → points by number of labels.
-        title: Above the picture.
-        path: Where the picture goes.
+        title: Title of the picture.
+        path: File to write.
     """
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -24,7 +24,7 @@ def draw_curves(curves: Mapping[str, Sequence[CurvePoint]], title: str, path: Pa
         # Intervals of two arms at the same number of labels would hide each other.
         x = [point.n_labels + 1.5 * shift for point in points]
         y = [point.accuracy.value for point in points]
-        # Rounding can put the end of an interval a hair on the wrong side of a value of 0 or 1.
+        # By rounding, the end of an interval can lie slightly on the wrong side of a value of 0 or 1.
         below = [max(0.0, point.accuracy.value - point.accuracy.low) for point in points]
         above = [max(0.0, point.accuracy.high - point.accuracy.value) for point in points]
         axes.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=name)
@@ -38,14 +38,14 @@ def draw_curves(curves: Mapping[str, Sequence[CurvePoint]], title: str, path: Pa
 
 
 def _sizes(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
-    """On how many images the points were measured: `N = 200, `, a range, or nothing without points."""
+    """Return the number of images behind the points in words: `N = 200, `, a range, or nothing without points."""
     sizes = {point.accuracy.n for points in curves.values() for point in points}
     return f"N = {' to '.join(map(str, sorted({min(sizes), max(sizes)})))}, " if sizes else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """A mean curve and how far seeds lie from it: accuracy and standard deviation at each budget."""
+    """Mean curve: accuracy and standard deviation over seeds at each budget."""
 
     name: str
     mean: Sequence[float]
@@ -53,11 +53,11 @@ class Band:
 
 
 def draw_bands(budgets: Sequence[int], bands: Sequence[Band], title: str, path: Path) -> None:
-    """One line per strategy, with a band of one standard deviation, as PNG."""
+    """Draw one line per strategy, with a band of one standard deviation, as PNG."""
     figure = Figure(figsize=(9.0, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for number, band in enumerate(bands):
-        # Ten colors, told apart by the line from the eleventh on.
+        # There are ten colors; further strategies have another line style.
         color, line = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
         axes.plot(budgets, band.mean, color=color, linestyle=line, marker="o", markersize=3, label=band.name)
         low = [mean - std for mean, std in zip(band.mean, band.std, strict=True)]

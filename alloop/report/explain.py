@@ -1,4 +1,4 @@
-"""One image's explanation in words, and as a page with pictures."""
+"""Explanation of one image, in words and as a page with pictures."""
 
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SIDE = 320  # pixels of a picture's longer side
 
 
 def describe(found: Explanation) -> list[str]:
-    """Lines for a terminal."""
+    """Return the lines for a terminal."""
     lines = [f"{found.sha256[:12]}  {found.path}", found.standing]
     lines += [describe_query(asked) for asked in found.asked]
     if found.model is not None:
@@ -30,7 +30,7 @@ def describe(found: Explanation) -> list[str]:
 
 
 def describe_query(asked: Asked) -> str:
-    """Why a round asked, in a sentence."""
+    """Return the reason for a question in a sentence."""
     why = f"Round {asked.round_number} asked about it as number {asked.rank}: "
     if asked.strategy == "random":
         why += f"drawn uniformly ({asked.reason})"
@@ -46,7 +46,7 @@ def describe_query(asked: Asked) -> str:
 
 
 def write_explanation(found: Explanation, path: Path) -> None:
-    """Write the page: one file that needs no other. Files that cannot be read are left out."""
+    """Write the page as one self-contained file. Images that cannot be read are left out."""
     with tempfile.TemporaryDirectory() as folder:
         image = ImageRef(found.image_id, found.sha256, found.path, found.depth, is_admitted=True)
         pictures = _pictures([(image, "the image")], Path(folder), "image")

@@ -1,4 +1,4 @@
-"""The database → plain numbers about a project, for `alloop status` and reports. Nothing here formats or draws."""
+"""Numbers about a project from its database, for `alloop status` and reports. Nothing here formats or draws."""
 
 import dataclasses
 import math
@@ -22,17 +22,17 @@ from alloop.store.workspace import Sync, find_sync, list_events
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-    """One round. Metrics are of its model on the labeled holdout that was drawn before any model.
+    """Report of a round. Metrics are those of its model on the first holdout, drawn before any model.
 
     Attributes:
-        entropy_acquired, entropy_random: Mean entropies of its batch as it was chosen, in nats.
-        strategy: What chose its batch, which is not always what is set; None before that.
-        notes: What was decided by itself when the batch was chosen, and why.
-        n_labels: Training labels of its model; None when it trained none.
-        calibration: Which calibrator its model uses, in words.
-        n_calibration: Holdout labels that were there to fit it to.
-        metrics_grown: On the images that later rounds drew from the rest of the pool.
-        queries: Status → how many of its queries.
+        entropy_acquired, entropy_random: Mean entropies of its batch when it was chosen, in nats.
+        strategy: Strategy that really chose its batch; None before the choice.
+        notes: Automatic decisions during the choice of the batch, with reasons.
+        n_labels: Number of training labels of its model; None without a model.
+        calibration: Calibrator of its model, in words.
+        n_calibration: Number of holdout labels that the calibrator was fitted to.
+        metrics_grown: Metrics on the holdout images that later rounds drew.
+        queries: Status → number of its queries.
     """
 
     number: int
@@ -56,12 +56,12 @@ class RoundReport:
 
 @dataclasses.dataclass(frozen=True)
 class StatusReport:
-    """Everything `alloop status` says. Images are named by their hashes; `suspects` are those being asked about.
+    """Content of `alloop status`. Images are named by their hashes; `suspects` are those being asked about.
 
     Attributes:
         orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
         foreign: Number of tasks of other workspaces in the same project.
-        attention: Sentences about what needs a person's attention.
+        attention: Sentences about problems that a person should look at.
     """
 
     name: str
@@ -85,12 +85,12 @@ class StatusReport:
 
 
 def gather_status(project: Project) -> StatusReport:
-    """Read everything in one consistent view."""
+    """Read all numbers from one consistent view."""
     classes = project.config.project.classes
     with reading(project.database) as session:
         queries = list_queries(session)
         sync = find_sync(session, project.config.labeling.backend)
-        # Newest first, and a round may have been chosen again after it was given up.
+        # Newest first, because the batch of a round may have been chosen again.
         choices = {event["round"]: event["data"] for event in reversed(list_events(session, "selected", limit=100_000))}
         return StatusReport(
             name=project.config.project.name,
@@ -115,21 +115,21 @@ def gather_status(project: Project) -> StatusReport:
 
 
 def describe_calibration(calibration: Calibration) -> str:
-    """The calibrator in a few words."""
+    """Describe the calibrator in a few words."""
     if calibration.method == "temperature":
         return f"temperature T = {calibration.temperature:.3f}"
     return "no calibrator" if calibration.method == "none" else calibration.method
 
 
 def describe_measured(findings: Findings) -> str:
-    """On which images metrics are measured, and how they were kept from what is fitted."""
+    """Describe the images that metrics are measured on."""
     if findings.on_test:
         return "of the N images of the test set, to which nothing was fitted"
     return "of the N labeled images of the holdout that was drawn before any model, each calibrated by the others"
 
 
 def describe_people(findings: Findings) -> str:
-    """What an accuracy measured against people's answers is."""
+    """Describe the meaning of an accuracy that is measured against people's answers."""
     if findings.on_test:
         return "Accuracy is agreement with the labels of the test set: mistakes in them are inside that number."
     words = "Accuracy is agreement with people's answers: disagreement among people is inside that number"
@@ -140,7 +140,7 @@ def describe_people(findings: Findings) -> str:
 
 
 def to_json(report: StatusReport) -> dict[str, Any]:
-    """The same as plain data."""
+    """Convert the report to plain data."""
     return dataclasses.asdict(report)
 
 
@@ -170,7 +170,7 @@ def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord], s
 
 
 def _mean_entropy(queries: Sequence[QueryRecord], reason: Reason, n_classes: int) -> float | None:
-    """Of the images asked for this reason; a confidence is 1 - entropy / ln K."""
+    """Return the mean entropy of the images asked about for this reason; a confidence is 1 - entropy / ln K."""
     known = [query.confidence for query in queries if query.reason is reason and query.confidence is not None]
     return statistics.fmean((1 - confidence) * math.log(n_classes) for confidence in known) if known else None
 

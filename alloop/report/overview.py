@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs no other: tables, and pictures inside it."""
+"""Page of a comparison: tables and pictures in one self-contained HTML file."""
 
 import base64
 import dataclasses
@@ -14,7 +14,7 @@ _TEMPLATE = Path(__file__).with_name("comparison.html.jinja")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a table shows; `place` 1 is the best of its column, 2 the second best, 0 neither."""
+    """Cell of a table; `place` is 1 for the best of its column, 2 for the second best, else 0."""
 
     text: str
     place: int = 0
@@ -30,14 +30,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG file, and what it shows in words."""
+    """PNG file with a description."""
 
     alt: str
     path: Path
 
     @property
     def base64(self) -> str:
-        """Its bytes as text."""
+        """Bytes of the file as text."""
         return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
@@ -57,11 +57,11 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """The page. Names of classes, files and methods are text, never markup."""
+    """Return the page as HTML. Names of classes, files and methods are escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(page=page)
 
 
 def write_page(page: Page, path: Path) -> None:
-    """Render and write it."""
+    """Render and write the page."""
     write_bytes(path, render_page(page).encode())

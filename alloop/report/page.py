@@ -1,4 +1,4 @@
-"""The report of a project: what status says, with pictures, as one HTML file."""
+"""Report of a project as one HTML file: the content of `alloop status`, with pictures."""
 
 import math
 import tempfile
@@ -21,10 +21,10 @@ from alloop.store.session import reading
 
 
 def write_report(project: Project, path: Path) -> Path:
-    """Gather, draw, write.
+    """Gather the numbers, draw the pictures and write the report.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -38,7 +38,7 @@ def write_report(project: Project, path: Path) -> Path:
 
 
 def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
-    """Everything in words and tables, with the pictures there are."""
+    """Return the page with words, tables and pictures."""
     pool, found = status.pool, status.findings
     notes = [
         f"{pool.images} images ({pool.groups} different), {pool.labeled} labeled: "
@@ -52,7 +52,7 @@ def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
 
 
 def reliability(holdout: HoldoutPredictions, title: str, ece: Interval | None) -> ReliabilityData | None:
-    """The last model's diagram on the holdout drawn before any model; None without probabilities or images."""
+    """Return the reliability diagram of the last model on the first holdout; None without probabilities or images."""
     if holdout.calibrated_log_probs is None or not (kept := ~holdout.grown).any():
         return None
     labels = np.array([holdout.classes.index(name) for name in holdout.targets], dtype=np.int64)
