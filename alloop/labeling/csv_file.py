@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from alloop.composition import CLASSIFICATION
 from alloop.errors import LabelingError, ServerUnavailable
 from alloop.files import from_folder, make_output_folder, write_bytes, write_json
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.label_config import TASKS
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
+from alloop.labeling.wording import Wording
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 _PROJECT = "sheets"
@@ -71,7 +74,9 @@ class CsvAnnotator:
         annotations_per_image: int = 1,
         push_batch: int = 10_000,
         workspace_key: str = "",
+        wording: Wording = TASKS[CLASSIFICATION],
     ) -> None:
+        self._wording = wording
         self._folder = folder
         self._as_png = as_png
         # If a class is called "skip", people write (skip) to skip an image.
@@ -184,7 +189,7 @@ class CsvAnnotator:
 
     def _header(self) -> list[str]:
         # The column to fill in comes first and a filled column last, because Excel drops empty cells at a line's end.
-        header = [f"label (class or {self.skip_word})", "annotator (your name)", "file"]
+        header = [f"label ({self._wording.answer} or {self.skip_word})", "annotator (your name)", "file"]
         return header + (["predicted"] if self._preannotate else []) + ["key", "copy", "sha256"]
 
     def _question(self, task: OutgoingTask, copy: int) -> dict[str, str]:
@@ -321,6 +326,7 @@ def _build(setup: Setup) -> Annotator:
         preannotate=labeling.preannotate,
         annotations_per_image=labeling.annotations_per_image,
         workspace_key=setup.workspace_key,
+        wording=TASKS[setup.settings.project.task],
     )
 
 

@@ -225,7 +225,7 @@ class LabelStudioAnnotator:
             HASH_KEY: task.image.sha256,
             "alloop_file": Path(task.image.path).name,
         }
-        guess = prediction(task, project.control, self._plan.preannotate)
+        guess = prediction(task, project.control, self._plan.preannotate, self._plan.wording)
         return {"data": data} | ({"predictions": [guess]} if guess else {})
 
     def _wait_for(self, batch: Sequence[OutgoingTask], fate: Fate, attempt: int) -> dict[str, str]:
@@ -275,7 +275,7 @@ class LabelStudioAnnotator:
     def _answers(self, row: Mapping[str, Any], task: ListedTask) -> TaskAnswers:
         control = self._opened.control.name
         answers = tuple(
-            read_annotation(annotation, control, self._user(annotation.get("completed_by")))
+            read_annotation(annotation, control, self._user(annotation.get("completed_by")), self._plan.wording)
             for annotation in sorted(row.get("annotations") or [], key=lambda annotation: int(annotation["id"]))
         )
         file = self._images.file(str(row["data"].get(self._opened.control.data_key) or ""))

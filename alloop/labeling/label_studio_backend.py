@@ -10,7 +10,7 @@ from alloop.files import from_folder
 from alloop.labeling import local_server
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.backend import Backend, Setup
-from alloop.labeling.label_config import check_names
+from alloop.labeling.label_config import TASKS, check_names
 from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _build(setup: Setup) -> Annotator:
         title=_title(project),
         workspace_key=setup.workspace_key,
         classes=tuple(project.classes),
+        wording=TASKS[project.task],
         preannotate=labeling.preannotate,
         annotations_per_image=labeling.annotations_per_image,
         project_id=own.project_id,

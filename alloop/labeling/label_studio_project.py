@@ -2,14 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from alloop.errors import LabelingError
 from alloop.labeling.connection import Connection, NotFound, retrying
 from alloop.labeling.label_config import (
-    Control,
-    build_label_config,
     check_config,
     check_names,
     extended_config,
@@ -17,6 +15,7 @@ from alloop.labeling.label_config import (
     read_time,
 )
 from alloop.labeling.label_studio_tasks import newest_tasks, write_time
+from alloop.labeling.wording import Control, Wording
 
 _ATTEMPTS = 3
 _LOOK_BACK = 50  # number of tasks in which a model's guess is looked for; tasks drawn at random have no guess
@@ -37,6 +36,7 @@ class ProjectPlan:
     title: str
     workspace_key: str
     classes: tuple[str, ...]
+    wording: Wording
     preannotate: bool
     annotations_per_image: int
     project_id: int | None = None
@@ -90,7 +90,7 @@ def open_project(
         row = _find_by_key(connection, plan) or _create(connection, plan, pause)
     row = _fit_config(connection, plan, row)
     where = f"project {row['id']} at {connection.url}"
-    control = check_config(row["label_config"], row.get("parsed_label_config"), plan.classes, where)
+    control = check_config(row["label_config"], row.get("parsed_label_config"), plan.classes, where, plan.wording)
     row = _fit_settings(connection, plan, row)
     return OpenProject(row["id"], control, row.get("model_version") or "", int(row.get("task_number") or 0), _born(row))
 
@@ -179,7 +179,7 @@ def _create(connection: Connection, plan: ProjectPlan, pause: Callable[[int], No
     body = {
         "title": plan.title,
         "description": f"Images chosen by alloop. Please keep the next word: {_marker(plan)}",
-        "label_config": build_label_config(plan.classes),
+        "label_config": plan.wording.build(plan.classes),
         **plan.settings(),
     }
     row: dict[str, Any] = retrying(
@@ -195,19 +195,19 @@ def _marker(plan: ProjectPlan) -> str:
 def _fit_config(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
     """Add classes to an interface that alloop wrote. An interface that a person edited is not changed."""
     xml = row["label_config"]
-    if not is_generated(xml):
+    if not is_generated(xml, plan.wording):
         return row
     check_names(plan.classes)
-    wanted = extended_config(xml, plan.classes)
-    if wanted.split() == xml.split() or _has_all(xml, plan.classes):
+    wanted = extended_config(xml, plan.classes, plan.wording)
+    if wanted.split() == xml.split() or _has_all(xml, plan):
         return row
     connection.change(f"api/projects/{row['id']}/", {"label_config": wanted})
     return find_project(connection, row["id"])
 
 
-def _has_all(xml: str, classes: Sequence[str]) -> bool:
+def _has_all(xml: str, plan: ProjectPlan) -> bool:
     # Only the order differs. People know the number keys, so the order stays.
-    return len(extended_config(xml, classes).splitlines()) == len(xml.strip().splitlines())
+    return len(extended_config(xml, plan.classes, plan.wording).splitlines()) == len(xml.strip().splitlines())
 
 
 def _fit_settings(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:

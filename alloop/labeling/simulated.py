@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from alloop.composition import CLASSIFICATION
 from alloop.errors import ConfigError, LabelError, LabelingError
 from alloop.files import explain_os_error, from_folder, sha256_of
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.label_config import TASKS
+from alloop.labeling.wording import Wording
 from alloop.names import as_answer, as_class, composed, file_spellings
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 from alloop.seeds import derive_seed
@@ -144,7 +147,9 @@ class SimulatedAnnotator:
         annotators: int = 1,
         seed: int = 0,
         push_batch: int = 500,
+        wording: Wording = TASKS[CLASSIFICATION],
     ) -> None:
+        self._wording = wording
         self._truth = truth
         self._classes = tuple(classes)
         self._state = state
@@ -236,8 +241,8 @@ class SimulatedAnnotator:
     def _answer(self, sha256: str, label: str, person: int) -> str:
         # The draw depends only on image and person, so order, batches and restarts do not change an answer.
         draw = np.random.default_rng(derive_seed(self._seed, "oracle", sha256, person))
-        others = [name for name in self._classes if name != label]
-        return str(draw.choice(others)) if others and draw.random() < self._noise else label
+        wrong = self._wording.mistake(label, self._classes, draw) if draw.random() < self._noise else None
+        return label if wrong is None else wrong
 
     def _task_answers(self, entry: Mapping[str, Any]) -> TaskAnswers:
         moment = _EPOCH + dt.timedelta(seconds=int(entry["task"]))
@@ -318,6 +323,7 @@ def _build(setup: Setup) -> Annotator:
         # Only as many real people are asked as must answer.
         annotators=labeling.annotations_per_image if own.columns else own.annotators,
         seed=project.seed,
+        wording=TASKS[project.task],
     )
 
 

@@ -14,7 +14,7 @@ from faulty_proxy import faulty_proxy
 from label_studio_server import LabelStudioServer, wait_until
 from looked_at import Workspace, make_pool, make_workspace
 
-from alloop.labeling.label_config import build_label_config
+from alloop.labeling.single_choice import SingleChoice
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 
@@ -149,7 +149,7 @@ def test_two_workspaces_in_one_project_leave_each_others_tasks_alone(
     tmp_path: Path, label_studio: LabelStudioServer, forks: Forks
 ):
     pool = make_pool(label_studio, "concurrent", 40)
-    body = {"title": "shared", "label_config": build_label_config(CLASSES)}
+    body = {"title": "shared", "label_config": SingleChoice().build(CLASSES)}
     shared = label_studio.api("POST", "/api/projects/", json=body).json()["id"]
     named = {"labeling__label_studio": {"project_id": shared}}
     one, two = (make_workspace(tmp_path / n / "pets", label_studio, forks, pool, known=12, **named) for n in "ab")

@@ -16,7 +16,7 @@ from faulty_proxy import faulty_proxy
 from label_studio_server import LabelStudioServer
 from looked_at import Workspace, make_pool, make_workspace, write_settings
 
-from alloop.labeling.label_config import build_label_config
+from alloop.labeling.single_choice import SingleChoice
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 
@@ -252,7 +252,7 @@ def test_annotations_of_two_servers_may_have_the_same_numbers(workspace: Workspa
 def test_naming_another_project_is_refused_until_the_old_one_is_given_up(workspace: Workspace):
     answered_in_part(workspace)
     old = workspace.project
-    body = {"title": "chosen by hand", "label_config": build_label_config(CLASSES)}
+    body = {"title": "chosen by hand", "label_config": SingleChoice().build(CLASSES)}
     chosen = workspace.server.api("POST", "/api/projects/", json=body).json()["id"]
     settings(workspace, labeling__label_studio={"project_id": chosen})
 
