@@ -48,44 +48,160 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LossRule:
-    """What a loss needs.
+    """Properties and needs of a loss.
 
     Attributes:
-        parameters: By name.
-        place: Where it acts with several heads.
-        soft_targets: Works on mixed targets.
-        raw_logits: Its value depends on more than the probabilities.
+        parameters: Parameters by name.
+        place: Place where the loss acts with several heads.
+        is_plain: The loss is cross-entropy itself.
+        is_smooth: Over all labels the loss is a smooth function with one minimum, which L-BFGS finds.
+        needs_raw_logits: The function takes the raw logits of a head, not log-probabilities.
+        normalizes_logits: Softmax is taken of normalized logits, in training and at inference.
+        takes_soft_targets: The loss is defined for mixed targets.
+        smallest_batch: Smallest number of images in a batch.
     """
 
     parameters: Mapping[str, Parameter]
     place: Place = Place.BOTH
-    soft_targets: bool = True
-    raw_logits: bool = False
+    is_plain: bool = False
+    is_smooth: bool = False
+    needs_raw_logits: bool = False
+    normalizes_logits: bool = False
+    takes_soft_targets: bool = True
+    smallest_batch: int = 1
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether a prior may pull predictions at the center of the features; zero logits have no direction."""
+        return not self.normalizes_logits
 
 
 _BETA = Parameter(0.1, 0.0)
 
+# Not smooth: MMCE and DCA compare the images of a batch with each other; FLSD-53 jumps; MbLS and the entropy's hinge
+# have kinks; the slope of LogitNorm grows as its logits shrink.
 LOSSES: Mapping[str, LossRule] = {
-    "cross-entropy": LossRule({}),
-    "label-smoothing": LossRule({"epsilon": Parameter(0.05, 0.0, 1.0)}),
-    "mbls": LossRule({"margin": Parameter(10.0, 0.0), "alpha": Parameter(0.1, 0.0)}, Place.HEADS, raw_logits=True),
+    "cross-entropy": LossRule({}, is_plain=True, is_smooth=True),
+    "label-smoothing": LossRule({"epsilon": Parameter(0.05, 0.0, 1.0)}, is_smooth=True),
+    "mbls": LossRule(
+        {"margin": Parameter(10.0, 0.0), "alpha": Parameter(0.1, 0.0)}, Place.HEADS, needs_raw_logits=True
+    ),
     # Below 1 the slope is infinite where the true class has probability 1.
-    "focal": LossRule({"gamma": Parameter(3.0, 1.0, also=0.0)}),
+    "focal": LossRule({"gamma": Parameter(3.0, 1.0, also=0.0)}, is_smooth=True),
     "flsd-53": LossRule({}),
-    "entropy": LossRule({"beta": _BETA}),
+    "entropy": LossRule({"beta": _BETA}, is_smooth=True),
     "entropy-hinge": LossRule({"beta": _BETA, "threshold": Parameter(0.5, 0.0)}),
     "mmce": LossRule(
         {"weight": Parameter(2.0, 0.0), "width": Parameter(0.4, 0.0, excludes_low=True)},
         Place.POOLED,
-        soft_targets=False,
+        takes_soft_targets=False,
+        smallest_batch=16,
     ),
-    "dca": LossRule({"alpha": Parameter(1.0, 0.0), "beta": Parameter(5.0, 0.0)}, Place.POOLED, soft_targets=False),
-    "logit-norm": LossRule({"tau": Parameter(0.04, 0.0, excludes_low=True)}, Place.HEADS, raw_logits=True),
+    "dca": LossRule(
+        {"alpha": Parameter(1.0, 0.0), "beta": Parameter(5.0, 0.0)}, Place.POOLED, takes_soft_targets=False
+    ),
+    "logit-norm": LossRule(
+        {"tau": Parameter(0.04, 0.0, excludes_low=True)}, Place.HEADS, needs_raw_logits=True, normalizes_logits=True
+    ),
 }
-MIXINGS = ("none", "mixup", "cutmix", "either")
-CALIBRATORS = ("none", "temperature", "platt", "isotonic", "histogram-width", "histogram-mass", "auto")
-OOD_SCORES = ("msp", "entropy", "max-logit", "energy", "odin", "gradnorm", "gen", "mutual-information")
-SMALLEST_MMCE_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MixingRule:
+    """Properties of a way to mix batches. One that blends and cuts chooses one of the two for each batch.
+
+    Attributes:
+        blends: Images are averaged (MixUp).
+        cuts: A rectangle is replaced (CutMix), which features do not have.
+        probability: Default probability that a batch is mixed.
+    """
+
+    blends: bool = False
+    cuts: bool = False
+    probability: float = 1.0
+
+
+MIXINGS: Mapping[str, MixingRule] = {
+    "none": MixingRule(),
+    "mixup": MixingRule(blends=True),
+    "cutmix": MixingRule(cuts=True, probability=0.5),
+    "either": MixingRule(blends=True, cuts=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CalibratorRule:
+    """Number of images that a calibrator needs.
+
+    Attributes:
+        smallest: When it is asked for by name.
+        considered: When `auto` considers it.
+        considered_per_class: Also when `auto` considers it, times the number of classes.
+        is_flexible: `auto` takes it only if it is clearly better than a simple calibrator.
+    """
+
+    smallest: int
+    considered: int
+    considered_per_class: int = 0
+    is_flexible: bool = False
+
+
+CALIBRATORS: Mapping[str, CalibratorRule] = {  # from simple to flexible; of equals `auto` takes the first
+    "none": CalibratorRule(0, 0),
+    "temperature": CalibratorRule(50, 50),
+    "platt": CalibratorRule(50, 100, 10, is_flexible=True),
+    "histogram-mass": CalibratorRule(50, 200, 30, is_flexible=True),
+    "histogram-width": CalibratorRule(50, 200, 30, is_flexible=True),
+    # With fewer the curve is mostly steps of single images.
+    "isotonic": CalibratorRule(200, 1000, 100, is_flexible=True),
+    "auto": CalibratorRule(50, 50),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OodRule:
+    """Needs of a score of how unlike the training images an image is.
+
+    Attributes:
+        title: Name in tables.
+        of_several: The score compares members.
+        needs_images: The score changes pixels and runs the trunk again; other ones take what a model gives anyway.
+    """
+
+    title: str
+    of_several: bool = False
+    needs_images: bool = False
+
+
+OOD_SCORES: Mapping[str, OodRule] = {
+    "msp": OodRule("MSP"),
+    "entropy": OodRule("entropy"),
+    "gen": OodRule("GEN"),
+    "max-logit": OodRule("max logit"),
+    "energy": OodRule("energy"),
+    "gradnorm": OodRule("GradNorm"),
+    "mutual-information": OodRule("mutual information", of_several=True),
+    "odin": OodRule("ODIN", needs_images=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PerturbationRule:
+    """Need of a way to draw by a score.
+
+    Attributes:
+        needs_positive: Scores must not be negative.
+    """
+
+    needs_positive: bool = False
+
+
+PERTURBATIONS: Mapping[str, PerturbationRule] = {
+    "none": PerturbationRule(),
+    "power": PerturbationRule(needs_positive=True),
+    "softmax": PerturbationRule(),
+    "soft-rank": PerturbationRule(),
+}
 
 
 class Need(enum.StrEnum):
@@ -144,7 +260,6 @@ STRATEGIES: Mapping[str, StrategyRule] = {
 }
 DEFAULT_STRATEGY = "entropy-spread"
 ALIASES = {"default": DEFAULT_STRATEGY, "bald": "mutual-information", "coreset": "k-center", "kcenter": "k-center"}
-PERTURBATIONS = ("none", "power", "softmax", "soft-rank")
 STRATEGY_GROUP = "alloop.strategies"  # the entry points by which others add theirs
 
 # Name in `[labeling] backend` → where its `labeling.backend.Backend` is written.
@@ -284,34 +399,37 @@ def check_composition(
     _check_name("calibrator", calibrator, CALIBRATORS)
     _check_name("OOD score", ood_score, OOD_SCORES)
     _check_mixing(loss, mixing, frozen)
-    if loss == "mmce" and batch_size is not None and batch_size < SMALLEST_MMCE_BATCH:
+    smallest = LOSSES[loss].smallest_batch
+    if batch_size is not None and batch_size < smallest:
         raise ValueError(
-            f"MMCE compares the images of a batch with each other, and {batch_size} are noise; "
-            f"take a batch_size of at least {SMALLEST_MMCE_BATCH}"
+            f"{loss} compares the images of a batch with each other, and {batch_size} are noise; "
+            f"take a batch_size of at least {smallest}"
         )
     _check_dropout(dropout_passes, dropout_rate)
     _check_ood_score(ood_score, n_members, dropout_passes, consistent_masks)
-    if ood_score == "odin" and not has_images:
-        raise ValueError("ODIN changes the pixels of images, and given features have none; score by energy instead")
+    if OOD_SCORES[ood_score].needs_images and not has_images:
+        title = OOD_SCORES[ood_score].title
+        raise ValueError(f"{title} changes the pixels of images, and given features have none; score by energy instead")
 
 
 def _check_ood_score(name: str, n_members: int, dropout_passes: int | None, consistent_masks: bool) -> None:
-    if name == "mutual-information" and n_members * (dropout_passes or 1) < 2:
-        raise ValueError("mutual information is how much members disagree, and there is only one; score by msp instead")
-    if name == "odin" and dropout_passes is not None and not consistent_masks:
+    rule = OOD_SCORES[name]
+    if rule.of_several and n_members * (dropout_passes or 1) < 2:
+        raise ValueError(f"{rule.title} is how much members disagree, and there is only one; score by msp instead")
+    if rule.needs_images and dropout_passes is not None and not consistent_masks:
         raise ValueError(
-            "ODIN compares what a network says of an image and of a changed one, and dropout masks drawn anew would "
-            "change it, too; set consistent_masks = true, or score by energy instead"
+            f"{rule.title} compares what a network says of an image and of a changed one, and dropout masks drawn anew "
+            "would change it, too; set consistent_masks = true, or score by energy instead"
         )
 
 
 def _check_mixing(loss: str, mixing: str, frozen: bool) -> None:
-    if mixing != "none" and not LOSSES[loss].soft_targets:
+    if mixing != "none" and not LOSSES[loss].takes_soft_targets:
         raise ValueError(
             f"{mixing} makes soft targets, and {loss} needs to know whether a prediction is right, which is undefined "
             "for a mixed image; turn mixing off or choose another loss"
         )
-    if mixing in ("cutmix", "either") and frozen:
+    if MIXINGS[mixing].cuts and frozen:
         raise ValueError(
             f"{mixing} cuts rectangles out of images, and a frozen trunk is trained on features, which have none; "
             "choose mixup, or fine-tune"

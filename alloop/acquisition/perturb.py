@@ -4,11 +4,13 @@ The probability of every draw is known, which is what unbiased estimates from th
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from alloop.acquisition.strategy import Choice, Keys
+from alloop.composition import PERTURBATIONS
 from alloop.seeds import derive_seed, mixed
 
 
@@ -35,7 +37,7 @@ def draw(
         keys: [N], distinct.
         k: At most N are drawn.
         seed: Of the noise.
-        kind: "power", "softmax" or "soft-rank".
+        kind: Name in `composition.PERTURBATIONS`, except "none".
         beta: At least 0; 0 is uniform, large is the k highest.
         explore: In [0, 1]; above 0 every image's probability is at least explore / N.
 
@@ -52,7 +54,7 @@ def draw(
     _check(scores, kind)
     if k == 0:
         return Choice(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
-    log_weights = _mixed_in(_log_weights(np.asarray(scores, dtype=np.float64), keys, kind, beta), explore)
+    log_weights = _mixed_in(_LOG_WEIGHTS[kind](np.asarray(scores, dtype=np.float64), keys, beta), explore)
     noisy = log_weights + gumbel(keys, seed)
     # Weight 0: after all others, in an order that the seed draws.
     order = np.lexsort((keys, -gumbel(keys, derive_seed(seed, "fill")), -noisy))
@@ -76,17 +78,29 @@ def uniform(keys: Keys, seed: int) -> npt.NDArray[np.float64]:
 _ZEROS = "{} of {} images have a score of 0 and are drawn only when no others are left; explore above 0 changes that."
 
 
-def _log_weights(scores: npt.NDArray[np.float64], keys: Keys, kind: str, beta: float) -> npt.NDArray[np.float64]:
-    if kind == "power":
-        with np.errstate(divide="ignore"):
-            logs = np.log(scores)
-        # 0 * -inf is nan, and 0^0 is 1.
-        return beta * logs if beta > 0 else np.zeros(len(scores))
-    if kind == "softmax":
-        return beta * scores
+def _power(scores: npt.NDArray[np.float64], keys: Keys, beta: float) -> npt.NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        logs = np.log(scores)
+    # 0 * -inf is nan, and 0^0 is 1.
+    return beta * logs if beta > 0 else np.zeros(len(scores))
+
+
+def _softmax(scores: npt.NDArray[np.float64], keys: Keys, beta: float) -> npt.NDArray[np.float64]:
+    return beta * scores
+
+
+def _soft_rank(scores: npt.NDArray[np.float64], keys: Keys, beta: float) -> npt.NDArray[np.float64]:
     ranks = np.empty(len(scores))
     ranks[np.lexsort((keys, -scores))] = np.arange(1, len(scores) + 1)
     return -beta * np.log(ranks)
+
+
+# Logarithms of weights [N] by (scores, keys, beta).
+_LOG_WEIGHTS: Mapping[str, Callable[[npt.NDArray[np.float64], Keys, float], npt.NDArray[np.float64]]] = {
+    "power": _power,
+    "softmax": _softmax,
+    "soft-rank": _soft_rank,
+}
 
 
 def _mixed_in(log_weights: npt.NDArray[np.float64], explore: float) -> npt.NDArray[np.float64]:
@@ -120,11 +134,11 @@ def _log_sum(logs: npt.NDArray[np.float64]) -> float:
 
 
 def _check(scores: npt.NDArray[np.floating], kind: str) -> None:
-    if kind not in ("power", "softmax", "soft-rank"):
+    if kind not in _LOG_WEIGHTS:
         raise ValueError(f"there is no perturbation '{kind}'")
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         raise ValueError(f"the score at position {bad[0]} is not finite")
-    negative = np.flatnonzero(scores < 0) if kind == "power" else bad
+    negative = np.flatnonzero(scores < 0) if PERTURBATIONS[kind].needs_positive else bad
     if len(negative):
-        raise ValueError(f"a power needs scores of at least 0, and the one at position {negative[0]} is negative")
+        raise ValueError(f"a {kind} needs scores of at least 0, and the one at position {negative[0]} is negative")

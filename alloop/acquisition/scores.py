@@ -14,6 +14,7 @@ from alloop.acquisition.arrange import BLOCK_FLOATS, blocks
 from alloop.acquisition.batch import check_scores
 from alloop.acquisition.perturb import draw
 from alloop.acquisition.strategy import Choice, Cost, Keys, Size
+from alloop.composition import PERTURBATIONS
 from alloop.seeds import derive_seed
 
 Scores = npt.NDArray[np.float64]
@@ -82,7 +83,7 @@ def choose_by_score(
         best = np.lexsort((keys, -second, -scores))[: max(k, 0)]
         return Choice(best, scores[best])
     weighed = scores
-    if perturb == "power":
+    if PERTURBATIONS[perturb].needs_positive:
         # Rounding may leave a sure prediction's margin a little below -1.
         weighed = np.maximum(scores + SCORES[name].offset, 0)
     stream = derive_seed(seed, name, perturb)

@@ -23,10 +23,10 @@ from alloop.calibration.calibrator import (
 )
 from alloop.calibration.folds import draw_folds
 from alloop.calibration.histogram import Histogram, fit_histogram
-from alloop.calibration.isotonic import FEWEST as FEWEST_FOR_ISOTONIC
 from alloop.calibration.isotonic import Isotonic, fit_isotonic
 from alloop.calibration.platt import Platt, fit_platt
 from alloop.calibration.temperature import FEWEST, UNIT, Temperature, fit_temperature
+from alloop.composition import CALIBRATORS
 
 Fit = Callable[[Tensor, Tensor], tuple[Calibrator, str]]
 
@@ -38,8 +38,7 @@ def _quiet(fit: Callable[[Tensor, Tensor], Calibrator]) -> Fit:
     return lambda log_probs, targets: (fit(log_probs, targets), "")
 
 
-# From simple to flexible; `auto` prefers those before.
-_FITS: Mapping[str, Fit] = {
+_FITS: Mapping[str, Fit] = {  # in the order of `composition.CALIBRATORS`
     "none": _quiet(lambda *_: Unchanged()),
     "temperature": fit_temperature,
     "platt": _quiet(fit_platt),
@@ -48,23 +47,12 @@ _FITS: Mapping[str, Fit] = {
     "isotonic": _quiet(lambda lp, y: fit_isotonic(lp, y, fewest=1)),
 }
 _KINDS: Mapping[str, type[Any]] = {kind.name: kind for kind in (Unchanged, Temperature, Platt, Histogram, Isotonic)}
-_FLEXIBLE = ("platt", "histogram-mass", "histogram-width", "isotonic")
 
 
 def smallest_sample(name: str, n_classes: int = 2, *, is_auto: bool = False) -> int:
-    """Images that a calibrator needs: when asked for by name, or (more) before `auto` considers it."""
-    if name == "none":
-        return 0
-    if is_auto:
-        per_class = {
-            "platt": (100, 10),
-            "histogram-mass": (200, 30),
-            "histogram-width": (200, 30),
-            "isotonic": (1000, 100),
-        }
-        least, each = per_class.get(name, (FEWEST, 0))
-        return max(least, each * n_classes)
-    return FEWEST_FOR_ISOTONIC if name == "isotonic" else FEWEST
+    """Return the number of images that a calibrator needs: when asked for by name, or before `auto` considers it."""
+    rule = CALIBRATORS[name]
+    return max(rule.considered, rule.considered_per_class * n_classes) if is_auto else rule.smallest
 
 
 def fit_calibrator(
@@ -192,12 +180,14 @@ def _cross_validate(
 
 
 def _best(losses: Mapping[str, Tensor]) -> str:
-    simple = min((name for name in losses if name not in _FLEXIBLE), key=lambda name: float(losses[name].mean()))
+    simple = min(
+        (name for name in losses if not CALIBRATORS[name].is_flexible), key=lambda name: float(losses[name].mean())
+    )
     better = {}
     for name in losses:
         difference = losses[simple] - losses[name]
         error = float(difference.std()) / math.sqrt(len(difference))
-        if name in _FLEXIBLE and float(difference.mean()) > _MARGIN * error:
+        if CALIBRATORS[name].is_flexible and float(difference.mean()) > _MARGIN * error:
             better[name] = float(losses[name].mean())
     return min(better, key=better.__getitem__) if better else simple
 

@@ -14,8 +14,8 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from alloop.calibration.calibrator import check_targets, normalize_probs, prepare
+from alloop.composition import CALIBRATORS
 
-FEWEST = 200  # images; with fewer the curve is mostly steps of single images
 Array = npt.NDArray[np.float64]
 Knots = tuple[tuple[float, float], ...]  # (probability, calibrated probability), ascending
 
@@ -42,7 +42,10 @@ class Isotonic:
 
 
 def fit_isotonic(
-    log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], fewest: int = FEWEST, floor: float | None = None
+    log_probs: Float[Tensor, "N K"],
+    targets: Int[Tensor, "N"],
+    fewest: int = CALIBRATORS["isotonic"].smallest,
+    floor: float | None = None,
 ) -> Isotonic:
     """A curve of every class's probability against whether it was the class.
 

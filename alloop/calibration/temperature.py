@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.calibration.calibrator import prepare
+from alloop.composition import CALIBRATORS
 
 LOWEST, HIGHEST = 0.05, 20.0  # bounds of T
-FEWEST = 50  # images; with fewer T stays 1
+FEWEST = CALIBRATORS["temperature"].smallest  # images; with fewer T stays 1
 _STEPS = 60  # of bisection over ln(20 / 0.05) = 6: far below 1e-8 relative
 
 

@@ -2,14 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alloop.composition import (
+    CALIBRATORS,
     CLASSIFICATION,
     DEFAULT_BACKEND,
     DEFAULT_STRATEGY,
+    LOSSES,
+    MIXINGS,
+    OOD_SCORES,
+    PERTURBATIONS,
     check_backend,
     check_composition,
     check_strategy,
@@ -19,6 +24,18 @@ from alloop.names import hidden_signs, look
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
+if TYPE_CHECKING:  # mypy reads no Literal that is made at run time
+    LossName = str
+    MixingName = str
+    CalibratorName = str
+    OodScoreName = str
+    PerturbationName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
+    MixingName = Literal[tuple(MIXINGS)]
+    CalibratorName = Literal[tuple(CALIBRATORS)]
+    OodScoreName = Literal[tuple(OOD_SCORES)]
+    PerturbationName = Literal[tuple(PERTURBATIONS)]
 
 
 class Section(BaseModel):
@@ -152,21 +169,10 @@ class TrainConfig(Section):
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # finetune mode only: share of the training labels
     patience: PositiveInt = 10  # finetune mode only: epochs without a better validation NLL before training stops
     workers: Annotated[int, Field(ge=0)] = 2  # number of processes that decode images
-    loss: Literal[
-        "cross-entropy",
-        "label-smoothing",
-        "mbls",
-        "focal",
-        "flsd-53",
-        "entropy",
-        "entropy-hinge",
-        "mmce",
-        "dca",
-        "logit-norm",
-    ] = "cross-entropy"
+    loss: LossName = "cross-entropy"
     loss_parameters: dict[str, float] = {}  # by name; the defaults are in alloop/composition.py
     class_weights: Literal["none", "balanced"] = "none"  # balanced: N / (K n_k), whose mean over the labels is 1
-    mixing: Literal["none", "mixup", "cutmix", "either"] = "none"  # in frozen mode only mixup, of features
+    mixing: MixingName = "none"  # in frozen mode only mixup, of features
     mixing_alpha: Annotated[float, Field(gt=0)] | None = None  # a of λ ~ Beta(a, a); None: 0.2 (mixup), 1.0 (cutmix)
     mixing_probability: Share | None = None  # probability that a batch is mixed; None: 1.0, for cutmix 0.5
 
@@ -175,9 +181,7 @@ class CalibrationConfig(Section):
     """`[calibration]`: calibrator that is fitted to the labeled holdout."""
 
     # auto: lowest cross-validated NLL among those with enough images; isotonic needs 200 images, the others 50
-    method: Literal["temperature", "none", "platt", "isotonic", "histogram-width", "histogram-mass", "auto"] = (
-        "temperature"
-    )
+    method: CalibratorName = "temperature"
 
 
 class LoopConfig(Section):
@@ -200,7 +204,7 @@ class AcquisitionConfig(Section):
     """`[acquisition]`: choice of the images to ask about."""
 
     strategy: str = DEFAULT_STRATEGY  # alloop/composition.py lists them; installed packages can add theirs
-    perturb: Literal["none", "power", "softmax", "soft-rank"] = "none"  # draws by a score instead of taking the highest
+    perturb: PerturbationName = "none"  # draws by a score instead of taking the highest
     beta: Annotated[float, Field(gt=0)] = 1.0  # perturbation: larger values favor the highest scores
     explore: Share = 0.05  # perturbation: share of the weight spread evenly, so that any image can be drawn
     class_quota: Annotated[float, Field(gt=0, le=1)] = 1.0  # largest share of a batch from one predicted class
@@ -218,16 +222,7 @@ class AcquisitionConfig(Section):
     # pool are marked as suspect: at 0.99 at most 1 % of the images, and no image of fewer than 100. odin reads every
     # image of the pool and runs the trunk forwards, and for each member backwards and forwards again: with M members,
     # scoring takes at least 1 + 2 M times as long as computing the features.
-    ood_score: Literal[
-        "msp",
-        "entropy",
-        "energy",
-        "max-logit",
-        "gen",
-        "mutual-information",
-        "odin",
-        "gradnorm",
-    ] = "msp"
+    ood_score: OodScoreName = "msp"
     suspect_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.99
     skip_suspects: bool = False  # neither choose nor draw suspects; the holdout is not affected
     ask_skipped_after: PositiveInt | None = None  # rounds until a skipped image may be asked about again; None: never

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from alloop.composition import MIXINGS
 from alloop.config.schema import Config
 from alloop.engine.device import choose_device
 from alloop.files import from_folder
@@ -19,9 +20,6 @@ from alloop.seeds import derive_seed
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
 NO_MIXING = Mixing()
 HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # where the whole set cannot be taken at once
-# Smooth functions of all labels: one solution, found by L-BFGS. MMCE and DCA compare the images of a batch with each
-# other; FLSD-53 jumps, MbLS and the entropy's hinge have kinks; LogitNorm's slope grows as its logits shrink.
-SMOOTH_LOSSES = ("cross-entropy", "label-smoothing", "focal", "entropy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +54,10 @@ class HeadRecipe:
     updates: int = HEAD_UPDATES
     mixing: Mixing = NO_MIXING
     dropout: HeadDropout | None = None
+
+    def has_one_solution(self, loss: Loss) -> bool:
+        """Whether the heads minimize a smooth function of all labels, which L-BFGS solves."""
+        return loss.rule.is_smooth and not self.mixing.is_on and self.dropout is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +145,13 @@ def build_loss(config: Config) -> Loss:
 
 
 def build_mixing(config: Config) -> Mixing:
-    """How [train] mixes batches; "either" always mixes, by one of the two."""
+    """Return how [train] mixes batches."""
     train = config.train
-    usual = 0.5 if train.mixing == "cutmix" else 1.0
     return Mixing(
         kind=train.mixing,
         mixup_alpha=0.2 if train.mixing_alpha is None else train.mixing_alpha,
         cutmix_alpha=1.0 if train.mixing_alpha is None else train.mixing_alpha,
-        probability=usual if train.mixing_probability is None else train.mixing_probability,
+        probability=MIXINGS[train.mixing].probability if train.mixing_probability is None else train.mixing_probability,
     )
 
 

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from alloop.calibration.folds import draw_folds
 from alloop.calibration.temperature import FEWEST
-from alloop.engine.build import SMOOTH_LOSSES, HeadRecipe
 from alloop.engine.calibrate import calibrate
-from alloop.losses.named import Loss
 from alloop.records import Calibration
 
 N_FOLDS = 5
@@ -30,11 +28,6 @@ def out_of_fold(targets: Tensor, seed: int, predict: Callable[[Tensor, Tensor], 
     for rest, fold in draw_folds(targets.numpy(), seed, N_FOLDS):
         rows[fold] = predict(rest, fold).double()
     return rows
-
-
-def is_one_solution(recipe: HeadRecipe, loss: Loss) -> bool:
-    """Whether heads are what minimizes a function of all labels, found by L-BFGS, whatever the features' axes."""
-    return loss.name in SMOOTH_LOSSES and recipe.mixing.kind == "none" and recipe.dropout is None
 
 
 def rotate(features: Float[Tensor, "N D"]) -> Float[Tensor, "N R"]:

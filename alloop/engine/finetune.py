@@ -76,7 +76,7 @@ class Setup:
         """Images uint8 [B, 3, S, S] normalized, on the device, and mixed if the recipe says so; and their targets."""
         device, mixing = self.hardware.device, self.recipe.mixing
         normalized, labels = self.backbone.normalize(images.to(device)), targets.to(device)
-        if mixing.kind == "none":
+        if not mixing.is_on:
             return normalized, labels
         return mix(normalized, labels, self.heads.n_classes, mixing, generator)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from alloop.engine.build import HEAD_BATCH, HEAD_RATE, SMOOTH_LOSSES, HeadRecipe
+from alloop.engine.build import HEAD_BATCH, HEAD_RATE, HeadRecipe
 from alloop.engine.device import full_float32
 from alloop.engine.objective import Objective
 from alloop.losses.mixing import mix
@@ -41,9 +41,8 @@ def fit_heads(
     heads.standardize_by(features)
     problem = _Problem(heads, features, targets, objective.to(features.device), recipe)
     with _threads_for(features), full_float32():
-        is_fixed = recipe.mixing.kind == "none" and recipe.dropout is None
-        is_smooth = is_fixed and objective.loss.name in SMOOTH_LOSSES
-        history = _solve_in_span(problem) if is_smooth else _descend(problem, generator)
+        is_solved = recipe.has_one_solution(objective.loss)
+        history = _solve_in_span(problem) if is_solved else _descend(problem, generator)
     heads.eval().requires_grad_(requires_grad=False)
     return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
 
@@ -70,7 +69,7 @@ class _Problem:
         heads, recipe = self.heads, self.recipe
         loss = self._objective(logits, targets)
         decay = 0.5 * recipe.weight_decay * heads.weight.square().sum() / heads.n_heads
-        if self._objective.loss.name == "logit-norm":
+        if not self._objective.loss.rule.has_prior:
             return loss + decay
         at_center = heads.bias.unsqueeze(1)  # what the heads say of an image whose standardized features are 0
         weights = self._objective.head_weights
@@ -132,7 +131,7 @@ def _descend(problem: _Problem, generator: torch.Generator) -> dict[str, object]
     for _ in range(recipe.updates):
         rows = next(batches)
         features, targets = problem.features[rows], problem.targets[rows]
-        if recipe.mixing.kind != "none":
+        if recipe.mixing.is_on:
             features, targets = mix(features, targets, heads.n_classes, recipe.mixing, generator)
         dropout = recipe.dropout
         logits = heads(features) if dropout is None else dropout.train_step(heads, features, generator)

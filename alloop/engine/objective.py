@@ -30,7 +30,7 @@ class Objective:
 
     def __call__(self, logits: Float[Tensor, "M B K"], targets: Targets) -> Tensor:
         """The mean over a batch. Raises ValueError for logits that are not finite."""
-        if self.loss.name == "cross-entropy" and self.class_weights is None:
+        if self.loss.rule.is_plain and self.class_weights is None:
             return multi_head_loss(logits, targets, self.head_weights, loss_scale=self.loss_scale)
         return composed_loss(
             self.loss, logits, targets, self.head_weights, self.class_weights, loss_scale=self.loss_scale

@@ -63,7 +63,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
             pooled = mean_log_probs(members)
             final = apply_calibration(version.calibration, pooled) if job.is_calibrated else pooled
             # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
-            pooled_raw = mean_log_probs(logits.log_softmax(dim=-1)) if passes.loss.name == "logit-norm" else final
+            pooled_raw = mean_log_probs(logits.log_softmax(dim=-1)) if passes.loss.rule.normalizes_logits else final
             if unlike is None:
                 unlike = ood_score(name, logits, lengths, members, pooled_raw)
             writer.write(images, final, members, unlike)

@@ -19,7 +19,7 @@ from alloop.engine.build import (
     search_paths,
 )
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.cross_validate import calibrate_apart, is_one_solution, out_of_fold, rotate
+from alloop.engine.cross_validate import calibrate_apart, out_of_fold, rotate
 from alloop.engine.device import deterministic, explained_shortage
 from alloop.engine.features import Failed, depth_of_all, ensure_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified, trunk_features
@@ -178,7 +178,7 @@ def _cross_validate(
     images, labels = _readable(images, targets, failed, _coding(job))
     features = torch.from_numpy(cache.take([image.key for image in images]))
     recipe, n_classes = build_head_recipe(job.config), len(job.classes)
-    if is_one_solution(recipe, build_loss(job.config)):
+    if recipe.has_one_solution(build_loss(job.config)):
         features = rotate(features)
 
     def predict(rest: Tensor, fold: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from alloop.composition import SMALLEST_MMCE_BATCH
+from alloop.composition import LOSSES
 from alloop.losses.cross_entropy import Reduction, cross_entropy, reduce_loss
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def mmce(log_probs: Float[Tensor, "B K"], targets: Classes, width: float = 0.4) 
     Source: Kumar, Sarawagi & Jain, ICML 2018, equation 6; docs/methods.md section 5.6.
     """
     log_confidence, correct = _confidence(log_probs, targets, "mmce")
-    if len(targets) < SMALLEST_MMCE_BATCH:
+    if len(targets) < LOSSES["mmce"].smallest_batch:
         _warn_of_noise(len(targets))
     n_right = correct.sum().clamp_min(1)
     n_wrong = (~correct).sum().clamp_min(1)
@@ -110,4 +110,5 @@ def _quadratic_form(v: Tensor, confidence: Tensor, width: float) -> Tensor:
 
 @functools.cache
 def _warn_of_noise(n: int) -> None:
-    log.warning("MMCE over a batch of %d images is mostly noise; it needs at least %d", n, SMALLEST_MMCE_BATCH)
+    least = LOSSES["mmce"].smallest_batch
+    log.warning("MMCE over a batch of %d images is mostly noise; it needs at least %d", n, least)

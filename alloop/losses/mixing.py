@@ -10,15 +10,14 @@ batch as it was is needed for the training accuracy.
 
 import dataclasses
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alloop.composition import MIXINGS
 from alloop.losses.cross_entropy import Targets
 
-Kind = Literal["none", "mixup", "cutmix", "either"]
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are excluded
 
 
@@ -27,13 +26,13 @@ class Mixing:
     """How batches are mixed.
 
     Attributes:
-        kind: "either" chooses one of the two for each batch.
+        kind: Name in `composition.MIXINGS`.
         mixup_alpha, cutmix_alpha: a > 0 of Beta(a, a), which λ is drawn from.
-        probability: That a batch is mixed at all.
-        cutmix_share: Of the batches that "either" mixes, those that go to CutMix.
+        probability: Probability that a batch is mixed at all.
+        cutmix_share: Share of CutMix among the mixed batches, for a kind that has both.
     """
 
-    kind: Kind = "none"
+    kind: str = "none"
     mixup_alpha: float = 0.2
     cutmix_alpha: float = 1.0
     probability: float = 1.0
@@ -44,6 +43,11 @@ class Mixing:
             raise ValueError(f"a of Beta(a, a) must be above 0, not {self.mixup_alpha:g} and {self.cutmix_alpha:g}")
         if not (0 <= self.probability <= 1 and 0 <= self.cutmix_share <= 1):
             raise ValueError(f"probabilities lie in [0, 1], not {self.probability:g} and {self.cutmix_share:g}")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether batches are mixed."""
+        return MIXINGS[self.kind].blends or MIXINGS[self.kind].cuts
 
 
 def mix(
@@ -59,12 +63,10 @@ def mix(
         generator: On the CPU; which batches are mixed, and how, depends on nothing else.
     """
     rows = as_soft(targets, n_classes)
-    if mixing.kind == "none" or len(inputs) < 2 or not _happens(mixing.probability, generator):
+    if not mixing.is_on or len(inputs) < 2 or not _happens(mixing.probability, generator):
         return inputs, rows
-    is_cutmix = mixing.kind == "cutmix"
-    if mixing.kind == "either":
-        is_cutmix = _happens(mixing.cutmix_share, generator)
-    if is_cutmix:
+    rule = MIXINGS[mixing.kind]
+    if rule.cuts and (not rule.blends or _happens(mixing.cutmix_share, generator)):
         return cutmix(inputs, rows, draw_share(mixing.cutmix_alpha, generator), generator)
     return mixup(inputs, rows, draw_share(mixing.mixup_alpha, generator), generator)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.composition import LOSSES, Place, loss_parameters
+from alloop.composition import LOSSES, LossRule, Place, loss_parameters
 from alloop.losses.batch_calibration import dca_loss, mmce_loss
 from alloop.losses.cross_entropy import Reduction, Targets, cross_entropy
 from alloop.losses.entropy_penalty import entropy_regularized
@@ -23,20 +23,16 @@ class Loss:
     """A loss with its parameters set.
 
     Attributes:
-        name: As in `composition.LOSSES`.
-        parameters: All of them, sorted by name.
-        place: Where it acts with several heads.
-        soft_targets: Accepts rows [B, K]; others raise on them.
-        raw_logits: Needs logits; its terms cannot be had from log-probabilities alone.
-        head_term: Of one head's raw logits [B, K].
-        pooled_term: Of log p̄ [B, K], pooled from `log_probs`.
+        name: Name in `composition.LOSSES`.
+        parameters: All parameters, sorted by name.
+        rule: Properties and needs, from the same table.
+        head_term: Term of one head's raw logits [B, K].
+        pooled_term: Term of log p̄ [B, K], pooled from `log_probs`.
     """
 
     name: str
     parameters: tuple[tuple[str, float], ...]
-    place: Place
-    soft_targets: bool
-    raw_logits: bool
+    rule: LossRule
     head_term: Term = dataclasses.field(repr=False, compare=False)
     pooled_term: Term = dataclasses.field(repr=False, compare=False)
 
@@ -54,14 +50,14 @@ class Loss:
         """
         with torch.autocast(logits.device.type, enabled=False):
             wide = check_finite(widen(logits))
-            if self.place is Place.POOLED:
+            if self.rule.place is Place.POOLED:
                 return self.pooled_term(self.log_probs(wide), targets, weights, reduction)
             return self.head_term(wide, targets, weights, reduction)
 
     def scores(self, logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
-        """What softmax is taken of, in training and at inference: normalized logits for LogitNorm, else the logits."""
+        """Return the values that softmax is taken of, in training and at inference: logits, or normalized logits."""
         wide = widen(logits)
-        return normalize_logits(wide, dict(self.parameters)["tau"]) if self.name == "logit-norm" else wide
+        return normalize_logits(wide, dict(self.parameters)["tau"]) if self.rule.normalizes_logits else wide
 
     def log_probs(self, logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
         """Log-probabilities of every member at inference, float32 or wider. Not for OOD scores that want raw logits."""
@@ -75,11 +71,7 @@ def find_loss(name: str = "cross-entropy", parameters: Mapping[str, float] | Non
         ValueError: No such loss or parameter, or a value outside its range.
     """
     values = loss_parameters(name, parameters)
-    rule = LOSSES[name]
-    head_term, pooled_term = _terms(name, values)
-    return Loss(
-        name, tuple(sorted(values.items())), rule.place, rule.soft_targets, rule.raw_logits, head_term, pooled_term
-    )
+    return Loss(name, tuple(sorted(values.items())), LOSSES[name], *_terms(name, values))
 
 
 def widen(logits: Tensor) -> Tensor:
@@ -100,18 +92,15 @@ def check_finite(logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*membe
 
 
 def _terms(name: str, values: dict[str, float]) -> tuple[Term, Term]:
-    """(head term, pooled term). Raw-logit losses leave the pooled term, batch losses the head term, plain."""
-    if name == "mbls":
-        return lambda z, q, w, r: margin_label_smoothing(z, q, weights=w, reduction=r, **values), cross_entropy
-    if name == "logit-norm":
-        return lambda z, q, w, r: logit_norm_loss(z, q, weights=w, reduction=r, **values), cross_entropy
-    if name in _OF_BATCH:
-        of_batch = _OF_BATCH[name]
-        return _of_logits(cross_entropy), lambda lp, q, w, r: of_batch(lp, q, class_weights=w, reduction=r, **values)
-    of_image = _OF_LOG_PROBS[name]
+    """Return the term of a head and the pooled term; where the loss does not act, the term is plain cross-entropy."""
+    rule, function = LOSSES[name], _FUNCTIONS[name]
+    if rule.needs_raw_logits:
+        return lambda z, q, w, r: function(z, q, weights=w, reduction=r, **values), cross_entropy
+    if rule.place is Place.POOLED:
+        return _of_logits(cross_entropy), lambda lp, q, w, r: function(lp, q, class_weights=w, reduction=r, **values)
 
     def term(log_probs: Tensor, targets: Targets, weights: Tensor | None, reduction: Reduction) -> Tensor:
-        return of_image(log_probs, targets, weights=weights, reduction=reduction, **values)
+        return function(log_probs, targets, weights=weights, reduction=reduction, **values)
 
     return _of_logits(term), term
 
@@ -120,12 +109,16 @@ def _of_logits(term: Term) -> Term:
     return lambda z, q, w, r: term(z.log_softmax(dim=-1), q, w, r)
 
 
-_OF_LOG_PROBS: Mapping[str, Callable[..., Tensor]] = {
+# Functions of raw logits where the rule says so, else of log-probabilities.
+_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "cross-entropy": cross_entropy,
     "label-smoothing": label_smoothing,
+    "mbls": margin_label_smoothing,
     "focal": focal,
     "flsd-53": focal_53,
     "entropy": entropy_regularized,
     "entropy-hinge": entropy_regularized,
+    "mmce": mmce_loss,
+    "dca": dca_loss,
+    "logit-norm": logit_norm_loss,
 }
-_OF_BATCH: Mapping[str, Callable[..., Tensor]] = {"mmce": mmce_loss, "dca": dca_loss}

@@ -1,8 +1,23 @@
 """Methods that do not go together are refused, with the reason."""
 
-import pytest
+import typing
 
-from alloop.composition import LOSSES, check_composition, loss_parameters
+import pytest
+from pydantic import ValidationError
+
+from alloop.acquisition import perturb
+from alloop.calibration import choose
+from alloop.composition import (
+    CALIBRATORS,
+    LOSSES,
+    MIXINGS,
+    OOD_SCORES,
+    PERTURBATIONS,
+    check_composition,
+    loss_parameters,
+)
+from alloop.config.schema import Config
+from alloop.losses import named
 
 
 @pytest.mark.parametrize(
@@ -58,3 +73,35 @@ def test_defaults_are_those_of_the_methods_table():
     assert loss_parameters("mmce", {"weight": 4}) == {"weight": 4, "width": 0.4}
     assert loss_parameters("dca") == {"alpha": 1, "beta": 5}
     assert loss_parameters("logit-norm") == {"tau": 0.04}
+
+
+def test_every_name_has_a_function():
+    assert set(named._FUNCTIONS) == set(LOSSES)
+    assert {"none", *perturb._LOG_WEIGHTS} == set(PERTURBATIONS)
+    assert [*choose._FITS, "auto"] == list(CALIBRATORS)
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "table"),
+    [
+        ("train", "loss", LOSSES), ("train", "mixing", MIXINGS), ("calibration", "method", CALIBRATORS),
+        ("acquisition", "ood_score", OOD_SCORES), ("acquisition", "perturb", PERTURBATIONS),
+    ],
+)  # fmt: skip
+def test_settings_take_the_names_of_the_table_and_no_others(section, setting, table):
+    names = typing.get_args(Config.model_fields[section].annotation.model_fields[setting].annotation)
+
+    assert names == tuple(table)
+    with pytest.raises(ValidationError, match=f"{section}.{setting}"):
+        Config.model_validate({"project": {"classes": ["cat", "dog"]}, section: {setting: "no such name"}})
+
+
+def test_losses_say_what_they_need():
+    def those(need: str) -> set[str]:
+        return {name for name, rule in LOSSES.items() if getattr(rule, need)}
+
+    assert those("is_plain") == {"cross-entropy"}
+    assert those("is_smooth") == {"cross-entropy", "label-smoothing", "focal", "entropy"}
+    assert those("needs_raw_logits") == {"mbls", "logit-norm"}
+    assert set(LOSSES) - those("has_prior") == those("normalizes_logits") == {"logit-norm"}
+    assert set(LOSSES) - those("takes_soft_targets") == {"mmce", "dca"}

@@ -282,7 +282,7 @@ def test_one_hot_rows_count_as_their_class_or_are_refused(name):
     one_hot = torch.nn.functional.one_hot(labels, 4).double()
     loss = find_loss(name)
 
-    if not loss.soft_targets:
+    if not loss.rule.takes_soft_targets:
         with pytest.raises(ValueError, match="soft targets"):
             loss.value(logits, one_hot)
         return
