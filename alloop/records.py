@@ -28,6 +28,25 @@ class RoundState(enum.StrEnum):
     CLOSED = "closed"
 
 
+class Ending(enum.StrEnum):
+    """Reason for closing a round. All but the first two end the loop, too."""
+
+    ANSWERED = "answered"  # enough of its queries are
+    BY_HAND = "by hand"
+    LABEL_BUDGET = "label budget"
+    ROUND_LIMIT = "round limit"
+    POOL_EXHAUSTED = "pool exhausted"
+    TARGET_ACCURACY = "target accuracy"
+    CURVE_FLAT = "learning curve flat"
+    STABLE = "predictions stable"
+    NOTHING_TO_ASK = "nothing to ask"
+
+    @property
+    def is_stop(self) -> bool:
+        """True if the loop ended with the round."""
+        return self not in (Ending.ANSWERED, Ending.BY_HAND)
+
+
 class Reason(enum.StrEnum):
     """Reason for asking about an image."""
 
@@ -121,6 +140,22 @@ class ImageRef:
         if self.depth is None:
             return self.sha256
         return hashlib.sha256(f"{self.sha256} read with {self.depth} bits".encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Agreement:
+    """Share of the images in the score files of two rounds whose predicted class is the same.
+
+    Attributes:
+        round_number: Number of the later round.
+        before: Number of the earlier round.
+        n: Number of images in both files.
+    """
+
+    round_number: int
+    before: int
+    share: float
+    n: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

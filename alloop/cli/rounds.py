@@ -75,7 +75,7 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
     from alloop.loop.asking import people
     from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
-    from alloop.records import RoundState
+    from alloop.records import Ending, RoundState
     from alloop.store.rounds import find_last_round, find_round
     from alloop.store.session import reading
 
@@ -91,6 +91,6 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
             is_closed = find_round(rows, chosen).state is RoundState.CLOSED
         # Tasks that a closed round left open can be withdrawn, too.
         if not (is_closed and withdraw):
-            steps.close(project, chosen, "closed by hand")
+            steps.close(project, chosen, Ending.BY_HAND, "closed by hand")
     words = f"Round {chosen} is closed." + (f" {taken_back} tasks were withdrawn." if withdraw else "")
     session.show({"round": chosen, "withdrawn": taken_back}, words)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from alloop.config.schema import LoopConfig
-from alloop.records import Interval
+from alloop.records import Agreement, Ending, Interval
 
 
 class Standing(enum.StrEnum):
@@ -19,22 +19,18 @@ class Standing(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. `stops`: the settings name it, so that the loop ends when it holds."""
+    """One rule.
 
-    name: str
+    Attributes:
+        name: Reason for closing a round when the rule holds.
+        because: The same as a sentence with the evidence.
+        stops: True if the settings name the rule, so that the loop ends when it holds.
+    """
+
+    name: Ending
     standing: Standing
     because: str
     stops: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Agreement:
-    """Two rounds' predictions of the images in both of their score files: the share that is the same class."""
-
-    round_number: int
-    before: int
-    share: float
-    n: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,12 +56,10 @@ class Evidence:
     agreements: Sequence[Agreement] = ()
 
 
-def stop_reason(settings: LoopConfig, evidence: Evidence) -> str | None:
-    """The first rule that holds and is configured to stop the loop, or None."""
-    return next(
-        (rule.because for rule in list_rules(settings, evidence) if rule.stops and rule.standing is Standing.HOLDS),
-        None,
-    )
+def find_stop(settings: LoopConfig, evidence: Evidence) -> Rule | None:
+    """Return the first rule that holds and is configured to stop the loop, or None."""
+    rules = list_rules(settings, evidence)
+    return next((rule for rule in rules if rule.stops and rule.standing is Standing.HOLDS), None)
 
 
 def list_rules(settings: LoopConfig, evidence: Evidence) -> list[Rule]:
@@ -91,7 +85,7 @@ def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
 
 
 def _budget(settings: LoopConfig, evidence: Evidence) -> Rule:
-    name, budget = "label budget", settings.label_budget
+    name, budget = Ending.LABEL_BUDGET, settings.label_budget
     if budget is None:
         return Rule(name, Standing.NOT, f"no label_budget is set; there are {evidence.n_labels} labels", stops=False)
     to_come = f", {evidence.n_open} being asked" if evidence.n_open else ""
@@ -102,7 +96,7 @@ def _budget(settings: LoopConfig, evidence: Evidence) -> Rule:
 
 
 def _rounds(settings: LoopConfig, evidence: Evidence) -> Rule:
-    name, limit, n = "round limit", settings.max_rounds, evidence.n_rounds
+    name, limit, n = Ending.ROUND_LIMIT, settings.max_rounds, evidence.n_rounds
     if limit is None:
         return Rule(name, Standing.NOT, f"no max_rounds is set; {n} rounds have asked", stops=False)
     if n >= limit:
@@ -111,7 +105,7 @@ def _rounds(settings: LoopConfig, evidence: Evidence) -> Rule:
 
 
 def _exhausted(evidence: Evidence) -> Rule:
-    name = "pool exhausted"
+    name = Ending.POOL_EXHAUSTED
     if evidence.n_askable == 0:
         because = "pool exhausted: every image is labeled, being asked, set aside, or a near copy of one that is"
         return Rule(name, Standing.HOLDS, because, stops=True)
@@ -119,7 +113,7 @@ def _exhausted(evidence: Evidence) -> Rule:
 
 
 def _target(settings: LoopConfig, accuracy: Interval | None) -> Rule:
-    name, target = "target accuracy", settings.target_accuracy
+    name, target = Ending.TARGET_ACCURACY, settings.target_accuracy
     if accuracy is None or math.isnan(accuracy.value):
         return Rule(name, Standing.UNKNOWN, "no accuracy has been measured yet", stops=target is not None)
     measured = f"accuracy {percent(accuracy)} on {accuracy.n} images"
@@ -135,7 +129,7 @@ def _target(settings: LoopConfig, accuracy: Interval | None) -> Rule:
 
 
 def _flat(settings: LoopConfig, doubling: Interval | None) -> Rule:
-    name, stops, least = "learning curve flat", settings.stop_when_flat, settings.flat_gain
+    name, stops, least = Ending.CURVE_FLAT, settings.stop_when_flat, settings.flat_gain
     if doubling is None:
         return Rule(name, Standing.UNKNOWN, "a learning curve needs three measured rounds", stops=stops)
     promised = f"twice the labels are expected to bring {points(doubling)}, against flat_gain = {100 * least:g} pp"
@@ -147,7 +141,7 @@ def _flat(settings: LoopConfig, doubling: Interval | None) -> Rule:
 
 
 def _stable(settings: LoopConfig, agreements: Sequence[Agreement]) -> Rule:
-    name, stops = "predictions stable", settings.stop_when_stable
+    name, stops = Ending.STABLE, settings.stop_when_stable
     wanted, least = settings.stable_rounds, settings.stable_agreement
     last = agreements[-wanted:]
     shares = ", ".join(f"{100 * one.share:.1f} %" for one in last)

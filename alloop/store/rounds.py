@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from alloop.errors import AlloopError, DatabaseError
-from alloop.records import Calibration, Interval, ModelFiles, RoundState
-from alloop.store.tables import Metric, ModelVersion, Round
+from alloop.records import Agreement, Calibration, Ending, Interval, ModelFiles, RoundState
+from alloop.store.tables import Metric, ModelVersion, Round, RoundAgreement
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """Stored round. `config` is the exact JSON of its settings."""
+    """A round as stored.
+
+    Attributes:
+        config: Exact JSON of the config it was started with.
+        closed_because: Reason for closing it, as a sentence.
+        ending: The same reason, for the program.
+        matched: Comparison of acquired with random labels, as `compare_arms` gives it; None if there was none.
+    """
 
     id: int
     number: int
@@ -28,6 +35,8 @@ class RoundRecord:
     created_at: dt.datetime
     closed_at: dt.datetime | None
     closed_because: str | None
+    ending: Ending | None
+    matched: Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,9 +122,37 @@ def set_scores(session: Session, round_id: int, path: str | None, sha256: str | 
     session.execute(update(Round).where(Round.id == round_id).values(scores_path=path, scores_sha256=sha256))
 
 
-def set_closed(session: Session, round_id: int, because: str, now: dt.datetime) -> None:
-    """Record when and why a round ended."""
-    session.execute(update(Round).where(Round.id == round_id).values(closed_at=now, closed_because=because))
+def set_closed(session: Session, round_id: int, ending: Ending, because: str, now: dt.datetime) -> None:
+    """Record when and why a round ended: the reason, and a sentence about it."""
+    values = {"closed_at": now, "ending": ending.value, "closed_because": because}
+    session.execute(update(Round).where(Round.id == round_id).values(**values))
+
+
+def set_matched(session: Session, round_id: int, matched: Mapping[str, Any] | None) -> None:
+    """Record the comparison of acquired with random labels of a round, or that there is none."""
+    values = {"matched": None if matched is None else dict(matched)}
+    session.execute(update(Round).where(Round.id == round_id).values(**values))
+
+
+def set_agreement(session: Session, round_id: int, same: Agreement | None) -> None:
+    """Replace the agreement of a round's predictions with those of an earlier round; None if they share no image."""
+    session.execute(delete(RoundAgreement).where(RoundAgreement.round_id == round_id))
+    if same is not None:
+        before_id = find_round(session, same.before).id
+        session.add(RoundAgreement(round_id=round_id, before_id=before_id, share=same.share, n=same.n))
+        session.flush()
+
+
+def list_agreements(session: Session) -> list[Agreement]:
+    """Agreements of rounds with earlier ones, the oldest first."""
+    before = aliased(Round)
+    query = (
+        select(Round.number, before.number, RoundAgreement.share, RoundAgreement.n)
+        .join(Round, Round.id == RoundAgreement.round_id)
+        .join(before, before.id == RoundAgreement.before_id)
+        .order_by(Round.number)
+    )
+    return [Agreement(*row) for row in session.execute(query)]
 
 
 def add_model(session: Session, values: Mapping[str, Any], calibration: Calibration, now: dt.datetime) -> int:
@@ -205,6 +242,8 @@ def _round(row: Round) -> RoundRecord:
         created_at=row.created_at,
         closed_at=row.closed_at,
         closed_because=row.closed_because,
+        ending=None if row.ending is None else Ending(row.ending),
+        matched=row.matched,
     )
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from alloop.records import LocationStatus, Outcome, QueryStatus, Reason, RoundState, Split
+from alloop.records import Ending, LocationStatus, Outcome, QueryStatus, Reason, RoundState, Split
 
 # SQLite gives row ids to INTEGER columns only; PostgreSQL wants 64 bits for a pool of billions.
 RowId = BigInteger().with_variant(Integer, "sqlite")
@@ -137,7 +137,7 @@ class ImageAttribute(Base):
 
 
 class Round(Base):
-    """Round, with its exact settings."""
+    """Round, with its exact settings. `matched` is its comparison of acquired with random labels."""
 
     __tablename__ = "round"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -150,8 +150,11 @@ class Round(Base):
     created_at: Mapped[dt.datetime]
     closed_at: Mapped[dt.datetime | None]
     closed_because: Mapped[str | None] = mapped_column(Text)
+    ending: Mapped[str | None] = mapped_column(String(32))  # the reason that `closed_because` puts into words
+    matched: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     __table_args__ = (
         _one_of("state", RoundState),
+        _one_of("ending", Ending),
         # One round at a time: an index over a constant among the rows that are not closed.
         Index(
             "uq_round_unclosed",
@@ -161,6 +164,54 @@ class Round(Base):
             postgresql_where=text("state <> 'closed'"),
         ),
     )
+
+
+class HoldoutDraw(Base):
+    """A uniform draw of holdout images: the first one from the pool, those of later rounds from the rest of it."""
+
+    __tablename__ = "holdout_draw"
+    round_id: Mapped[int] = mapped_column(ForeignKey("round.id"), primary_key=True, autoincrement=False)
+    is_growth: Mapped[bool]
+    n_images: Mapped[int]
+    n_groups: Mapped[int]  # groups of near copies that the images were drawn from
+    __table_args__ = (CheckConstraint("n_images BETWEEN 1 AND n_groups", name="n_images"),)
+
+
+class HoldoutImage(Base):
+    """The draw that an image came into the holdout with. Images of a test set have none."""
+
+    __tablename__ = "holdout_image"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
+    round_id: Mapped[int] = mapped_column(ForeignKey("holdout_draw.round_id"), index=True)
+
+
+class Selection(Base):
+    """How a round chose its batch. The candidates and what was known of the rest are in a file under runs/.
+
+    Rounds that chose before there was such a file have none, and the earliest ones recorded no settings either.
+    """
+
+    __tablename__ = "selection"
+    round_id: Mapped[int] = mapped_column(ForeignKey("round.id"), primary_key=True, autoincrement=False)
+    strategy: Mapped[str] = mapped_column(String(64))
+    notes: Mapped[list[str]] = mapped_column(JSON)
+    n: Mapped[int | None]  # images to choose, the holdout not counted
+    settings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    library_versions: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    path: Mapped[str | None] = mapped_column(Text)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    __table_args__ = (CheckConstraint("(path IS NULL) = (sha256 IS NULL)", name="file"),)
+
+
+class RoundAgreement(Base):
+    """Share of the images scored in a round and in an earlier one whose predicted class stayed the same."""
+
+    __tablename__ = "agreement"
+    round_id: Mapped[int] = mapped_column(ForeignKey("round.id"), primary_key=True, autoincrement=False)
+    before_id: Mapped[int] = mapped_column(ForeignKey("round.id"))
+    share: Mapped[float] = mapped_column(Float)
+    n: Mapped[int]
+    __table_args__ = (CheckConstraint("share >= 0 AND share <= 1", name="share"),)
 
 
 class ModelVersion(Base):
@@ -307,7 +358,7 @@ class SyncState(Base):
 
 
 class Event(Base):
-    """Log entry: who did what, and when. Append-only; never holds a secret."""
+    """Log entry: who did what, and when. For people: the program adds entries and reads none. Never holds a secret."""
 
     __tablename__ = "event"
     id: Mapped[int] = mapped_column(RowId, primary_key=True)

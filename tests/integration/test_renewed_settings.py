@@ -55,6 +55,9 @@ def test_the_holdout_is_drawn_again_as_long_as_nobody_was_asked(tmp_path: Path):
     assert (ran.code, "the holdout was drawn" in ran.err) == (0, False)
 
     assert value(project, "SELECT count(*) FROM image WHERE split = 'holdout'") == 2
+    assert value(project, "SELECT group_concat(n_images) FROM holdout_draw") == "2"
+    drawn = "SELECT count(*) FROM holdout_image h JOIN image i ON i.id = h.image_id WHERE i.split = 'holdout'"
+    assert value(project, drawn) == value(project, "SELECT count(*) FROM holdout_image") == 2
     assert value(project, "SELECT count(*) FROM query WHERE reason = 'holdout'") == 2
     assert value(project, "SELECT count(*) FROM image WHERE split = 'train'") == 22
     assert alloop("run", "-C", write_settings(project, evaluation={"holdout_size": 4}).folder).code == 0
@@ -70,6 +73,7 @@ def test_a_test_set_may_still_take_the_place_of_the_holdout(tmp_path: Path):
     assert alloop("run", "-C", project.folder).code == 0
 
     assert value(project, "SELECT count(*) FROM image WHERE split = 'holdout'") == 2
+    assert value(project, "SELECT count(*) FROM holdout_draw") == 0
     assert value(project, "SELECT count(*) FROM query WHERE reason = 'holdout'") == 0
 
 

@@ -16,7 +16,6 @@ from alloop.loop.choosing.batch import RANDOM, Batch, choose_images
 from alloop.loop.choosing.evidence import Evidence, Known
 from alloop.loop.choosing.filter import find_matching
 from alloop.loop.choosing.pool_scores import PoolScores
-from alloop.loop.intake.holdout import holdout_probabilities
 from alloop.loop.intake.near_copies import Sizes, keep_largest, list_groups, read_sizes
 from alloop.loop.intake.test_set import bought
 from alloop.loop.stopping import batch_size
@@ -25,6 +24,7 @@ from alloop.project import Project
 from alloop.records import ImageRef, ModelFiles, Query, Reason, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
+from alloop.store.holdout import list_probabilities
 from alloop.store.images import count_pool, find_refs, list_refs
 from alloop.store.queries import list_open_images
 from alloop.store.rounds import RoundRecord, find_model
@@ -192,11 +192,11 @@ def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
     refs = list_holdout_to_ask(session)
     if not refs:
         return []
-    at_first, later = holdout_probabilities(session)
+    probabilities = list_probabilities(session)
     keys = tie_keys([ref.sha256 for ref in refs], derive_seed(current.seed, "holdout order"))
     ordered = [refs[int(position)] for position in np.argsort(keys, kind="stable")]
     return [
-        Query(ref.image_id, Reason.HOLDOUT, RANDOM, rank, probability=later.get(ref.image_id, at_first))
+        Query(ref.image_id, Reason.HOLDOUT, RANDOM, rank, probability=probabilities.get(ref.image_id, 1.0))
         for rank, ref in enumerate(ordered, start=1)
     ]
 

@@ -13,9 +13,6 @@ from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
 from alloop.store.images import list_refs, set_split
 from alloop.store.queries import list_ever_asked
-from alloop.store.workspace import list_events, list_last_events
-
-GROWN = "holdout grown"  # what the log calls it
 
 
 def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:
@@ -23,7 +20,7 @@ def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:
     return min(settings.holdout_size, max(1, round(settings.holdout_share * n_groups)))
 
 
-def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tuple[int, int]:
+def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tuple[list[int], int]:
     """Set aside a uniform sample of near-duplicate groups, the largest image of each.
 
     The largest images are sorted by a seeded hash of their contents, and the first ones are taken. Over seeds every
@@ -48,7 +45,7 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
             "Add images with `alloop pool add PATH`; `alloop pool check` lists those that could not be read.",
         )
     drawn = _draw(session, refs, groups, holdout_size(settings, n_groups), derive_seed(seed, "holdout"))
-    return len(drawn), n_groups
+    return sorted(drawn), n_groups
 
 
 def growth_size(settings: Config, room: int | None = None) -> int:
@@ -91,20 +88,3 @@ def _draw(session: Session, refs: Sequence[ImageRef], groups: Mapping[int, int],
     set_split(session, [image_id for image_id, group in groups.items() if group in chosen], Split.EXCLUDED)
     set_split(session, drawn, Split.HOLDOUT)
     return drawn
-
-
-def holdout_probabilities(session: Session) -> tuple[float, dict[int, float]]:
-    """The probability with which each holdout image was drawn: of those drawn at first, and of each drawn later."""
-    first = list_events(session, "holdout drawn", limit=1)
-    drawn = first[0]["data"]["images"] / first[0]["data"]["groups"] if first else 1.0
-    later = {
-        image_id: len(data["images"]) / data["groups"]
-        for data in list_last_events(session, GROWN).values()
-        for image_id in data["images"]
-    }
-    return drawn, later
-
-
-def list_grown(session: Session) -> set[int]:
-    """Holdout images that later rounds drew."""
-    return {image_id for data in list_last_events(session, GROWN).values() for image_id in data["images"]}

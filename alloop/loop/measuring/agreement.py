@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from alloop.engine.score_file import read_predicted
 from alloop.errors import ModelError
-from alloop.loop.stopping import Agreement
+from alloop.records import Agreement
 from alloop.store.rounds import list_rounds
 
 

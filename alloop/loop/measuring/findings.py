@@ -20,19 +20,16 @@ from alloop.evaluation.paired import Comparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
 from alloop.loop.intake.test_set import bought
 from alloop.loop.measuring.holdout_file import HoldoutPredictions, read_holdout
-from alloop.loop.stopping import Agreement, Evidence, Rule, list_rules, percent, points
+from alloop.loop.stopping import Evidence, Rule, list_rules, percent, points
 from alloop.project import Project
-from alloop.records import CurvePoint, Interval, Reason, RoundState, Split
+from alloop.records import Agreement, CurvePoint, Ending, Interval, Reason, RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import count_disputed, list_labels, list_lead_times
 from alloop.store.images import PoolCounts, count_pool
 from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
-from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
-from alloop.store.workspace import list_last_events
+from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_agreements, list_metrics, list_rounds
 
 GROWN = "grown"  # split under which the images that later rounds drew are measured
-MATCHED = "matched arms"  # the event that holds their result
-SCORED = "scored"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +109,11 @@ def gather_findings(session: Session, project: Project) -> Findings:
     pool = count_pool(session)
     outlook = _outlook(session, project, rounds)
     doubling = outlook.doubling if outlook else None
-    evidence = _evidence(session, project, rounds, pool, _n_left(session, pool), doubling, _agreements(session))
-    matched = list_last_events(session, MATCHED)
+    evidence = _evidence(session, project, rounds, pool, _n_left(session, pool), doubling, list_agreements(session))
     grown = list_metrics(session, rounds[-1].model.id, GROWN) if rounds else {}
     return Findings(
         better=_better(project, rounds),
-        matched=None if not matched else {"round": max(matched), **matched[max(matched)]},
+        matched=_last_matched(session),
         unbiased=_unbiased(session),
         grown=grown.get(TASKS[project.config.project.task].primary),
         outlook=outlook,
@@ -134,7 +130,7 @@ def gather_evidence(session: Session, project: Project, n_askable: int) -> Evide
     rounds = _measured(session, project) if needs_curve or settings.target_accuracy is not None else []
     fitted = _curve(project, rounds) if needs_curve else None
     doubling = None if fitted is None else fitted.gain(rounds[-1].model.n_labels, 2 * rounds[-1].model.n_labels)
-    agreements = _agreements(session) if settings.stop_when_stable else ()
+    agreements = list_agreements(session) if settings.stop_when_stable else ()
     return _evidence(session, project, rounds, count_pool(session), n_askable, doubling, agreements)
 
 
@@ -305,16 +301,16 @@ def _evidence(
     )
 
 
-def _agreements(session: Session) -> list[Agreement]:
-    scored = list_last_events(session, SCORED)
-    found = [data["agreement"] for _, data in sorted(scored.items()) if data.get("agreement")]
-    return [Agreement(one["round"], one["before"], one["share"], one["n"]) for one in found]
+def _last_matched(session: Session) -> dict[str, Any] | None:
+    """Return the comparison of acquired with random labels of the newest round that made one, with its number."""
+    found = [row for row in list_rounds(session) if row.matched is not None]
+    return {"round": found[-1].number, **(found[-1].matched or {})} if found else None
 
 
 def _n_left(session: Session, pool: PoolCounts) -> int:
     """Images that are neither labeled nor being asked about: at most so many can be asked; 0 once there were none."""
     rounds = list_rounds(session)
-    if rounds and "pool exhausted" in (rounds[-1].closed_because or ""):
+    if rounds and rounds[-1].ending is Ending.POOL_EXHAUSTED:
         return 0
     open_holdout = max(0, pool.holdout - pool.holdout_labeled)
     return max(0, pool.train - (pool.labeled - pool.holdout_labeled) - max(0, pool.open - open_holdout))

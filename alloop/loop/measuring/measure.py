@@ -18,7 +18,6 @@ from alloop.engine.targets import TASKS as CODINGS
 from alloop.engine.targets import Coding, encode_known
 from alloop.errors import LabelError, ModelError
 from alloop.evaluation.measures import TASKS as MEASURES
-from alloop.loop.intake.holdout import list_grown
 from alloop.loop.intake.reach import require_reachable
 from alloop.loop.measuring.findings import GROWN
 from alloop.loop.measuring.holdout_file import write_holdout
@@ -28,6 +27,7 @@ from alloop.project import Project
 from alloop.records import ImageRef, Interval, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import list_labels
+from alloop.store.holdout import list_grown
 from alloop.store.images import find_refs
 from alloop.store.rounds import ModelRecord, find_last_model, find_round_number, set_metrics
 from alloop.store.session import reading, transaction

@@ -18,6 +18,7 @@ from alloop.project import Project
 from alloop.records import RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import list_values
+from alloop.store.holdout import add_draw, drop_draws
 from alloop.store.images import has_holdout, list_split, set_split
 from alloop.store.queries import list_ever_asked
 from alloop.store.rounds import RoundRecord, find_last_model, find_model, find_round, set_config
@@ -67,33 +68,36 @@ def renew_settings(project: Project, number: int, *, anew: bool = False, accept_
         if is_drawn_again:
             for split in (Split.HOLDOUT, Split.EXCLUDED):
                 set_split(session, list_split(session, split), Split.TRAIN)
+            drop_draws(session)
     if is_drawn_again:
         ensure_test_set(project)
     with transaction(project.database) as session:
         seed = derive_seed(project.config.project.seed, number)
         set_config(session, current.id, freeze_config(project.config), seed)
         if not has_holdout(session):
-            begin_holdout(session, project.config, number, seed)
+            begin_holdout(session, project.config, current, seed)
         add_event(session, actor(), RENEWED, _now(), number, changes=changes)
     if changes:
         logger.info("Round %d takes the current settings: %s.", number, "; ".join(changes))
 
 
-def begin_holdout(session: Session, config: Config, number: int, seed: int) -> None:
-    """Draw the holdout.
+def begin_holdout(session: Session, config: Config, current: RoundRecord, seed: int) -> None:
+    """Draw the holdout in a round, and record the draw.
 
     Raises:
         ConfigError: The label budget leaves nothing to train on.
     """
     drawn, of = draw_holdout(session, config.evaluation, seed)
     budget = config.loop.label_budget
-    if budget is not None and budget <= drawn:
+    if budget is not None and budget <= len(drawn):
         raise ConfigError(
             f"alloop.toml: [loop] label_budget = {budget} leaves no label to train on: the holdout alone takes "
-            f"{drawn}.",
+            f"{len(drawn)}.",
             "Raise [loop] label_budget, or lower [evaluation] holdout_size.",
         )
-    add_event(session, actor(), "holdout drawn", _now(), number, images=drawn, groups=of)
+    drop_draws(session)  # without a holdout, no earlier draw counts
+    add_draw(session, current.id, drawn, of, is_growth=False)
+    add_event(session, actor(), "holdout drawn", _now(), current.number, images=len(drawn), groups=of)
 
 
 def compared_with(session: Session, before: RoundRecord, config: Config) -> Mapping[str, Any]:

@@ -22,17 +22,17 @@ from alloop.loop.rounds.attention import describe_lost, list_warnings
 from alloop.loop.rounds.round_settings import is_free
 from alloop.loop.rounds.tally import Tally, tally
 from alloop.loop.rounds.unheeded import list_unheeded
-from alloop.loop.stopping import stop_reason
+from alloop.loop.stopping import Rule, find_stop
 from alloop.loop.writer import writer
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import QueryStatus, RoundState
+from alloop.records import Ending, QueryStatus, RoundState
 from alloop.store.images import count_pool
 from alloop.store.queries import count_by_status, list_queries, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
 from alloop.store.session import reading
 
-STOPPED = "stopped: "
+STOPPED = "stopped: "  # begins the sentence about a round that ended the loop
 logger = logging.getLogger("alloop")
 
 
@@ -158,7 +158,7 @@ class _Run:
             last = find_last_round(session)
         if last is not None and last.state is not RoundState.CLOSED:
             return last
-        if last is not None and (last.closed_because or "").startswith(STOPPED) and self._is_still_stopped():
+        if last is not None and last.ending is not None and last.ending.is_stop and self._is_still_stopped():
             return None
         return steps.start_round(self._project, accept_change=self._options.accept_change)
 
@@ -169,19 +169,19 @@ class _Run:
             case RoundState.CREATED:
                 steps.train(self._project, number, device, self._progress, accept_change=accept)
             case RoundState.TRAINED:
-                if (reason := self._stop_reason(number)) is not None:
-                    return self._stop(number, reason)
+                if (rule := self._find_stop(number)) is not None:
+                    return self._stop(number, rule.name, rule.because)
                 steps.score(self._project, number, device, self._progress, accept_change=accept)
             case RoundState.SCORED:
                 # Agreement with the round before is known only now.
                 is_asked = self._project.config.loop.stop_when_stable
-                if is_asked and (reason := self._stop_reason(number)) is not None:
-                    return self._stop(number, reason)
+                if is_asked and (rule := self._find_stop(number)) is not None:
+                    return self._stop(number, rule.name, rule.because)
                 asked = steps.select(
                     self._project, number, device=device, progress=self._progress, accept_change=accept
                 )
                 if asked == 0:
-                    return self._stop(number, "no image could be asked about")
+                    return self._stop(number, Ending.NOTHING_TO_ASK, "no image could be asked about")
             case RoundState.SELECTED:
                 people.push(self._project, number, self._people(), self._progress)
             case _:
@@ -200,7 +200,7 @@ class _Run:
         found = self._tally(number)
         if not found.is_enough(self._project.config.loop.min_answered) and not self._was_never_sent(number):
             return Stage.WAITING
-        steps.close(self._project, number, found.describe())
+        steps.close(self._project, number, Ending.ANSWERED, found.describe())
         self._closed += 1
         is_enough = self._options.rounds is not None and self._closed >= self._options.rounds
         return Stage.ADVANCED if is_enough else None
@@ -211,15 +211,15 @@ class _Run:
             # A push to a new project was interrupted; nobody could answer these.
             people.push(self._project, number, self._people(), self._progress)
 
-    def _stop(self, number: int, reason: str) -> Stage:
-        steps.close(self._project, number, STOPPED + reason)
+    def _stop(self, number: int, ending: Ending, because: str) -> Stage:
+        steps.close(self._project, number, ending, STOPPED + because)
         return Stage.DONE
 
-    def _stop_reason(self, number: int) -> str | None:
+    def _find_stop(self, number: int) -> Rule | None:
         with reading(self._project.database) as session:
             askable = list_askable(session, self._project.config.acquisition, number)
             n_askable = len(askable) + len(list_holdout_to_ask(session))
-            return stop_reason(self._project.config.loop, gather_evidence(session, self._project, n_askable))
+            return find_stop(self._project.config.loop, gather_evidence(session, self._project, n_askable))
 
     def _is_still_stopped(self) -> bool:
         """Whether nothing has changed since a stop rule ended the last round: neither rules nor labels."""
@@ -229,7 +229,7 @@ class _Run:
             self._pulled = people.pull(self._project, self._people(), self._progress)
         trained_on = None if model is None else model.label_digest
         number = 0 if last is None else last.number + 1
-        return self._stop_reason(number) is not None and steps.current_digest(self._project) in (trained_on, None)
+        return self._find_stop(number) is not None and steps.current_digest(self._project) in (trained_on, None)
 
     def _people(self) -> Connection:
         """Connected at most once, and only when somebody must be asked."""

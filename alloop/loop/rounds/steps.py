@@ -20,25 +20,24 @@ from alloop.loop.asking.answers import judged_by, resettle_unknown
 from alloop.loop.choosing.evidence import Unreadable, wide_needs
 from alloop.loop.choosing.pool_scores import features_beside, load_scores
 from alloop.loop.choosing.selection import Selected, Situation, choose_batch, read_situation
-from alloop.loop.intake.holdout import GROWN, grow_holdout, growth_size, list_grown
+from alloop.loop.intake.holdout import grow_holdout, growth_size
 from alloop.loop.intake.ingest import mark_unusable, mark_vanished
 from alloop.loop.intake.labels import derive_labels, judge_of
 from alloop.loop.intake.near_copies import group_anew
 from alloop.loop.intake.reach import require_reachable
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.measuring.agreement import agreement, find_before
-from alloop.loop.measuring.findings import MATCHED, SCORED
 from alloop.loop.measuring.matched import compare_arms, without
 from alloop.loop.measuring.measure import HoldoutRows, record_holdout
 from alloop.loop.rounds.history import check_history
 from alloop.loop.rounds.round_settings import begin_holdout, compared_with, renew_settings, settings_of
-from alloop.loop.stopping import Agreement
 from alloop.loop.writer import actor
 from alloop.progress import Progress, silent
 from alloop.project import Project
-from alloop.records import ImageRef, Interval, RoundState, Split
+from alloop.records import Ending, ImageRef, Interval, RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import LabelRecord, list_labels, list_values
+from alloop.store.holdout import add_draw, list_grown
 from alloop.store.images import count_pool, has_holdout, list_refs
 from alloop.store.queries import add_queries, list_first_reasons
 from alloop.store.rounds import (
@@ -50,7 +49,9 @@ from alloop.store.rounds import (
     find_last_round,
     find_model,
     find_round,
+    set_agreement,
     set_closed,
+    set_matched,
     set_metrics,
     set_scores,
     set_state,
@@ -87,9 +88,9 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
         started = add_round(session, number, freeze_config(project.config), seed, _now())
         add_event(session, actor(), "round started", _now(), number, notes=notes)
         if not has_holdout(session):
-            begin_holdout(session, project.config, number, seed)
+            begin_holdout(session, project.config, started, seed)
         elif number > 0:
-            _grow_holdout(session, project.config, number, seed)
+            _grow_holdout(session, project.config, started, seed)
     return started
 
 
@@ -142,7 +143,10 @@ def train(
         if reasons is not None:
             matched = compare_arms(without(job, grown), result, reasons, progress)
     with transaction(project.database) as session:
-        set_scores(session, current.id, None, None)  # those of an earlier model of this round
+        # What an earlier model of this round gave.
+        set_scores(session, current.id, None, None)
+        set_agreement(session, current.id, None)
+        set_matched(session, current.id, matched)
         if result is None:
             drop_model(session, current.id)
             add_event(session, actor(), "training skipped", _now(), number, labels=len(labeled))
@@ -152,7 +156,7 @@ def train(
             _record_model(session, project, current, job, result, digest, metrics)
             add_event(session, actor(), "trained", _now(), number, labels=len(labeled), missing=missing)
             if matched is not None:
-                add_event(session, actor(), MATCHED, _now(), number, **matched)
+                add_event(session, actor(), "matched arms", _now(), number, says=matched["says"])
         set_state(session, current.id, current.state, RoundState.TRAINED)
 
 
@@ -197,17 +201,9 @@ def score(
     with transaction(project.database) as session:
         if result is not None:
             set_scores(session, current.id, project.paths.relative(result.path), result.sha256)
+            set_agreement(session, current.id, same)
             failed = [{"image": image_id, "reason": reason} for image_id, reason in result.failed]
-            add_event(
-                session,
-                actor(),
-                SCORED,
-                _now(),
-                number,
-                images=result.n_images,
-                failed=failed[:100],
-                agreement=_as_data(same),
-            )
+            add_event(session, actor(), "scored", _now(), number, images=result.n_images, failed=failed[:100])
             mark_unusable(session, project, result.failed)
         set_state(session, current.id, current.state, RoundState.SCORED)
 
@@ -270,14 +266,24 @@ def with_strategy(config: Config, strategy: str | None, max_ram: float | None = 
     return set_values(config, acquisition=values) if values else config
 
 
-def close(project: Project, number: int, because: str) -> None:
-    """End a round, whatever its state. Open queries stay open: answers that come late still count."""
+def close(project: Project, number: int, ending: Ending, because: str) -> None:
+    """End a round, whatever its state. Open queries stay open: answers that come late still count.
+
+    Args:
+        project: The workspace.
+        number: Number of the round.
+        ending: Reason for closing it.
+        because: The same reason as a sentence.
+
+    Raises:
+        AlloopError: The round is closed already.
+    """
     with transaction(project.database) as session:
         current = find_round(session, number)
         if current.state is RoundState.CLOSED:
             raise AlloopError(f"Round {number} is closed already: {current.closed_because}.")
         set_state(session, current.id, current.state, RoundState.CLOSED)
-        set_closed(session, current.id, because, _now())
+        set_closed(session, current.id, ending, because, _now())
         add_event(session, actor(), "round closed", _now(), number, because=because)
 
 
@@ -352,12 +358,6 @@ def _coding(config: Config) -> Coding:
     return TASKS[config.project.task](config.project.classes)
 
 
-def _as_data(same: Agreement | None) -> dict[str, float] | None:
-    if same is None:
-        return None
-    return {"round": same.round_number, "before": same.before, "share": same.share, "n": same.n}
-
-
 def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:
     """What each head was a specialist in, as long as the number of heads is the same."""
     if len(before) != config.model.n_networks * config.model.n_heads:
@@ -418,13 +418,14 @@ def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) ->
     )
 
 
-def _grow_holdout(session: Session, config: Config, number: int, seed: int) -> None:
+def _grow_holdout(session: Session, config: Config, current: RoundRecord, seed: int) -> None:
     """Draw what `[evaluation] holdout_growth` asks for, as far as the label budget allows."""
     counts, budget = count_pool(session), config.loop.label_budget
     n = growth_size(config, None if budget is None else budget - counts.labeled - counts.open)
     drawn, of = grow_holdout(session, n, seed) if n else ([], 0)
     if drawn:
-        add_event(session, actor(), GROWN, _now(), number, images=drawn, groups=of)
+        add_draw(session, current.id, drawn, of, is_growth=True)
+        add_event(session, actor(), "holdout grown", _now(), current.number, images=drawn, groups=of)
 
 
 def _now() -> dt.datetime:

@@ -10,16 +10,26 @@ from factories import CLASSES, NOW, add_pool_image, fake_sha256, make_config, ma
 from sqlalchemy.orm import Session
 
 from alloop.engine.targets import OneClass
-from alloop.loop.measuring.findings import MATCHED, drawn_risk, gather_evidence, gather_findings
+from alloop.loop.measuring.findings import drawn_risk, gather_evidence, gather_findings
 from alloop.loop.measuring.holdout_file import read_holdout, write_holdout
 from alloop.project import Project
-from alloop.records import Answer, Calibration, Consensus, ImageRef, Outcome, QueryStatus, Reason, RoundState, Split
+from alloop.records import (
+    Answer,
+    Calibration,
+    Consensus,
+    Ending,
+    ImageRef,
+    Outcome,
+    QueryStatus,
+    Reason,
+    RoundState,
+    Split,
+)
 from alloop.report.gather import describe_measured, describe_people
 from alloop.store.annotations import AnnotationRecord, add_annotations, set_labels
 from alloop.store.queries import add_queries, list_queries, set_status
-from alloop.store.rounds import add_model, add_round, set_metrics, set_state
+from alloop.store.rounds import add_model, add_round, set_closed, set_matched, set_metrics, set_state
 from alloop.store.session import transaction
-from alloop.store.workspace import add_event
 
 MODEL = "5" * 64
 
@@ -247,11 +257,29 @@ def test_the_last_matched_arms_are_shown_with_their_round(project: Project):
     with transaction(project.database) as session:
         assert gather_findings(session, project).matched is None
         for number in (1, 2):
-            add_event(session, "me", MATCHED, NOW, number, skipped=True, says=f"said {number}")
+            started = add_round(session, number, {"model": {}}, 0, NOW)
+            set_state(session, started.id, RoundState.CREATED, RoundState.CLOSED)
+            set_matched(session, started.id, {"skipped": True, "says": f"said {number}"})
+        add_round(session, 3, {"model": {}}, 0, NOW)  # compared nothing yet
 
         matched = gather_findings(session, project).matched
 
     assert matched == {"round": 2, "skipped": True, "says": "said 2"}
+
+
+@pytest.mark.parametrize(("ending", "standing"), [(Ending.POOL_EXHAUSTED, "holds"), (Ending.BY_HAND, "does not hold")])
+def test_a_pool_is_exhausted_by_the_reason_of_the_last_round_and_not_by_its_sentence(
+    project: Project, ending: Ending, standing: str
+):
+    with transaction(project.database) as session:
+        add_pool_image(session, 1)
+        started = add_round(session, 1, {"model": {}}, 0, NOW)
+        set_state(session, started.id, RoundState.CREATED, RoundState.CLOSED)
+        set_closed(session, started.id, ending, "I thought the pool exhausted", NOW)
+
+        rules = {rule.name: rule.standing for rule in gather_findings(session, project).rules}
+
+    assert rules["pool exhausted"] == standing
 
 
 def test_people_who_disagree_about_the_holdout_are_counted(project: Project):

@@ -44,7 +44,8 @@ def test_every_image_is_drawn_equally_often_over_seeds(tmp_path: Path, migrated_
     counts: collections.Counter[str] = collections.Counter()
     for seed in range(600):
         with pytest.raises(Undo), transaction(database) as session:
-            assert draw_holdout(session, SETTINGS, seed) == (4, 12)
+            drawn, groups = draw_holdout(session, SETTINGS, seed)
+            assert (len(drawn), groups) == (4, 12)
             counts.update(holdout(session))
             raise Undo
     database.dispose()
@@ -61,10 +62,11 @@ def test_a_group_gives_one_image_and_its_others_are_set_aside(database: Engine):
         for number in range(4, 12):
             add_pool_image(session, number, group=leaders[number % 4])
 
-        drawn = draw_holdout(session, make_config(evaluation={"holdout_share": 0.5}).evaluation, seed=0)
+        drawn, groups = draw_holdout(session, make_config(evaluation={"holdout_share": 0.5}).evaluation, seed=0)
 
         splits = list_splits(session)
-        assert drawn == (2, 4)
+        assert (len(drawn), groups) == (2, 4)
+        assert drawn == [image for image, split in splits.items() if split is Split.HOLDOUT]
         for leader in leaders:
             group = [
                 splits[leader],
@@ -84,7 +86,8 @@ def test_a_group_is_drawn_as_often_as_any_other_however_many_images_it_has(tmp_p
     counts: collections.Counter[str] = collections.Counter()
     for seed in range(600):
         with pytest.raises(Undo), transaction(database) as session:
-            assert draw_holdout(session, make_config(evaluation={"holdout_share": 0.5}).evaluation, seed) == (2, 4)
+            drawn, groups = draw_holdout(session, make_config(evaluation={"holdout_share": 0.5}).evaluation, seed)
+            assert (len(drawn), groups) == (2, 4)
             counts.update(holdout(session))
             raise Undo
     database.dispose()

@@ -13,8 +13,8 @@ from alloop.evaluation.matched import Matched
 from alloop.loop.measuring.matched import compare_arms, describe, find_arms, without
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.records import Calibration, ImageRef, Interval, ModelFiles, Reason
+from alloop.store.rounds import list_rounds
 from alloop.store.session import reading
-from alloop.store.workspace import list_last_events
 
 RANDOM, ACQUIRED, SEED = Reason.RANDOM, Reason.ACQUIRED, Reason.SEED
 
@@ -139,11 +139,11 @@ def test_a_project_is_told_whether_asking_helped_and_a_setting_turns_that_off(tm
         run(project, RunOptions(rounds=None))
 
     with reading(compared.database) as session:
-        events = list_last_events(session, "matched arms")
+        found = [row.matched or {} for row in list_rounds(session)]
     with reading(plain.database) as session:
-        assert list_last_events(session, "matched arms") == {}
-    assert [events[number]["skipped"] for number in (1, 2, 3)] == [True, True, False]
-    last = events[3]
+        assert [row.matched for row in list_rounds(session)] == [None] * 4
+    assert [found[number]["skipped"] for number in (1, 2, 3)] == [True, True, False]
+    last = found[3]
     assert (last["own"], last["labels"], last["gain"]["n"]) == (24, 24 + 24, 20)
     assert last["says"].startswith(("No evidence yet", "Active learning helped", "Random is doing better"))
     # The arms change nothing about the round: both workspaces have the same models.

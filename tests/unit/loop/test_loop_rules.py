@@ -12,8 +12,8 @@ from alloop.errors import HistoryError
 from alloop.loop.intake.holdout import holdout_size
 from alloop.loop.rounds.history import check_history
 from alloop.loop.state import NEXT, settle
-from alloop.loop.stopping import Agreement, Evidence, Rule, Standing, batch_size, list_rules, stop_reason
-from alloop.records import Answer, Interval, Outcome, QueryStatus, RoundState
+from alloop.loop.stopping import Evidence, Rule, Standing, batch_size, find_stop, list_rules
+from alloop.records import Agreement, Answer, Interval, Outcome, QueryStatus, RoundState
 
 CLASSES = ("cat", "dog")
 NOON = dt.datetime(2025, 6, 1, 12, tzinfo=dt.UTC)
@@ -90,10 +90,11 @@ def test_states_follow_each_other_once_from_created_to_closed():
 def test_a_loop_stops_when_its_budget_rounds_or_pool_are_used_up(loop: dict, counts: dict, reason: str | None):
     given = {"n_labels": 10, "n_open": 0, "n_askable": 10, "n_rounds": 1, **counts}
 
-    found = stop_reason(make_config(loop=loop).loop, Evidence(**given))
+    found = find_stop(make_config(loop=loop).loop, Evidence(**given))
 
     assert (found is None) == (reason is None)
-    assert (found or "").startswith(reason or "")
+    assert found is None or found.because.startswith(reason or "")
+    assert found is None or found.name.is_stop
 
 
 def found_rules(loop: dict, **evidence: object) -> dict[str, Rule]:
@@ -186,9 +187,11 @@ def test_rules_that_are_not_configured_are_shown_and_stop_nothing():
         "predictions stable",
     ]
     assert [rule.name for rule in rules if rule.stops] == ["pool exhausted"]
-    assert stop_reason(settings, evidence) is None
-    assert stop_reason(make_config(loop={"stop_when_stable": True}).loop, evidence).startswith("predictions stable")
-    assert stop_reason(make_config(loop={"stop_when_flat": True}).loop, evidence).startswith("learning curve flat")
+    assert find_stop(settings, evidence) is None
+    for setting, name in {"stop_when_stable": "predictions stable", "stop_when_flat": "learning curve flat"}.items():
+        found = find_stop(make_config(loop={setting: True}).loop, evidence)
+        assert found is not None
+        assert (found.name, found.because.startswith(name)) == (name, True)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from factories import make_project
 from alloop.loop.rounds import steps
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.writer import writer
-from alloop.records import QueryStatus
+from alloop.records import Ending, QueryStatus
 from alloop.store.queries import list_queries
 from alloop.store.rounds import list_rounds
 from alloop.store.session import reading
@@ -28,7 +28,7 @@ def test_a_round_can_be_closed_by_hand_while_a_run_waits(tmp_path: Path) -> None
         if len(waited) > 1:
             raise EnoughError
         with writer(project.database):
-            steps.close(project, 0, "closed by hand")
+            steps.close(project, 0, Ending.BY_HAND, "closed by hand")
 
     with pytest.raises(EnoughError):
         run(project, RunOptions(wait=True, rounds=None, sleep=others_turn))
@@ -36,6 +36,7 @@ def test_a_round_can_be_closed_by_hand_while_a_run_waits(tmp_path: Path) -> None
     with reading(project.database) as session:
         rounds = list_rounds(session)
     assert [row.closed_because for row in rounds] == ["closed by hand", None]
+    assert [row.ending for row in rounds] == [Ending.BY_HAND, None]
     assert waited == [project.config.labeling.poll_seconds] * 2
 
 

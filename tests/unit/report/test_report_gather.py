@@ -15,6 +15,7 @@ from alloop.records import (
     Answer,
     Calibration,
     Consensus,
+    Ending,
     Interval,
     LocationStatus,
     Outcome,
@@ -104,7 +105,7 @@ def test_a_round_shows_its_model_its_metrics_and_the_entropy_of_its_batch(projec
         model_id = add_model(session, values, Calibration(1.25, 4, None, None, "too few"), NOW)
         set_metrics(session, model_id, Split.HOLDOUT.value, {"accuracy": accuracy}, NOW)
         set_state(session, 1, RoundState.CREATED, RoundState.CLOSED)
-        set_closed(session, 1, "by hand", NOW + dt.timedelta(hours=1))
+        set_closed(session, 1, Ending.BY_HAND, "by hand", NOW + dt.timedelta(hours=1))
         add_event(session, "me", "selected", NOW, 0, strategy="max-herding", notes=["no model yet"])
 
     found = gather_status(project).rounds[0]
