@@ -91,8 +91,8 @@ def select(
     """
     from alloop.loop.rounds import steps
     from alloop.loop.writer import writer
+    from alloop.store.selections import list_selections
     from alloop.store.session import reading
-    from alloop.store.workspace import list_events
 
     project = session.project()
     with writer(project.database):
@@ -107,10 +107,10 @@ def select(
             progress=session.progress(),
         )
     with reading(project.database) as rows:
-        said = list_events(rows, "selected", limit=1)[0]["data"]
+        chosen = list_selections(rows)[number]
     session.show(
-        {"round": number, "queries": n, "strategy": said["strategy"], "notes": said["notes"]},
-        f"Round {number}: {n} images chosen by {said['strategy']}. `alloop push` sends them.",
+        {"round": number, "queries": n, "strategy": chosen.strategy, "notes": chosen.notes},
+        f"Round {number}: {n} images chosen by {chosen.strategy}. `alloop push` sends them.",
     )
 
 

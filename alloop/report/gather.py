@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -16,8 +16,9 @@ from alloop.store.annotations import list_annotator_counts, list_class_counts, l
 from alloop.store.images import PoolCounts, count_pool, list_locations
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
+from alloop.store.selections import SelectionRecord, list_selections
 from alloop.store.session import reading
-from alloop.store.workspace import Sync, find_sync, list_events
+from alloop.store.workspace import Sync, find_sync
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,7 @@ def gather_status(project: Project) -> StatusReport:
     with reading(project.database) as session:
         queries = list_queries(session)
         sync = find_sync(session, project.config.labeling.backend)
-        # Newest first, because the batch of a round may have been chosen again.
-        choices = {event["round"]: event["data"] for event in reversed(list_events(session, "selected", limit=100_000))}
+        choices = list_selections(session)
         return StatusReport(
             name=project.config.project.name,
             classes=classes,
@@ -105,7 +105,7 @@ def gather_status(project: Project) -> StatusReport:
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
             suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
             attention=tuple(list_warnings(session, project.config)),
-            rounds=tuple(_round(session, row, queries, choices.get(row.number, {})) for row in list_rounds(session)),
+            rounds=tuple(_round(session, row, queries, choices.get(row.number)) for row in list_rounds(session)),
             findings=gather_findings(session, project),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
@@ -144,7 +144,9 @@ def to_json(report: StatusReport) -> dict[str, Any]:
     return dataclasses.asdict(report)
 
 
-def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord], said: Mapping[str, Any]) -> RoundReport:
+def _round(
+    session: Session, row: RoundRecord, queries: Sequence[QueryRecord], chosen: SelectionRecord | None
+) -> RoundReport:
     model: ModelRecord | None = find_model(session, row.id)
     mine = [query for query in queries if query.round_number == row.number]
     n_classes = len(model.classes) if model is not None else 2
@@ -162,8 +164,8 @@ def _round(session: Session, row: RoundRecord, queries: Sequence[QueryRecord], s
         queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
         entropy_acquired=_mean_entropy(mine, Reason.ACQUIRED, n_classes),
         entropy_random=_mean_entropy(mine, Reason.RANDOM, n_classes),
-        strategy=said.get("strategy"),
-        notes=tuple(said.get("notes", ())),
+        strategy=None if chosen is None else chosen.strategy,
+        notes=() if chosen is None else chosen.notes,
         created_at=row.created_at.isoformat(),
         closed_because=row.closed_because,
     )

@@ -26,8 +26,8 @@ from alloop.store.annotations import list_labels
 from alloop.store.images import find_refs, find_split, list_locations
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import RoundRecord, find_model, list_rounds
+from alloop.store.selections import list_selections
 from alloop.store.session import reading
-from alloop.store.workspace import list_events
 
 SHORTEST = 4  # digits of a hash that are taken for one
 NEIGHBORS = 5
@@ -51,7 +51,7 @@ def explain(project: Project, name: str, device: str | None = None, progress: Pr
         labels = {label.image_id: label.consensus.value for label in list_labels(session)}
         train = [label.image_id for label in list_labels(session, Split.TRAIN)]
         split = find_split(session, image_id)
-        notes = _notes(session)
+        notes = {number: chosen.notes for number, chosen in list_selections(session).items()}
         source = _source(session, project, image_id, queries)
         refs = find_refs(session, [image_id, *train])
         standing = _standing(session, project.config, image_id, split, labels, queries)
@@ -97,11 +97,6 @@ def _find(session: Session, name: str) -> tuple[int, str, str]:
         raise PoolError(f"{len(found)} images are called {name}: {some}{' …' if len(found) > 3 else ''}.", "Say which.")
     image_id, place = found.popitem()
     return int(image_id or 0), str(place.sha256), place.path
-
-
-def _notes(session: Session) -> dict[int, tuple[str, ...]]:
-    events = reversed(list_events(session, "selected", limit=100_000))
-    return {event["round"]: tuple(event["data"].get("notes", ())) for event in events}
 
 
 def _asked(query: QueryRecord, notes: dict[int, tuple[str, ...]]) -> Asked:

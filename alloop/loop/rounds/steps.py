@@ -56,6 +56,7 @@ from alloop.store.rounds import (
     set_scores,
     set_state,
 )
+from alloop.store.selections import add_selection
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event, new_key_prefix
 
@@ -315,6 +316,14 @@ def _record_selection(session: Session, situation: Situation, selected: Selected
     _expect(session, number, RoundState.SCORED)
     add_queries(session, situation.current.id, selected.queries, new_key_prefix(session, number), _now())
     set_state(session, situation.current.id, RoundState.SCORED, RoundState.SELECTED)
+    record = {
+        "strategy": selected.strategy,
+        "notes": list(selected.notes),
+        "n": situation.n,
+        "settings": config.acquisition.model_dump(mode="json"),
+        "library_versions": library_versions(),
+    }
+    add_selection(session, situation.current.id, record)
     add_event(
         session,
         actor(),

@@ -29,8 +29,8 @@ from alloop.store.annotations import AnnotationRecord, add_annotations, set_labe
 from alloop.store.images import set_location_status
 from alloop.store.queries import add_queries, list_queries, set_status
 from alloop.store.rounds import add_model, add_round, set_closed, set_metrics, set_state
+from alloop.store.selections import add_selection
 from alloop.store.session import transaction
-from alloop.store.workspace import add_event
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_round_shows_its_model_its_metrics_and_the_entropy_of_its_batch(projec
         set_metrics(session, model_id, Split.HOLDOUT.value, {"accuracy": accuracy}, NOW)
         set_state(session, 1, RoundState.CREATED, RoundState.CLOSED)
         set_closed(session, 1, Ending.BY_HAND, "by hand", NOW + dt.timedelta(hours=1))
-        add_event(session, "me", "selected", NOW, 0, strategy="max-herding", notes=["no model yet"])
+        add_selection(session, 1, {"strategy": "max-herding", "notes": ["no model yet"]})
 
     found = gather_status(project).rounds[0]
 
