@@ -5,16 +5,18 @@ import dataclasses
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config
+from alloop.engine.executor_local import LocalExecutor
 from alloop.loop.intake.ingest import add_images
+from alloop.loop.workbench import Tools, Workbench, make_tools, open_workbench
 from alloop.loop.workspace import create_workspace
 from alloop.project import Project, open_project
 from alloop.records import ImageFile, Query, Reason, Split
@@ -136,6 +138,26 @@ def write_settings(project: Project, /, **changes: Mapping[str, Any]) -> Project
     return _opened(project.folder)
 
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def tools_of(project: Project, **changes: Any) -> Tools:
+    """What commands work with, some of it replaced: `tools_of(project, clock=lambda: NOW)`."""
+    return dataclasses.replace(make_tools(project, LocalExecutor()), **changes)
+
+
+def at_bench(
+    project: Project | Tools,
+    step: Callable[Concatenate[Workbench, Given], Result],
+    *args: Given.args,
+    **options: Given.kwargs,
+) -> Result:
+    """Call a step under a lease of its own: `at_bench(project, steps.train, 0)`."""
+    with open_workbench(tools_of(project) if isinstance(project, Project) else project) as bench:
+        return step(bench, *args, **options)
+
+
 def make_project(
     tmp_path: Path,
     n: int = 40,
@@ -153,5 +175,5 @@ def make_project(
     create_workspace(folder, render_toml(make_settings(**changes)))
     project = _opened(folder)
     if add:
-        add_images(project, [str(folder / "photos")])
+        at_bench(project, add_images, [str(folder / "photos")])
     return project

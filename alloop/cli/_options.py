@@ -17,6 +17,8 @@ from alloop.files import STDOUT, is_stdout
 from alloop.progress import Progress
 
 if TYPE_CHECKING:
+    from alloop.executor import Executor
+    from alloop.loop.workbench import Tools
     from alloop.project import Project
 
 PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
@@ -47,6 +49,18 @@ class Session:
         from alloop.project import open_project
 
         return click.get_current_context().with_resource(open_project(self.workspace, check_schema=check_schema))
+
+    def executor(self) -> "Executor":
+        """Return the executor that runs this command's jobs."""
+        from alloop.engine.executor_local import LocalExecutor
+
+        return LocalExecutor()
+
+    def tools(self) -> "Tools":
+        """Open the workspace until the command ends, and return it with all that work on it needs."""
+        from alloop.loop.workbench import make_tools
+
+        return make_tools(self.project(), self.executor(), self.progress())
 
     def show(self, data: object, text: str = "", *, written: Path | None = None) -> None:
         """Print a result: as JSON, or in words.

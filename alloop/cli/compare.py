@@ -111,7 +111,7 @@ def compare(
         images, strangers = share_depth(data.images, strange)
         data = dataclasses.replace(data, images=images)
         settings = dataclasses.replace(settings, strangers=strangers, odin_images=odin_images)
-    comparison = run_comparison(settings, data, session.progress())
+    comparison = run_comparison(settings, data, session.executor(), session.progress())
     rows = summarize(comparison)
     write_tables(comparison, rows, settings.out)
     page = write_report(settings, data, comparison, rows)

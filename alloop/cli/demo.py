@@ -36,7 +36,7 @@ def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) 
 
     started = time.perf_counter()
     settings = DemoSettings(folder=folder, labeler=labeler, rounds=rounds, keep=keep)  # type: ignore[arg-type]
-    result = run_demo(settings, session.progress())
+    result = run_demo(settings, session.executor(), session.progress())
     picture = folder / "accuracy.png"
     title = f"scikit-learn digits: {' against '.join(result.arms)}"
     draw_curves({name: arm.curve for name, arm in result.arms.items()}, title, picture)

@@ -25,12 +25,12 @@ def explain(session: Session, image: str, is_open: bool, device: str | None) -> 
     from alloop.loop.choosing.explain import explain as gather
     from alloop.report.explain import describe, write_explanation
 
-    project = session.project()
-    found = gather(project, image, device, session.progress())
+    tools = session.tools()
+    found = gather(tools, image, device)
     data, lines = dataclasses.asdict(found), describe(found)
     if is_open:
         # A user who may not write in the workspace gets the page in a temporary folder.
-        place = project.folder / "runs" if os.access(project.folder, os.W_OK) else Path(tempfile.mkdtemp())
+        place = tools.project.folder / "runs" if os.access(tools.project.folder, os.W_OK) else Path(tempfile.mkdtemp())
         page = place / "explain" / f"{found.sha256[:12]}.html"
         write_explanation(found, page)
         data["page"] = str(page)
@@ -53,7 +53,7 @@ def replay(session: Session, number: int, device: str | None) -> None:
 
     from alloop.loop.choosing.replay import replay as choose_again
 
-    found = choose_again(session.project(), number, device, session.progress())
+    found = choose_again(session.tools(), number, device)
     words = (
         f"Round {number}: {found.strategy} chose the same {found.n} images again."
         if found.is_equal

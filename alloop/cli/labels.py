@@ -22,11 +22,10 @@ def import_(session: Session, file: Path) -> None:
     name. Either all lines are imported or none. Importing a file again changes nothing.
     """
     from alloop.loop.intake.labels import import_labels
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    with writer(project.database):
-        recorded, known = import_labels(project, file)
+    with open_workbench(session.tools()) as bench:
+        recorded, known = import_labels(bench, file)
     session.show({"recorded": recorded, "known": known}, f"{recorded} labels recorded; {known} were already known.")
 
 
@@ -40,11 +39,10 @@ def adopt(session: Session) -> None:
     SHA-256. Run the command again to record answers that come later.
     """
     from alloop.loop.asking.people import adopt as adopt_answers
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    with writer(project.database):
-        recorded, left_out = adopt_answers(project, session.progress())
+    with open_workbench(session.tools()) as bench:
+        recorded, left_out = adopt_answers(bench)
     words = f"{recorded} answers recorded."
     if left_out:
         words += (

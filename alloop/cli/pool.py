@@ -42,19 +42,19 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
     from alloop.loop.choosing.attributes import add_attributes
     from alloop.loop.intake.ingest import Added, add_images
     from alloop.loop.intake.reach import configured_images
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    wanted = paths or configured_images(project)
+    tools = session.tools()
+    wanted = paths or configured_images(tools.project)
     if not wanted and attributes is None:
         raise PoolError("No images were named.", "Give folders or globs, or set [pool] images in alloop.toml.")
     described = None
-    with writer(project.database):
+    with open_workbench(tools) as bench:
         added = Added()
         if wanted:
-            added = add_images(project, wanted, labels_from_folders=labels_from_folders, progress=session.progress())
+            added = add_images(bench, wanted, labels_from_folders=labels_from_folders)
         if attributes is not None:
-            described = add_attributes(project, attributes)
+            described = add_attributes(bench, attributes)
     lines = _say(added)
     data = dataclasses.asdict(added)
     if described is not None:
@@ -139,17 +139,18 @@ def check(session: Session, accept_missing: bool) -> None:
     import dataclasses
 
     from alloop.loop.intake.ingest import check_images, look_at_images
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
     from alloop.store.images import count_pool
     from alloop.store.session import may_write, reading
 
-    project = session.project()
+    tools = session.tools()
+    project = tools.project
     is_recorded = may_write(project.database.url)
     if is_recorded:
-        with writer(project.database):
-            found = check_images(project, session.progress(), accept_missing=accept_missing)
+        with open_workbench(tools) as bench:
+            found = check_images(bench, accept_missing=accept_missing)
     else:
-        found = look_at_images(project, session.progress())
+        found = look_at_images(project, tools.progress)
     with reading(project.database) as rows:
         counts = count_pool(rows)
     lines = ["\t".join(filter(None, ["missing", location.path, location.reason])) for location in found["missing"]]

@@ -74,23 +74,24 @@ def close(session: Session, number: int | None, withdraw: bool) -> None:
     from alloop.errors import AlloopError
     from alloop.loop.asking import people
     from alloop.loop.rounds import steps
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
     from alloop.records import Ending, RoundState
     from alloop.store.rounds import find_last_round, find_round
     from alloop.store.session import reading
 
-    project = session.project()
-    with writer(project.database):
+    tools = session.tools()
+    project = tools.project
+    with open_workbench(tools) as bench:
         with reading(project.database) as rows:
             last = find_last_round(rows)
         if last is None:
             raise AlloopError("There is no round yet.", "Start the first one with `alloop run`.")
         chosen = last.number if number is None else number
-        taken_back = people.withdraw(project, chosen) if withdraw else 0
+        taken_back = people.withdraw(bench, chosen) if withdraw else 0
         with reading(project.database) as rows:
             is_closed = find_round(rows, chosen).state is RoundState.CLOSED
         # Tasks that a closed round left open can be withdrawn, too.
         if not (is_closed and withdraw):
-            steps.close(project, chosen, Ending.BY_HAND, "closed by hand")
+            steps.close(bench, chosen, Ending.BY_HAND, "closed by hand")
     words = f"Round {chosen} is closed." + (f" {taken_back} tasks were withdrawn." if withdraw else "")
     session.show({"round": chosen, "withdrawn": taken_back}, words)

@@ -35,7 +35,7 @@ def run(
 
     limit = rounds if rounds is not None or wait else 1
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
-    result = advance(session.project(), options, session.progress())
+    result = advance(session.tools(), options)
     because = result.because.removeprefix(STOPPED)
     waiting = f"{result.open} of {result.asked} images wait for annotators."
     if not result.open:

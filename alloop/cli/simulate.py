@@ -144,8 +144,8 @@ def simulate(
         )
         plans = plan_cells(settings, source.base)
         if not is_finished(plans):
-            source.prepare(progress)
-        simulation = run_simulation(settings, plans, progress)
+            source.prepare(session.executor(), progress)
+        simulation = run_simulation(settings, plans, session.executor(), progress)
     curves = tabulate(simulation)
     write_tables(simulation, curves, results)
     result = {**to_json(simulation), "rows": source.names, "summary": table_json(curves)}

@@ -19,19 +19,20 @@ device_option = click.option("--device", help="auto, cpu, cuda, cuda:1 or mps; o
 def train(session: Session, device: str | None) -> None:
     """Train on all labels, calibrate and measure on the holdout."""
     from alloop.loop.rounds import steps
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
     from alloop.records import RoundState
     from alloop.report.gather import describe_calibration
     from alloop.store.rounds import find_last_round, find_model
     from alloop.store.session import reading
 
-    project = session.project()
-    with writer(project.database):
+    tools = session.tools()
+    project = tools.project
+    with open_workbench(tools) as bench:
         with reading(project.database) as rows:
             last = find_last_round(rows)
         if last is None or last.state is RoundState.CLOSED:
-            last = steps.start_round(project)
-        steps.train(project, last.number, device, session.progress())
+            last = steps.start_round(bench)
+        steps.train(bench, last.number, device)
     with reading(project.database) as rows:
         model = find_model(rows, last.id)
     if model is None:
@@ -58,12 +59,13 @@ def train(session: Session, device: str | None) -> None:
 def score(session: Session, device: str | None, strategy: str | None) -> None:
     """Score the unlabeled images with the round's model."""
     from alloop.loop.rounds import steps
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    with writer(project.database):
+    tools = session.tools()
+    project = tools.project
+    with open_workbench(tools) as bench:
         number = _round_number(project)
-        steps.score(project, number, device, session.progress(), strategy=strategy)
+        steps.score(bench, number, device, strategy=strategy)
     path = project.paths.scores(number)
     written = str(path) if path.exists() else None
     words = f"Round {number}: scores in {path}." if written else f"Round {number} has no model, so nothing was scored."
@@ -90,22 +92,15 @@ def select(
     `alloop strategies` lists the strategies. Decisions that a strategy takes by itself are recorded and shown.
     """
     from alloop.loop.rounds import steps
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
     from alloop.store.selections import list_selections
     from alloop.store.session import reading
 
-    project = session.project()
-    with writer(project.database):
+    tools = session.tools()
+    project = tools.project
+    with open_workbench(tools) as bench:
         number = _round_number(project)
-        n = steps.select(
-            project,
-            number,
-            batch_size,
-            strategy=strategy,
-            max_ram=max_ram,
-            device=device,
-            progress=session.progress(),
-        )
+        n = steps.select(bench, number, batch_size, strategy=strategy, max_ram=max_ram, device=device)
     with reading(project.database) as rows:
         chosen = list_selections(rows)[number]
     session.show(
@@ -123,16 +118,17 @@ def select(
 def push(session: Session, new_project: bool, take_over: bool) -> None:
     """Send the chosen images to the annotators."""
     from alloop.loop.asking import people
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    with writer(project.database):
+    tools = session.tools()
+    project = tools.project
+    with open_workbench(tools) as bench:
         number = _open_round(project) if new_project or take_over else _round_number(project)
-        connection = people.connect_people(project, new_project=new_project, take_over=take_over)
+        connection = people.connect_people(bench, new_project=new_project, take_over=take_over)
         if number is None:
             session.show({"round": None, "tasks": 0}, "No round is under way. The next round will push its questions.")
             return
-        n = people.push(project, number, connection, session.progress())
+        n = people.push(bench, number, connection)
     session.show({"round": number, "tasks": n}, f"Round {number}: {n} new tasks.")
 
 
@@ -144,11 +140,12 @@ def pull(session: Session) -> None:
 
     from alloop.loop.asking import people
     from alloop.loop.rounds.attention import describe_lost, describe_strangers, describe_unknown
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    with writer(project.database):
-        found = people.pull(project, progress=session.progress())
+    tools = session.tools()
+    project = tools.project
+    with open_workbench(tools) as bench:
+        found = people.pull(bench)
     lines = [f"{found.new} new answers, {found.edited} edited, {found.deleted} deleted."]
     lines += describe_unknown(found.unknown.items(), project.config.project.classes) + describe_lost(found.lost)
     lines += describe_strangers(0, found.foreign)  # a warning about orphaned tasks was logged before
@@ -163,11 +160,10 @@ def evaluate(session: Session, device: str | None) -> None:
     import dataclasses
 
     from alloop.loop.measuring.measure import evaluate as measure_again
-    from alloop.loop.writer import writer
+    from alloop.loop.workbench import open_workbench
 
-    project = session.project()
-    with writer(project.database):
-        name, metrics = measure_again(project, device, session.progress())
+    with open_workbench(session.tools()) as bench:
+        name, metrics = measure_again(bench, device)
     lines = [
         f"{key:9} {value.value:.4f} [{value.low:.4f}, {value.high:.4f}] ({value.method}, N = {value.n})"
         for key, value in metrics.items()

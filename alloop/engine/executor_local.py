@@ -1,20 +1,11 @@
-"""Runs jobs here and now. Every executor has these methods; nothing that calls them knows which one it is."""
+"""Runs jobs on this machine. Imports no torch: a job loads what it needs."""
 
-from alloop.engine.features import run_features
-from alloop.engine.jobs import FeatureJob, FeatureResult, ScoreJob, ScoreResult, TrainJob, TrainResult
-from alloop.engine.score import run_score
-from alloop.engine.train import run_train
+from alloop.executor import Job, Result
 from alloop.progress import Progress, silent
 
 
 class LocalExecutor:
-    """Submitting is calling."""
+    """An executor for which submitting is calling."""
 
-    def train(self, job: TrainJob, progress: Progress = silent) -> TrainResult:
-        return run_train(job, progress)
-
-    def score(self, job: ScoreJob, progress: Progress = silent) -> ScoreResult:
-        return run_score(job, progress)
-
-    def features(self, job: FeatureJob, progress: Progress = silent) -> FeatureResult:
-        return run_features(job, progress)
+    def submit(self, job: Job[Result], progress: Progress = silent) -> Result:
+        return job.run(progress)

@@ -1,4 +1,7 @@
-"""What the loop asks of a machine, and what comes back: picklable, no open handles, no rows."""
+"""Jobs that the loop hands to an executor, and their results: picklable, no open handles, no rows.
+
+Imports no torch; a job loads the function that does its work when it runs.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +11,7 @@ import numpy.typing as npt
 
 from alloop.config.schema import Config
 from alloop.engine.targets import Target
+from alloop.progress import Progress, silent
 from alloop.records import Calibration, ImageRef, ModelFiles
 
 
@@ -40,6 +44,11 @@ class TrainJob:
     device: str | None = None
     head_classes: tuple[tuple[str, ...], ...] = ()
     is_test: bool = False
+
+    def run(self, progress: Progress = silent) -> "TrainResult":
+        from alloop.engine.train import run_train
+
+        return run_train(self, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +104,11 @@ class ScoreJob:
     features_out: Path | None = None
     labeled: tuple[ImageRef, ...] = ()
 
+    def run(self, progress: Progress = silent) -> "ScoreResult":
+        from alloop.engine.score import run_score
+
+        return run_score(self, progress)
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreResult:
@@ -115,6 +129,11 @@ class FeatureJob:
     images: tuple[ImageRef, ...]
     cache: Path
     device: str | None = None
+
+    def run(self, progress: Progress = silent) -> "FeatureResult":
+        from alloop.engine.features import run_features
+
+        return run_features(self, progress)
 
 
 @dataclasses.dataclass(frozen=True)

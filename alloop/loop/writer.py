@@ -1,7 +1,7 @@
-"""One writer at a time: the lease, its heartbeat, and who we are."""
+"""One writer at a time: the lease, its heartbeat, and the name of this process for others."""
 
 import contextlib
-import contextvars
+import dataclasses
 import datetime as dt
 import getpass
 import hashlib
@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -24,11 +24,27 @@ from alloop.store.workspace import drop_lease, find_lease_holder, take_lease
 TERM = dt.timedelta(seconds=120)
 BEAT_SECONDS = 30.0
 logger = logging.getLogger("alloop")
-_holder: contextvars.ContextVar[str | None] = contextvars.ContextVar("holder", default=None)
+Clock = Callable[[], dt.datetime]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lease:
+    """Permission to be the only alloop that writes to a workspace. Only `writer` makes one.
+
+    Attributes:
+        holder: Name under which the database knows this lease.
+    """
+
+    holder: str
+
+
+def utc_now() -> dt.datetime:
+    """Return the time now, in UTC."""
+    return dt.datetime.now(dt.UTC)
 
 
 def actor() -> str:
-    """Who is at work: for the log and for the message that others get."""
+    """Return the user, machine and process at work, for the event log and for messages to others."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without a passwd entry
@@ -37,57 +53,59 @@ def actor() -> str:
 
 
 @contextlib.contextmanager
-def writer(database: Engine) -> Iterator[None]:
-    """Be the only alloop that changes this workspace, for as long as the block lasts.
+def writer(database: Engine, user: str, clock: Clock = utc_now) -> Iterator[Lease]:
+    """Take the lease for as long as the block lasts: no other alloop changes this workspace meanwhile.
 
-    A holder that was killed on this machine is recognised by its process and replaced at once; one that died elsewhere
-    is replaced when its lease expires.
+    A holder that was killed on this machine is recognized by its process and replaced at once. A holder that died on
+    another machine is replaced when its lease expires.
+
+    Args:
+        database: Database of the workspace.
+        user: Name for messages to others, as `actor` gives it.
+        clock: Function that returns the time now, in UTC.
 
     Raises:
-        LeaseHeld: Somebody else is at work.
+        LeaseHeld: Another alloop holds the lease.
     """
-    holder = f"{actor()} #{_machine()}.{start_time(os.getpid())}.{secrets.token_hex(4)}"
+    holder = f"{user} #{_machine()}.{start_time(os.getpid())}.{secrets.token_hex(4)}"
     with transaction(database) as session:
         current = find_lease_holder(session)
         if current is not None and _died_here(current):
             drop_lease(session, current)
-        take_lease(session, holder, _now(), _now() + TERM)
+        take_lease(session, holder, clock(), clock() + TERM)
     done = threading.Event()
-    heart = threading.Thread(target=_beat, args=(database, holder, done), name="alloop-lease", daemon=True)
+    heart = threading.Thread(target=_beat, args=(database, holder, clock, done), name="alloop-lease", daemon=True)
     heart.start()
-    token = _holder.set(holder)
     try:
-        yield
+        yield Lease(holder)
     finally:
-        _holder.reset(token)
         done.set()
         heart.join()
         with transaction(database) as session:
             drop_lease(session, holder)
 
 
-def check_writer(session: Session) -> None:
-    """Make sure that the lease is still ours, before something that only the writer may do outside the database.
+def check_writer(session: Session, lease: Lease) -> None:
+    """Check that the lease still holds, before work outside the database that only the writer may do.
 
     A machine that slept longer than the lease lasts wakes up in the middle of its work, and another alloop may have
-    taken over. Outside `writer` there is nothing to check.
+    taken over.
 
     Raises:
-        LeaseHeld: Another one has.
+        LeaseHeld: Another alloop has taken over, or the lease has ended.
     """
-    holder = _holder.get()
-    if holder is not None and find_lease_holder(session) != holder:
+    if find_lease_holder(session) != lease.holder:
         raise LeaseHeld(
             "This command was paused for longer than its lease lasts, and another alloop has taken over.",
             "Run the command again; nothing is done twice.",
         )
 
 
-def _beat(database: Engine, holder: str, done: threading.Event) -> None:
+def _beat(database: Engine, holder: str, clock: Clock, done: threading.Event) -> None:
     while not done.wait(BEAT_SECONDS):
         try:
             with transaction(database) as session:
-                take_lease(session, holder, _now(), _now() + TERM)
+                take_lease(session, holder, clock(), clock() + TERM)
         except LeaseHeld:
             # Every change of state checks the old state, so whoever took over and we cannot both win.
             logger.warning("this alloop lost its lease; another one has taken over")
@@ -112,7 +130,3 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]  # noqa: PTH115
     return "local"
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)

@@ -15,10 +15,12 @@ from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
+from alloop.executor import Executor
 from alloop.files import sha256_of, write_bytes
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.intake.labels import ImportedLabel, judge_of, listed_files, record_imported
 from alloop.loop.intake.test_set import ensure_test_set
+from alloop.loop.workbench import make_tools, open_workbench
 from alloop.loop.workspace import backup_database, upgrade_database
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files
@@ -80,7 +82,7 @@ class Source:
     digest: str
     about: str
     base: Base
-    prepare: Callable[[Progress], None]
+    prepare: Callable[[Executor, Progress], None]
     names: tuple[str, ...] | None = None
 
 
@@ -93,7 +95,7 @@ def given_source(config: Config, data: GivenData, scratch: Path) -> Source:
         f"{len(data.pool.targets)} rows of {data.pool.features.shape[1]} features and {len(data.classes)} classes, "
         f"measured on {measured}.{_asked(fitted, data.people)}"
     )
-    return Source(fitted, data.digest, about, base, lambda progress: prepare_given(base, data, fitted, progress))
+    return Source(fitted, data.digest, about, base, lambda _, progress: prepare_given(base, data, fitted, progress))
 
 
 def image_source(
@@ -126,9 +128,11 @@ def image_source(
     measured = "a random holdout" if test is None else str(test)
     about = f"{len(names)} images of {len(data.classes)} classes, measured on {measured}.{_asked(fitted, data.people)}"
     paths = tuple(image.path for image in data.images)
-    return Source(
-        fitted, digest, about, base, lambda progress: prepare_images(base, data, fitted, device, progress), paths
-    )
+
+    def prepare(executor: Executor, progress: Progress) -> None:
+        prepare_images(base, data, fitted, executor, device, progress)
+
+    return Source(fitted, digest, about, base, prepare, paths)
 
 
 def given_config(config: Config, data: GivenData) -> Config:
@@ -204,7 +208,12 @@ def prepare_given(base: Base, data: GivenData, config: Config, progress: Progres
 
 
 def prepare_images(
-    base: Base, data: LabeledImages, config: Config, device: str | None, progress: Progress = silent
+    base: Base,
+    data: LabeledImages,
+    config: Config,
+    executor: Executor,
+    device: str | None,
+    progress: Progress = silent,
 ) -> None:
     """A base whose images are files, with a test set if the settings name one, and features if the trunk is frozen.
 
@@ -213,8 +222,9 @@ def prepare_images(
         LabelError: The test set has a class that the pool does not have.
     """
     with _making(base, config) as project:
-        add_images(project, [image.path for image in data.images], progress=progress)
-        ensure_test_set(project, progress)
+        with open_workbench(make_tools(project, executor, progress)) as bench:
+            add_images(bench, [image.path for image in data.images])
+            ensure_test_set(bench)
         with transaction(project.database) as session:
             # Labeled images of a workspace are read at the workspace's depth.
             raise_depth(session, max((image.depth or 0 for image in data.images), default=0))
@@ -260,7 +270,7 @@ def _add_rows(
         set_split(session, add_apart(session, tested, now), Split.HOLDOUT)
         if test is not None:
             known = [ImportedLabel(*pair) for pair in _labels(tested, test, classes).items()]
-            record_imported(session, known, judge_of(project.config.project), "test")
+            record_imported(session, known, judge_of(project.config.project), "test", now)
 
 
 def _labels(files: Sequence[ImageFile], rows: LabeledRows, classes: Sequence[str]) -> dict[str, str]:

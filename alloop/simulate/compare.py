@@ -24,13 +24,13 @@ from alloop.calibration.choose import cross_fit, fit_calibrator, to_json
 from alloop.config.load import validate_config
 from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
-from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import ConfigError, LabelError, ModelError, PoolError
 from alloop.evaluation.intervals import DRAWS, bootstrap_all, statistics_of, wilson
 from alloop.evaluation.metrics import Bins, accuracy, confidence_bins
+from alloop.executor import Executor
 from alloop.files import make_output_folder, write_json
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
@@ -130,6 +130,7 @@ class Comparison:
 def compare(
     settings: CompareSettings,
     data: LabeledImages,
+    executor: Executor,
     progress: Progress = silent,
     draw: Callable[[int], Parts] | None = None,
 ) -> Comparison:
@@ -137,7 +138,8 @@ def compare(
 
     Args:
         settings: What to compare.
-        data: On what.
+        data: Labeled images.
+        executor: Runs the jobs.
         progress: Hears of features and of cells.
         draw: The parts of a seed; None: as `settings.split` says.
 
@@ -163,7 +165,7 @@ def compare(
             continue
         try:
             if found is None:
-                write_json(plan.path, dataclasses.asdict(_run(plan, settings, data, trunk_seconds)))
+                write_json(plan.path, dataclasses.asdict(_run(plan, settings, data, executor, trunk_seconds)))
                 trained += 1
             # Read also what was just written: a run that goes on must not differ from one that was not stopped.
             cells += [cell for cell in (found or plan.read(),) if cell is not None]
@@ -295,9 +297,9 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
     return digest_of(content)
 
 
-def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, trunk_seconds: float) -> Cell:
+def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, executor: Executor, trunk_seconds: float) -> Cell:
     with tempfile.TemporaryDirectory(dir=settings.out, prefix=".cell-") as scratch:
-        trained, scored = train_and_score(plan.config, plan.parts, plan.seed, settings, data, Path(scratch))
+        trained, scored = train_and_score(plan.config, plan.parts, plan.seed, settings, data, executor, Path(scratch))
         log_probs = _read(scored, data, np.concatenate([plan.parts.calibration, plan.parts.test]))
         ood = _strangers(plan, settings, data, trained, scored.path) if settings.strangers else {}
     n = len(plan.parts.calibration)
@@ -333,7 +335,13 @@ def _strangers(
 
 
 def train_and_score(
-    config: Config, parts: Parts, seed: int, settings: CompareSettings, data: LabeledImages, scratch: Path
+    config: Config,
+    parts: Parts,
+    seed: int,
+    settings: CompareSettings,
+    data: LabeledImages,
+    executor: Executor,
+    scratch: Path,
 ) -> tuple[TrainResult, ScoreResult]:
     """A model of the training part, and its raw predictions of the others; it never sees their labels."""
     take = [data.images[position] for position in parts.train.tolist()]
@@ -349,10 +357,9 @@ def train_and_score(
         out=scratch / "model",
         device=settings.device,
     )
-    executor = LocalExecutor()
-    trained = executor.train(job)
+    trained = executor.submit(job)
     others = tuple(data.images[position] for position in [*parts.calibration.tolist(), *parts.test.tolist()])
-    scored = executor.score(
+    scored = executor.submit(
         ScoreJob(config, trained.files, others, settings.cache, scratch / "scores.parquet", settings.device)
     )
     _refuse_failed((*trained.failed, *scored.failed), data.images)

@@ -15,10 +15,12 @@ from PIL import Image
 
 from alloop.composition import DEFAULT_STRATEGY
 from alloop.errors import WorkspaceError
+from alloop.executor import Executor
 from alloop.files import make_output_folder, sha256_of, write_bytes
 from alloop.labeling import local_server
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, Stage, run
+from alloop.loop.workbench import Tools, make_tools, open_workbench
 from alloop.loop.workspace import create_workspace
 from alloop.progress import Progress, silent
 from alloop.project import Project, open_project
@@ -72,7 +74,7 @@ class DemoResult:
     url: str | None
 
 
-def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
+def run_demo(settings: DemoSettings, executor: Executor, progress: Progress = silent) -> DemoResult:
     """Ask as alloop does and, with the same holdout and seed batch, at random; both at the same number of labels.
 
     With `labeler = "label-studio"` the first arm is labeled over a real server by three accounts; the random arm
@@ -90,18 +92,22 @@ def run_demo(settings: DemoSettings, progress: Progress = silent) -> DemoResult:
         _workspace(settings, DEFAULT_STRATEGY, settings.labeler) as ours,
         _workspace(settings, "random", "oracle") as at_random,
     ):
-        for project in (ours, at_random):
-            add_images(project, [str(settings.folder / "digits")], progress=progress)
+        arms = {
+            name: make_tools(project, executor, progress)
+            for name, project in ((DEFAULT_STRATEGY, ours), ("random", at_random))
+        }
+        for tools in arms.values():
+            with open_workbench(tools) as bench:
+                add_images(bench, [str(settings.folder / "digits")])
         url = None
         if settings.labeler == "label-studio":
-            url = _run_with_people(settings, ours, answers, progress)
+            url = _run_with_people(settings, arms[DEFAULT_STRATEGY], answers)
         else:
-            run(ours, RunOptions(rounds=None), progress)
-        run(at_random, RunOptions(rounds=None), progress)
-        arms = {DEFAULT_STRATEGY: ours, "random": at_random}
+            run(arms[DEFAULT_STRATEGY], RunOptions(rounds=None))
+        run(arms["random"], RunOptions(rounds=None))
         measured = {
-            name: Arm(project.folder, read_curve(project), accuracy_on_rest(project, truth))
-            for name, project in arms.items()
+            name: Arm(tools.project.folder, read_curve(tools.project), accuracy_on_rest(tools, truth))
+            for name, tools in arms.items()
         }
     return DemoResult(measured, url)
 
@@ -199,14 +205,13 @@ file = {json.dumps(str((settings.folder / "answers.csv").absolute()))}
     return open_project(folder)
 
 
-def _run_with_people(
-    settings: DemoSettings, project: Project, answers: Mapping[str, str], progress: Progress
-) -> str | None:
+def _run_with_people(settings: DemoSettings, tools: Tools, answers: Mapping[str, str]) -> str | None:
     """Rounds over a real server until the round limit holds."""
+    project, progress = tools.project, tools.progress
     status = local_server.up(project.folder, [settings.folder / "digits"], progress=progress)
     try:
         people = _sign_up(project)
-        while (result := run(project, RunOptions(), progress)).stage is not Stage.DONE:
+        while (result := run(tools, RunOptions())).stage is not Stage.DONE:
             if result.stage is Stage.WAITING:
                 progress(f"round {result.round_number}: people labeling", 0, result.open)
                 _label(project, people, answers)

@@ -3,32 +3,30 @@
 from collections.abc import Mapping
 
 from alloop.config.load import validate_config
-from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_scores
 from alloop.errors import ModelError
 from alloop.evaluation.intervals import wilson
-from alloop.progress import Progress, silent
-from alloop.project import Project
+from alloop.loop.workbench import Tools
 from alloop.records import Interval, Split
 from alloop.store.images import list_refs
 from alloop.store.rounds import find_last_model
 from alloop.store.session import reading
 
 
-def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progress = silent) -> Interval | None:
+def accuracy_on_rest(tools: Tools, truth: Mapping[str, str]) -> Interval | None:
     """Accuracy of the newest model on the unlabeled train images, with a Wilson interval; None without such images.
 
     Under an active strategy these are not a random sample of the pool: what the model found hard was taken out.
 
     Args:
-        project: The workspace.
+        tools: Tools of the workspace.
         truth: Content hash → class.
-        progress: Told how far scoring is.
 
     Raises:
         ModelError: There is no model yet.
     """
+    project = tools.project
     with reading(project.database) as session:
         model = find_last_model(session)
         refs = list_refs(session, Split.TRAIN, labeled=False)
@@ -43,6 +41,6 @@ def accuracy_on_rest(project: Project, truth: Mapping[str, str], progress: Progr
         cache=project.paths.cache,
         out=project.folder / "runs" / "rest.parquet",
     )
-    scores = read_scores(LocalExecutor().score(job, progress).path)
+    scores = read_scores(tools.executor.submit(job, tools.progress).path)
     pairs = zip(scores.sha256s, scores.predicted, strict=True)
     return wilson(sum(truth[sha256] == predicted for sha256, predicted in pairs), len(scores.sha256s))

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from alloop.composition import strategy_name
 from alloop.config.load import parse_value, set_values
 from alloop.config.schema import Config
 from alloop.errors import AlloopError, ConfigError
+from alloop.executor import Executor
 from alloop.files import write_json
 from alloop.loop.rounds.runner import RunOptions, run
+from alloop.loop.workbench import Tools, make_tools
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import Reason, RoundState, Split
@@ -186,12 +189,15 @@ def is_finished(plans: Sequence[CellPlan]) -> bool:
     return all(plan.path.exists() for plan in plans)
 
 
-def simulate(settings: SimulateSettings, plans: Sequence[CellPlan], progress: Progress = silent) -> Simulation:
+def simulate(
+    settings: SimulateSettings, plans: Sequence[CellPlan], executor: Executor, progress: Progress = silent
+) -> Simulation:
     """Compute every cell that is not there yet.
 
     Args:
         settings: What to simulate.
         plans: As `plan_cells` gives them; their base must be there unless all cells are.
+        executor: Runs cells, and the jobs of each cell.
         progress: Hears of cells.
 
     Raises:
@@ -203,7 +209,7 @@ def simulate(settings: SimulateSettings, plans: Sequence[CellPlan], progress: Pr
     failed: dict[tuple[str, int], str] = {}
     done = computed = len(plans) - len(todo)
     progress("strategies × seeds", done, len(plans))
-    for plan, why in run_cells(todo, run_cell, min(settings.jobs, max(1, len(todo))), deadline):
+    for plan, why in run_cells(todo, partial(run_cell, executor), min(settings.jobs, max(1, len(todo))), deadline):
         done += 1
         if why is not None:
             failed[plan.arm.name, plan.seed] = why
@@ -227,14 +233,14 @@ def to_json(simulation: Simulation) -> dict[str, Any]:
     }
 
 
-def run_cell(plan: CellPlan) -> None:
+def run_cell(executor: Executor, plan: CellPlan) -> None:
     """Compute one cell and keep it."""
     threads = torch.get_num_threads()
     if plan.config.model.mode == "frozen":
         torch.set_num_threads(1)  # so that the result does not depend on how many cells are computed at once
     try:
         with tempfile.TemporaryDirectory(dir=plan.base.folder.parent, prefix="cell-") as folder, _quiet():
-            cell = _run(plan, Path(folder))
+            cell = _run(executor, plan, Path(folder))
         write_json(plan.path, dataclasses.asdict(cell))
     finally:
         torch.set_num_threads(threads)
@@ -252,7 +258,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _run(plan: CellPlan, folder: Path) -> Cell:
+def _run(executor: Executor, plan: CellPlan, folder: Path) -> Cell:
     shutil.copyfile(plan.base.database, folder / "alloop.db")
     seconds: dict[tuple[int, RoundState], float] = {}
 
@@ -260,15 +266,16 @@ def _run(plan: CellPlan, folder: Path) -> Cell:
         seconds[number, state] = seconds.get((number, state), 0.0) + took
 
     with Project(folder, plan.config, {}, plan.base.cache) as project:
-        ended = run(project, RunOptions(rounds=None, device=plan.device, on_step=note)).because
-        return _measure(plan, project, seconds, ended)
+        tools = make_tools(project, executor)
+        ended = run(tools, RunOptions(rounds=None, device=plan.device, on_step=note)).because
+        return _measure(plan, tools, seconds, ended)
 
 
-def _measure(plan: CellPlan, project: Project, seconds: Mapping[tuple[int, RoundState], float], ended: str) -> Cell:
+def _measure(plan: CellPlan, tools: Tools, seconds: Mapping[tuple[int, RoundState], float], ended: str) -> Cell:
     truth = plan.base.read_truth()
     rows = {sha256: row for row, sha256 in enumerate(truth)}
     picks = []
-    with reading(project.database) as session:
+    with reading(tools.project.database) as session:
         rounds = list_rounds(session)
         for one in rounds:
             asked = [query for query in list_queries(session, one.id) if query.reason is not Reason.HOLDOUT]
@@ -293,7 +300,7 @@ def _measure(plan: CellPlan, project: Project, seconds: Mapping[tuple[int, Round
             n_labels.append(model.n_labels)
     rest = None
     if plan.config.evaluation.test is None and asked_so_far < len(truth) and models[-1] is not None:
-        rest = accuracy_on_rest(project, truth)
+        rest = accuracy_on_rest(tools, truth)
     count = range(len(picks))
     asking = (RoundState.TRAINED, RoundState.SCORED, RoundState.SELECTED, RoundState.PUSHED)
     return Cell(

@@ -88,7 +88,7 @@ def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple
         targets = tuple(images.classes.index(images.labels[p]) for p in train)
         refs = tuple(images.images[p] for p in train)
         job = TrainJob(config, images.classes, refs, targets, (), (), 1, work / "cache", out / "model")
-        jobs[method.name] = (config, executor.train(job).files, out)
+        jobs[method.name] = (config, executor.submit(job).files, out)
         if f"{method.name} ODIN" in ODIN:
             jobs[f"{method.name} ODIN"] = (
                 set_values(config, acquisition={"ood_score": "odin"}),
@@ -103,7 +103,7 @@ def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple
                 continue
             empty = out / f"cache-{repetition}"
             started = time.process_time()
-            result = executor.score(ScoreJob(config, model, scored, empty, out / "scores.parquet"))
+            result = executor.submit(ScoreJob(config, model, scored, empty, out / "scores.parquet"))
             cpu = time.process_time() - started
             assert result.n_images == n_images
             shutil.rmtree(empty)

@@ -20,6 +20,7 @@ import numpy as np
 from alloop.composition import CALIBRATORS
 from alloop.config.load import set_values
 from alloop.config.schema import Config
+from alloop.engine.executor_local import LocalExecutor
 from alloop.evaluation.intervals import DRAWS
 from alloop.simulate.compare import CompareSettings, Comparison, compare
 from alloop.simulate.labeled import LabeledImages, Parts
@@ -85,7 +86,7 @@ def run(name: str, options: argparse.Namespace) -> Comparison:
     def say(label: str, done: int, total: int) -> None:
         print(f"\r{name} {label}: {done}/{total}", end="", file=sys.stderr, flush=True)
 
-    return compare(settings, labeled, say, draw)
+    return compare(settings, labeled, LocalExecutor(), say, draw)
 
 
 def make_config(classes: Sequence[str], image_size: int | None) -> Config:

@@ -20,6 +20,7 @@ import numpy as np
 from frozen import SETS, make_config, random_parts
 from PIL import Image
 
+from alloop.engine.executor_local import LocalExecutor
 from alloop.evaluation.intervals import DRAWS
 from alloop.simulate.compare import CompareSettings, compare
 from alloop.simulate.labeled import LabeledImages
@@ -62,7 +63,7 @@ def main() -> None:
         def say(label: str, done: int, total: int, name: str = name) -> None:
             print(f"\r{name} {label}: {done}/{total}", end="", file=sys.stderr, flush=True)
 
-        comparison = compare(settings, labeled, say, functools.partial(random_parts, images))
+        comparison = compare(settings, labeled, LocalExecutor(), say, functools.partial(random_parts, images))
         print(f"\nCIFAR-10 against {name} ({len(strange.images)} images), {options.seeds} seeds, %\n")
         print("| method | score | " + " | ".join(OOD_SHOWN) + " |\n|---|---|" + "---|" * len(OOD_SHOWN))
         for (method, score), row in summarize_ood(comparison).items():

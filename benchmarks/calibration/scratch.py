@@ -17,6 +17,7 @@ from frozen import markdown
 from torch import nn
 
 from alloop.config.schema import Config
+from alloop.engine.executor_local import LocalExecutor
 from alloop.models.backbones import Backbone
 from alloop.simulate.compare import CompareSettings, compare
 from alloop.simulate.labeled import LabeledImages, Parts
@@ -94,7 +95,7 @@ def main() -> None:
     def say(label: str, done: int, total: int) -> None:
         print(f"\r{label}: {done}/{total}", end="", file=sys.stderr, flush=True)
 
-    comparison = compare(settings, labeled, say, functools.partial(draw_parts, images, options))
+    comparison = compare(settings, labeled, LocalExecutor(), say, functools.partial(draw_parts, images, options))
     rows = summarize(comparison)
     write_tables(comparison, rows, settings.out)
     print(markdown(options.set, rows) if rows else "nothing finished yet")

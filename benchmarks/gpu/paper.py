@@ -14,6 +14,7 @@ from pictures import Pictures, load
 from rows import Options, Rows, parse
 
 from alloop.config.schema import Config
+from alloop.engine.executor_local import LocalExecutor
 from alloop.records import ImageRef
 from alloop.simulate.compare import CompareSettings, compare, read_cell
 from alloop.simulate.labeled import LabeledImages, Parts
@@ -50,7 +51,7 @@ def main() -> None:
         if label == "methods × seeds":
             report_new(settings.out / "cells", reported, rows)
 
-    comparison = compare(settings, labeled, progress, lambda seed: draw_parts(cifar, options, seed))
+    comparison = compare(settings, labeled, LocalExecutor(), progress, lambda seed: draw_parts(cifar, options, seed))
     for name, seed in comparison.missing:
         rows.add(f"{name}, seed {seed}", "accuracy", None, "%", "no time was left")
     for name, seed, why in comparison.failed:

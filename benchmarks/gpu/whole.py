@@ -13,8 +13,10 @@ from pathlib import Path
 from pictures import Pictures, load
 from rows import Busy, Options, Rows, parse, peak_gib, reset_peak
 
+from alloop.engine.executor_local import LocalExecutor
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, run
+from alloop.loop.workbench import make_tools, open_workbench
 from alloop.loop.workspace import create_workspace
 from alloop.project import open_project
 from alloop.records import RoundState
@@ -53,7 +55,9 @@ def run_rounds(mode: str, n_rounds: int, pictures: Pictures, options: Options, r
     folder = options.work / mode
     create_workspace(folder, settings(mode, n_rounds, pictures, options))
     with open_project(folder) as project:
-        add_images(project, [str(pictures.folder)])
+        tools = make_tools(project, LocalExecutor())
+        with open_workbench(tools) as bench:
+            add_images(bench, [str(pictures.folder)])
         write_answers(pictures, folder / "answers.csv")
         reset_peak(options.device)
         busy.take()
@@ -65,11 +69,11 @@ def run_rounds(mode: str, n_rounds: int, pictures: Pictures, options: Options, r
                 rows.add(f"{mode}, round {number}", step, seconds, "s", note)
 
         started = time.perf_counter()
-        run(project, RunOptions(rounds=None, device=str(options.device), on_step=on_step))
+        run(tools, RunOptions(rounds=None, device=str(options.device), on_step=on_step))
         rows.add(mode, "all rounds", time.perf_counter() - started, "s")
         rows.add(mode, "peak memory", peak_gib(options.device), "GiB", "of tensors on the card")
         truth = {ref.sha256: label for ref, label in zip(pictures.refs, pictures.labels, strict=True)}
-        rest = accuracy_on_rest(project, truth)
+        rest = accuracy_on_rest(tools, truth)
         interval = f"95 % interval {rest.low * 100:.1f} to {rest.high * 100:.1f}, {rest.n} images never asked about"
         rows.add(mode, "accuracy", rest.value * 100, "%", interval)
 

@@ -39,6 +39,7 @@ from alloop.evaluation.intervals import wilson
 from alloop.files import write_bytes, write_json
 from alloop.labeling.build import build_annotator
 from alloop.loop.rounds.runner import RunOptions, run
+from alloop.loop.workbench import make_tools
 from alloop.loop.workspace import create_workspace
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files
@@ -152,7 +153,7 @@ def measure(here: Path, arm: str, seed: int) -> dict[str, object]:
         with begin(here, Path(folder) / "workspace", truth, arm, seed) as project:
             with transaction(project.database) as session:
                 add_apart(session, [files[n] for n in sorted(in_pool)], dt.datetime.now(dt.UTC))
-            run(project, RunOptions(rounds=None))
+            run(make_tools(project, LocalExecutor()), RunOptions(rounds=None))
             loop_seconds = time.perf_counter() - started
             row = compare(project, outside, truth)
     return {"arm": arm, "run": seed, **row, "loop_seconds": loop_seconds, "seconds": time.perf_counter() - started}
@@ -204,7 +205,7 @@ def predict(project: Project, model: ModelRecord, refs: Sequence[ImageRef]) -> d
     out = project.folder / "runs" / "measured.parquet"
     files = model.files(project.folder)
     scores = read_scores(
-        LocalExecutor().score(ScoreJob(project.config, files, tuple(refs), project.paths.cache, out)).path
+        LocalExecutor().submit(ScoreJob(project.config, files, tuple(refs), project.paths.cache, out)).path
     )
     return dict(zip(scores.sha256s, scores.predicted, strict=True))
 
@@ -225,7 +226,7 @@ def predict_unseen(project: Project, refs: Sequence[ImageRef], targets: np.ndarr
             cache=project.paths.cache,
             out=project.folder / "runs" / f"fold-{number}",
         )
-        raw = LocalExecutor().train(job).holdout_pooled_log_probs
+        raw = LocalExecutor().submit(job).holdout_pooled_log_probs
         for n, position in zip(fold, raw.argmax(axis=1).tolist(), strict=True):
             predicted[refs[n].sha256] = classes[position]
     return predicted

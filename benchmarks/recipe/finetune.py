@@ -74,11 +74,11 @@ def measured(scratch: Path, pairs: list, mode: str, train: dict, options: argpar
         out=scratch / f"{mode}-{len(train)}-{train.get('learning_rate')}",
     )
     started = time.perf_counter()
-    trained = LocalExecutor().train(job)
+    trained = LocalExecutor().submit(job)
     seconds = time.perf_counter() - started
     rest = tuple(refs[end : end + 1000])
     score = ScoreJob(config, trained.files, rest, job.cache, job.out.with_suffix(".parquet"))
-    parts = list(read_log_probs(LocalExecutor().score(score).path))
+    parts = list(read_log_probs(LocalExecutor().submit(score).path))
     log_probs = np.concatenate([rows.numpy() for _, rows in parts])
     truth = np.array([targets[ref.image_id] for ref in rest])
     found = dataclasses.asdict(measure(log_probs, truth))

@@ -23,11 +23,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from alloop.engine.build import build_backbone, build_hardware, search_paths
+from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import ensure_features
 from alloop.evaluation.intervals import wilson
 from alloop.files import sha256_of
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, run
+from alloop.loop.workbench import make_tools, open_workbench
 from alloop.loop.workspace import create_workspace
 from alloop.project import open_project
 from alloop.records import Split
@@ -89,11 +91,13 @@ labeling = {{ backend = "oracle", oracle = {{ file = "{truth_file}" }} }}
     (scratch / "cache").mkdir(exist_ok=True)
     (folder / "cache").symlink_to(scratch / "cache")
     with open_project(folder) as project:
-        add_images(project, [str(images)])
+        tools = make_tools(project, LocalExecutor())
+        with open_workbench(tools) as bench:
+            add_images(bench, [str(images)])
         started = time.perf_counter()
-        run(project, RunOptions(rounds=None))
+        run(tools, RunOptions(rounds=None))
         seconds = time.perf_counter() - started
-        ours = accuracy_on_rest(project, truth)
+        ours = accuracy_on_rest(tools, truth)
         assert ours is not None, "the rounds use up the pool"
         theirs = logistic_regression(project, truth)
     row = {

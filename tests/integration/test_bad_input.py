@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from command_line import Outcome, alloop
-from factories import CLASSES, make_project, write_picture, write_pool, write_settings
+from factories import CLASSES, at_bench, make_project, write_picture, write_pool, write_settings
 from somebody_else import as_somebody_else, closed_to_others
 from sqlalchemy import Engine, event, text
 
 from alloop.loop.intake.labels import import_labels
-from alloop.loop.writer import writer
+from alloop.loop.writer import actor, writer
 from alloop.project import Project
 from alloop.store.migrate import head_revision
 from alloop.store.session import connect
@@ -277,7 +277,7 @@ def project_with_labels(tmp_path: Path, wanted: dict[str, int], classes: tuple[s
             number += 1
     for folder in ("photos", "known"):
         assert alloop("pool", "add", project.folder / folder, "-C", project.folder).code == 0
-    import_labels(project, project.folder / "known.csv")
+    at_bench(project, import_labels, project.folder / "known.csv")
     return project
 
 
@@ -306,7 +306,7 @@ def test_a_class_without_labels_and_fewer_labels_than_classes_can_be_trained(tmp
 
 def test_a_second_alloop_is_told_to_come_back(tmp_path: Path):
     project = make_project(tmp_path, n=10)
-    with writer(project.database):
+    with writer(project.database, actor()):
         for command in (("run",), ("train",), ("pull",), ("pool", "check"), ("evaluate",)):
             refused = alloop(*command, "-C", project.folder)
             assert refused.code == 75

@@ -12,6 +12,7 @@ from factories import make_project, render_toml, write_picture
 from PIL import Image
 
 from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import ScoreJob, TrainJob
 
 CELLS = 4  # 2 methods × 2 seeds
 
@@ -43,13 +44,14 @@ def read_lines(path: Path) -> list[dict[str, str]]:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the training jobs that were run."""
     seeds: list[int] = []
-    train = LocalExecutor.train
+    submit = LocalExecutor.submit
 
     def counting(self, job, *rest):
-        seeds.append(job.seed)
-        return train(self, job, *rest)
+        if isinstance(job, TrainJob):
+            seeds.append(job.seed)
+        return submit(self, job, *rest)
 
-    monkeypatch.setattr(LocalExecutor, "train", counting)
+    monkeypatch.setattr(LocalExecutor, "submit", counting)
     return seeds
 
 
@@ -88,15 +90,15 @@ def test_what_is_finished_is_not_trained_again(pictures: Path, trained: list[int
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(pictures: Path, trained: list[int], monkeypatch):
-    score = LocalExecutor.score
+    submit = LocalExecutor.submit
 
     def killed(self, job, *rest):
-        if len(trained) == 3:
+        if isinstance(job, ScoreJob) and len(trained) == 3:
             raise KeyboardInterrupt
-        return score(self, job, *rest)
+        return submit(self, job, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalExecutor, "score", killed)
+        patch.setattr(LocalExecutor, "submit", killed)
         assert _compare(pictures).code == 130
     assert len(list((pictures.parent / "compare" / "cells").glob("*.json"))) == 2
 

@@ -10,6 +10,7 @@ import pytest
 from command_line import alloop
 
 from alloop.composition import DEFAULT_STRATEGY
+from alloop.engine.executor_local import LocalExecutor
 from alloop.labeling import local_server
 from alloop.report.curves import draw_curves
 from alloop.simulate.demo import DemoResult, DemoSettings, run_demo
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_both_strategies_of_the_demo_start_from_the_same_images_and_spend_the_same_labels(tmp_path: Path) -> None:
-    result = run_demo(DemoSettings(tmp_path / "demo", labeler="oracle", rounds=2, batch_size=10, images=200))
+    result = run_demo(
+        DemoSettings(tmp_path / "demo", labeler="oracle", rounds=2, batch_size=10, images=200), LocalExecutor()
+    )
 
     arms = result.arms
     assert [point.n_labels for point in arms[DEFAULT_STRATEGY].curve] == [10, 20]
@@ -30,9 +33,9 @@ def test_both_strategies_of_the_demo_start_from_the_same_images_and_spend_the_sa
 
 def test_a_demo_is_made_again_in_its_own_folder_and_nowhere_else(tmp_path: Path) -> None:
     settings = DemoSettings(tmp_path / "demo", labeler="oracle", rounds=1, batch_size=10, images=100)
-    first = run_demo(settings)
+    first = run_demo(settings, LocalExecutor())
 
-    again = run_demo(settings)
+    again = run_demo(settings, LocalExecutor())
 
     assert again.arms[DEFAULT_STRATEGY].curve == first.arms[DEFAULT_STRATEGY].curve
     (tmp_path / "mine").mkdir()
@@ -49,7 +52,7 @@ def test_status_database_and_label_studio_agree_on_the_demo(tmp_path: Path) -> N
     settings = DemoSettings(folder, rounds=2, batch_size=10, images=200, keep=True)
 
     try:
-        result = run_demo(settings)
+        result = run_demo(settings, LocalExecutor())
         credentials = local_server.read_credentials(folder / DEFAULT_STRATEGY)
         assert credentials is not None
         status = alloop("status", "-C", str(folder / DEFAULT_STRATEGY), "--json").data

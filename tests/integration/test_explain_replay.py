@@ -9,7 +9,7 @@ import click
 import numpy as np
 import pytest
 from command_line import alloop
-from factories import make_project, write_pool, write_settings
+from factories import at_bench, make_project, tools_of, write_pool, write_settings
 from test_strategies_in_loop import ALONE, CLASSES, batch, ready
 
 from alloop.engine.features import run_features
@@ -29,7 +29,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two rounds of margins, the second one drawn by a power. Only to be read."""
     settings = {"strategy": "margin", "perturb": "power", "random_fraction": 0.34}
     project = make_project(tmp_path_factory.mktemp("asked"), n=50, classes=CLASSES, pool=ALONE, acquisition=settings)
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
     return project
 
 
@@ -110,7 +110,7 @@ def test_a_name_of_several_images_is_refused_with_the_choices(tmp_path: Path):
     )
     write_pool(project.folder / "other", 1, first=7)
     (project.folder / "other" / "0007.png").rename(project.folder / "other" / "0000.png")
-    add_images(project, [str(project.folder / "other")])
+    at_bench(project, add_images, [str(project.folder / "other")])
 
     refused = alloop("explain", "0000.png", "-C", project.folder)
 
@@ -119,7 +119,7 @@ def test_a_name_of_several_images_is_refused_with_the_choices(tmp_path: Path):
 
 def test_an_image_says_how_it_stands_now(tmp_path: Path):
     project = make_project(tmp_path, n=40, pool=ALONE, labeling={"backend": "csv"})
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
     with reading(project.database) as session:
         holdout = list_refs(session, Split.HOLDOUT)
         asked_about = {query.image_id for query in batch(project, 0)}
@@ -162,10 +162,10 @@ def test_the_page_holds_its_pictures(asked: Project, monkeypatch: pytest.MonkeyP
 )
 def test_every_round_can_be_chosen_again_after_labels_images_and_rounds_came(tmp_path: Path, acquisition: Any):
     project = make_project(tmp_path, n=50, classes=CLASSES, pool=ALONE, acquisition=acquisition)
-    run(project, RunOptions(rounds=3))
+    run(tools_of(project), RunOptions(rounds=3))
     write_pool(project.folder / "more", 9, classes=CLASSES, first=100)
-    add_images(project, [str(project.folder / "more")])
-    run(project, RunOptions(rounds=1))
+    at_bench(project, add_images, [str(project.folder / "more")])
+    run(tools_of(project), RunOptions(rounds=1))
 
     for number in range(4):
         done = alloop("replay", str(number), "--json", "-C", project.folder)
@@ -197,7 +197,7 @@ def test_a_replay_records_nothing(asked: Project):
 
 def test_what_changed_is_said_with_exit_code_1(tmp_path: Path):
     project = make_project(tmp_path, n=40, pool=ALONE)
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
     at = ("-C", project.folder)
     assert alloop("replay", "1", *at).code == 0
     with project.database.begin() as connection:
@@ -221,7 +221,7 @@ def test_what_changed_is_said_with_exit_code_1(tmp_path: Path):
 
 def test_a_round_that_took_the_most_uncertain_of_near_copies_is_said_to_be_of_an_earlier_alloop(tmp_path: Path):
     project = make_project(tmp_path, n=40, pool=ALONE)
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
     with project.database.begin() as connection:
         row = connection.exec_driver_sql("SELECT id, data FROM event WHERE kind = 'selected'").one()
         data = json.loads(row[1])
@@ -237,7 +237,7 @@ def test_a_round_that_took_the_most_uncertain_of_near_copies_is_said_to_be_of_an
 
 def test_a_round_whose_scores_are_gone_cannot_be_chosen_again(tmp_path: Path):
     project = make_project(tmp_path, n=30, pool=ALONE)
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
     project.paths.scores(1).unlink()
 
     refused = alloop("replay", "1", "-C", project.folder)
@@ -249,7 +249,7 @@ def test_a_round_whose_scores_are_gone_cannot_be_chosen_again(tmp_path: Path):
 
 def test_another_version_of_a_library_is_said_and_the_same_images_count(tmp_path: Path):
     project = make_project(tmp_path, n=30, pool=ALONE)
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
     with project.database.begin() as connection:
         row = connection.exec_driver_sql("SELECT id, data FROM event WHERE kind = 'selected'").one()
         data = json.loads(row[1])

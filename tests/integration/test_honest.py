@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from command_line import alloop
-from factories import make_project, write_settings
+from factories import make_project, tools_of, write_settings
 from sqlalchemy import text
 
 from alloop.loop.rounds.runner import RunOptions, Stage, run
@@ -23,7 +23,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Project:
         loop={"batch_size": 10, "max_rounds": 4},
         evaluation={"holdout_size": 20, "holdout_share": 0.5, "holdout_growth": 0.2},
     )
-    assert run(project, RunOptions(rounds=None)).stage is Stage.DONE
+    assert run(tools_of(project), RunOptions(rounds=None)).stage is Stage.DONE
     return project
 
 
@@ -158,12 +158,12 @@ def test_a_report_of_a_project_without_rounds_says_what_there_is(tmp_path: Path)
 
 def test_a_run_stops_when_the_accuracy_is_reached_and_goes_on_when_more_is_wanted(tmp_path: Path):
     project = make_project(tmp_path, loop={"target_accuracy": 0.3})
-    assert run(project, RunOptions(rounds=None)).stage is Stage.DONE
+    assert run(tools_of(project), RunOptions(rounds=None)).stage is Stage.DONE
     reason = rows(project, "SELECT closed_because FROM round ORDER BY number DESC LIMIT 1")[0][0]
     assert str(reason).startswith("stopped: target accuracy reached: accuracy ")
     n = rows(project, "SELECT count(*) FROM label")[0][0]
 
-    run(write_settings(project, loop={"target_accuracy": 0.999}), RunOptions(rounds=None))
+    run(tools_of(write_settings(project, loop={"target_accuracy": 0.999})), RunOptions(rounds=None))
 
     assert rows(project, "SELECT count(*) FROM label")[0][0] > n
 
@@ -171,7 +171,7 @@ def test_a_run_stops_when_the_accuracy_is_reached_and_goes_on_when_more_is_wante
 def test_a_run_stops_when_predictions_are_stable_before_it_asks_again(tmp_path: Path):
     project = make_project(tmp_path, loop={"stop_when_stable": True, "stable_agreement": 0.01, "stable_rounds": 1})
 
-    run(project, RunOptions(rounds=None))
+    run(tools_of(project), RunOptions(rounds=None))
 
     states = rows(project, "SELECT number, closed_because FROM round ORDER BY number")
     assert [number for number, _ in states] == [0, 1, 2]

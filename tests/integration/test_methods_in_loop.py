@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import alloop
-from factories import make_project
+from factories import at_bench, make_project, tools_of
 
 from alloop.engine.score_file import read_scores
 from alloop.loop.measuring.measure import evaluate
@@ -28,7 +28,7 @@ MODELS = {
 def test_two_rounds_run_with_every_kind_of_model(tmp_path: Path, name: str):
     project = make_project(tmp_path, n=40, model=MODELS[name])
 
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     rounds = gather_status(project).rounds
     assert [row.state for row in rounds] == ["closed", "closed"]
@@ -41,11 +41,11 @@ def test_two_rounds_run_with_every_kind_of_model(tmp_path: Path, name: str):
 def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Path, method: str):
     holdout = {"holdout_size": 60, "holdout_share": 0.6}
     project = make_project(tmp_path, n=100, calibration={"method": method}, evaluation=holdout)
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     measured = gather_status(project).rounds[1]
     shown = alloop("status", "-C", project.folder).out
-    _, again = evaluate(project)
+    _, again = at_bench(project, evaluate)
 
     assert measured.n_calibration == 60
     assert set(measured.metrics) == {
@@ -65,7 +65,7 @@ def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Pa
 def test_the_batch_is_what_the_strategy_scores_highest(tmp_path: Path, strategy: str):
     settings = {"strategy": strategy, "random_fraction": 0.0}
     project = make_project(tmp_path, n=60, acquisition=settings, pool={"near_duplicates": False})
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     scores = read_scores(project.paths.scores(1))
     with reading(project.database) as session:
@@ -83,7 +83,7 @@ def test_the_batch_is_what_the_strategy_scores_highest(tmp_path: Path, strategy:
 def test_suspects_are_marked_and_shown_or_not_asked_about(tmp_path: Path, ood_score: str, skip: bool):
     settings = {"ood_score": ood_score, "suspect_quantile": 0.5, "skip_suspects": skip}
     project = make_project(tmp_path, n=40, acquisition=settings, pool={"near_duplicates": False})
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
     for step in ("train", "score", "select"):
         assert alloop(step, "-C", project.folder).code == 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import alloop
-from factories import make_project, write_pool, write_settings
+from factories import at_bench, make_project, tools_of, write_pool, write_settings
 from sqlalchemy import Engine, text
 
 from alloop.engine.score_file import read_scores
@@ -16,7 +16,7 @@ from alloop.files import sha256_of
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, Stage, run
 from alloop.loop.workspace import backup_database
-from alloop.loop.writer import writer
+from alloop.loop.writer import actor, writer
 from alloop.project import Project, open_project
 from alloop.store.migrate import head_revision
 from alloop.store.session import connect
@@ -50,7 +50,7 @@ def snapshot(project: Project) -> Mapping[str, list[Any]]:
 
 
 def run_all(project: Project, **options: Any) -> None:
-    assert run(project, RunOptions(rounds=None, **options)).stage is Stage.DONE
+    assert run(tools_of(project), RunOptions(rounds=None, **options)).stage is Stage.DONE
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def outcome(project: Project) -> tuple[list[Any], list[Any]]:
 def test_the_same_seed_asks_the_same_and_learns_the_same_bytes_whatever_the_order(tmp_path: Path):
     one, other = make_project(tmp_path / "a", n=30), make_project(tmp_path / "b", n=30, add=False)
     for path in sorted((other.folder / "photos").iterdir(), reverse=True):
-        add_images(other, [str(path)])
+        at_bench(other, add_images, [str(path)])
 
     for project in (one, other):
         run_all(project)
@@ -466,7 +466,7 @@ def test_fifty_workspaces_opened_and_closed_leave_no_file_open(tmp_path: Path):
     project.close()
 
     def once(number: int) -> None:
-        with open_project(project.folder, {}) as opened, writer(opened.database):
+        with open_project(project.folder, {}) as opened, writer(opened.database, actor()):
             backup_database(opened, tmp_path / f"{number}.db")
         assert alloop("status", "-C", project.folder).code == 0
         assert alloop("pool", "add", tmp_path / "nowhere", "-C", project.folder).code != 0  # errors close it, too

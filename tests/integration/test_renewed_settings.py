@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import make_project, write_pool, write_settings
+from factories import at_bench, make_project, write_pool, write_settings
 from sqlalchemy import text
 
 from alloop.loop.rounds import steps
@@ -135,8 +135,8 @@ def test_a_renewal_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: py
     with project.database.begin() as connection:  # killed between taking the holdout back and drawing another
         connection.execute(text("UPDATE image SET split = 'train'"))
     with pytest.raises(Exception, match="nowhere"):
-        steps.train(project, 0)
-        steps.score(project, 0)
-        steps.select(project, 0)
+        at_bench(project, steps.train, 0)
+        at_bench(project, steps.score, 0)
+        at_bench(project, steps.select, 0)
 
     assert value(project, "SELECT count(*) FROM image WHERE split = 'holdout'") == 6

@@ -13,6 +13,7 @@ from command_line import Outcome, alloop
 from factories import make_project, make_settings, render_toml, write_picture
 
 from alloop.engine.executor_local import LocalExecutor
+from alloop.engine.jobs import TrainJob
 from alloop.simulate import run as simulation
 from alloop.simulate.features_file import read_features
 
@@ -62,13 +63,14 @@ def _rows(run: dict[str, Any]) -> list[int]:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the training jobs that were run."""
     seeds: list[int] = []
-    train = LocalExecutor.train
+    submit = LocalExecutor.submit
 
     def counting(self, job, *rest):
-        seeds.append(job.seed)
-        return train(self, job, *rest)
+        if isinstance(job, TrainJob):
+            seeds.append(job.seed)
+        return submit(self, job, *rest)
 
-    monkeypatch.setattr(LocalExecutor, "train", counting)
+    monkeypatch.setattr(LocalExecutor, "submit", counting)
     return seeds
 
 

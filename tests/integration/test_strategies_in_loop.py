@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import alloop
-from factories import make_project, write_settings
+from factories import at_bench, make_project, tools_of, write_settings
 from PIL import Image
 
 from alloop.composition import STRATEGIES, Need
@@ -50,7 +50,7 @@ def selected(project: Project) -> dict[str, Any]:
 def ready(tmp_path: Path, n: int = 50, **sections: Any) -> Project:
     """A workspace whose round 1 is scored, to be selected by `alloop select`."""
     project = make_project(tmp_path, n=n, pool=ALONE, **sections)
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
     assert alloop("train", "-C", project.folder).code == 0
     assert alloop("score", "-C", project.folder).code == 0
     return project
@@ -61,7 +61,7 @@ def test_two_rounds_run_with_every_strategy(tmp_path: Path, strategy: str):
     acquisition = {"strategy": strategy, "random_fraction": 0.34}
     project = make_project(tmp_path, n=44, classes=CLASSES, pool=ALONE, acquisition=acquisition)
 
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     first, second = batch(project, 0), batch(project, 1)
     assert len({query.image_id for query in [*first, *second]}) == 12
@@ -97,7 +97,7 @@ def test_a_trained_trunk_serves_strategies_that_see_features(
         tmp_path, n=36, pool=ALONE, acquisition={"strategy": strategy}, model=model, train={"epochs": 1}
     )
 
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     assert {query.strategy for query in batch(project, 1)} == {strategy, "random"}
     has_features = (project.folder / "runs/round-0001/features.npy").exists()
@@ -110,7 +110,7 @@ def test_a_perturbed_score_is_drawn_and_every_draw_has_its_probability(tmp_path:
     settings = {"strategy": strategy, "perturb": perturb, "random_fraction": 0.34, "explore": 0.2}
     project = make_project(tmp_path, n=50, pool=ALONE, acquisition=settings)
 
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     asked = sorted(batch(project, 1), key=lambda query: query.draw_number or 0)
     assert [query.draw_number for query in asked] == [1, 2, 3, 4, 5, 6]
@@ -125,7 +125,7 @@ def test_a_perturbed_score_is_drawn_and_every_draw_has_its_probability(tmp_path:
 def test_the_cold_start_is_typical_first_and_says_so(tmp_path: Path):
     project = make_project(tmp_path, n=40, pool=ALONE)
 
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
 
     said = selected(project)
     assert (said["configured"], said["strategy"]) == ("entropy-spread", "max-herding")
@@ -148,7 +148,7 @@ def test_the_cold_start_is_typical_first_and_says_so(tmp_path: Path):
 def test_the_first_batch_is_uniform_when_that_is_asked_for(tmp_path: Path, acquisition: Any, because: list[str]):
     project = make_project(tmp_path, n=40, pool=ALONE, acquisition=acquisition)
 
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
 
     assert {(query.reason, query.strategy, query.probability) for query in batch(project, 0)} == {
         (Reason.SEED, "random", 6 / 32)
@@ -160,7 +160,7 @@ def test_without_learned_weights_the_first_batch_is_uniform(tmp_path: Path):
     model = {"backbone": "mobilenet_v3_small", "weights": "none", "image_size": 32}
     project = make_project(tmp_path, n=20, pool=ALONE, model=model)
 
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
 
     assert {query.strategy for query in batch(project, 0)} == {"random"}
     assert "no learned weights" in selected(project)["notes"][0]
@@ -202,7 +202,7 @@ def test_a_cap_looks_at_a_uniform_sample_and_says_so(tmp_path: Path):
     settings = {"max_candidates": 12, "strategy": "k-center", "random_fraction": 0.5}
     project = make_project(tmp_path, n=50, pool=ALONE, acquisition=settings)
 
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     asked = batch(project, 1)
     assert len(asked) == 6
@@ -263,10 +263,10 @@ def test_near_copies_send_the_largest_of_them_in_every_round_and_to_the_holdout(
     photos = sorted((project.folder / "photos").iterdir())
     for photo in photos[1::6]:  # enlarged: of every third pair the second
         Image.open(photo).resize((20, 20)).save(photo)
-    add_images(project, [str(project.folder / "photos")])
+    at_bench(project, add_images, [str(project.folder / "photos")])
     with project.database.begin() as connection:
         connection.exec_driver_sql("UPDATE near_duplicate SET group_id = image_id - 1 WHERE image_id % 2 = 0")
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
     with project.database.connect() as connection:
         groups = dict(connection.exec_driver_sql("SELECT image_id, group_id FROM near_duplicate").fetchall())
         sizes = (
@@ -305,8 +305,8 @@ def test_the_same_seed_chooses_the_same_images_whatever_the_order_of_adding(tmp_
         acquisition = {"strategy": "k-center"}
         project = make_project(tmp_path / name, n=30, pool=ALONE, acquisition=acquisition, add=False)
         for path in sorted((project.folder / "photos").iterdir(), reverse=backwards):
-            add_images(project, [str(path)])
-        run(project, RunOptions(rounds=2))
+            at_bench(project, add_images, [str(path)])
+        run(tools_of(project), RunOptions(rounds=2))
         chosen.append([(query.sha256, query.score) for number in (0, 1) for query in batch(project, number)])
 
     assert chosen[0] == chosen[1]

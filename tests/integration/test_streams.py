@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories import make_project, write_picture
+from factories import at_bench, make_project, write_picture
 
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.intake.labels import import_labels
@@ -22,7 +22,7 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell says it
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_project(tmp_path_factory.mktemp("streams"), n=4)
     made.folder.joinpath("known.csv").write_text("file,label\n0000.png,cat\n0001.png,dog\n")
-    import_labels(made, made.folder / "known.csv")
+    at_bench(made, import_labels, made.folder / "known.csv")
     made.close()
     return made
 
@@ -146,10 +146,10 @@ def test_a_full_disk_leaves_no_half_export(tmp_path: Path, small_disk: Path, tar
         picture = write_picture(project.folder / "photos" / f"{number}.png", label="cat", number=number)
         with picture.open("ab") as file:
             file.write(bytes(10_000))  # Pillow does not mind what follows a PNG
-    add_images(project, [str(project.folder / "photos")])
+    at_bench(project, add_images, [str(project.folder / "photos")])
     rows = "".join(f"{number}.png,{('cat', 'dog')[number % 2]}\n" for number in range(40))
     (project.folder / "known.csv").write_text(f"file,label\n{rows}")
-    import_labels(project, project.folder / "known.csv")
+    at_bench(project, import_labels, project.folder / "known.csv")
 
     full = shell(project, f"alloop labels export {small_disk / target} --format folders --copy")
 

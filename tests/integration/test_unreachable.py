@@ -1,15 +1,18 @@
 """Where much of the pool vanishes at once, a disk is not mounted: nothing is recorded, and a later run goes on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import add_truth, make_project, write_pool
+from factories import add_truth, at_bench, make_project, write_pool
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from alloop.errors import SourceUnreachable
 from alloop.loop.intake.ingest import mark_unusable, mark_vanished
 from alloop.loop.intake.reach import check_reachable
+from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.store.images import list_refs
 from alloop.store.session import reading, transaction
@@ -23,6 +26,11 @@ def statuses(project: Project) -> dict[str, int]:
 def value(project: Project, statement: str) -> object:
     with project.database.connect() as connection:
         return connection.execute(text(statement)).scalar_one()
+
+
+def in_transaction(bench: Workbench, change: Callable[[Session, Workbench], object]) -> None:
+    with transaction(bench.project.database) as session:
+        change(session, bench)
 
 
 def unmount(project: Project) -> None:
@@ -95,11 +103,11 @@ def test_choosing_does_not_use_up_a_pool_that_vanishes_meanwhile(tmp_path: Path)
     with reading(project.database) as session:
         refs = list_refs(session)
     for mark in (
-        lambda session: mark_vanished(session, project, [refs[0].path]),
-        lambda session: mark_unusable(session, project, [(refs[0].image_id, "no such file")]),
+        lambda session, bench: mark_vanished(session, bench, [refs[0].path]),
+        lambda session, bench: mark_unusable(session, bench, [(refs[0].image_id, "no such file")]),
     ):
-        with pytest.raises(SourceUnreachable), transaction(project.database) as session:
-            mark(session)
+        with pytest.raises(SourceUnreachable):
+            at_bench(project, in_transaction, mark)
     assert statuses(project) == {"ok": 24}
 
 
@@ -141,8 +149,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path):
     broken.write_bytes(content[:50])
     with reading(project.database) as session:
         (image_id,) = (ref.image_id for ref in list_refs(session) if ref.path == str(broken))
-    with transaction(project.database) as session:
-        mark_unusable(session, project, [(image_id, "truncated")])
+    at_bench(project, in_transaction, lambda session, bench: mark_unusable(session, bench, [(image_id, "truncated")]))
     assert alloop("run", "-C", project.folder).code == 0
     assert statuses(project) == {"ok": 23, "unreadable": 1}
     broken.write_bytes(content)

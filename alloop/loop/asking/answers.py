@@ -84,6 +84,7 @@ def record_answers(
     place: Place,
     tasks: Iterable[TaskAnswers],
     recorded: Recorded,
+    now: dt.datetime,
     replaced: Collection[tuple[str, str]] = (),
 ) -> None:
     """Record what these tasks hold now. Recording the same again writes nothing.
@@ -95,6 +96,7 @@ def record_answers(
         place: Source of the answers.
         tasks: The tasks with all their answers now.
         recorded: Counters to add to.
+        now: Time to record.
         replaced: (file, content hash of the image that a task asks about) for files that now have other bytes. New
             answers to these tasks are kept but do not count. Answers recorded earlier still count.
     """
@@ -114,14 +116,16 @@ def record_answers(
         scope = place.scope(found.task.id)
         mine = _within(scope, known[query.id])
         target = _Target(query.image_id, query.id, scope, is_outdated=(found.file, query.sha256) in replaced)
-        fresh += _changes(place, target, found.answers, mine, recorded)
-    add_annotations(session, fresh, _now())
+        fresh += _changes(place, target, found.answers, mine, recorded, now)
+    add_annotations(session, fresh, now)
     touched = {query.id: query for query in queries.values()}
-    settle_queries(session, place, touched.values())
-    derive_labels(session, place.judge, {query.image_id for query in touched.values()})
+    settle_queries(session, place, touched.values(), now)
+    derive_labels(session, place.judge, now, {query.image_id for query in touched.values()})
 
 
-def adopt_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded) -> int:
+def adopt_answers(
+    session: Session, place: Place, tasks: Iterable[TaskAnswers], recorded: Recorded, now: dt.datetime
+) -> int:
     """Record the answers to tasks that this workspace made but its database does not know, for the images they show.
 
     The answers become labels without a query: the reason and the probability of the selection are lost.
@@ -145,9 +149,9 @@ def adopt_answers(session: Session, place: Place, tasks: Iterable[TaskAnswers], 
         if (image_id := images.get(found.task.sha256 or "")) is not None:
             target = _Target(image_id, None, place.scope(found.task.id))
             mine = _within(target.scope, known[image_id])
-            fresh += _changes(place, target, found.answers, mine, recorded)
-    add_annotations(session, fresh, _now())
-    derive_labels(session, place.judge, set(images.values()))
+            fresh += _changes(place, target, found.answers, mine, recorded, now)
+    add_annotations(session, fresh, now)
+    derive_labels(session, place.judge, now, set(images.values()))
     return sum(found.task.sha256 not in images for found in orphaned)
 
 
@@ -181,9 +185,8 @@ def is_ours(task: ListedTask, queries: Mapping[str, QueryRecord]) -> bool:
     return query is not None and task.asks_about(query.sha256)
 
 
-def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Recorded) -> None:
+def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Recorded, now: dt.datetime) -> None:
     """Record that tasks were deleted on the server. Answers pulled before stay; open queries are taken back."""
-    now = _now()
     set_tasks_gone(session, [query.id for query in queries], now)
     for query in queries:
         if query.status is QueryStatus.OPEN:
@@ -191,7 +194,7 @@ def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Reco
             recorded.lost += 1
 
 
-def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord]) -> None:
+def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord], now: dt.datetime) -> None:
     """Bring the status of queries in line with their current annotations."""
     wanted = {query.id: query for query in queries}
     answers: dict[int, list[Answer]] = {query_id: [] for query_id in wanted}
@@ -203,17 +206,17 @@ def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord
         if status is QueryStatus.OPEN and query.status is not QueryStatus.OPEN:
             status = _reopened(session, query)
         if status is not query.status:
-            set_status(session, query_id, status, _now())
+            set_status(session, query_id, status, now)
 
 
-def resettle_unknown(session: Session, place: Place) -> None:
+def resettle_unknown(session: Session, place: Place, now: dt.datetime) -> None:
     """Look again at answers with an unknown class: the class may have been added since."""
-    settle_queries(session, place, list_queries(session, status=QueryStatus.UNKNOWN))
+    settle_queries(session, place, list_queries(session, status=QueryStatus.UNKNOWN), now)
 
 
-def resettle_open(session: Session, place: Place) -> None:
+def resettle_open(session: Session, place: Place, now: dt.datetime) -> None:
     """Settle open queries that have enough answers by now, since annotations_per_image may have been lowered."""
-    settle_queries(session, place, list_queries(session, status=QueryStatus.OPEN))
+    settle_queries(session, place, list_queries(session, status=QueryStatus.OPEN), now)
 
 
 def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
@@ -250,6 +253,7 @@ def _changes(
     answers: Sequence[Answer],
     known: dict[str, AnnotationRecord],
     recorded: Recorded,
+    now: dt.datetime,
 ) -> list[AnnotationRecord]:
     changes: list[AnnotationRecord] = []
     listed: set[str] = set()
@@ -273,7 +277,7 @@ def _changes(
     for external_id, before in known.items():
         if external_id not in listed and before.answer.outcome is not Outcome.DELETED:
             recorded.deleted += 1
-            changes.append(_tombstone(before))
+            changes.append(_tombstone(before, now))
     return changes
 
 
@@ -296,10 +300,6 @@ def _spelled(answer: Answer, judge: Judge, target: _Target) -> Answer:
     return dataclasses.replace(answer, external_id=own_id, value=value, annotator=annotator)
 
 
-def _tombstone(before: AnnotationRecord) -> AnnotationRecord:
-    answer = dataclasses.replace(before.answer, outcome=Outcome.DELETED, value=None, updated_at=_now())
+def _tombstone(before: AnnotationRecord, now: dt.datetime) -> AnnotationRecord:
+    answer = dataclasses.replace(before.answer, outcome=Outcome.DELETED, value=None, updated_at=now)
     return dataclasses.replace(before, version=before.version + 1, answer=answer)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)

@@ -6,7 +6,6 @@ there was a push that the database does not know. If the folder has that id, the
 was restored from a backup. If not, another copy of the workspace pushed, or the whole folder was restored.
 """
 
-import datetime as dt
 import json
 import logging
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 from alloop.errors import LabelingError
 from alloop.files import write_json
 from alloop.labeling.annotator import Annotator
-from alloop.loop.writer import actor
+from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.store.queries import count_open_by_source, find_by_keys
 from alloop.store.session import reading, transaction
@@ -31,62 +30,63 @@ def is_overtaken(project: Project, annotator: Annotator) -> bool:
     return there is not None and there not in _known(project, annotator) and there != _in_folder(project, annotator)
 
 
-def check_last_push(project: Project, annotator: Annotator, *, take_over: bool = False) -> None:
+def check_last_push(bench: Workbench, annotator: Annotator, *, take_over: bool = False) -> None:
     """Compare the three ids. Called whenever the project was opened, and before every push.
 
     A restored database continues with a warning: key and hash show which tasks are its own. A copy is stopped: it would
     record answers to questions of the other copy and ask people the same questions twice.
 
     Args:
-        project: The workspace.
+        bench: Workbench of the workspace.
         annotator: Labeling back end. Its project is open and recorded in the database.
         take_over: Continue here although another copy has pushed.
 
     Raises:
         LabelingError: Another copy has pushed, or none of our tasks is there.
     """
-    there, known = annotator.last_push(), _known(project, annotator)
+    there, known = annotator.last_push(), _known(bench.project, annotator)
     if there is None:  # no push yet, somebody cleared the description, or this is not where our tasks are
-        _check_any_is_there(project, annotator)
+        _check_any_is_there(bench, annotator)
         return
-    if there not in known and there != _in_folder(project, annotator) and not take_over:
+    if there not in known and there != _in_folder(bench.project, annotator) and not take_over:
         raise LabelingError(
-            f"The last push of this workspace to its {annotator.source} project did not come from {project.folder}: "
-            "another copy of the workspace made it, or this folder was restored from a backup made before it.",
+            f"The last push of this workspace to its {annotator.source} project did not come from "
+            f"{bench.project.folder}: another copy of the workspace made it, or this folder was restored from a backup "
+            "made before it.",
             "To continue here, run `alloop push --take-over`; the other copy is stopped once this one has pushed. To "
             "give this copy a project of its own, run `alloop push --new-project`. Labels pulled so far are kept.",
         )
     if there not in known:
-        _say_so(project, annotator, take_over=take_over)
-    _settle(project, annotator, there)
+        _say_so(bench, annotator, take_over=take_over)
+    _settle(bench, annotator, there)
 
 
-def begin_push(project: Project, annotator: Annotator) -> None:
+def begin_push(bench: Workbench, annotator: Annotator) -> None:
     """Store a new id for the push that follows. If this is killed midway, the next command still knows the id it finds.
 
     Raises:
         LabelingError: Another copy of the workspace has pushed.
     """
-    check_last_push(project, annotator)
+    check_last_push(bench, annotator)
     push_id = secrets.token_hex(8)
-    with transaction(project.database) as session:
+    with transaction(bench.project.database) as session:
         set_next_push(session, annotator.source, push_id)
     annotator.set_last_push(push_id)
-    _settle(project, annotator, push_id)
+    _settle(bench, annotator, push_id)
 
 
-def _check_any_is_there(project: Project, annotator: Annotator) -> None:
+def _check_any_is_there(bench: Workbench, annotator: Annotator) -> None:
     """Look for our tasks where a push is not remembered that the database knows: all of them would read as deleted.
 
     Raises:
         LabelingError: Questions are open, and none of our tasks is there.
     """
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         sync, n_open = find_sync(session, annotator.source), count_open_by_source(session).get(annotator.source, 0)
     if sync is None or sync.last_push is None or n_open == 0:
         return
     keys = [task.key for task in annotator.list_tasks()]
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         found = find_by_keys(session, keys)
     if not found:
         raise LabelingError(
@@ -97,7 +97,7 @@ def _check_any_is_there(project: Project, annotator: Annotator) -> None:
         )
 
 
-def _say_so(project: Project, annotator: Annotator, *, take_over: bool) -> None:
+def _say_so(bench: Workbench, annotator: Annotator, *, take_over: bool) -> None:
     if take_over:
         words = "This workspace continues in place of its other copy."
     else:
@@ -106,18 +106,18 @@ def _say_so(project: Project, annotator: Annotator, *, take_over: bool) -> None:
             "not in it. alloop continues with the tasks that the database knows."
         )
     logger.warning("%s Other tasks are not changed; `alloop labels adopt` records their answers.", words)
-    with transaction(project.database) as session:
-        add_event(session, actor(), "taken over" if take_over else "database restored", dt.datetime.now(dt.UTC))
+    with transaction(bench.project.database) as session:
+        add_event(session, bench.user, "taken over" if take_over else "database restored", bench.now())
 
 
-def _settle(project: Project, annotator: Annotator, push_id: str) -> None:
+def _settle(bench: Workbench, annotator: Annotator, push_id: str) -> None:
     """Store the id in the database and in the folder; write nothing if it is there already."""
-    if _in_folder(project, annotator) != push_id:
-        write_json(_path(project), {**_read(_path(project)), annotator.source: push_id})
-    with reading(project.database) as session:
+    if _in_folder(bench.project, annotator) != push_id:
+        write_json(_path(bench.project), {**_read(_path(bench.project)), annotator.source: push_id})
+    with reading(bench.project.database) as session:
         sync = find_sync(session, annotator.source)
     if sync is not None and (sync.last_push, sync.next_push) != (push_id, None):
-        with transaction(project.database) as session:
+        with transaction(bench.project.database) as session:
             set_last_push(session, annotator.source, push_id)
 
 

@@ -1,7 +1,6 @@
 """Push and pull: where queries meet the people who answer them."""
 
 import dataclasses
-import datetime as dt
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,7 +8,6 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.build import build_annotator
 from alloop.loop.asking.answers import (
     Place,
     Recorded,
@@ -27,11 +25,9 @@ from alloop.loop.asking.answers import (
 from alloop.loop.asking.last_push import begin_push, check_last_push, is_overtaken
 from alloop.loop.intake.ingest import add_images, mark_replaced, mark_vanished
 from alloop.loop.intake.presence import Shown, find_replaced, still_there
-from alloop.loop.writer import actor, check_writer
+from alloop.loop.workbench import Workbench
+from alloop.loop.writer import check_writer
 from alloop.pool.given import is_given
-from alloop.pool.picture import as_png
-from alloop.progress import Progress, silent
-from alloop.project import Project
 from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState, TaskAnswers
 from alloop.store.images import find_places, find_refs
 from alloop.store.queries import (
@@ -73,11 +69,11 @@ class Connection:
     place: Place
 
 
-def connect_people(project: Project, *, new_project: bool = False, take_over: bool = False) -> Connection:
+def connect_people(bench: Workbench, *, new_project: bool = False, take_over: bool = False) -> Connection:
     """Open our project in the labeling back end; the first time, or with `new_project`, make one.
 
     Args:
-        project: The workspace.
+        bench: Workbench of the workspace.
         new_project: Give up the project there was.
         take_over: Continue although another copy of the workspace has pushed to the project.
 
@@ -86,38 +82,38 @@ def connect_people(project: Project, *, new_project: bool = False, take_over: bo
             workspace has pushed; or images are being asked about through another back end.
         ServerUnavailable: The server is.
     """
-    annotator = _build_annotator(project)
-    with reading(project.database) as session:
+    annotator = _build_annotator(bench)
+    with reading(bench.project.database) as session:
         elsewhere = {source: n for source, n in count_open_by_source(session).items() if source != annotator.source}
     if new_project:
         for source in (*elsewhere, annotator.source):
-            _forget_project(project, source)
-        annotator = _build_annotator(project)  # the workspace has another key now
+            _forget_project(bench, source)
+        annotator = _build_annotator(bench)  # the workspace has another key now
     elif elsewhere:
         raise _moved(elsewhere, annotator.source)
-    connection = _open_project(project, annotator)
-    if new_project and is_overtaken(project, connection.annotator):
+    connection = _open_project(bench, annotator)
+    if new_project and is_overtaken(bench.project, connection.annotator):
         # The project found belongs to the workspace that this one was copied from: this copy has not pushed yet.
-        _forget_project(project, connection.annotator.source)
-        connection = _open_project(project, _build_annotator(project))
-    check_last_push(project, connection.annotator, take_over=take_over)
+        _forget_project(bench, connection.annotator.source)
+        connection = _open_project(bench, _build_annotator(bench))
+    check_last_push(bench, connection.annotator, take_over=take_over)
     return connection
 
 
-def _build_annotator(project: Project) -> Annotator:
-    with reading(project.database) as session:
+def _build_annotator(bench: Workbench) -> Annotator:
+    with reading(bench.project.database) as session:
         key = find_workspace_uuid(session)
-    return build_annotator(project.config, project.folder, key, project.environ, as_png)
+    return bench.annotator(key)
 
 
-def _open_project(project: Project, annotator: Annotator) -> Connection:
-    with reading(project.database) as session:
+def _open_project(bench: Workbench, annotator: Annotator) -> Connection:
+    with reading(bench.project.database) as session:
         known = find_sync(session, annotator.source)
     ref = annotator.open_project(known.project_ref if known else None, known.identity if known else None)
     if known is None or (known.project_ref, known.identity) != (ref, annotator.identity):
-        with transaction(project.database) as session:
+        with transaction(bench.project.database) as session:
             set_project(session, annotator.source, ref, annotator.identity)
-    return Connection(annotator, judged_by(project, annotator.source, named(ref, annotator.identity)))
+    return Connection(annotator, judged_by(bench.project, annotator.source, named(ref, annotator.identity)))
 
 
 def _moved(elsewhere: Mapping[str, int], backend: str) -> LabelingError:
@@ -130,7 +126,7 @@ def _moved(elsewhere: Mapping[str, int], backend: str) -> LabelingError:
     )
 
 
-def push(project: Project, number: int, people: Connection | None = None, progress: Progress = silent) -> int:
+def push(bench: Workbench, number: int, people: Connection | None = None) -> int:
     """Make a task of every open query that has none: SELECTED → PUSHED.
 
     Queries were recorded when they were chosen. Keys that the server knows already, from a push that was interrupted,
@@ -140,78 +136,78 @@ def push(project: Project, number: int, people: Connection | None = None, progre
     Returns:
         How many tasks were made or found.
     """
-    people = people or connect_people(project)
-    with transaction(project.database) as session:
-        unsent, refs = _sendable(session, project, list_unsent(session))
+    people = people or connect_people(bench)
+    with transaction(bench.project.database) as session:
+        unsent, refs = _sendable(session, bench, list_unsent(session))
         model = find_model(session, find_round(session, number).id)
     by_key = {query.key: query for query in unsent}
-    done = _record_tasks(project, people, _reconcile(people, by_key), by_key)
+    done = _record_tasks(bench, people, _reconcile(people, by_key), by_key)
     version = None if model is None else model.name
     tasks = [_task(query, refs[query.image_id], version) for query in unsent if query.key not in done]
     if tasks:
-        begin_push(project, people.annotator)
-    for made in _while_writer(project, people.annotator.push(tasks)):
-        done |= _record_tasks(project, people, made, by_key)
-        progress("pushing tasks", len(done), len(unsent))
+        begin_push(bench, people.annotator)
+    for made in _while_writer(bench, people.annotator.push(tasks)):
+        done |= _record_tasks(bench, people, made, by_key)
+        bench.progress("pushing tasks", len(done), len(unsent))
     if tasks:
-        _settle_copies(project, people, {task.key: by_key[task.key] for task in tasks})
+        _settle_copies(bench, people, {task.key: by_key[task.key] for task in tasks})
     left_out = [key for key in by_key if key not in done]
     if left_out:
         raise LabelingError(
             f"{len(left_out)} of {len(by_key)} images did not become tasks, for example {left_out[0]}.",
             "Run `alloop push` again. Images that became tasks are recorded and will not be sent twice.",
         )
-    with transaction(project.database) as session:
+    with transaction(bench.project.database) as session:
         current = find_round(session, number)
         if current.state is RoundState.SELECTED:
             set_state(session, current.id, RoundState.SELECTED, RoundState.PUSHED)
-        add_event(session, actor(), "pushed", _now(), number, tasks=len(done), project=people.place.project_ref)
+        add_event(session, bench.user, "pushed", bench.now(), number, tasks=len(done), project=people.place.project_ref)
     return len(done)
 
 
-def pull(project: Project, people: Connection | None = None, progress: Progress = silent) -> Recorded:
+def pull(bench: Workbench, people: Connection | None = None) -> Recorded:
     """Record every answer that came since the last pull, page by page; then look for tasks that were deleted.
 
     Answers to tasks that the database does not know, or knows with another image, are not recorded.
     """
-    people = people or connect_people(project)
+    people = people or connect_people(bench)
     place, recorded = people.place, Recorded()
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         known = find_sync(session, place.source)
         pushed = list_pushed(session, place.source, place.project_ref)
     seen = 0
     for page in people.annotator.pull(known.mark if known else None):
-        with reading(project.database) as session:
+        with reading(bench.project.database) as session:
             replaced = _replaced_files(session, page.tasks)
-        with transaction(project.database) as session:
-            record_answers(session, place, page.tasks, recorded, replaced)
-            stale = mark_replaced(session, replaced)
-            set_mark(session, place.source, page.mark, _now())
+        with transaction(bench.project.database) as session:
+            record_answers(session, place, page.tasks, recorded, bench.now(), replaced)
+            stale = mark_replaced(session, replaced, bench.now())
+            set_mark(session, place.source, page.mark, bench.now())
         if stale:
-            add_images(project, stale)
+            add_images(bench, stale)
         seen += len(page.tasks)
-        progress("pulling answers", seen, 0)
-    ours = _own_tasks(project, place, people.annotator.list_tasks(), recorded)
+        bench.progress("pulling answers", seen, 0)
+    ours = _own_tasks(bench, place, people.annotator.list_tasks(), recorded)
     if ours - pushed.keys():
-        _settle_copies(project, people, {query.key: query for query in pushed.values()})
-    with transaction(project.database) as session:
-        resettle_open(session, place)
+        _settle_copies(bench, people, {query.key: query for query in pushed.values()})
+    with transaction(bench.project.database) as session:
+        resettle_open(session, place, bench.now())
         # Read again: pages just recorded may have settled queries.
         now = list_pushed(session, place.source, place.project_ref)
         lost = [query for task_id, query in now.items() if task_id in pushed and task_id not in ours]
-        record_lost(session, lost, recorded)
-        set_mark(session, place.source, None, _now())
+        record_lost(session, lost, recorded, bench.now())
+        set_mark(session, place.source, None, bench.now())
         if recorded.has_changes:
             last = find_last_round(session)
             data = {**dataclasses.asdict(recorded), "unknown": dict(recorded.unknown)}
-            add_event(session, actor(), "pulled", _now(), last.number if last else None, **data)
+            add_event(session, bench.user, "pulled", bench.now(), last.number if last else None, **data)
     if recorded.outdated:
         logger.warning("%s", describe_outdated(recorded.outdated))
-    _follow_moves(project, people)
+    _follow_moves(bench, people)
     return recorded
 
 
-def adopt(project: Project, progress: Progress = silent) -> tuple[int, int]:
+def adopt(bench: Workbench) -> tuple[int, int]:
     """Record answers to tasks that this workspace made but its database does not know, for the images they show.
 
     A second call records only new and changed answers.
@@ -219,22 +215,22 @@ def adopt(project: Project, progress: Progress = silent) -> tuple[int, int]:
     Returns:
         (number of answers recorded, number of tasks left out because their image is not in the pool).
     """
-    people, recorded, n_left_out = connect_people(project), Recorded(), 0
+    people, recorded, n_left_out = connect_people(bench), Recorded(), 0
     seen = 0
     for page in people.annotator.pull(None):
-        with transaction(project.database) as session:
-            n_left_out += adopt_answers(session, people.place, page.tasks, recorded)
+        with transaction(bench.project.database) as session:
+            n_left_out += adopt_answers(session, people.place, page.tasks, recorded, bench.now())
         seen += len(page.tasks)
-        progress("reading answers", seen, 0)
+        bench.progress("reading answers", seen, 0)
     n = recorded.new + recorded.edited + recorded.deleted
-    with transaction(project.database) as session:
-        add_event(session, actor(), "answers adopted", _now(), answers=n, left_out=n_left_out)
+    with transaction(bench.project.database) as session:
+        add_event(session, bench.user, "answers adopted", bench.now(), answers=n, left_out=n_left_out)
     return n, n_left_out
 
 
-def _follow_moves(project: Project, people: Connection) -> None:
+def _follow_moves(bench: Workbench, people: Connection) -> None:
     """Update the addresses of images in open tasks. Log a warning if that is not possible."""
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         pushed = list_pushed(session, people.place.source, people.place.project_ref)
         waiting = {task_id: query for task_id, query in pushed.items() if query.status is QueryStatus.OPEN}
         places = find_places(session, {query.image_id for query in waiting.values()})
@@ -261,8 +257,8 @@ def _follow_moves(project: Project, people: Connection) -> None:
         return
     if changed:
         logger.info("%d open tasks got the new addresses of their images.", changed)
-        with transaction(project.database) as session:
-            add_event(session, actor(), "tasks follow images", _now(), tasks=changed)
+        with transaction(bench.project.database) as session:
+            add_event(session, bench.user, "tasks follow images", bench.now(), tasks=changed)
 
 
 def _hash_of(waiting: Mapping[str, QueryRecord], image_id: int) -> str:
@@ -270,16 +266,16 @@ def _hash_of(waiting: Mapping[str, QueryRecord], image_id: int) -> str:
     return next(f"image {query.sha256[:12]}" for query in waiting.values() if query.image_id == image_id)
 
 
-def withdraw(project: Project, number: int, people: Connection | None = None) -> int:
+def withdraw(bench: Workbench, number: int, people: Connection | None = None) -> int:
     """Take back a round's open queries whose tasks nobody has begun; answered ones are pulled first and kept.
 
     Returns:
         How many queries were withdrawn.
     """
-    people = people or connect_people(project)
-    never_sent = _withdraw_unsent(project, number, people)
-    pull(project, people)
-    with reading(project.database) as session:
+    people = people or connect_people(bench)
+    never_sent = _withdraw_unsent(bench, number, people)
+    pull(bench, people)
+    with reading(bench.project.database) as session:
         pushed = list_pushed(session, people.place.source, people.place.project_ref)
     mine = {
         task_id: query
@@ -288,22 +284,23 @@ def withdraw(project: Project, number: int, people: Connection | None = None) ->
     }
     gone = people.annotator.withdraw(list(mine))
     recorded = Recorded()
-    with transaction(project.database) as session:
-        record_lost(session, [query for task_id, query in mine.items() if task_id in gone], recorded)
-        add_event(session, actor(), "withdrawn", _now(), number, queries=recorded.lost + never_sent)
+    with transaction(bench.project.database) as session:
+        lost = [query for task_id, query in mine.items() if task_id in gone]
+        record_lost(session, lost, recorded, bench.now())
+        add_event(session, bench.user, "withdrawn", bench.now(), number, queries=recorded.lost + never_sent)
     return recorded.lost + never_sent
 
 
-def _withdraw_unsent(project: Project, number: int, people: Connection) -> int:
+def _withdraw_unsent(bench: Workbench, number: int, people: Connection) -> int:
     """Take back a round's queries that have no task, after recording the tasks that an interrupted push made."""
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         by_key = {query.key: query for query in list_unsent(session) if query.round_number == number}
-    there = _record_tasks(project, people, _reconcile(people, by_key), by_key)
+    there = _record_tasks(bench, people, _reconcile(people, by_key), by_key)
     unsent = [query for key, query in by_key.items() if key not in there]
     if unsent:
-        with transaction(project.database) as session:
+        with transaction(bench.project.database) as session:
             for query in unsent:
-                set_status(session, query.id, QueryStatus.WITHDRAWN, _now())
+                set_status(session, query.id, QueryStatus.WITHDRAWN, bench.now())
     return len(unsent)
 
 
@@ -318,9 +315,9 @@ def _replaced_files(session: Session, tasks: Sequence[TaskAnswers]) -> list[Show
     return find_replaced(session, shown)
 
 
-def _own_tasks(project: Project, place: Place, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
+def _own_tasks(bench: Workbench, place: Place, there: Sequence[ListedTask], recorded: Recorded) -> frozenset[str]:
     """Return the ids of the tasks of our queries. Count the others as orphaned or foreign in `recorded`."""
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         queries, prefix = find_by_keys(session, [task.key for task in there]), key_prefix(session)
         adopted, sync = list_adopted(session, place), find_sync(session, place.source)
     others = [task for task in there if not is_ours(task, queries)]
@@ -328,7 +325,7 @@ def _own_tasks(project: Project, place: Place, there: Sequence[ListedTask], reco
     recorded.orphaned = sum(place.scope(task.id) not in adopted for task in orphaned)
     recorded.foreign = len(others) - len(orphaned)
     if sync is not None and (sync.n_orphaned, sync.n_foreign) != (recorded.orphaned, recorded.foreign):
-        with transaction(project.database) as session:
+        with transaction(bench.project.database) as session:
             set_strangers(session, place.source, recorded.orphaned, recorded.foreign)
     if recorded.orphaned:
         logger.warning("%s", describe_orphaned(recorded.orphaned))
@@ -339,13 +336,13 @@ def _reconcile(people: Connection, by_key: Mapping[str, QueryRecord]) -> Mapping
     return people.annotator.reconcile({key: query.sha256 for key, query in by_key.items()})
 
 
-def _settle_copies(project: Project, people: Connection, by_key: Mapping[str, QueryRecord]) -> None:
+def _settle_copies(bench: Workbench, people: Connection, by_key: Mapping[str, QueryRecord]) -> None:
     """See to it that each query has one task, even if a request of an interrupted push was carried out after we looked.
 
     The back end takes back copies that nobody has begun; the task that stays is the one we record.
     """
     found = _reconcile(people, by_key)
-    with reading(project.database) as session:
+    with reading(bench.project.database) as session:
         recorded = {
             query.key: task_id
             for task_id, query in list_pushed(session, people.place.source, people.place.project_ref).items()
@@ -356,19 +353,19 @@ def _settle_copies(project: Project, people: Connection, by_key: Mapping[str, Qu
         if key in by_key and key in recorded and recorded[key] != task_id
     }
     if moved:
-        with transaction(project.database) as session:
+        with transaction(bench.project.database) as session:
             set_task_ids(session, moved)
-            add_event(session, actor(), "copies taken back", _now(), queries=len(moved))
+            add_event(session, bench.user, "copies taken back", bench.now(), queries=len(moved))
 
 
-def _forget_project(project: Project, source: str) -> None:
+def _forget_project(bench: Workbench, source: str) -> None:
     """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay.
 
     The workspace gets a new identity and its open queries get new keys, so that tasks of the old project or of a copy
     of the workspace are never taken for new ones. If the project was given up already (the same command was killed
     before it made a new one), nothing changes.
     """
-    with transaction(project.database) as session:
+    with transaction(bench.project.database) as session:
         if find_sync(session, source) is None:
             return
         dropped = drop_open_tasks(session, source)
@@ -377,30 +374,30 @@ def _forget_project(project: Project, source: str) -> None:
         unsent = list_unsent(session)
         prefixes = {number: new_key_prefix(session, number) for number in {query.round_number for query in unsent}}
         set_keys(session, {query.id: f"{prefixes[query.round_number]}-{query.image_id}" for query in unsent})
-        add_event(session, actor(), GIVEN_UP, _now(), open_tasks=dropped)
+        add_event(session, bench.user, GIVEN_UP, bench.now(), open_tasks=dropped)
 
 
 def _sendable(
-    session: Session, project: Project, unsent: Sequence[QueryRecord]
+    session: Session, bench: Workbench, unsent: Sequence[QueryRecord]
 ) -> tuple[list[QueryRecord], dict[int, ImageRef]]:
     """Return the queries whose image file still has the same bytes, and their images. Withdraw the other queries."""
     refs = find_refs(session, [query.image_id for query in unsent])
-    vanished = mark_vanished(session, project, [ref.path for ref in refs.values()])
+    vanished = mark_vanished(session, bench, [ref.path for ref in refs.values()])
     replaced = find_replaced(session, [(ref.path, ref.sha256) for ref in refs.values() if not is_given(ref.path)])
-    gone = {*vanished, *mark_replaced(session, replaced)}
+    gone = {*vanished, *mark_replaced(session, replaced, bench.now())}
     if gone:
         refs = find_refs(session, [query.image_id for query in unsent])
     for query in unsent:
         if query.image_id not in refs:
-            set_status(session, query.id, QueryStatus.WITHDRAWN, _now())
+            set_status(session, query.id, QueryStatus.WITHDRAWN, bench.now())
     return [query for query in unsent if query.image_id in refs], refs
 
 
-def _while_writer(project: Project, batches: Iterator[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
+def _while_writer(bench: Workbench, batches: Iterator[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
     """Take batches one by one: taking the next one is what sends it."""
     while True:
-        with reading(project.database) as session:
-            check_writer(session)
+        with reading(bench.project.database) as session:
+            check_writer(session, bench.lease)
         made = next(batches, None)
         if made is None:
             return
@@ -408,20 +405,16 @@ def _while_writer(project: Project, batches: Iterator[Mapping[str, str]]) -> Ite
 
 
 def _record_tasks(
-    project: Project, people: Connection, made: Mapping[str, str], by_key: dict[str, QueryRecord]
+    bench: Workbench, people: Connection, made: Mapping[str, str], by_key: dict[str, QueryRecord]
 ) -> set[str]:
     tasks = {key: task_id for key, task_id in made.items() if key in by_key}
     if tasks:
-        with transaction(project.database) as session:
-            check_writer(session)
+        with transaction(bench.project.database) as session:
+            check_writer(session, bench.lease)
             by_query = {by_key[key].id: task_id for key, task_id in tasks.items()}
-            add_tasks(session, people.place.source, people.place.project_ref, by_query, _now())
+            add_tasks(session, people.place.source, people.place.project_ref, by_query, bench.now())
     return set(tasks)
 
 
 def _task(query: QueryRecord, ref: ImageRef, model_version: str | None) -> OutgoingTask:
     return OutgoingTask(query.key, ref, query.predicted, query.confidence, model_version)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)

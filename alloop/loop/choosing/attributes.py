@@ -1,6 +1,5 @@
 """Attributes of images, such as where or when they were taken, from a CSV; `[acquisition] only` chooses by them."""
 
-import datetime as dt
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from alloop.errors import PoolError
 from alloop.loop.choosing.filter import OWN
 from alloop.loop.intake.labels import FileFinder
-from alloop.project import Project
+from alloop.loop.workbench import Workbench
 from alloop.spreadsheet import Row, read_table
 from alloop.store.images import find_image_ids, list_attribute_names, list_locations, set_attributes
 from alloop.store.session import transaction
@@ -18,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = {*OWN, "sha256"}
 
 
-def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
+def add_attributes(bench: Workbench, path: Path) -> tuple[int, tuple[str, ...]]:
     """Read a CSV with a column `file` or `sha256` and any others: each of these becomes an attribute of its images.
 
     A file is found by its full path, by its path relative to the CSV, or by its name where only one image has it. What
@@ -31,7 +30,7 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
         PoolError: A column or a file cannot be used; nothing is recorded then.
     """
     names, rows = _read(path)
-    with transaction(project.database) as session:
+    with transaction(bench.project.database) as session:
         _check_names(path, names, list_attribute_names(session))
         find = FileFinder(list_locations(session), path.absolute().parent)
         given: dict[str, dict[str, str]] = {}
@@ -46,9 +45,7 @@ def add_attributes(project: Project, path: Path) -> tuple[int, tuple[str, ...]]:
                 )
         ids = find_image_ids(session, given)
         set_attributes(session, {ids[sha256]: values for sha256, values in given.items()})
-        add_event(
-            session, "alloop", "attributes", dt.datetime.now(dt.UTC), file=path.name, images=len(ids), names=names
-        )
+        add_event(session, bench.user, "attributes", bench.now(), file=path.name, images=len(ids), names=names)
     return len(ids), tuple(names)
 
 

@@ -14,13 +14,11 @@ from alloop.acquisition.strategy import Candidates, Cost, Keys, Size
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import Config
 from alloop.engine.evidence import load_head
-from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import count_features
 from alloop.engine.jobs import FeatureJob
 from alloop.errors import PoolError
 from alloop.loop.choosing.pool_scores import PoolScores
-from alloop.progress import Progress, silent
-from alloop.project import Project
+from alloop.loop.workbench import Tools
 from alloop.records import ImageRef, ModelFiles
 
 GIB = 2**30
@@ -71,13 +69,12 @@ class Evidence:
         device: Overrides `[model] device`.
     """
 
-    project: Project
+    tools: Tools
     config: Config
     known: Known
     scores: PoolScores | None = None
     model: ModelFiles | None = None
     device: str | None = None
-    progress: Progress = silent
 
     def gather(self, name: str, refs: Sequence[ImageRef], keys: Keys, drawn: Sequence[ImageRef], k: int) -> Candidates:
         """The candidates [N] as this strategy needs them.
@@ -115,7 +112,7 @@ class Evidence:
         if self.scores is not None and self.config.model.mode == "finetune":
             rows, found = self.scores.features([ref.image_id for ref in refs], name)
             return torch.from_numpy(rows), found, {}
-        result = LocalExecutor().features(self._feature_job(refs), self.progress)
+        result = self.tools.executor.submit(self._feature_job(refs), self.tools.progress)
         found = np.isin(np.array([ref.image_id for ref in refs], dtype=np.int64), result.image_ids)
         return torch.from_numpy(result.features), found, dict(result.failed)
 
@@ -129,7 +126,7 @@ class Evidence:
         return rows[: len(refs)], rows[len(refs) :], torch.from_numpy(known.labels[found[len(refs) :]])
 
     def _feature_job(self, refs: Sequence[ImageRef]) -> FeatureJob:
-        return FeatureJob(self.config, tuple(refs), self.project.paths.cache, self.device)
+        return FeatureJob(self.config, tuple(refs), self.tools.project.paths.cache, self.device)
 
     def announce(self, name: str, n: int, k: int) -> None:
         """Say beforehand what choosing by scores that are there already takes, where there are many candidates."""

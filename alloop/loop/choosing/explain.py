@@ -19,7 +19,7 @@ from alloop.loop.choosing.explanation import Asked, Explanation, Neighbor, Rank
 from alloop.loop.choosing.filter import find_matching
 from alloop.loop.choosing.pool_scores import PoolScores, load_scores
 from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Tools
 from alloop.project import Project
 from alloop.records import ImageRef, QueryStatus, Split
 from alloop.store.annotations import list_labels
@@ -33,18 +33,18 @@ SHORTEST = 4  # digits of a hash that are taken for one
 NEIGHBORS = 5
 
 
-def explain(project: Project, name: str, device: str | None = None, progress: Progress = silent) -> Explanation:
+def explain(tools: Tools, name: str, device: str | None = None) -> Explanation:
     """Gather what is known of an image.
 
     Args:
-        project: The workspace.
+        tools: Tools of the workspace.
         name: The beginning of its hash, a path, or its file name.
         device: Overrides `[model] device`, where features must be computed.
-        progress: Told how far that is.
 
     Raises:
         PoolError: No image is called that, or several are.
     """
+    project = tools.project
     with reading(project.database) as session:
         image_id, sha256, path = _find(session, name)
         queries = [query for query in list_queries(session) if query.image_id == image_id]
@@ -68,9 +68,7 @@ def explain(project: Project, name: str, device: str | None = None, progress: Pr
     )
     said = {} if source is None else _said(*source, image_id)
     config = project.config if source is None else validate_config(source[0].config, "the config of the round")
-    evidence = Evidence(
-        project, config, Known(), None if source is None else source[1], None, device=device, progress=progress
-    )
+    evidence = Evidence(tools, config, Known(), None if source is None else source[1], None, device=device)
     others = [refs[other] for other in train if other in refs and other != image_id]
     neighbors, note = _neighbors(evidence, refs.get(image_id), others, labels)
     name_of = None if model is None else model.name

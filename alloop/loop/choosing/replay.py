@@ -19,7 +19,7 @@ from alloop.loop.choosing.pool_scores import load_scores
 from alloop.loop.choosing.selection import Situation, choose_batch, encode_labels
 from alloop.loop.intake.labels import agree, judge_of
 from alloop.loop.intake.near_copies import list_groups, read_sizes
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Tools
 from alloop.project import Project
 from alloop.records import ImageRef, Query, QueryStatus, Reason, Split
 from alloop.store.annotations import list_current
@@ -51,7 +51,7 @@ class Replay:
     changes: tuple[str, ...]
 
 
-def replay(project: Project, number: int, device: str | None = None, progress: Progress = silent) -> Replay:
+def replay(tools: Tools, number: int, device: str | None = None) -> Replay:
     """Choose a round's images again from its model, scores and seeds, with labels, queries and pool as they were then.
 
     Nothing is recorded.
@@ -60,6 +60,7 @@ def replay(project: Project, number: int, device: str | None = None, progress: P
         AlloopError: The round chose nothing yet, or was chosen by an alloop that did not record what this needs.
         ModelError: Its scores or its model are missing or damaged.
     """
+    project = tools.project
     with reading(project.database) as session:
         current = find_round(session, number)
         event = _event(session, number)
@@ -74,7 +75,7 @@ def replay(project: Project, number: int, device: str | None = None, progress: P
     changes = _versions(said["versions"])
     scores = load_scores(project, current, config.acquisition)
     try:
-        selected = choose_batch(project, situation, scores, device, progress)
+        selected = choose_batch(tools, situation, scores, device)
     except Unreadable as error:
         lost = f"{len(error.failed)} candidates cannot be read any more: {error.failed[0][1]}."
         return Replay(number, said["strategy"], len(recorded), 0, False, (*changes, lost))

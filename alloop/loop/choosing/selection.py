@@ -19,7 +19,7 @@ from alloop.loop.choosing.pool_scores import PoolScores
 from alloop.loop.intake.near_copies import Sizes, keep_largest, list_groups, read_sizes
 from alloop.loop.intake.test_set import bought
 from alloop.loop.stopping import batch_size
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Tools
 from alloop.project import Project
 from alloop.records import ImageRef, ModelFiles, Query, Reason, Split
 from alloop.seeds import derive_seed, tie_keys
@@ -121,11 +121,10 @@ def read_situation(
 
 
 def choose_batch(
-    project: Project,
+    tools: Tools,
     situation: Situation,
     scores: PoolScores | None,
     device: str | None = None,
-    progress: Progress = silent,
 ) -> Selected:
     """Choose what the round asks, in the order in which it is asked. Nothing is recorded.
 
@@ -135,7 +134,7 @@ def choose_batch(
         Unreadable: Some candidates cannot be read any more.
     """
     config, current = situation.config, situation.current
-    evidence = Evidence(project, config, situation.known, scores, situation.model, device, progress)
+    evidence = Evidence(tools, config, situation.known, scores, situation.model, device)
     candidates = find_candidates(situation, scores)
     batch = choose_images(candidates.refs, candidates.keys, evidence, situation.n, current.seed, candidates.notes)
     first = len(situation.holdout)

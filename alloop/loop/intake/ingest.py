@@ -15,6 +15,7 @@ from alloop.loop.intake.labels import ImportedLabel, judge_of, record_imported
 from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
 from alloop.loop.intake.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
+from alloop.loop.workbench import Workbench
 from alloop.names import as_class, look
 from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
@@ -85,9 +86,7 @@ class Added:
         return self.new + self.known + self.unchanged + self.unreadable
 
 
-def add_images(
-    project: Project, paths: Sequence[str], *, labels_from_folders: bool = False, progress: Progress = silent
-) -> Added:
+def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: bool = False) -> Added:
     """Add files, folders and globs to the pool. Adding twice changes nothing; a killed call is continued by the next.
 
     Raises:
@@ -95,24 +94,24 @@ def add_images(
         SourceUnreachable: It did, when images were added from there.
         LabelError: With `labels_from_folders`, a folder is not a class, or an image is in the folders of two.
     """
-    skipped = Skipped()
+    project, progress, skipped = bench.project, bench.progress, Skipped()
     files = _find_files(project, paths, skipped)
     if labels_from_folders:
         _check_folders(files, project.config.project.classes)
     added = Added(skipped=skipped.not_images.total(), left_out=dict(skipped.names))
-    added.dropped = _leave_out(project, paths)
-    added.regrouped = str(group_anew(project, progress) or "")
+    added.dropped = _leave_out(bench, paths)
+    added.regrouped = str(group_anew(bench) or "")
     with reading(project.database) as session:
         before, n_before = find_depth(session), count_deep(session)
     leaders = _Leaders(project, before)
     said: dict[str, str] | None = {} if labels_from_folders else None
-    fresh = _fresh(project, files, said, added)
+    fresh = _fresh(bench, files, said, added)
     workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
     settings = project.config.pool
     found = inspect_files(fresh, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept")
     while batch := list(itertools.islice(found, BATCH)):
         leaders.reach(max((file.depth or 0 for file in batch if isinstance(file, ImageFile)), default=0))
-        _add_batch(project, batch, leaders, said, added)
+        _add_batch(bench, batch, leaders, said, added)
         progress("reading images", added.looked_at, len(files))
     progress("reading images", len(files), len(files))
     with transaction(project.database) as session:
@@ -129,7 +128,7 @@ def add_images(
                 n_before,
                 "" if added.round_again is None else f", and round {added.round_again} is trained again",
             )
-        add_event(session, "alloop", "pool add", _now(), **dataclasses.asdict(added))
+        add_event(session, bench.user, "pool add", bench.now(), **dataclasses.asdict(added))
     return added
 
 
@@ -185,16 +184,13 @@ def _find_files(project: Project, paths: Sequence[str], skipped: Skipped) -> lis
     return files
 
 
-def check_images(
-    project: Project, progress: Progress = silent, *, accept_missing: bool = False
-) -> dict[str, list[Location]]:
+def check_images(bench: Workbench, *, accept_missing: bool = False) -> dict[str, list[Location]]:
     """Look whether every file is still there and the same; what changed is recorded.
 
     Files that could not be read are tried again, and forgotten when they are gone.
 
     Args:
-        project: The workspace.
-        progress: Told how far that is.
+        bench: Workbench of the workspace.
         accept_missing: Record missing files even if much of a folder is missing.
 
     Returns:
@@ -203,15 +199,16 @@ def check_images(
     Raises:
         SourceUnreachable: Much of a folder has vanished at once, and `accept_missing` is False.
     """
+    project = bench.project
     if not accept_missing:
         require_reachable(project)
-    gone, back, changed = _look(project, progress)
+    gone, back, changed = _look(project, bench.progress)
     with transaction(project.database) as session:
         drop_unreadable(session, [place.path for place in gone])
-        set_location_status(session, [place.path for place in gone], LocationStatus.MISSING, _now())
-        set_location_status(session, [place.path for place in back], LocationStatus.OK, _now())
+        set_location_status(session, [place.path for place in gone], LocationStatus.MISSING, bench.now())
+        set_location_status(session, [place.path for place in back], LocationStatus.OK, bench.now())
     if changed:
-        add_images(project, [str(on_disk(place.path)) for place in changed])
+        add_images(bench, [str(on_disk(place.path)) for place in changed])
     with reading(project.database) as session:
         return {
             "missing": list_locations(session, LocationStatus.MISSING),
@@ -275,12 +272,13 @@ def image_folders(project: Project) -> list[Path]:
     return outermost
 
 
-def look_again(project: Project) -> int:
+def look_again(bench: Workbench) -> int:
     """Look again for files that were missing or unreadable, and record those that are back.
 
     Returns:
         Number of files that are back.
     """
+    project = bench.project
     with reading(project.database) as session:
         missing = list_locations(session, LocationStatus.MISSING)
         unreadable = list_locations(session, LocationStatus.UNREADABLE)
@@ -294,13 +292,13 @@ def look_again(project: Project) -> int:
     readable = [found.path for found in read if isinstance(found, ImageFile)]
     if same:
         with transaction(project.database) as session:
-            set_location_status(session, same, LocationStatus.OK, _now())
+            set_location_status(session, same, LocationStatus.OK, bench.now())
     if readable:
-        add_images(project, readable)
+        add_images(bench, readable)
     return len(same) + len(readable)
 
 
-def mark_vanished(session: Session, project: Project, paths: Iterable[str]) -> list[str]:
+def mark_vanished(session: Session, bench: Workbench, paths: Iterable[str]) -> list[str]:
     """Record those of the paths that are not there any more, and return them.
 
     Raises:
@@ -308,12 +306,12 @@ def mark_vanished(session: Session, project: Project, paths: Iterable[str]) -> l
     """
     gone = [path for path in paths if not is_given(path) and file_stat(Path(path)) is None]
     if gone:
-        check_reachable(session, project)
-    set_location_status(session, gone, LocationStatus.MISSING, _now())
+        check_reachable(session, bench.project)
+    set_location_status(session, gone, LocationStatus.MISSING, bench.now())
     return gone
 
 
-def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
+def mark_replaced(session: Session, replaced: Iterable[Shown], now: dt.datetime) -> list[str]:
     """Record that these files do not hold their images any more, and return the paths. The new bytes are read later."""
     listed = list(replaced)
     ids = find_image_ids(session, [sha256 for _, sha256 in listed])
@@ -324,11 +322,11 @@ def mark_replaced(session: Session, replaced: Iterable[Shown]) -> list[str]:
         for place in places.get(ids.get(sha256, -1), ())
         if os.path.realpath(place.path) == os.path.realpath(path)  # a server may reach the file through a link
     ]
-    set_replaced(session, stale, _now())
+    set_replaced(session, stale, now)
     return stale
 
 
-def mark_unusable(session: Session, project: Project, failed: Iterable[tuple[int, str]]) -> None:
+def mark_unusable(session: Session, bench: Workbench, failed: Iterable[tuple[int, str]]) -> None:
     """Record images that could not be read just now, as (image id, reason): missing, or unreadable and why.
 
     They are not asked about or trained on until the next `run`, `pool check` or `pool add` finds them readable again.
@@ -338,18 +336,19 @@ def mark_unusable(session: Session, project: Project, failed: Iterable[tuple[int
     """
     reasons = dict(failed)
     if reasons:
-        check_reachable(session, project)
+        check_reachable(session, bench.project)
     paths = {ref.path: reasons[ref.image_id] for ref in find_refs(session, reasons).values()}
-    gone = set(mark_vanished(session, project, paths))
-    set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, _now())
+    gone = set(mark_vanished(session, bench, paths))
+    set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, bench.now())
 
 
-def _leave_out(project: Project, paths: Sequence[str]) -> int:
+def _leave_out(bench: Workbench, paths: Sequence[str]) -> int:
     """Record files of the pool as missing if they are in folders that are not walked; return their number.
 
     A file stays in the pool if a path that is named now or in the settings leads to it, if it is below none of these
     paths, or if it belongs to the test set.
     """
+    project = bench.project
     reaches = [reach_of(path) for path in dict.fromkeys([*paths, *configured_images(project)])]
     with reading(project.database) as session:
         places = [place for place in list_locations(session, LocationStatus.OK) if not is_given(place.path)]
@@ -360,7 +359,7 @@ def _leave_out(project: Project, paths: Sequence[str]) -> int:
         why = "belongs to an operating system, or alloop wrote it"
         reasons = {path: f"{LEFT_OUT}{stop} {why}" for path, stop in found.items()}
         with transaction(project.database) as session:
-            set_missing(session, reasons, _now())
+            set_missing(session, reasons, bench.now())
     return len(found)
 
 
@@ -370,45 +369,45 @@ def _stop(file: Path, reaches: Sequence[Reach]) -> str | None:
     return stops[0] if stops and None not in stops else None
 
 
-def _fresh(project: Project, files: Sequence[Path], said: dict[str, str] | None, added: Added) -> Iterator[Path]:
+def _fresh(bench: Workbench, files: Sequence[Path], said: dict[str, str] | None, added: Added) -> Iterator[Path]:
     """Those files that are not known as they are now. Labels of the others are taken here, in passing."""
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
-        with reading(project.database) as session:
+        with reading(bench.project.database) as session:
             known = find_locations(session, [printable(str(path)) for path in batch])
         unchanged = {
             path: known[printable(str(path))] for path in batch if _unchanged(path, known.get(printable(str(path))))
         }
         added.unchanged += len(unchanged)
-        _note_verified(project, unchanged)
+        _note_verified(bench, unchanged)
         if said is not None:
             hashes = {place.path: place.sha256 for place in unchanged.values() if place.sha256 is not None}
-            with transaction(project.database) as session:
-                added.labeled += _label_from_folders(session, project, hashes, said)
+            with transaction(bench.project.database) as session:
+                added.labeled += _label_from_folders(session, bench, hashes, said)
         yield from (path for path in batch if path not in unchanged)
 
 
 def _add_batch(
-    project: Project,
+    bench: Workbench,
     found: Sequence[ImageFile | UnreadableFile],
     leaders: _Leaders,
     said: dict[str, str] | None,
     added: Added,
 ) -> None:
     images = [file for file in found if isinstance(file, ImageFile)]
-    with transaction(project.database) as session:
+    with transaction(bench.project.database) as session:
         ids = find_image_ids(session, [file.sha256 for file in images])
         for file in found:
-            _add_file(session, project, file, ids, leaders, added)
+            _add_file(session, bench, file, ids, leaders, added)
         update_splits(session, set(ids.values()))
         if said is not None:
             hashes = {file.path: file.sha256 for file in images}
-            added.labeled += _label_from_folders(session, project, hashes, said)
+            added.labeled += _label_from_folders(session, bench, hashes, said)
 
 
 def _add_file(
     session: Session,
-    project: Project,
+    bench: Workbench,
     file: ImageFile | UnreadableFile,
     ids: dict[str, int],
     leaders: _Leaders,
@@ -416,17 +415,17 @@ def _add_file(
 ) -> None:
     if isinstance(file, UnreadableFile):
         added.unreadable += 1
-        set_location(session, file, None, _now())
+        set_location(session, file, None, bench.now())
         return
     if file.sha256 in ids:
         added.known += 1
         if file.depth is not None:
             set_depth(session, ids[file.sha256], file)
     else:
-        ids[file.sha256] = add_image(session, file, _now())
+        ids[file.sha256] = add_image(session, file, bench.now())
         added.new += 1
-        added.near_duplicates += _add_to_groups(session, project, ids[file.sha256], file, leaders)
-    set_location(session, file, ids[file.sha256], _now())
+        added.near_duplicates += _add_to_groups(session, bench.project, ids[file.sha256], file, leaders)
+    set_location(session, file, ids[file.sha256], bench.now())
 
 
 def _add_to_groups(session: Session, project: Project, image_id: int, file: ImageFile, leaders: _Leaders) -> int:
@@ -440,7 +439,7 @@ def _add_to_groups(session: Session, project: Project, image_id: int, file: Imag
     return 1
 
 
-def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str, str], said: dict[str, str]) -> int:
+def _label_from_folders(session: Session, bench: Workbench, sha256s: Mapping[str, str], said: dict[str, str]) -> int:
     """Record folder names as labels; `said` remembers where each image lies, over the whole call of `add_images`."""
     for path, sha256 in sha256s.items():
         other = said.setdefault(sha256, path)
@@ -449,9 +448,9 @@ def _label_from_folders(session: Session, project: Project, sha256s: Mapping[str
                 f"The same image lies in the folders of two classes: {other} and {path}.",
                 "Remove the wrong one, then add them again.",
             )
-    judge = judge_of(project.config.project)
+    judge = judge_of(bench.project.config.project)
     labels = [ImportedLabel(sha256, judge.spelled(Path(path).parent.name)) for path, sha256 in sha256s.items()]
-    return record_imported(session, labels, judge, "folders")
+    return record_imported(session, labels, judge, "folders", bench.now())
 
 
 def _check_folders(files: Sequence[Path], classes: Sequence[str]) -> None:
@@ -475,7 +474,7 @@ def _unchanged(path: Path, known: Location | None) -> bool:
     return stat is not None and not differs(stat, known) and has_hash(path, known.sha256, known)
 
 
-def _note_verified(project: Project, unchanged: Mapping[Path, Location]) -> None:
+def _note_verified(bench: Workbench, unchanged: Mapping[Path, Location]) -> None:
     """Record that touched files were found unchanged, so that they are not read again each time."""
     read = [
         known.path
@@ -483,9 +482,5 @@ def _note_verified(project: Project, unchanged: Mapping[Path, Location]) -> None
         if (stat := file_stat(path)) is not None and not looks_untouched(stat, known)
     ]
     if read:
-        with transaction(project.database) as session:
-            set_location_status(session, read, LocationStatus.OK, _now())
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
+        with transaction(bench.project.database) as session:
+            set_location_status(session, read, LocationStatus.OK, bench.now())

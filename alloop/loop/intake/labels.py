@@ -19,6 +19,7 @@ from alloop.errors import AlloopError, LabelError, did_you_mean
 from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, sha256_of
 from alloop.loop.intake.near_copies import update_splits
 from alloop.loop.intake.presence import find_replaced, has_hash
+from alloop.loop.workbench import Workbench
 from alloop.names import composed, file_spellings, find_file
 from alloop.project import Project
 from alloop.records import Answer, Consensus, Outcome
@@ -52,12 +53,12 @@ def judge_of(settings: ProjectConfig) -> Judge:
     return TASKS[settings.task](settings.classes)
 
 
-def derive_labels(session: Session, judge: Judge, image_ids: Collection[int] | None = None) -> None:
+def derive_labels(session: Session, judge: Judge, now: dt.datetime, image_ids: Collection[int] | None = None) -> None:
     """Rebuild the labels of these images (None: of all) from the annotations as they are now.
 
     Labels that disagree split a group of near copies, so the images that are excluded may change too.
     """
-    set_labels(session, agree(list_current(session, image_ids=image_ids), judge, image_ids or ()), _now())
+    set_labels(session, agree(list_current(session, image_ids=image_ids), judge, image_ids or ()), now)
     update_splits(session, image_ids)
 
 
@@ -71,7 +72,9 @@ def agree(
     return {image_id: judge.agree(answers) for image_id, answers in given.items()}
 
 
-def record_imported(session: Session, labels: Iterable[ImportedLabel], judge: Judge, origin: str) -> int:
+def record_imported(
+    session: Session, labels: Iterable[ImportedLabel], judge: Judge, origin: str, now: dt.datetime
+) -> int:
     """Record labels known beforehand as annotations. A label that is recorded already is not recorded again.
 
     Returns:
@@ -81,7 +84,6 @@ def record_imported(session: Session, labels: Iterable[ImportedLabel], judge: Ju
     ids = find_image_ids(session, wanted)
     found = list_current(session, image_ids=ids.values(), source=IMPORT)
     current = {record.answer.external_id: record for record in found}
-    now = _now()
     records = [
         AnnotationRecord(
             image_id=ids[sha256],
@@ -94,11 +96,11 @@ def record_imported(session: Session, labels: Iterable[ImportedLabel], judge: Ju
         if sha256 in ids and (sha256 not in current or current[sha256].answer.value != value)
     ]
     add_annotations(session, records, now)
-    derive_labels(session, judge, {record.image_id for record in records})
+    derive_labels(session, judge, now, {record.image_id for record in records})
     return len(records)
 
 
-def import_labels(project: Project, path: Path) -> tuple[int, int]:
+def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
     """Read a CSV with the columns `label` and `file` or `sha256`.
 
     A file is found by its full path, by its path relative to the CSV, or by its name where only one image has it.
@@ -109,12 +111,13 @@ def import_labels(project: Project, path: Path) -> tuple[int, int]:
     Raises:
         LabelError: A column, a file or a class is not known; nothing is imported then.
     """
-    with transaction(project.database) as session:
+    project = bench.project.config.project
+    judge = judge_of(project)
+    with transaction(bench.project.database) as session:
         find = FileFinder(list_locations(session), path.absolute().parent)
-        judge = judge_of(project.config.project)
-        labels = _agreeing(path, _imported_rows(path, find, judge, project.config.project.classes))
-        recorded = record_imported(session, labels, judge, path.name)
-        add_event(session, "alloop", "labels import", _now(), file=path.name, labels=recorded)
+        labels = _agreeing(path, _imported_rows(path, find, judge, project.classes))
+        recorded = record_imported(session, labels, judge, path.name, bench.now())
+        add_event(session, bench.user, "labels import", bench.now(), file=path.name, labels=recorded)
     return recorded, len(labels) - recorded
 
 
@@ -325,7 +328,3 @@ class FileFinder:
     def _alone(self, path: str) -> str | None:
         found = self._by_letters.get(composed(path), set())
         return next(iter(found)) if len(found) == 1 else None
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)

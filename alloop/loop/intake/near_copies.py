@@ -6,7 +6,6 @@ split groups. Other rooms use `list_groups`, which takes the labels into account
 """
 
 import dataclasses
-import datetime as dt
 import itertools
 import logging
 from collections import Counter, defaultdict
@@ -15,10 +14,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import PoolConfig
-from alloop.loop.writer import actor
+from alloop.loop.workbench import Workbench
 from alloop.pool.hashing import LENGTH, NearDuplicateIndex, at_depth, bits_apart
-from alloop.progress import Progress, silent
-from alloop.project import Project
+from alloop.progress import Progress
 from alloop.records import ImageRef, Split
 from alloop.store import images as store
 from alloop.store.annotations import find_classes
@@ -105,7 +103,7 @@ class Regrouped:
         return " ".join(said)
 
 
-def group_anew(project: Project, progress: Progress = silent) -> Regrouped | None:
+def group_anew(bench: Workbench) -> Regrouped | None:
     """Group the pool again if the settings in `[pool]` changed since it was grouped. The holdout keeps its images.
 
     The groups are made from the fingerprints in the database, as if the images had been added with the new settings.
@@ -113,6 +111,7 @@ def group_anew(project: Project, progress: Progress = silent) -> Regrouped | Non
     Returns:
         The numbers that changed; None if nothing did.
     """
+    project = bench.project
     wanted = _setting(project.config.pool)
     with reading(project.database) as session:
         before = find_near_copies(session)
@@ -124,7 +123,7 @@ def group_anew(project: Project, progress: Progress = silent) -> Regrouped | Non
             for image_id, phash, own in store.list_fingerprints(session)
         ]
         copies_before = len(fingerprints) - len(set(store.list_groups(session).values()))
-    groups = _group(fingerprints, project.config.pool, progress)
+    groups = _group(fingerprints, project.config.pool, bench.progress)
     with transaction(project.database) as session:
         store.replace_groups(session, groups)
         set_near_copies(session, wanted)
@@ -143,7 +142,7 @@ def group_anew(project: Project, progress: Progress = silent) -> Regrouped | Non
         )
         if not (groups and found.is_changed):
             return None
-        add_event(session, actor(), "near copies grouped", dt.datetime.now(dt.UTC), **dataclasses.asdict(found))
+        add_event(session, bench.user, "near copies grouped", bench.now(), **dataclasses.asdict(found))
     logger.info("%s", found)
     return found
 

@@ -1,6 +1,5 @@
 """A labeled test set that is there already, in place of a holdout: added to the pool, labeled, and set aside."""
 
-import datetime as dt
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +10,15 @@ from alloop.files import from_folder
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.intake.labels import import_labels, listed_files
 from alloop.loop.intake.near_copies import list_groups
-from alloop.loop.writer import actor
+from alloop.loop.workbench import Workbench
 from alloop.pool.ingest import expand
-from alloop.progress import Progress, silent
-from alloop.project import Project
 from alloop.records import Split
 from alloop.store.images import PoolCounts, find_locations, has_holdout, set_split
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
 
-def ensure_test_set(project: Project, progress: Progress = silent) -> None:
+def ensure_test_set(bench: Workbench) -> None:
     """Bring the images and labels that `[evaluation] test` names into the pool as its holdout, unless there is one.
 
     Its images are measured on and nothing else, also those that the pool had before; the pool's near copies of them
@@ -32,23 +29,24 @@ def ensure_test_set(project: Project, progress: Progress = silent) -> None:
         LabelError: A class is not one of ours, or a file is not there.
         PoolError: No image of it can be read.
     """
+    project = bench.project
     with reading(project.database) as session:
         if project.config.evaluation.test is None or has_holdout(session):
             return
     place = from_folder(project.folder, project.config.evaluation.test)
     if place.is_dir():
         files = list(expand([str(place)]))
-        add_images(project, [str(place)], labels_from_folders=True, progress=progress)
+        add_images(bench, [str(place)], labels_from_folders=True)
     elif place.is_file():
         files = listed_files(place)
-        add_images(project, [str(file) for file in files], progress=progress)
-        import_labels(project, place)
+        add_images(bench, [str(file) for file in files])
+        import_labels(bench, place)
     else:
         raise ConfigError(
             f"alloop.toml: [evaluation] test names {place}, which does not exist.",
             "Name a CSV with the columns file and label, or a folder with one subfolder per class.",
         )
-    _set_aside(project, files)
+    _set_aside(bench, files)
 
 
 def bought(config: Config, counts: PoolCounts) -> int:
@@ -56,13 +54,13 @@ def bought(config: Config, counts: PoolCounts) -> int:
     return counts.labeled - (0 if config.evaluation.test is None else counts.holdout_labeled)
 
 
-def _set_aside(project: Project, files: Sequence[Path]) -> None:
-    with transaction(project.database) as session:
+def _set_aside(bench: Workbench, files: Sequence[Path]) -> None:
+    with transaction(bench.project.database) as session:
         found = find_locations(session, [os.path.abspath(file) for file in files])  # noqa: PTH100 (keeps `..` out)
         tested = {place.image_id for place in found.values() if place.image_id is not None}
         if not tested:
             raise PoolError(
-                f"No image of the test set {project.config.evaluation.test} can be read.",
+                f"No image of the test set {bench.project.config.evaluation.test} can be read.",
                 "`alloop pool check` says why.",
             )
         groups = list_groups(session)
@@ -70,5 +68,5 @@ def _set_aside(project: Project, files: Sequence[Path]) -> None:
         copies = [image_id for image_id, group in groups.items() if group in near and image_id not in tested]
         set_split(session, copies, Split.EXCLUDED)
         set_split(session, tested, Split.HOLDOUT)
-        now = dt.datetime.now(dt.UTC)
-        add_event(session, actor(), "test set added", now, images=len(tested), copies_set_aside=len(copies))
+        counts = {"images": len(tested), "copies_set_aside": len(copies)}
+        add_event(session, bench.user, "test set added", bench.now(), **counts)

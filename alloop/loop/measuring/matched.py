@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from alloop.config.schema import CalibrationConfig
-from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import LabelError
 from alloop.evaluation.matched import FEWEST, GROUPS, Matched, match
 from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.loop.stopping import points
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Tools
 from alloop.records import Reason
 from alloop.seeds import derive_seed
 
@@ -61,16 +60,14 @@ def find_arms(image_ids: Sequence[int], reasons: Mapping[int, Reason]) -> Arms:
     return Arms(shared, tuple(by[Reason.RANDOM][:n]), tuple(by[Reason.ACQUIRED][:n]))
 
 
-def compare_arms(
-    job: TrainJob, result: TrainResult, reasons: Mapping[int, Reason], progress: Progress = silent
-) -> dict[str, Any]:
+def compare_arms(tools: Tools, job: TrainJob, result: TrainResult, reasons: Mapping[int, Reason]) -> dict[str, Any]:
     """Train both arms whole, and each of them without each fifth of its own labels; compare them on the holdout.
 
     Args:
+        tools: Executor of the jobs, and progress, told of every model.
         job: The round's; the arms differ from it in their labels only.
         result: What it gave: heads keep their specialties.
         reasons: Image → why it was asked about first, in the order asked.
-        progress: Told of every model.
 
     Returns:
         JSON-able, with `says` in words; `skipped` instead of numbers where nothing can be compared.
@@ -88,7 +85,7 @@ def compare_arms(
         return {"skipped": True, "says": f"Did active learning help here? Not compared: {why}."}
     started = time.perf_counter()
     try:
-        found = _train_arms(job, result, arms, progress)
+        found = _train_arms(tools, job, result, arms)
     except LabelError as error:
         return {"skipped": True, "says": f"Did active learning help here? Not compared: {error.message}"}
     return {
@@ -126,7 +123,7 @@ def _why_not(job: TrainJob) -> str:
     return "" if len(job.holdout) >= 2 else "no holdout image has a label yet"
 
 
-def _train_arms(job: TrainJob, result: TrainResult, arms: Arms, progress: Progress) -> Matched:
+def _train_arms(tools: Tools, job: TrainJob, result: TrainResult, arms: Arms) -> Matched:
     generator = np.random.default_rng(derive_seed(job.seed, "matched arms"))
     groups = np.array_split(generator.permutation(arms.own), GROUPS)
     # Which class comes out on top needs no calibrator, and one that is fitted to a test set would have seen it.
@@ -138,15 +135,15 @@ def _train_arms(job: TrainJob, result: TrainResult, arms: Arms, progress: Progre
             sets = [own, *(tuple(np.delete(own, group).tolist()) for group in groups)]
             parts[kind] = []
             for labels in sets:
-                parts[kind].append(_correct(job, (*arms.shared, *labels), Path(folder) / "arm"))
+                parts[kind].append(_correct(tools, job, (*arms.shared, *labels), Path(folder) / "arm"))
                 done = len(parts[kind]) + (kind is Reason.RANDOM) * (GROUPS + 1)
-                progress("did it help", done, 2 * (GROUPS + 1))
+                tools.progress("did it help", done, 2 * (GROUPS + 1))
     (active, *active_without), (random, *random_without) = parts[Reason.ACQUIRED], parts[Reason.RANDOM]
     n_labels = len(arms.shared) + arms.own
     return match(active, random, active_without, random_without, labels=n_labels, own=arms.own)
 
 
-def _correct(job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.bool_]:
+def _correct(tools: Tools, job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.bool_]:
     """Whether a model of these labels is right about each holdout image that can be read."""
     arm = dataclasses.replace(
         job,
@@ -154,7 +151,7 @@ def _correct(job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.
         targets=tuple(job.targets[at] for at in labels),
         out=out,
     )
-    result = LocalExecutor().train(arm)
+    result = tools.executor.submit(arm)
     failed = {image_id for image_id, _ in result.failed}
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
     task = job.config.project.task

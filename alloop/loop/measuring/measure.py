@@ -1,7 +1,6 @@
 """Holdout predictions → numbers with intervals; and measuring again when more of the holdout is labeled."""
 
 import dataclasses
-import datetime as dt
 import tempfile
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 
 from alloop.config.load import validate_config
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
 from alloop.engine.targets import TASKS as CODINGS
@@ -21,8 +19,7 @@ from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.loop.intake.reach import require_reachable
 from alloop.loop.measuring.findings import GROWN
 from alloop.loop.measuring.holdout_file import write_holdout
-from alloop.loop.writer import actor
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import ImageRef, Interval, Split
 from alloop.seeds import derive_seed
@@ -86,9 +83,7 @@ def record_holdout(
     return found
 
 
-def evaluate(
-    project: Project, device: str | None = None, progress: Progress = silent
-) -> tuple[str, dict[str, Interval]]:
+def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str, Interval]]:
     """Measure the newest model on the holdout labels there are now, each image calibrated by the others.
 
     The model keeps the calibrator it was stored with; what is measured is what calibrating today would give. On a test
@@ -102,6 +97,7 @@ def evaluate(
         LabelError: No holdout image has a label.
         SourceUnreachable: Much of the pool has vanished at once.
     """
+    project = bench.project
     require_reachable(project)
     with reading(project.database) as session:
         model = find_last_model(session)
@@ -115,7 +111,7 @@ def evaluate(
     usable = {image_id: ref for image_id, ref in refs.items() if coding.encode(labels[image_id]) is not None}
     if not usable:
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
-    pooled, order = _predict(project, model, [usable[image_id] for image_id in sorted(usable)], device, progress)
+    pooled, order = _predict(bench, model, [usable[image_id] for image_id in sorted(usable)], device)
     if not order:
         raise LabelError(
             f"None of the {len(usable)} labeled holdout images can be read.", "`alloop pool check` says why."
@@ -135,29 +131,28 @@ def evaluate(
         pooled_log_probs=pooled.numpy(),
     )
     metrics = record_holdout(project, number, model.sha256, coding, rows, model.seed)
-    now = dt.datetime.now(dt.UTC)
     with transaction(project.database) as session:
         for split, found in metrics.items():
-            set_metrics(session, model.id, split, found, now)
-        add_event(session, actor(), "evaluated", now, model=model.name, images=len(order))
+            set_metrics(session, model.id, split, found, bench.now())
+        add_event(session, bench.user, "evaluated", bench.now(), model=model.name, images=len(order))
     return model.name, metrics.get(Split.HOLDOUT.value, {})
 
 
 def _predict(
-    project: Project, model: ModelRecord, refs: list[ImageRef], device: str | None, progress: Progress
+    bench: Workbench, model: ModelRecord, refs: list[ImageRef], device: str | None
 ) -> tuple[torch.Tensor, list[int]]:
     """Uncalibrated log p̄ [N, K] of images, in float64, and the ids of those that could be read, in that order."""
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         job = ScoreJob(
             config=validate_config(model.config, f"the config of model {model.name}"),
-            model=model.files(project.folder),
+            model=model.files(bench.project.folder),
             images=tuple(refs),
-            cache=project.paths.cache,
+            cache=bench.project.paths.cache,
             out=Path(folder) / "holdout.parquet",
             device=device,
             is_calibrated=False,
         )
-        result = LocalExecutor().score(job, progress)
+        result = bench.executor.submit(job, bench.progress)
         parts = list(read_log_probs(result.path))
     pooled = torch.cat([torch.empty(0, len(model.classes)), *(rows for _, rows in parts)]).double()
     return pooled, [int(image_id) for ids, _ in parts for image_id in ids]

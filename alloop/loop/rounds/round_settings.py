@@ -1,6 +1,5 @@
 """Settings of a round: the current ones until a model, score or query depends on them, then the stored ones."""
 
-import datetime as dt
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from alloop.errors import ConfigError
 from alloop.loop.intake.holdout import draw_holdout
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.rounds.history import check_history
-from alloop.loop.writer import actor
+from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import RoundState, Split
 from alloop.seeds import derive_seed
@@ -40,11 +39,11 @@ def settings_of(project: Project, current: RoundRecord) -> Config:
     )
 
 
-def renew_settings(project: Project, number: int, *, anew: bool = False, accept_change: bool = False) -> None:
+def renew_settings(bench: Workbench, number: int, *, anew: bool = False, accept_change: bool = False) -> None:
     """Give a round the current settings unless a model, a score or a query depends on its own. Log what changed.
 
     Args:
-        project: The workspace.
+        bench: Workbench of the workspace.
         number: Number of the round.
         anew: True if the round's model will be trained again, so that nothing depends on the existing one.
         accept_change: Accept a model that differs from that of earlier rounds.
@@ -53,6 +52,7 @@ def renew_settings(project: Project, number: int, *, anew: bool = False, accept_
         HistoryError: A setting changed in a way that would invalidate earlier rounds.
         ConfigError: The label budget leaves nothing to train on, or the test set is not there.
     """
+    project = bench.project
     with transaction(project.database) as session:
         current = find_round(session, number)
         if not is_free(session, current, anew=anew):
@@ -70,23 +70,24 @@ def renew_settings(project: Project, number: int, *, anew: bool = False, accept_
                 set_split(session, list_split(session, split), Split.TRAIN)
             drop_draws(session)
     if is_drawn_again:
-        ensure_test_set(project)
+        ensure_test_set(bench)
     with transaction(project.database) as session:
         seed = derive_seed(project.config.project.seed, number)
         set_config(session, current.id, freeze_config(project.config), seed)
         if not has_holdout(session):
-            begin_holdout(session, project.config, current, seed)
-        add_event(session, actor(), RENEWED, _now(), number, changes=changes)
+            begin_holdout(session, bench, current, seed)
+        add_event(session, bench.user, RENEWED, bench.now(), number, changes=changes)
     if changes:
         logger.info("Round %d takes the current settings: %s.", number, "; ".join(changes))
 
 
-def begin_holdout(session: Session, config: Config, current: RoundRecord, seed: int) -> None:
+def begin_holdout(session: Session, bench: Workbench, current: RoundRecord, seed: int) -> None:
     """Draw the holdout in a round, and record the draw.
 
     Raises:
         ConfigError: The label budget leaves nothing to train on.
     """
+    config = bench.project.config
     drawn, of = draw_holdout(session, config.evaluation, seed)
     budget = config.loop.label_budget
     if budget is not None and budget <= len(drawn):
@@ -97,7 +98,7 @@ def begin_holdout(session: Session, config: Config, current: RoundRecord, seed: 
         )
     drop_draws(session)  # without a holdout, no earlier draw counts
     add_draw(session, current.id, drawn, of, is_growth=False)
-    add_event(session, actor(), "holdout drawn", _now(), current.number, images=len(drawn), groups=of)
+    add_event(session, bench.user, "holdout drawn", bench.now(), current.number, images=len(drawn), groups=of)
 
 
 def compared_with(session: Session, before: RoundRecord, config: Config) -> Mapping[str, Any]:
@@ -146,7 +147,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], table: str =
             yield f"[{table}] {key}"
         elif old != new:
             yield f"[{table}] {key}: {old!r} → {new!r}"
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)

@@ -23,8 +23,7 @@ from alloop.loop.rounds.round_settings import is_free
 from alloop.loop.rounds.tally import Tally, tally
 from alloop.loop.rounds.unheeded import list_unheeded
 from alloop.loop.stopping import Rule, find_stop
-from alloop.loop.writer import writer
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Tools, Workbench, open_workbench
 from alloop.project import Project
 from alloop.records import Ending, QueryStatus, RoundState
 from alloop.store.images import count_pool
@@ -85,7 +84,7 @@ class RunOptions:
     on_step: Callable[[int, RoundState, float], None] = lambda number, state, seconds: None
 
 
-def run(project: Project, options: RunOptions, progress: Progress = silent) -> RunResult:
+def run(tools: Tools, options: RunOptions) -> RunResult:
     """Advance the workspace as far as it can go without a person.
 
     While it waits for people (`wait`) it holds no lease, so that a round can be closed by hand meanwhile.
@@ -94,18 +93,19 @@ def run(project: Project, options: RunOptions, progress: Progress = silent) -> R
         LeaseHeld: Another alloop is at work.
         ConfigError: `[acquisition] only` cannot be used, or the labeling back end cannot ask for a class.
     """
+    project = tools.project
     check_filter(project)
     check_classes(project.config)
-    work = _Run(project, options, progress)
-    with writer(project.database):
-        group_anew(project, progress)
+    so_far = _SoFar()
+    with open_workbench(tools) as bench:
+        group_anew(bench)
         _say_unheeded(project)
-        result = work.run()
+        result = _Run(bench, options, so_far).run()
     while result.stage is Stage.WAITING and options.wait:
-        progress("waiting for annotators", result.asked - result.open, result.asked)
+        tools.progress("waiting for annotators", result.asked - result.open, result.asked)
         options.sleep(project.config.labeling.poll_seconds)
-        with contextlib.suppress(LeaseHeld), writer(project.database):
-            result = work.run()
+        with contextlib.suppress(LeaseHeld), open_workbench(tools) as bench:
+            result = _Run(bench, options, so_far).run()
     return result
 
 
@@ -130,19 +130,32 @@ def check_filter(project: Project) -> None:
             find_matching(session, only)
 
 
-class _Run:
-    """One call of `run`: remembers the open connection and how many rounds were closed."""
+@dataclasses.dataclass
+class _SoFar:
+    """State of one call of `run`, kept while it waits without the lease.
 
-    def __init__(self, project: Project, options: RunOptions, progress: Progress) -> None:
-        self._project = project
+    Attributes:
+        connection: Open project in the labeling back end; None before somebody must be asked.
+        pulled: What the last pull brought.
+        closed: Number of rounds that were closed.
+    """
+
+    connection: Connection | None = None
+    pulled: Recorded = dataclasses.field(default_factory=Recorded)
+    closed: int = 0
+
+
+class _Run:
+    """The part of a call of `run` that happens under one lease."""
+
+    def __init__(self, bench: Workbench, options: RunOptions, so_far: _SoFar) -> None:
+        self._bench = bench
+        self._project = bench.project
         self._options = options
-        self._progress = progress
-        self._connection: Connection | None = None
-        self._pulled = Recorded()
-        self._closed = 0
+        self._so_far = so_far
 
     def run(self) -> RunResult:
-        if n := look_again(self._project):
+        if n := look_again(self._bench):
             logger.info("%d missing files of the pool were found again.", n)
         while (current := self._current()) is not None:
             began = time.perf_counter()
@@ -160,30 +173,28 @@ class _Run:
             return last
         if last is not None and last.ending is not None and last.ending.is_stop and self._is_still_stopped():
             return None
-        return steps.start_round(self._project, accept_change=self._options.accept_change)
+        return steps.start_round(self._bench, accept_change=self._options.accept_change)
 
     def _step(self, current: RoundRecord) -> Stage | None:
         """One step; None to go on."""
         number, device, accept = current.number, self._options.device, self._options.accept_change
         match current.state:
             case RoundState.CREATED:
-                steps.train(self._project, number, device, self._progress, accept_change=accept)
+                steps.train(self._bench, number, device, accept_change=accept)
             case RoundState.TRAINED:
                 if (rule := self._find_stop(number)) is not None:
                     return self._stop(number, rule.name, rule.because)
-                steps.score(self._project, number, device, self._progress, accept_change=accept)
+                steps.score(self._bench, number, device, accept_change=accept)
             case RoundState.SCORED:
                 # Agreement with the round before is known only now.
                 is_asked = self._project.config.loop.stop_when_stable
                 if is_asked and (rule := self._find_stop(number)) is not None:
                     return self._stop(number, rule.name, rule.because)
-                asked = steps.select(
-                    self._project, number, device=device, progress=self._progress, accept_change=accept
-                )
+                asked = steps.select(self._bench, number, device=device, accept_change=accept)
                 if asked == 0:
                     return self._stop(number, Ending.NOTHING_TO_ASK, "no image could be asked about")
             case RoundState.SELECTED:
-                people.push(self._project, number, self._people(), self._progress)
+                people.push(self._bench, number, self._people())
             case _:
                 return self._await_people(number)
         return None
@@ -200,19 +211,19 @@ class _Run:
         found = self._tally(number)
         if not found.is_enough(self._project.config.loop.min_answered) and not self._was_never_sent(number):
             return Stage.WAITING
-        steps.close(self._project, number, Ending.ANSWERED, found.describe())
-        self._closed += 1
-        is_enough = self._options.rounds is not None and self._closed >= self._options.rounds
+        steps.close(self._bench, number, Ending.ANSWERED, found.describe())
+        self._so_far.closed += 1
+        is_enough = self._options.rounds is not None and self._so_far.closed >= self._options.rounds
         return Stage.ADVANCED if is_enough else None
 
     def _fetch(self, number: int) -> None:
-        self._pulled = people.pull(self._project, self._people(), self._progress)
+        self._so_far.pulled = people.pull(self._bench, self._people())
         if self._has_unsent():
             # A push to a new project was interrupted; nobody could answer these.
-            people.push(self._project, number, self._people(), self._progress)
+            people.push(self._bench, number, self._people())
 
     def _stop(self, number: int, ending: Ending, because: str) -> Stage:
-        steps.close(self._project, number, ending, STOPPED + because)
+        steps.close(self._bench, number, ending, STOPPED + because)
         return Stage.DONE
 
     def _find_stop(self, number: int) -> Rule | None:
@@ -226,16 +237,16 @@ class _Run:
         with reading(self._project.database) as session:
             last, model, is_open = find_last_round(session), find_last_model(session), count_pool(session).open > 0
         if is_open:
-            self._pulled = people.pull(self._project, self._people(), self._progress)
+            self._so_far.pulled = people.pull(self._bench, self._people())
         trained_on = None if model is None else model.label_digest
         number = 0 if last is None else last.number + 1
         return self._find_stop(number) is not None and steps.current_digest(self._project) in (trained_on, None)
 
     def _people(self) -> Connection:
         """Connected at most once, and only when somebody must be asked."""
-        if self._connection is None:
-            self._connection = people.connect_people(self._project)
-        return self._connection
+        if self._so_far.connection is None:
+            self._so_far.connection = people.connect_people(self._bench)
+        return self._so_far.connection
 
     def _has_unsent(self) -> bool:
         with reading(self._project.database) as session:
@@ -256,7 +267,7 @@ class _Run:
             last = find_last_round(session) if number is None else find_round(session, number)
             labels = count_pool(session).labeled
             attention = list_warnings(session, self._project.config)
-        attention = [*describe_lost(self._pulled.lost), *attention]
+        attention = [*describe_lost(self._so_far.pulled.lost), *attention]
         if last is None:
             return RunResult(stage, 0, 0, 0, labels, "", attention=tuple(attention))
         found = self._tally(last.number)

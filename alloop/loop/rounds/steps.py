@@ -1,6 +1,5 @@
 """The steps of a round. Each one reads, computes, writes in one transaction, and can be run again after a crash."""
 
-import datetime as dt
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +10,6 @@ from sqlalchemy.orm import Session
 from alloop.composition import Need
 from alloop.config.load import freeze_config, set_values
 from alloop.config.schema import Config
-from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.model_files import library_versions
 from alloop.engine.targets import TASKS, Coding, encode_known
@@ -31,8 +29,7 @@ from alloop.loop.measuring.matched import compare_arms, without
 from alloop.loop.measuring.measure import HoldoutRows, record_holdout
 from alloop.loop.rounds.history import check_history
 from alloop.loop.rounds.round_settings import begin_holdout, compared_with, renew_settings, settings_of
-from alloop.loop.writer import actor
-from alloop.progress import Progress, silent
+from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import Ending, ImageRef, Interval, RoundState, Split
 from alloop.seeds import derive_seed
@@ -65,7 +62,7 @@ logger = logging.getLogger("alloop")
 BEFORE_SELECTION = (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED)
 
 
-def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord:
+def start_round(bench: Workbench, *, accept_change: bool = False) -> RoundRecord:
     """Begin the next round with today's settings; the first one draws the holdout, or takes the test set for it.
 
     Raises:
@@ -75,9 +72,10 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
         ConfigError: The label budget leaves nothing to train on, or the test set is not there.
         LabelError: The test set has a class that is not one of ours.
     """
+    project = bench.project
     require_reachable(project)
-    group_anew(project)
-    ensure_test_set(project)
+    group_anew(bench)
+    ensure_test_set(bench)
     with transaction(project.database) as session:
         last = find_last_round(session)
         number = 0 if last is None else last.number + 1
@@ -86,34 +84,28 @@ def start_round(project: Project, *, accept_change: bool = False) -> RoundRecord
             old = compared_with(session, last, project.config)
             notes = check_history(old, project.config, list_values(session), accept=accept_change)
         seed = derive_seed(project.config.project.seed, number)
-        started = add_round(session, number, freeze_config(project.config), seed, _now())
-        add_event(session, actor(), "round started", _now(), number, notes=notes)
+        started = add_round(session, number, freeze_config(project.config), seed, bench.now())
+        add_event(session, bench.user, "round started", bench.now(), number, notes=notes)
         if not has_holdout(session):
-            begin_holdout(session, project.config, started, seed)
+            begin_holdout(session, bench, started, seed)
         elif number > 0:
-            _grow_holdout(session, project.config, started, seed)
+            _grow_holdout(session, bench, started, seed)
     return started
 
 
-def train(
-    project: Project,
-    number: int,
-    device: str | None = None,
-    progress: Progress = silent,
-    *,
-    accept_change: bool = False,
-) -> None:
+def train(bench: Workbench, number: int, device: str | None = None, *, accept_change: bool = False) -> None:
     """Train on all labels, calibrate and measure on the holdout: CREATED → TRAINED. Takes today's settings.
 
     With labels of fewer than two classes there is nothing to train; the round goes on without a model.
     """
+    project = bench.project
     require_reachable(project)
-    renew_settings(project, number, anew=True, accept_change=accept_change)
+    renew_settings(bench, number, anew=True, accept_change=accept_change)
     with transaction(project.database) as session:
         current = _expect(session, number, *BEFORE_SELECTION)
         config = settings_of(project, current)
-        derive_labels(session, judge_of(config.project))
-        resettle_unknown(session, judged_by(project))
+        derive_labels(session, judge_of(config.project), bench.now())
+        resettle_unknown(session, judged_by(project), bench.now())
         labeled, missing = _labeled(session, Split.TRAIN, config)
         holdout, _ = _labeled(session, Split.HOLDOUT, config)
         previous = find_last_model(session)
@@ -138,11 +130,11 @@ def train(
             head_classes=_kept_heads(previous.head_classes if previous else (), config),
             is_test=config.evaluation.test is not None,
         )
-        result = LocalExecutor().train(job, progress)
+        result = bench.executor.submit(job, bench.progress)
         if (rows := _holdout_rows(job, result, grown)) is not None:
             metrics = record_holdout(project, number, result.files.sha256, coding, rows, job.seed)
         if reasons is not None:
-            matched = compare_arms(without(job, grown), result, reasons, progress)
+            matched = compare_arms(bench, without(job, grown), result, reasons)
     with transaction(project.database) as session:
         # What an earlier model of this round gave.
         set_scores(session, current.id, None, None)
@@ -150,22 +142,21 @@ def train(
         set_matched(session, current.id, matched)
         if result is None:
             drop_model(session, current.id)
-            add_event(session, actor(), "training skipped", _now(), number, labels=len(labeled))
+            add_event(session, bench.user, "training skipped", bench.now(), number, labels=len(labeled))
         else:
-            mark_unusable(session, project, result.failed)
+            mark_unusable(session, bench, result.failed)
             digest = label_digest(classes, labeled, holdout)
-            _record_model(session, project, current, job, result, digest, metrics)
-            add_event(session, actor(), "trained", _now(), number, labels=len(labeled), missing=missing)
+            _record_model(session, bench, current, job, result, digest, metrics)
+            add_event(session, bench.user, "trained", bench.now(), number, labels=len(labeled), missing=missing)
             if matched is not None:
-                add_event(session, actor(), "matched arms", _now(), number, says=matched["says"])
+                add_event(session, bench.user, "matched arms", bench.now(), number, says=matched["says"])
         set_state(session, current.id, current.state, RoundState.TRAINED)
 
 
 def score(
-    project: Project,
+    bench: Workbench,
     number: int,
     device: str | None = None,
-    progress: Progress = silent,
     *,
     strategy: str | None = None,
     accept_change: bool = False,
@@ -174,8 +165,9 @@ def score(
 
     What is kept beside the scores is what the strategy needs: the configured one, or `strategy`.
     """
+    project = bench.project
     require_reachable(project)
-    renew_settings(project, number, accept_change=accept_change)
+    renew_settings(bench, number, accept_change=accept_change)
     with reading(project.database) as session:
         current = _expect(session, number, RoundState.TRAINED, RoundState.SCORED)
         model = find_model(session, current.id)
@@ -197,27 +189,26 @@ def score(
             features_out=features_beside(project.paths.scores(number)) if Need.FEATURES in needs else None,
             labeled=tuple(labeled),
         )
-        result = LocalExecutor().score(job, progress)
+        result = bench.executor.submit(job, bench.progress)
         same = None if before is None else agreement(project.folder, before, number, result.path)
     with transaction(project.database) as session:
         if result is not None:
             set_scores(session, current.id, project.paths.relative(result.path), result.sha256)
             set_agreement(session, current.id, same)
             failed = [{"image": image_id, "reason": reason} for image_id, reason in result.failed]
-            add_event(session, actor(), "scored", _now(), number, images=result.n_images, failed=failed[:100])
-            mark_unusable(session, project, result.failed)
+            add_event(session, bench.user, "scored", bench.now(), number, images=result.n_images, failed=failed[:100])
+            mark_unusable(session, bench, result.failed)
         set_state(session, current.id, current.state, RoundState.SCORED)
 
 
 def select(
-    project: Project,
+    bench: Workbench,
     number: int,
     n: int | None = None,
     *,
     strategy: str | None = None,
     max_ram: float | None = None,
     device: str | None = None,
-    progress: Progress = silent,
     accept_change: bool = False,
 ) -> int:
     """Choose the batch and record its queries: SCORED → SELECTED.
@@ -225,19 +216,19 @@ def select(
     Files that vanished or broke since they were scored are recorded as such, and others take their place.
 
     Args:
-        project: The workspace.
+        bench: Workbench of the workspace.
         number: The round.
         n: Overrides `[loop] batch_size` for this round.
         strategy: Overrides `[acquisition] strategy` for this round.
         max_ram: Overrides `[acquisition] max_ram`, GiB.
         device: Overrides `[model] device`, where features must be computed.
-        progress: Told how far that is.
         accept_change: Accept a model that differs from that of earlier rounds.
 
     Returns:
         How many images will be asked about; 0 when the pool is exhausted.
     """
-    renew_settings(project, number, accept_change=accept_change)
+    project = bench.project
+    renew_settings(bench, number, accept_change=accept_change)
     while True:
         with reading(project.database) as session:
             current = _expect(session, number, RoundState.SCORED)
@@ -245,14 +236,14 @@ def select(
             situation = read_situation(session, project, config, current, n)
         scores = load_scores(project, current, config.acquisition)
         try:
-            selected = choose_batch(project, situation, scores, device, progress)
+            selected = choose_batch(bench, situation, scores, device)
         except Unreadable as error:
             with transaction(project.database) as session:
-                mark_unusable(session, project, error.failed)
+                mark_unusable(session, bench, error.failed)
             continue
         with transaction(project.database) as session:
-            if not mark_vanished(session, project, [ref.path for ref in selected.chosen]):
-                _record_selection(session, situation, selected, 0 if scores is None else len(scores.suspects))
+            if not mark_vanished(session, bench, [ref.path for ref in selected.chosen]):
+                _record_selection(session, bench, situation, selected, 0 if scores is None else len(scores.suspects))
                 return len(selected.queries)
 
 
@@ -267,11 +258,11 @@ def with_strategy(config: Config, strategy: str | None, max_ram: float | None = 
     return set_values(config, acquisition=values) if values else config
 
 
-def close(project: Project, number: int, ending: Ending, because: str) -> None:
+def close(bench: Workbench, number: int, ending: Ending, because: str) -> None:
     """End a round, whatever its state. Open queries stay open: answers that come late still count.
 
     Args:
-        project: The workspace.
+        bench: Workbench of the workspace.
         number: Number of the round.
         ending: Reason for closing it.
         because: The same reason as a sentence.
@@ -279,13 +270,13 @@ def close(project: Project, number: int, ending: Ending, because: str) -> None:
     Raises:
         AlloopError: The round is closed already.
     """
-    with transaction(project.database) as session:
+    with transaction(bench.project.database) as session:
         current = find_round(session, number)
         if current.state is RoundState.CLOSED:
             raise AlloopError(f"Round {number} is closed already: {current.closed_because}.")
         set_state(session, current.id, current.state, RoundState.CLOSED)
-        set_closed(session, current.id, ending, because, _now())
-        add_event(session, actor(), "round closed", _now(), number, because=because)
+        set_closed(session, current.id, ending, because, bench.now())
+        add_event(session, bench.user, "round closed", bench.now(), number, because=because)
 
 
 def current_digest(project: Project) -> str | None:
@@ -311,10 +302,12 @@ def label_digest(
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _record_selection(session: Session, situation: Situation, selected: Selected, suspects: int) -> None:
+def _record_selection(
+    session: Session, bench: Workbench, situation: Situation, selected: Selected, suspects: int
+) -> None:
     number, config = situation.current.number, situation.config
     _expect(session, number, RoundState.SCORED)
-    add_queries(session, situation.current.id, selected.queries, new_key_prefix(session, number), _now())
+    add_queries(session, situation.current.id, selected.queries, new_key_prefix(session, number), bench.now())
     set_state(session, situation.current.id, RoundState.SCORED, RoundState.SELECTED)
     record = {
         "strategy": selected.strategy,
@@ -326,9 +319,9 @@ def _record_selection(session: Session, situation: Situation, selected: Selected
     add_selection(session, situation.current.id, record)
     add_event(
         session,
-        actor(),
+        bench.user,
         "selected",
-        _now(),
+        bench.now(),
         number,
         queries=len(selected.queries),
         configured=config.acquisition.strategy,
@@ -376,7 +369,7 @@ def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tu
 
 def _record_model(
     session: Session,
-    project: Project,
+    bench: Workbench,
     current: RoundRecord,
     job: TrainJob,
     result: TrainResult,
@@ -388,7 +381,7 @@ def _record_model(
         {
             "round_id": current.id,
             "name": f"r{current.number}-{result.files.sha256[:8]}",
-            "path": project.paths.relative(result.files.folder),
+            "path": bench.project.paths.relative(result.files.folder),
             "sha256": result.files.sha256,
             "classes": list(job.classes),
             "head_classes": [list(part) for part in result.head_classes],
@@ -405,10 +398,10 @@ def _record_model(
             },
         },
         result.calibration,
-        _now(),
+        bench.now(),
     )
     for split, found in metrics.items():
-        set_metrics(session, model_id, split, found, _now())
+        set_metrics(session, model_id, split, found, bench.now())
 
 
 def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) -> HoldoutRows | None:
@@ -427,15 +420,12 @@ def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) ->
     )
 
 
-def _grow_holdout(session: Session, config: Config, current: RoundRecord, seed: int) -> None:
+def _grow_holdout(session: Session, bench: Workbench, current: RoundRecord, seed: int) -> None:
     """Draw what `[evaluation] holdout_growth` asks for, as far as the label budget allows."""
+    config = bench.project.config
     counts, budget = count_pool(session), config.loop.label_budget
     n = growth_size(config, None if budget is None else budget - counts.labeled - counts.open)
     drawn, of = grow_holdout(session, n, seed) if n else ([], 0)
     if drawn:
         add_draw(session, current.id, drawn, of, is_growth=True)
-        add_event(session, actor(), "holdout grown", _now(), current.number, images=drawn, groups=of)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
+        add_event(session, bench.user, "holdout grown", bench.now(), current.number, images=drawn, groups=of)

@@ -9,7 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from factories import make_project  # noqa: E402
+from factories import make_project, tools_of  # noqa: E402
 
 from alloop.loop.rounds.runner import RunOptions, run  # noqa: E402
 from alloop.store.migrate import head_revision  # noqa: E402
@@ -21,7 +21,7 @@ def main() -> None:
     target.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with make_project(Path(folder), n=8, name="pets") as project:
-            run(project, RunOptions(rounds=None))
+            run(tools_of(project), RunOptions(rounds=None))
         with contextlib.closing(sqlite3.connect(project.folder / "alloop.db")) as connection:
             root = str(project.folder)
             connection.execute("UPDATE image_location SET path = replace(path, ?, '/pets')", [root])

@@ -274,14 +274,14 @@ def test_features_that_do_not_fit_one_by_one_are_an_error_that_says_what_to_do(t
     job = FeatureJob(config, toys.images, toys.root / "cache", "cpu")
 
     with pytest.raises(DeviceError, match=r"smallest batch: CUDA out of memory\. .* of which 5\.43 GiB is free\.") as e:
-        LocalExecutor().features(job)
+        LocalExecutor().submit(job)
 
     assert "Including" not in str(e.value)
     assert "image_size" in e.value.hint
     assert calls == [4, 4, 4, 4, 2, 1]
     monkeypatch.setattr(features.Backbone, "normalize", normalize)
     told = []
-    LocalExecutor().features(job, lambda label, done, total: told.append(total))
+    LocalExecutor().submit(job, lambda label, done, total: told.append(total))
     assert told[0] == 90 - 12  # what was there before is kept
 
 

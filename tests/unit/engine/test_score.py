@@ -175,6 +175,6 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(toys, model, monkeyp
 def test_the_local_executor_trains_and_scores_here_and_now(toys):
     executor = LocalExecutor()
 
-    trained = executor.train(toys.train_job())
+    trained = executor.submit(toys.train_job())
 
-    assert executor.score(toys.score_job(trained.files)).n_images == 15
+    assert executor.submit(toys.score_job(trained.files)).n_images == 15

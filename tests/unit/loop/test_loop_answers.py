@@ -48,7 +48,7 @@ def pulled(
     sha256: str | None = None,
 ) -> Recorded:
     recorded = Recorded()
-    record_answers(session, place, [TaskAnswers(ListedTask(task, key, sha256), answers)], recorded)
+    record_answers(session, place, [TaskAnswers(ListedTask(task, key, sha256), answers)], recorded, NOW)
     return recorded
 
 
@@ -163,8 +163,8 @@ def test_an_unknown_class_is_kept_and_becomes_a_label_once_the_class_is_added(se
     assert annotations(session) == [(1, "label", "bird")]
 
     now = Place("s", "7", OneClass(("cat", "dog", "bird")), 1)
-    derive_labels(session, now.judge)
-    resettle_unknown(session, now)
+    derive_labels(session, now.judge, NOW)
+    resettle_unknown(session, now, NOW)
 
     assert statuses(session)[0] is QueryStatus.ANSWERED
     assert labels(session) == {1: "bird"}
@@ -213,7 +213,7 @@ def test_a_lost_task_takes_its_open_query_back_but_keeps_what_was_answered(sessi
     pulled(session, label("cat"))
     recorded = Recorded()
 
-    record_lost(session, list_queries(session), recorded)
+    record_lost(session, list_queries(session), recorded, NOW)
 
     assert recorded.lost == 1
     assert statuses(session) == [QueryStatus.ANSWERED, QueryStatus.WITHDRAWN]
@@ -236,7 +236,7 @@ def test_labels_rebuilt_from_scratch_are_those_that_grew(session: Session):
         grown = list_labels(session)
 
         session.execute(text("DELETE FROM label"))
-        derive_labels(session, PLACE.judge)
+        derive_labels(session, PLACE.judge, NOW)
 
         assert list_labels(session) == grown
     # a1: cat, dog, deleted, skipped, deleted; a2: dog, bird; a3: cat

@@ -11,7 +11,7 @@ from factories import NOW, make_project
 
 from alloop.errors import LeaseHeld
 from alloop.loop import writer as room
-from alloop.loop.writer import check_writer, writer
+from alloop.loop.writer import actor, check_writer, writer
 from alloop.processes import start_time
 from alloop.project import Project
 from alloop.store.session import reading, transaction
@@ -38,7 +38,7 @@ def leave_lease(project: Project, name: str) -> None:
 
 def can_write(project: Project) -> bool:
     try:
-        with writer(project.database):
+        with writer(project.database, actor()):
             return True
     except LeaseHeld:
         return False
@@ -108,7 +108,7 @@ def test_a_holder_in_words_of_another_alloop_is_left_alone(project: Project):
 def test_the_message_names_the_holder_without_its_mark(project: Project):
     leave_lease(project, holder(os.getppid()))
 
-    with pytest.raises(LeaseHeld) as caught, writer(project.database):
+    with pytest.raises(LeaseHeld) as caught, writer(project.database, actor()):
         pass
 
     assert f"ann@{socket.gethostname()} pid {os.getppid()}, since 03:04:05 UTC" in caught.value.message
@@ -120,20 +120,21 @@ def test_renewing_a_lease_does_not_change_since_when_it_is_held(project: Project
     with transaction(project.database) as session:
         take_lease(session, "somebody", NOW.replace(hour=9), LONG_AFTER)
 
-    with pytest.raises(LeaseHeld, match="since 03:04:05"), writer(project.database):
+    with pytest.raises(LeaseHeld, match="since 03:04:05"), writer(project.database, actor()):
         pass
 
 
 def test_a_writer_that_was_overtaken_learns_of_it_and_does_not_end_the_other_lease(project: Project):
-    with writer(project.database):
+    with writer(project.database, actor()) as lease:
         with transaction(project.database) as session:
-            check_writer(session)
+            check_writer(session, lease)
             drop_lease(session, str(find_lease_holder(session)))
             take_lease(session, "ann@elsewhere pid 1", NOW, LONG_AFTER)
 
         with pytest.raises(LeaseHeld, match="taken over"), reading(project.database) as session:
-            check_writer(session)
+            check_writer(session, lease)
 
     with reading(project.database) as session:
         assert find_lease_holder(session) == "ann@elsewhere pid 1"
-        check_writer(session)  # outside `writer` there is nothing to check
+        with pytest.raises(LeaseHeld, match="taken over"):
+            check_writer(session, lease)  # the lease ended with the block

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import alloop
-from factories import CLASSES, add_truth, make_project, write_pool
+from factories import CLASSES, add_truth, at_bench, make_project, tools_of, write_pool
 from PIL import Image
 
+from alloop.engine.executor_local import LocalExecutor
 from alloop.files import sha256_of
 from alloop.loop.choosing.explain import explain
 from alloop.loop.intake.ingest import add_images
@@ -72,7 +73,7 @@ def test_pool_add_says_how_deep_images_are_read(tmp_path: Path, bits: int):
 
 def test_the_model_gets_nearly_the_pixels_of_the_same_pictures_in_eight_bits(tmp_path: Path):
     project = deep_project(tmp_path, 4)
-    add_images(project, [str(project.folder / "photos")])
+    at_bench(project, add_images, [str(project.folder / "photos")])
 
     for ref in refs_of(project):
         eight = np.asarray(Image.open(project.folder / "eight" / Path(ref.path).name).convert("L"))
@@ -83,7 +84,7 @@ def test_the_model_gets_nearly_the_pixels_of_the_same_pictures_in_eight_bits(tmp
 
 def test_eight_bit_images_keep_key_and_pixels_beside_deep_ones(tmp_path: Path):
     project = deep_project(tmp_path, 2)
-    add_images(project, [str(project.folder / "photos"), str(project.folder / "eight")])
+    at_bench(project, add_images, [str(project.folder / "photos"), str(project.folder / "eight")])
 
     plain = [ref for ref in refs_of(project) if "/eight/" in ref.path]
 
@@ -174,7 +175,7 @@ def test_near_copies_are_found_across_depths_and_dark_pictures_are_not_all_one(t
     scene[0, 0] = 1030
     Image.fromarray(scene).save(photos / "dark copy.png")  # 12 bits
 
-    added = add_images(project, [str(photos)])
+    added = at_bench(project, add_images, [str(photos)])
 
     assert (added.new, added.near_duplicates, added.depth) == (10, 1, 12)
 
@@ -211,7 +212,7 @@ def test_the_page_of_an_explanation_shows_the_pixels_of_the_model(tmp_path: Path
 
     monkeypatch.setattr("alloop.report.explain.picture_of", watched)
     assert alloop("run", "-C", project.folder).code == 0
-    write_explanation(explain(project, str(project.folder / "photos" / "0003.png")), tmp_path / "page.html")
+    write_explanation(explain(tools_of(project), str(project.folder / "photos" / "0003.png")), tmp_path / "page.html")
 
     assert seen
     assert {image.depth for image in seen} == {12}
@@ -226,14 +227,14 @@ def test_a_labeled_folder_is_compared_and_simulated_at_one_depth(tmp_path: Path)
     data = read_folder(tmp_path / "all")
     base = Base(tmp_path / "base", tmp_path / "cache")
     config = make_project(tmp_path, n=0, add=False).config
-    prepare_images(base, data, config, None)
+    prepare_images(base, data, config, LocalExecutor(), None)
 
     assert {image.depth for image in data.images} == {12}
     with contextlib.closing(sqlite3.connect(base.database)) as connection:
         assert connection.execute("SELECT max(depth), count(depth) FROM image").fetchone() == (12, 12)
     # A workspace whose other images need 14 bits has its labeled ones read so, too.
     beyond = dataclasses.replace(data, images=[dataclasses.replace(image, depth=14) for image in data.images])
-    prepare_images(Base(tmp_path / "other", tmp_path / "cache"), beyond, config, None)
+    prepare_images(Base(tmp_path / "other", tmp_path / "cache"), beyond, config, LocalExecutor(), None)
     with contextlib.closing(sqlite3.connect(tmp_path / "other" / base.database.name)) as connection:
         assert connection.execute("SELECT max(depth) FROM image").fetchone() == (14,)
 
@@ -255,7 +256,7 @@ def test_a_pool_of_an_earlier_schema_gets_its_depth_at_the_next_look(tmp_path: P
     upgrade_database(upgraded)
 
     assert [(ref.image_id, ref.depth) for ref in refs_of(upgraded) if ref.depth is not None] == [(1, 16)]
-    added = add_images(upgraded, [str(project.folder / "photos")])
+    added = at_bench(upgraded, add_images, [str(project.folder / "photos")])
 
     assert (added.known, added.depth, added.changed_depth) == (1, 12, 1)
     assert [(ref.sha256, ref.depth) for ref in refs_of(upgraded) if ref.depth is not None] == [(sha256, 12)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import NOW, add_pool_image, make_image, make_project
+from factories import NOW, add_pool_image, at_bench, make_image, make_project
 from sqlalchemy import Engine
 
 from alloop.errors import ConfigError, PoolError
@@ -210,14 +210,14 @@ def test_run_names_the_cell_that_is_no_number_before_it_asks_about_anything(tmp_
     project = make_project(tmp_path, n=8, acquisition={"only": "year > 2020"}, pool={"near_duplicates": False})
     rows = "".join(f"{n:04d}.png,{2018 + n if n else 'unknown'}\n" for n in range(8))
     (tmp_path / "a.csv").write_text(f"file,year\n{rows}")
-    add_attributes(project, tmp_path / "a.csv")
+    at_bench(project, add_attributes, tmp_path / "a.csv")
 
     refused = alloop("run", "-C", project.folder)
 
     assert (refused.code, "'unknown' for" in refused.err, "0000.png" in refused.err) == (2, True, True)
     assert "alloop pool add --attributes" in refused.err
     (tmp_path / "a.csv").write_text("file,year\n0000.png,\n")
-    add_attributes(project, tmp_path / "a.csv")
+    at_bench(project, add_attributes, tmp_path / "a.csv")
     assert alloop("run", "-C", project.folder).code == 0
 
 
@@ -242,7 +242,7 @@ def test_attributes_come_from_a_table_and_can_be_changed_and_taken_away(tmp_path
         f"file,sha256,site,year\n{project.folder}/photos/0000.png,,A,2019\n0001.png,,B,2020\n,{sha256},C,\n"
     )
 
-    assert add_attributes(project, tmp_path / "a.csv") == (3, ("site", "year"))
+    assert at_bench(project, add_attributes, tmp_path / "a.csv") == (3, ("site", "year"))
     assert described(project) == {
         "0000.png": {"site": "A", "year": "2019"},
         "0001.png": {"site": "B", "year": "2020"},
@@ -250,7 +250,7 @@ def test_attributes_come_from_a_table_and_can_be_changed_and_taken_away(tmp_path
     }
 
     (tmp_path / "b.csv").write_text("file,year\n0000.png,\n0001.png,2021\n")
-    add_attributes(project, tmp_path / "b.csv")
+    at_bench(project, add_attributes, tmp_path / "b.csv")
     assert described(project)["0000.png"] == {"site": "A"}
     assert described(project)["0001.png"] == {"site": "B", "year": "2021"}
 
@@ -258,13 +258,13 @@ def test_attributes_come_from_a_table_and_can_be_changed_and_taken_away(tmp_path
 def test_an_attribute_keeps_its_capitals(tmp_path: Path):
     project = make_project(tmp_path, n=2)
     (tmp_path / "a.csv").write_text("file,Site\n0000.png,A\n")
-    add_attributes(project, tmp_path / "a.csv")
+    at_bench(project, add_attributes, tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("file,site\n0001.png,B\n")
 
     with pytest.raises(
         PoolError, match="already have an attribute 'Site', and 'site' differs from it only in capitals"
     ):
-        add_attributes(project, tmp_path / "b.csv")
+        at_bench(project, add_attributes, tmp_path / "b.csv")
 
     assert described(project) == {"0000.png": {"Site": "A"}}
     with reading(project.database) as session:
@@ -289,7 +289,7 @@ def test_a_table_that_cannot_be_used_is_refused_as_a_whole(tmp_path: Path, conte
     (tmp_path / "a.csv").write_text(content)
 
     with pytest.raises(PoolError, match=because):
-        add_attributes(project, tmp_path / "a.csv")
+        at_bench(project, add_attributes, tmp_path / "a.csv")
 
     assert described(project) == {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import make_project, write_picture
+from factories import at_bench, make_project, write_picture
 from sqlalchemy import text
 
 from alloop.errors import LabelError, WorkspaceError
@@ -57,14 +57,14 @@ def test_a_file_is_found_by_path_relative_path_name_or_hash(project: Project):
         f",{sha256_of_image(project, '0003.png').upper()},dog",
     )
 
-    assert import_labels(project, path) == (4, 0)
+    assert at_bench(project, import_labels, path) == (4, 0)
     assert labels(project) == {"0000.png": "cat", "0001.png": "dog", "0002.png": "cat", "0003.png": "dog"}
 
 
 def test_importing_again_records_nothing_and_a_changed_label_is_a_new_version(project: Project):
-    import_labels(project, write_csv(project, "file,label", "0000.png,cat", "0001.png,dog"))
+    at_bench(project, import_labels, write_csv(project, "file,label", "0000.png,cat", "0001.png,dog"))
 
-    assert import_labels(project, write_csv(project, "file,label", "0000.png,cat", "0001.png,cat")) == (1, 1)
+    assert at_bench(project, import_labels, write_csv(project, "file,label", "0000.png,cat", "0001.png,cat")) == (1, 1)
     assert labels(project) == {"0000.png": "cat", "0001.png": "cat"}
     assert count_annotations(project) == 3
 
@@ -73,7 +73,7 @@ def test_a_sheet_of_excel_is_read_with_its_mark_and_line_ends(project: Project):
     path = project.folder / "known.csv"
     path.write_bytes(b"\xef\xbb\xbffile,label\r\n0000.png,cat\r\n")
 
-    assert import_labels(project, path) == (1, 0)
+    assert at_bench(project, import_labels, path) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_sheet_of_excel_is_read_with_its_mark_and_line_ends(project: Project):
 )
 def test_a_file_that_is_wrong_anywhere_imports_nothing(project: Project, rows: list[str], message: str):
     with pytest.raises(LabelError, match=message) as caught:
-        import_labels(project, write_csv(project, *rows))
+        at_bench(project, import_labels, write_csv(project, *rows))
 
     assert "known.csv" in str(caught.value)
     assert caught.value.hint
@@ -101,16 +101,16 @@ def test_a_file_that_is_wrong_anywhere_imports_nothing(project: Project, rows: l
 
 def test_a_file_that_is_not_there_is_named(project: Project):
     with pytest.raises(LabelError, match=r"nowhere\.csv cannot be read"):
-        import_labels(project, project.folder / "nowhere.csv")
+        at_bench(project, import_labels, project.folder / "nowhere.csv")
 
 
 def test_a_name_that_two_images_have_must_be_a_path(project: Project):
     write_picture(project.folder / "more" / "0000.png", label="cat", number=900)
-    add_images(project, [str(project.folder / "more")])
+    at_bench(project, add_images, [str(project.folder / "more")])
 
     with pytest.raises(LabelError, match=r"2 images are called 0000\.png"):
-        import_labels(project, write_csv(project, "file,label", "0000.png,cat"))
-    assert import_labels(project, write_csv(project, "file,label", "more/0000.png,cat")) == (1, 0)
+        at_bench(project, import_labels, write_csv(project, "file,label", "0000.png,cat"))
+    assert at_bench(project, import_labels, write_csv(project, "file,label", "more/0000.png,cat")) == (1, 0)
 
 
 def test_folder_names_are_labels_where_that_is_said(tmp_path: Path):
@@ -120,18 +120,18 @@ def test_folder_names_are_labels_where_that_is_said(tmp_path: Path):
         write_picture(project.folder / "tree" / label / f"{number}.png", label=label, number=number)
     tree = str(project.folder / "tree")
 
-    assert add_images(project, [tree], labels_from_folders=True).labeled == 4
-    assert add_images(project, [tree], labels_from_folders=True).labeled == 0
+    assert at_bench(project, add_images, [tree], labels_from_folders=True).labeled == 4
+    assert at_bench(project, add_images, [tree], labels_from_folders=True).labeled == 0
     assert labels(project) == {"0.png": "cat", "1.png": "dog", "2.png": "cat", "3.png": "dog"}
 
 
 def test_labels_from_folders_may_come_after_the_images(tmp_path: Path):
     project = make_project(tmp_path, n=0, add=False)
     write_picture(project.folder / "tree" / "dog" / "a.png", label="dog", number=1)
-    add_images(project, [str(project.folder / "tree")])
+    at_bench(project, add_images, [str(project.folder / "tree")])
     assert labels(project) == {}
 
-    assert add_images(project, [str(project.folder / "tree")], labels_from_folders=True).labeled == 1
+    assert at_bench(project, add_images, [str(project.folder / "tree")], labels_from_folders=True).labeled == 1
     assert labels(project) == {"a.png": "dog"}
 
 
@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_class_is_refused_before_anything_is_added(tmp_path:
         write_picture(project.folder / "tree" / label / "a.png", label="cat", number=len(label))
 
     with pytest.raises(LabelError, match="'bird' is not one of the classes: cat, dog"):
-        add_images(project, [str(project.folder / "tree")], labels_from_folders=True)
+        at_bench(project, add_images, [str(project.folder / "tree")], labels_from_folders=True)
 
     with reading(project.database) as session:
         assert list_refs(session) == []
@@ -153,7 +153,7 @@ def test_one_image_in_the_folders_of_two_classes_is_refused(tmp_path: Path):
     write_picture(project.folder / "tree" / "dog" / "b.png", label="cat", number=1)
 
     with pytest.raises(LabelError, match=r"cat/a\.png and .*dog/b\.png") as caught:
-        add_images(project, [str(project.folder / "tree")], labels_from_folders=True)
+        at_bench(project, add_images, [str(project.folder / "tree")], labels_from_folders=True)
 
     assert caught.value.hint
     assert labels(project) == {}
@@ -161,7 +161,7 @@ def test_one_image_in_the_folders_of_two_classes_is_refused(tmp_path: Path):
 
 @pytest.fixture
 def labeled(project: Project) -> Project:
-    import_labels(project, write_csv(project, "file,label", "0000.png,cat", "0001.png,dog", "0003.png,dog"))
+    at_bench(project, import_labels, write_csv(project, "file,label", "0000.png,cat", "0001.png,dog", "0003.png,dog"))
     return project
 
 
@@ -178,7 +178,7 @@ def test_exported_labels_can_be_imported_elsewhere(labeled: Project, tmp_path: P
     }
     assert [row["sha256"] for row in rows] == sorted(row["sha256"] for row in rows)
     other = make_project(tmp_path, n=6, name="other")
-    assert import_labels(other, target) == (3, 0)
+    assert at_bench(other, import_labels, target) == (3, 0)
     assert labels(other) == labels(labeled)
 
 
@@ -231,9 +231,9 @@ def test_an_export_by_folders_uses_the_copy_that_is_still_there(labeled: Project
     copy = labeled.folder / "z" / "copy.png"
     copy.parent.mkdir()
     copy.write_bytes((labeled.folder / "photos" / "0001.png").read_bytes())
-    add_images(labeled, [str(copy)])
+    at_bench(labeled, add_images, [str(copy)])
     (labeled.folder / "photos" / "0001.png").unlink()
-    check_images(labeled)
+    at_bench(labeled, check_images)
 
     assert export_labels(labeled, tmp_path / "tree", "folders") == 3
     assert labels(labeled)["copy.png"] == "dog"
@@ -250,8 +250,8 @@ def test_a_copy_that_cannot_be_made_leaves_no_half_export(labeled: Project, tmp_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     large = write_picture(labeled.folder / "photos" / "large.png", label="cat", number=7)
     large.write_bytes(large.read_bytes() + bytes(200_000))
-    add_images(labeled, [str(large)])
-    import_labels(labeled, write_csv(labeled, "file,label", "large.png,cat"))
+    at_bench(labeled, add_images, [str(large)])
+    at_bench(labeled, import_labels, write_csv(labeled, "file,label", "large.png,cat"))
 
     with pytest.raises(WorkspaceError, match="larger than the largest file allowed here"):
         try:
@@ -268,8 +268,8 @@ def test_a_copy_that_cannot_be_made_leaves_no_half_export(labeled: Project, tmp_
 def test_an_image_with_a_name_as_long_as_names_may_be_is_exported(labeled: Project, tmp_path: Path):
     for name in ("n" * 251, "n" + "é" * 125):
         write_picture(labeled.folder / "long" / f"{name}.png", label="cat", number=len(name))
-    add_images(labeled, [str(labeled.folder / "long")])
-    import_labels(labeled, write_csv(labeled, "file,label", f"{'n' * 251}.png,cat", f"n{'é' * 125}.png,cat"))
+    at_bench(labeled, add_images, [str(labeled.folder / "long")])
+    at_bench(labeled, import_labels, write_csv(labeled, "file,label", f"{'n' * 251}.png,cat", f"n{'é' * 125}.png,cat"))
 
     assert export_labels(labeled, tmp_path / "tree", "folders", copy=True) == 5
 

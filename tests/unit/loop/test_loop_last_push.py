@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import make_project
+from factories import at_bench, make_project
 
 from alloop.errors import LabelingError
 from alloop.loop.asking.last_push import FILE_NAME, begin_push, check_last_push, is_overtaken
@@ -58,9 +58,9 @@ def remembered(project: Project) -> tuple[str | None, str | None, str | None]:
 
 def test_a_push_gives_the_same_new_id_to_all_three(project: Project):
     annotator = Remembering()
-    begin_push(project, annotator)
+    at_bench(project, begin_push, annotator)
     first = annotator.push_id
-    begin_push(project, annotator)
+    at_bench(project, begin_push, annotator)
 
     assert annotator.push_id != first
     assert remembered(project) == (annotator.push_id, None, annotator.push_id)
@@ -69,25 +69,25 @@ def test_a_push_gives_the_same_new_id_to_all_three(project: Project):
 @pytest.mark.parametrize("arrived", [False, True])
 def test_a_push_killed_before_or_after_the_server_took_its_id_is_still_ours(project: Project, arrived: bool):
     annotator = Remembering()
-    begin_push(project, annotator)
+    at_bench(project, begin_push, annotator)
     with transaction(project.database) as session:
         set_next_push(session, "csv", "next")
     if arrived:
         annotator.push_id = "next"
 
-    check_last_push(project, annotator)
+    at_bench(project, check_last_push, annotator)
 
     assert remembered(project) == (annotator.push_id, None, annotator.push_id)
 
 
 def test_a_kill_while_the_server_takes_the_id_leaves_an_id_that_is_known(project: Project):
     annotator = Remembering()
-    begin_push(project, annotator)
+    at_bench(project, begin_push, annotator)
     annotator.dies = True
     with pytest.raises(KeyboardInterrupt):
-        begin_push(project, annotator)
+        at_bench(project, begin_push, annotator)
 
-    check_last_push(project, annotator)
+    at_bench(project, check_last_push, annotator)
 
 
 @pytest.mark.parametrize("database", [None, "old"])
@@ -96,7 +96,7 @@ def test_a_database_older_than_its_folder_goes_on_with_a_warning(
 ):
     remember(project, database=database, folder="new")
 
-    check_last_push(project, Remembering("new"))
+    at_bench(project, check_last_push, Remembering("new"))
 
     assert remembered(project) == ("new", None, "new")
 
@@ -112,15 +112,15 @@ def test_a_push_that_neither_database_nor_folder_knows_came_from_a_copy(
 
     assert is_overtaken(project, annotator)
     with pytest.raises(LabelingError, match="another copy of the workspace") as caught:
-        check_last_push(project, annotator)
+        at_bench(project, check_last_push, annotator)
     with pytest.raises(LabelingError):
-        begin_push(project, annotator)
+        at_bench(project, begin_push, annotator)
 
     assert "--take-over" in caught.value.hint
     assert "--new-project" in caught.value.hint
     assert annotator.push_id == "new"
     assert remembered(project) == (database, None, folder)
-    check_last_push(project, annotator, take_over=True)
+    at_bench(project, check_last_push, annotator, take_over=True)
     assert remembered(project) == ("new", None, "new")
 
 
@@ -128,7 +128,7 @@ def test_a_push_that_neither_database_nor_folder_knows_came_from_a_copy(
 def test_a_folder_that_lags_behind_is_brought_up_to_date(project: Project, database: str, folder: str | None):
     remember(project, database=database, folder=folder)
 
-    check_last_push(project, Remembering("id"))
+    at_bench(project, check_last_push, Remembering("id"))
 
     assert remembered(project) == ("id", None, "id")
 
@@ -136,7 +136,7 @@ def test_a_folder_that_lags_behind_is_brought_up_to_date(project: Project, datab
 def test_a_project_that_forgot_or_never_had_a_push_is_no_reason_to_stop(project: Project):
     remember(project, database="id", folder="id")
 
-    check_last_push(project, Remembering(None))
+    at_bench(project, check_last_push, Remembering(None))
 
     assert remembered(project) == ("id", None, "id")
 
@@ -145,6 +145,6 @@ def test_a_damaged_file_in_the_folder_counts_as_none(project: Project):
     (project.folder / FILE_NAME).write_text("[")
     annotator = Remembering()
 
-    begin_push(project, annotator)
+    at_bench(project, begin_push, annotator)
 
     assert remembered(project) == (annotator.push_id, None, annotator.push_id)

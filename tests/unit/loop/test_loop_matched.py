@@ -2,16 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
-from factories import fake_sha256, make_config, make_project
+from factories import fake_sha256, make_config, make_project, tools_of
 
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.evaluation.matched import Matched
 from alloop.loop.measuring.matched import compare_arms, describe, find_arms, without
 from alloop.loop.rounds.runner import RunOptions, run
+from alloop.loop.workbench import Tools
+from alloop.progress import Progress, silent
 from alloop.records import Calibration, ImageRef, Interval, ModelFiles, Reason
 from alloop.store.rounds import list_rounds
 from alloop.store.session import reading
@@ -41,9 +42,13 @@ def job(tmp_path: Path, **changes: object) -> TrainJob:
     return TrainJob(config, ("cat", "dog"), refs, (0, 1) * 3, refs[:4], (0, 1, 0, 1), 0, tmp_path, tmp_path / "out")
 
 
+def tools(executor: object = None) -> Tools:
+    return Tools(project=None, executor=executor, annotator=None, user="ada")  # type: ignore[arg-type]
+
+
 def test_too_few_labels_and_fine_tuning_are_skipped_with_the_reason(tmp_path: Path):
-    few = compare_arms(job(tmp_path), None, {1: RANDOM, 2: ACQUIRED})  # type: ignore[arg-type]
-    tuned = compare_arms(job(tmp_path, model={"mode": "finetune"}), None, {})  # type: ignore[arg-type]
+    few = compare_arms(tools(), job(tmp_path), None, {1: RANDOM, 2: ACQUIRED})  # type: ignore[arg-type]
+    tuned = compare_arms(tools(), job(tmp_path, model={"mode": "finetune"}), None, {})  # type: ignore[arg-type]
 
     assert few["skipped"]
     assert "1 random labels and 1 acquired ones so far; 20 of each are needed" in few["says"]
@@ -60,37 +65,34 @@ def test_images_drawn_later_are_left_out_of_the_holdout(tmp_path: Path):
 class Recorder:
     """In place of the executor: remembers the labels of each job, and is right about everything if it had all."""
 
-    jobs: ClassVar[list[TrainJob]] = []
+    def __init__(self) -> None:
+        self.jobs: list[TrainJob] = []
 
-    def train(self, job: TrainJob) -> TrainResult:
+    def submit(self, job: TrainJob, progress: Progress = silent) -> TrainResult:
         self.jobs.append(job)
         sure = np.where(np.arange(2) == np.array(job.holdout_targets)[:, None], 0.0, -9.0).astype(np.float32)
         nothing = Calibration(1.0, 0, None, None)
         return TrainResult(ModelFiles(job.out, ""), nothing, sure, (), {}, {}, 0.0)
 
 
-def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("alloop.loop.measuring.matched.LocalExecutor", Recorder)
-    monkeypatch.setattr(Recorder, "jobs", [])
+def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(tmp_path: Path):
+    recorder = Recorder()
     refs = tuple(ImageRef(number, fake_sha256(number), "") for number in range(70))
     whole = dataclasses.replace(job(tmp_path), images=refs, targets=(0, 1) * 35, head_classes=(("cat",),))
     # Images 0 to 9 are the seed batch, 10 to 39 were acquired, 40 to 64 drawn; 65 to 69 were known beforehand.
     reasons = {at: SEED if at < 10 else ACQUIRED if at < 40 else RANDOM for at in range(65)}
-    result = Recorder().train(whole)
-    Recorder.jobs.clear()
+    result = Recorder().submit(whole)
 
-    found = compare_arms(whole, dataclasses.replace(result, head_classes=(("dog",),)), reasons)
+    found = compare_arms(tools(recorder), whole, dataclasses.replace(result, head_classes=(("dog",),)), reasons)
 
     shared = {*range(10), *range(65, 70)}
-    for jobs, own in ((Recorder.jobs[:6], set(range(10, 35))), (Recorder.jobs[6:], set(range(40, 65)))):
+    for jobs, own in ((recorder.jobs[:6], set(range(10, 35))), (recorder.jobs[6:], set(range(40, 65)))):
         sets = [{ref.image_id for ref in one.images} for one in jobs]
         assert sets[0] == shared | own
         left_out = [sets[0] - one for one in sets[1:]]
         assert [len(group) for group in left_out] == [5] * 5
         assert set().union(*left_out) == own
-    for one in Recorder.jobs:
+    for one in recorder.jobs:
         assert one.targets == tuple(ref.image_id % 2 for ref in one.images)
         assert (one.head_classes, one.config.calibration.method, one.seed) == ((("dog",),), "none", whole.seed)
         assert one.config.train == whole.config.train
@@ -136,7 +138,7 @@ def test_a_project_is_told_whether_asking_helped_and_a_setting_turns_that_off(tm
     )
 
     for project in (compared, plain):
-        run(project, RunOptions(rounds=None))
+        run(tools_of(project), RunOptions(rounds=None))
 
     with reading(compared.database) as session:
         found = [row.matched or {} for row in list_rounds(session)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from factories import make_project
+from factories import at_bench, make_project
 
 from alloop.loop.asking import people
 from alloop.loop.asking.people import Connection
@@ -32,15 +32,15 @@ class Odd:
 def project(tmp_path: Path) -> Project:
     """A round whose batch is chosen and not sent."""
     project = make_project(tmp_path, 24)
-    steps.start_round(project)
-    steps.train(project, 0)
-    steps.score(project, 0)
-    steps.select(project, 0)
+    at_bench(project, steps.start_round)
+    at_bench(project, steps.train, 0)
+    at_bench(project, steps.score, 0)
+    at_bench(project, steps.select, 0)
     return project
 
 
 def odd(project: Project, **replaced) -> Connection:
-    connection = people.connect_people(project)
+    connection = at_bench(project, people.connect_people)
     return dataclasses.replace(connection, annotator=Odd(connection.annotator, **replaced))
 
 
@@ -50,9 +50,9 @@ def statuses(project: Project) -> Counter:
 
 
 def test_a_task_deleted_between_its_answer_and_the_listing_stays_answered(project: Project):
-    n = people.push(project, 0)
+    n = at_bench(project, people.push, 0)
 
-    recorded = people.pull(project, odd(project, list_tasks=list))
+    recorded = at_bench(project, people.pull, odd(project, list_tasks=list))
 
     assert recorded.lost == 0
     assert statuses(project) == {QueryStatus.ANSWERED: n}
@@ -62,8 +62,8 @@ def test_a_task_deleted_between_its_answer_and_the_listing_stays_answered(projec
 
 def test_a_task_that_took_the_place_of_its_copy_is_the_one_remembered(project: Project):
     """Of two copies the one that people had begun stays, which is not the one we had recorded."""
-    people.push(project, 0)
-    connection = people.connect_people(project)
+    at_bench(project, people.push, 0)
+    connection = at_bench(project, people.connect_people)
     with reading(project.database) as session:
         recorded = list_pushed(session, "oracle", connection.place.project_ref)
     old, query = next(iter(recorded.items()))
@@ -76,7 +76,9 @@ def test_a_task_that_took_the_place_of_its_copy_is_the_one_remembered(project: P
     def reconcile(images: Mapping[str, str]) -> dict[str, str]:
         return {key: ids[key] for key in images}
 
-    lost = people.pull(project, odd(project, list_tasks=there, reconcile=reconcile, pull=lambda mark: iter(()))).lost
+    lost = at_bench(
+        project, people.pull, odd(project, list_tasks=there, reconcile=reconcile, pull=lambda mark: iter(()))
+    ).lost
 
     assert lost == 0
     with reading(project.database) as session:
@@ -86,12 +88,12 @@ def test_a_task_that_took_the_place_of_its_copy_is_the_one_remembered(project: P
 
 
 def test_pulling_the_same_answers_again_writes_and_reports_nothing(project: Project):
-    people.push(project, 0)
-    first = people.pull(project)
+    at_bench(project, people.push, 0)
+    first = at_bench(project, people.pull)
 
     # From the beginning, as after a lost mark.
-    from_start = people.connect_people(project).annotator.pull
-    again = people.pull(project, odd(project, pull=lambda mark: from_start(None)))
+    from_start = at_bench(project, people.connect_people).annotator.pull
+    again = at_bench(project, people.pull, odd(project, pull=lambda mark: from_start(None)))
 
     assert first.new > 0
     assert again == people.Recorded()

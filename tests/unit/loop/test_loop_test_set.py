@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from factories import make_project, write_picture, write_settings
+from factories import at_bench, make_project, tools_of, write_picture, write_settings
 
 from alloop.errors import ConfigError, HistoryError, LabelError
 from alloop.loop.measuring.measure import evaluate
@@ -46,7 +46,7 @@ def test_a_test_set_is_measured_on_and_never_asked_about_or_trained_on(tmp_path:
     project = _project(tmp_path, "tested" if kind == "folder" else "test.csv")
     write_test_folder(project.folder / "tested") if kind == "folder" else write_test_csv(project.folder)
 
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
 
     with reading(project.database) as session:
         queries, model = list_queries(session), find_last_model(session)
@@ -64,13 +64,13 @@ def test_a_test_set_is_measured_on_and_never_asked_about_or_trained_on(tmp_path:
 def test_measuring_again_fits_nothing_to_the_test_set(tmp_path: Path):
     project = _project(tmp_path)
     write_test_folder(project.folder / "tested")
-    run(project, RunOptions(rounds=2))
+    run(tools_of(project), RunOptions(rounds=2))
     with reading(project.database) as session:
         model = find_last_model(session)
         assert model is not None
         before = list_metrics(session, model.id, "holdout")
 
-    _, after = evaluate(project)
+    _, after = at_bench(project, evaluate)
 
     assert {name: found.value for name, found in after.items()} == pytest.approx(
         {name: found.value for name, found in before.items()}, abs=1e-5
@@ -85,7 +85,7 @@ def test_images_that_the_pool_had_already_and_their_near_copies_leave_it(tmp_pat
     (project.folder / "tested" / "cat").mkdir(parents=True)
     shutil.copy(photo, project.folder / "tested" / "cat" / "mine.png")
 
-    start_round(project)
+    at_bench(project, start_round)
 
     with reading(project.database) as session:
         counts = count_pool(session)
@@ -98,7 +98,7 @@ def test_labels_of_a_test_set_do_not_use_up_the_budget(tmp_path: Path):
     project = _project(tmp_path, loop={"label_budget": 8})
     write_test_folder(project.folder / "tested")
 
-    ended = run(project, RunOptions(rounds=None))
+    ended = run(tools_of(project), RunOptions(rounds=None))
 
     assert ended.stage is Stage.DONE
     assert ended.because == "stopped: label budget reached: 8 of 8 labels"
@@ -109,7 +109,7 @@ def test_a_test_set_that_is_not_there_is_refused(tmp_path: Path):
     project = _project(tmp_path)
 
     with pytest.raises(ConfigError, match="tested, which is not there"):
-        start_round(project)
+        at_bench(project, start_round)
 
 
 def test_a_test_set_with_another_class_is_refused(tmp_path: Path):
@@ -117,7 +117,7 @@ def test_a_test_set_with_another_class_is_refused(tmp_path: Path):
     write_picture(project.folder / "tested" / "cow" / "1.png", label="cat", number=1)
 
     with pytest.raises(LabelError, match="'cow' is not one of the classes"):
-        start_round(project)
+        at_bench(project, start_round)
 
 
 def test_a_listed_file_that_is_not_there_is_refused(tmp_path: Path):
@@ -125,13 +125,13 @@ def test_a_listed_file_that_is_not_there_is_refused(tmp_path: Path):
     (project.folder / "test.csv").write_text("file,label\nnone.png,cat\n")
 
     with pytest.raises(LabelError, match=r"line 2 names .*none\.png, which is not there"):
-        start_round(project)
+        at_bench(project, start_round)
 
 
 def test_what_rounds_are_measured_on_cannot_change(tmp_path: Path):
     project = make_project(tmp_path, n=40)
-    run(project, RunOptions(rounds=1))
+    run(tools_of(project), RunOptions(rounds=1))
     changed = write_settings(project, evaluation={"test": "tested"})
 
     with pytest.raises(HistoryError, match="test was not set in the last round, and is tested now"):
-        start_round(changed)
+        at_bench(changed, start_round)

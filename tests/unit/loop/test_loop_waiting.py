@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import make_project
+from factories import at_bench, make_project, tools_of
 
 from alloop.loop.rounds import steps
 from alloop.loop.rounds.runner import RunOptions, run
-from alloop.loop.writer import writer
+from alloop.loop.writer import actor, writer
 from alloop.records import Ending, QueryStatus
 from alloop.store.queries import list_queries
 from alloop.store.rounds import list_rounds
@@ -27,11 +27,10 @@ def test_a_round_can_be_closed_by_hand_while_a_run_waits(tmp_path: Path) -> None
         waited.append(seconds)
         if len(waited) > 1:
             raise EnoughError
-        with writer(project.database):
-            steps.close(project, 0, Ending.BY_HAND, "closed by hand")
+        at_bench(project, steps.close, 0, Ending.BY_HAND, "closed by hand")
 
     with pytest.raises(EnoughError):
-        run(project, RunOptions(wait=True, rounds=None, sleep=others_turn))
+        run(tools_of(project), RunOptions(wait=True, rounds=None, sleep=others_turn))
 
     with reading(project.database) as session:
         rounds = list_rounds(session)
@@ -43,7 +42,7 @@ def test_a_round_can_be_closed_by_hand_while_a_run_waits(tmp_path: Path) -> None
 def test_a_run_that_waits_goes_on_waiting_while_another_one_works(tmp_path: Path) -> None:
     project = make_project(tmp_path, 30, labeling={"backend": "csv"}, loop={"batch_size": 5})
     waited = []
-    other = writer(project.database)
+    other = writer(project.database, actor())
 
     def others_turn(seconds: float) -> None:
         waited.append(seconds)
@@ -54,7 +53,7 @@ def test_a_run_that_waits_goes_on_waiting_while_another_one_works(tmp_path: Path
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        run(project, RunOptions(wait=True, rounds=None, sleep=others_turn))
+        run(tools_of(project), RunOptions(wait=True, rounds=None, sleep=others_turn))
 
     assert len(waited) == 2
 

@@ -70,22 +70,22 @@ def test_only_its_holder_drops_a_lease(database: Engine):
 
 
 def test_a_writer_holds_the_lease_for_the_block_and_also_drops_it_after_an_error(database: Engine):
-    with writer(database):
+    with writer(database, actor()):
         assert (holder_of(database) or "").startswith(actor())
-        with pytest.raises(LeaseHeld, match=str(os.getpid())), writer(database):
+        with pytest.raises(LeaseHeld, match=str(os.getpid())), writer(database, actor()):
             pass
     assert holder_of(database) is None
 
-    with pytest.raises(ZeroDivisionError), writer(database):
+    with pytest.raises(ZeroDivisionError), writer(database, actor()):
         raise ZeroDivisionError
     assert holder_of(database) is None
 
 
 KILLED = """
 import os, signal, sys
-from alloop.loop.writer import writer
+from alloop.loop.writer import actor, writer
 from alloop.store.session import connect
-with writer(connect(sys.argv[1])):
+with writer(connect(sys.argv[1]), actor()):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -96,18 +96,18 @@ def test_a_writer_of_this_machine_that_was_killed_is_replaced_at_once(database: 
     assert killed.returncode == -signal.SIGKILL
     assert holder_of(database) is not None
 
-    with writer(database):
+    with writer(database, actor()):
         assert (holder_of(database) or "").startswith(actor())
 
 
 def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(database: Engine):
-    with writer(database):
+    with writer(database, actor()):
         mine = holder_of(database) or ""
     before, _, token = mine.rpartition(".")
     machine, _, _started = before.rpartition(".")
     take(database, f"{machine}.1.{token}", dt.datetime.now(dt.UTC))  # began in the first moment after the boot
 
-    with writer(database):
+    with writer(database, actor()):
         assert holder_of(database) != mine
 
 
@@ -117,7 +117,7 @@ def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(data
 def test_a_holder_that_may_be_alive_is_respected(database: Engine, holder: str):
     take(database, holder, dt.datetime.now(dt.UTC))
 
-    with pytest.raises(LeaseHeld), writer(database):
+    with pytest.raises(LeaseHeld), writer(database, actor()):
         pass
 
     assert holder_of(database) == holder
@@ -133,7 +133,7 @@ def test_the_heartbeat_renews_the_lease(database: Engine, monkeypatch: pytest.Mo
             renewed.set()
 
     monkeypatch.setattr(writer_module, "take_lease", watched)
-    with writer(database):
+    with writer(database, actor()):
         with transaction(database) as session:
             session.execute(text("UPDATE lease SET expires_at = '2026-01-01 00:00:00'"))
         renewed.clear()
@@ -149,7 +149,7 @@ def test_a_lease_taken_over_is_not_taken_back(
     database: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(writer_module, "BEAT_SECONDS", 0.01)
-    with writer(database):
+    with writer(database, actor()):
         heart = next(thread for thread in threading.enumerate() if thread.name == "alloop-lease")
         with transaction(database) as session:
             later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)

@@ -1,0 +1,74 @@
+"""The tools that the loop works with, handed to it as one object: reading takes `Tools`, steps take a `Workbench`."""
+
+import contextlib
+import dataclasses
+import datetime as dt
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import final
+
+from alloop.executor import Executor
+from alloop.labeling.annotator import Annotator
+from alloop.labeling.build import build_annotator
+from alloop.loop.writer import Clock, Lease, actor, utc_now, writer
+from alloop.pool.picture import as_png
+from alloop.progress import Progress, silent
+from alloop.project import Project
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tools:
+    """An open workspace and everything that work on it needs. The functions that are handed these parts make none.
+
+    Attributes:
+        executor: Runs training, scoring and feature jobs.
+        annotator: Function that makes the labeling back end of `[labeling]` for the workspace's key.
+        clock: Function that returns the time now, in UTC.
+        user: Name for the event log and for messages to others who want to work on the workspace.
+        progress: Told how far the work is.
+    """
+
+    project: Project
+    executor: Executor
+    annotator: Callable[[str], Annotator]
+    clock: Clock = utc_now
+    user: str
+    progress: Progress = silent
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workbench(Tools):
+    """Tools, and the lease of the workspace: what a step that writes takes as its first argument.
+
+    Attributes:
+        lease: Proof that no other alloop writes to the workspace.
+    """
+
+    lease: Lease
+
+    def now(self) -> dt.datetime:
+        """Return the time now, in UTC."""
+        return self.clock()
+
+
+def make_tools(project: Project, executor: Executor, progress: Progress = silent) -> Tools:
+    """Return the usual tools for an open workspace: its own labeling back end, this machine's clock and user."""
+    annotator = partial(_build, project)
+    return Tools(project=project, executor=executor, annotator=annotator, user=actor(), progress=progress)
+
+
+@contextlib.contextmanager
+def open_workbench(tools: Tools) -> Iterator[Workbench]:
+    """Take the lease of the workspace for as long as the block lasts.
+
+    Raises:
+        LeaseHeld: Another alloop is at work.
+    """
+    with writer(tools.project.database, tools.user, tools.clock) as lease:
+        parts = {field.name: getattr(tools, field.name) for field in dataclasses.fields(Tools)}
+        yield Workbench(**parts, lease=lease)
+
+
+def _build(project: Project, workspace_key: str) -> Annotator:
+    return build_annotator(project.config, project.folder, workspace_key, project.environ, as_png)
