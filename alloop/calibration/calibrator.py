@@ -1,6 +1,6 @@
-"""What every post-hoc calibrator is: fitted numbers that turn log-probabilities into better ones.
+"""Post-hoc calibrators: fitted numbers that correct log-probabilities.
 
-All are fitted on held-out predictions of a network in eval mode, in float64 on the CPU.
+All are fitted to held-out predictions of a network in eval mode, in float64 on the CPU.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LOWEST_LOG = -1e6  # what a probability of exactly 0 counts as; keeps every result finite
+LOWEST_LOG = -1e6  # log-probability in place of log 0; keeps every result finite
 
 
 class Calibrator(Protocol):
-    """A frozen dataclass of plain numbers and tuples, so that `dataclasses.asdict` is its JSON."""
+    """Frozen dataclass of plain numbers and tuples, so that `dataclasses.asdict` is its JSON."""
 
     name: ClassVar[str]
 
     def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Calibrated log-probabilities, float64, on the CPU: finite, rows summing to 1."""
+        """Return calibrated log-probabilities, float64 on the CPU, finite; each row sums to 1."""
         ...
 
 
@@ -32,22 +32,22 @@ class Unchanged:
     name: ClassVar[str] = "none"
 
     def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """The same distribution, with probabilities of exactly 0 made finite."""
+        """Return the log-probabilities, with log 0 replaced by a finite number."""
         return prepare(log_probs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A calibrator and the evidence for it; NLLs are in nats per image, on the images it was fitted to.
+    """Calibrator with its evidence. NLLs are in nats per image, on the images it was fitted to.
 
     Attributes:
-        calibrator: What to apply.
-        n: Images.
-        class_counts: Of each class; K numbers.
+        calibrator: Fitted calibrator.
+        n: Number of images.
+        class_counts: Number of images of each class [K].
         data_sha256: Digest of the predictions and labels it was fitted to.
-        nll_before, nll_after: None without images. For numbers out of sample see `cross_fit`.
-        accuracy_before, accuracy_after: They differ only where the top class may change.
-        note: Why it is not what was asked for, or how it was chosen; empty when there is nothing to say.
+        nll_before, nll_after: Mean NLL; None without images. `cross_fit` gives numbers out of sample.
+        accuracy_before, accuracy_after: Accuracy; it differs only for calibrators that may change the top class.
+        note: Reason for another calibrator than the requested one, or for an automatic choice; may be empty.
     """
 
     calibrator: Calibrator
@@ -64,7 +64,7 @@ class Fitted:
 def describe(
     calibrator: Calibrator, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], note: str = ""
 ) -> Fitted:
-    """The evidence for a calibrator on the data it was fitted to."""
+    """Return a calibrator with its evidence on the data it was fitted to."""
     before, after = prepare(log_probs), calibrator.apply(log_probs)
     n, n_classes = before.shape
     labels = targets.detach().cpu().long()
@@ -82,10 +82,10 @@ def describe(
 
 
 def prepare(log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """Log-probabilities in float64 on the CPU, normalized, with -inf made finite.
+    """Convert log-probabilities to float64 on the CPU, normalized and finite.
 
     Raises:
-        ValueError: Fewer than two classes; a row that holds nan or +inf, or no probability at all.
+        ValueError: There are fewer than two classes, or a row holds nan or +inf, or all of a row is -inf.
     """
     wide = log_probs.detach().cpu().double()
     if wide.ndim != 2 or wide.shape[1] < 2:
@@ -97,10 +97,10 @@ def prepare(log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
 
 
 def check_targets(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
-    """Class positions on the CPU.
+    """Return class positions on the CPU after checking them.
 
     Raises:
-        ValueError: Soft targets, another number of them, or a class that does not exist.
+        ValueError: Targets are soft, their number is wrong, or a class does not exist.
     """
     labels = targets.detach().cpu()
     n, n_classes = log_probs.shape
@@ -114,13 +114,13 @@ def check_targets(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) ->
 
 
 def normalize_probs(probs: np.ndarray[Any, Any], fallback: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Rows [N, K] divided by their sum; rows that sum to 0 are taken from `fallback`."""
+    """Divide rows [N, K] by their sum. Rows that sum to 0 are taken from `fallback`."""
     total = probs.sum(axis=1, keepdims=True)
     return np.asarray(np.where(total > 0, probs / np.where(total > 0, total, 1.0), fallback))
 
 
 def nll_per_image(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """-log p of the true class, nats."""
+    """Return -log p of the true class [N], in nats."""
     return -log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 

@@ -1,6 +1,6 @@
-"""Calibrators by name: fit one, let cross-validation choose one, calibrate every image without itself.
+"""Calibrators by name: fit one, choose one by cross-validation, and cross-fit predictions.
 
-A fit never fails for want of images: predictions then stay as they are, and the note says why.
+With too few images a fit does not fail: predictions stay as they are, and the note gives the reason.
 """
 
 import dataclasses
@@ -61,14 +61,14 @@ def fit_calibrator(
     """Fit a calibrator to held-out predictions, with the evidence for it.
 
     Args:
-        name: As in `composition.CALIBRATORS`; "auto" is `choose_calibrator`.
+        name: Name in `composition.CALIBRATORS`; "auto" uses `choose_calibrator`.
         log_probs: Pooled predictions: log p̄, not a member's.
         targets: Class positions [N].
-        seed: Draws the folds of "auto".
-        n_folds: Of "auto".
+        seed: Seed of the folds of "auto".
+        n_folds: Number of folds of "auto".
 
     Raises:
-        ValueError: No such calibrator; a row that is not finite; targets that do not fit.
+        ValueError: The calibrator is unknown, a row is not finite, or the targets do not fit.
     """
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
     if name == "auto":
@@ -84,20 +84,20 @@ def fit_calibrator(
 def cross_fit(
     name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
 ) -> tuple[Float[Tensor, "N K"], Fitted]:
-    """Calibrated log-probabilities in which no image was calibrated by itself, and the calibrator fitted on all.
+    """Return cross-fitted log-probabilities, and the calibrator fitted to all images.
 
-    Every image gets what was fitted on the other folds; "auto" chooses anew in each of them, so that its choice is
-    out of sample, too. With too few images everything stays as it is.
+    Each image gets the calibrator of the other folds, so no image calibrates itself. "auto" chooses separately for each
+    fold, so that its choice is out of sample, too. With too few images, predictions stay as they are.
 
     Args:
         name: As in `composition.CALIBRATORS`.
         log_probs: Pooled, uncalibrated.
         targets: Class positions [N].
-        seed: Draws the folds.
-        n_folds: At least 2.
+        seed: Seed of the folds.
+        n_folds: Number of folds, at least 2.
 
     Returns:
-        Log-probabilities [N, K] in float32, and what scoring should apply.
+        Log-probabilities [N, K] in float32, and the calibrator for scoring.
     """
     fitted = fit_calibrator(name, log_probs, targets, seed, n_folds)
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
@@ -113,10 +113,10 @@ def cross_fit(
 def choose_calibrator(
     log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
 ) -> tuple[str, str]:
-    """The calibrator with the lowest cross-validated NLL among those that have images enough, and why in words.
+    """Return the calibrator with the lowest cross-validated NLL among those with enough images, and the reason.
 
-    One that is more flexible than temperature scaling must be better than it by more than two standard errors of the
-    difference between their NLLs on the same images.
+    A more flexible calibrator must beat temperature scaling by more than two standard errors of the difference between
+    their NLLs on the same images.
     """
     n, n_classes = log_probs.shape
     if n < FEWEST:
@@ -133,7 +133,7 @@ def choose_calibrator(
 
 
 def to_json(fitted: Fitted) -> dict[str, Any]:
-    """Plain numbers, strings and lists; `from_json` turns them back."""
+    """Convert to plain numbers, strings and lists. `from_json` is the reverse."""
     whole = {field.name: getattr(fitted, field.name) for field in dataclasses.fields(fitted)}
     calibrator: Any = fitted.calibrator
     return whole | {
@@ -143,10 +143,10 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Fitted:
-    """What `to_json` was given.
+    """Read the result of `to_json`.
 
     Raises:
-        ValueError: A calibrator that this alloop does not know.
+        ValueError: This alloop does not know the calibrator.
     """
     numbers = dict(data["calibrator"])
     kind = _KINDS.get(numbers.pop("name"))
@@ -170,7 +170,7 @@ def _fit_best(candidates: Sequence[str], log_probs: Tensor, targets: Tensor, see
 def _cross_validate(
     candidates: Sequence[str], log_probs: Tensor, targets: Tensor, seed: int, n_folds: int
 ) -> dict[str, Tensor]:
-    """Each candidate's NLL per image [N], fitted without that image's fold."""
+    """Return each candidate's NLL per image [N], fitted without the image's fold."""
     losses = {name: torch.empty(len(targets), dtype=torch.float64) for name in candidates}
     for rest, fold in draw_folds(targets.numpy(), seed, n_folds):
         for name in candidates:

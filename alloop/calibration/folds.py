@@ -1,4 +1,4 @@
-"""Cross-validation folds of few labels, with classes that may be rarer than folds."""
+"""Cross-validation folds for few labels, also with fewer images of a class than folds."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def draw_folds(targets: npt.NDArray[np.int64], seed: int, n_folds: int) -> list[tuple[Tensor, Tensor]]:
-    """Positions (rest, fold) of each fold. Classes with fewer images than folds are shuffled in together."""
+    """Return positions (rest, fold) of each fold. Classes with fewer images than folds are drawn as one class."""
     _, groups, counts = np.unique(targets, return_inverse=True, return_counts=True)
     rare = counts < n_folds
     groups = np.where(rare[groups], -1, groups)

@@ -1,6 +1,6 @@
-"""Histogram binning: a probability becomes the share of images in its bin that were of the class.
+"""Histogram binning: a probability becomes the share of images of the class in its bin.
 
-Never measure it with the same bins of equal width on the images it was fitted to.
+Do not measure it with the same bins of equal width on the images it was fitted to.
 
 Source: Zadrozny & Elkan (2001); docs/methods.md section 7.4.
 """
@@ -23,12 +23,12 @@ Bins = Literal["width", "mass"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Histogram:
-    """Bins of each class's probability and what they are worth, then divided by the row's sum.
+    """Bins of each class's probability with their values. Each row of values is divided by its sum.
 
     Attributes:
-        edges: Ascending; K times n_bins + 1 of them. Bins are right-closed, the outer ones reach to 0 and 1.
-        values: K times n_bins.
-        floor: Values are kept in [floor, 1 - floor]: an exact 0 makes the NLL infinite.
+        edges: Ascending edges of the bins of each class [K][n_bins + 1]. Bins are right-closed and cover [0, 1].
+        values: Value of each bin [K][n_bins].
+        floor: Values are kept in [floor, 1 - floor], because an exact 0 makes the NLL infinite.
     """
 
     edges: tuple[tuple[float, ...], ...]
@@ -37,7 +37,7 @@ class Histogram:
     name: ClassVar[str] = "histogram"
 
     def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Calibrated log-probabilities; the top class may change, and there are many ties."""
+        """Return calibrated log-probabilities. The top class may change, and there are many ties."""
         probs = prepare(log_probs).exp().numpy()
         binned = np.stack(
             [
@@ -59,18 +59,18 @@ def fit_histogram(
     *,
     is_smoothed: bool = True,
 ) -> Histogram:
-    """Bins for every class's probability.
+    """Fit the bins of every class's probability.
 
     Args:
         log_probs: Held-out predictions.
         targets: Class positions.
-        bins: Of equal width, or of equal mass (quantiles).
-        n_bins: At least 1; equal quantiles are merged.
-        floor: None: 1 / (2 N).
-        is_smoothed: (n₊ + 1) / (n + 2) instead of n₊ / n.
+        bins: Kind of bins: equal width, or equal mass (quantiles).
+        n_bins: Number of bins, at least 1; equal quantiles are merged.
+        floor: Lowest value; None: 1 / (2 N).
+        is_smoothed: True for (n₊ + 1) / (n + 2) instead of n₊ / n.
 
     Raises:
-        ValueError: No images.
+        ValueError: There are no images.
     """
     labels = check_targets(log_probs, targets).numpy()
     if not len(labels):
@@ -88,7 +88,7 @@ def fit_histogram(
 
 
 def fit_bins(probs: Array, labels: Array, bins: Bins, n_bins: int, *, is_smoothed: bool) -> tuple[Array, Array]:
-    """Edges and values; an empty bin is worth its center."""
+    """Return edges and values. The value of an empty bin is its center."""
     grid = np.linspace(0, 1, n_bins + 1)
     edges: Array = np.asarray(grid if bins == "width" else np.unique(np.quantile(probs, grid)), dtype=np.float64)
     if len(edges) == 1:
@@ -102,10 +102,10 @@ def fit_bins(probs: Array, labels: Array, bins: Bins, n_bins: int, *, is_smoothe
 
 
 def apply_bins(edges: Array, values: Array, probs: Array) -> Array:
-    """The value of the bin that each probability falls into."""
+    """Return the value of each probability's bin."""
     return np.asarray(values[_positions(edges, probs)])
 
 
 def _positions(edges: Array, probs: Array) -> npt.NDArray[np.int64]:
-    """Right-closed; what lies outside belongs to the outer bins."""
+    """Return the right-closed bin of each probability. Values outside belong to the outer bins."""
     return np.clip(np.searchsorted(edges, probs, side="left") - 1, 0, len(edges) - 2).astype(np.int64)

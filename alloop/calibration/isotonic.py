@@ -1,4 +1,4 @@
-"""Isotonic regression: the non-decreasing curve that fits best, for each class by itself.
+"""Isotonic regression: the best non-decreasing curve for each class.
 
 Source: Zadrozny & Elkan (2002); docs/methods.md section 7.3.
 """
@@ -22,11 +22,11 @@ Knots = tuple[tuple[float, float], ...]  # (probability, calibrated probability)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Isotonic:
-    """One curve per class, linear between its knots and constant outside, then divided by the row's sum.
+    """Curve of each class, linear between its knots and constant outside. Each row is divided by its sum.
 
     Attributes:
-        curves: K of them.
-        floor: Curve values are kept in [floor, 1 - floor]: an exact 0 makes the NLL infinite.
+        curves: Knots of the K curves.
+        floor: Values are kept in [floor, 1 - floor], because an exact 0 makes the NLL infinite.
     """
 
     curves: tuple[Knots, ...]
@@ -34,7 +34,7 @@ class Isotonic:
     name: ClassVar[str] = "isotonic"
 
     def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Calibrated log-probabilities; the top class may change, and ties appear."""
+        """Return calibrated log-probabilities. The top class may change, and ties appear."""
         probs = prepare(log_probs).exp().numpy()
         curves = np.stack([apply_curve(knots, column) for knots, column in zip(self.curves, probs.T, strict=True)], 1)
         calibrated = normalize_probs(curves.clip(self.floor, 1 - self.floor), probs)
@@ -47,16 +47,16 @@ def fit_isotonic(
     fewest: int = CALIBRATORS["isotonic"].smallest,
     floor: float | None = None,
 ) -> Isotonic:
-    """A curve of every class's probability against whether it was the class.
+    """Fit the curve of every class: probability against the share of images of the class.
 
     Args:
         log_probs: Held-out predictions.
         targets: Class positions.
-        fewest: Images below which to refuse.
-        floor: None: 1 / (2 N).
+        fewest: Smallest number of images.
+        floor: Lowest value; None: 1 / (2 N).
 
     Raises:
-        ValueError: Fewer than `fewest` images, or none.
+        ValueError: There are fewer than `fewest` images, or none.
     """
     labels = check_targets(log_probs, targets).numpy()
     if len(labels) < max(1, fewest):
@@ -67,12 +67,12 @@ def fit_isotonic(
 
 
 def fit_curve(probs: Array, labels: Array) -> Knots:
-    """Pool adjacent violators; equal probabilities are averaged first. Values in [0, 1]."""
+    """Fit a curve by pooling adjacent violators; equal probabilities are averaged first. Values are in [0, 1]."""
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probs, labels)
     return tuple(zip(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist(), strict=True))
 
 
 def apply_curve(knots: Knots, probs: Array) -> Array:
-    """Linear between knots, constant before the first and after the last."""
+    """Apply a curve: linear between knots, constant before the first and after the last."""
     x, y = np.array(knots, dtype=np.float64).T
     return np.asarray(np.interp(probs, x, y))

@@ -1,4 +1,4 @@
-"""Platt scaling: a logistic curve over each class's log-odds, normalized over the classes.
+"""Platt scaling: a logistic curve of each class's log-odds, normalized over the classes.
 
 Source: Platt (1999), "Probabilistic outputs for support vector machines"; docs/methods.md section 7.2.
 """
@@ -16,20 +16,20 @@ from alloop.calibration.calibrator import check_targets, prepare
 
 Array = npt.NDArray[np.float64]
 
-_FARTHEST = 1e4  # log-odds beyond this are as good as certain
+_FARTHEST = 1e4  # limit of log-odds; beyond it a class is certain
 _STEPS = 200
-_TINY = 1e-10  # a Newton step, relative to the numbers it changes, after which nothing moves any more
+_TINY = 1e-10  # relative size of a Newton step at which the solution has converged
 _RIDGE = 1e-12  # keeps the Hessian of a constant score invertible
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Platt:
-    """P_k = 1 / (1 + exp(A_k s_k + B_k)) over log-odds s_k, divided by their sum.
+    """Probabilities P_k = 1 / (1 + exp(A_k s_k + B_k)) of log-odds s_k, divided by their sum.
 
     With two classes there is one curve, for class 1 over log p_1 - log p_0.
 
     Attributes:
-        slopes: A of each curve; below 0 where a higher score means more often right.
+        slopes: A of each curve; negative if a higher score means more often right.
         intercepts: B of each curve.
     """
 
@@ -38,7 +38,7 @@ class Platt:
     name: ClassVar[str] = "platt"
 
     def apply(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Calibrated log-probabilities; the top class may change."""
+        """Return calibrated log-probabilities. The top class may change."""
         prepared = prepare(log_probs)
         odds = _odds(prepared)
         negative = odds * torch.tensor(self.slopes, dtype=torch.float64) + torch.tensor(
@@ -51,16 +51,16 @@ class Platt:
 
 
 def fit_platt(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], *, is_smoothed: bool = True) -> Platt:
-    """One logistic curve per class (one in all for two classes), by maximum likelihood.
+    """Fit one logistic curve per class (a single one for two classes) by maximum likelihood.
 
     Args:
         log_probs: Held-out predictions.
         targets: Class positions.
-        is_smoothed: Fit to (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2) instead of 1 and 0, which keeps the curve finite for
-            classes that the scores separate.
+        is_smoothed: True to fit to (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2) instead of 1 and 0. The curve is then finite
+            even if the scores separate the classes.
 
     Raises:
-        ValueError: No images; or, not smoothed, a class that the scores separate.
+        ValueError: There are no images, or, without smoothing, the scores separate a class.
     """
     labels = check_targets(log_probs, targets).numpy()
     odds = _odds(prepare(log_probs)).numpy()
@@ -73,15 +73,15 @@ def fit_platt(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], *, is_
 
 
 def fit_logistic(scores: Array, labels: Array, *, is_smoothed: bool = True) -> tuple[float, float]:
-    """A and B of 1 / (1 + exp(A s + B)), by Newton's method with backtracking, as in Lin, Lin & Weng (2007).
+    """Fit A and B of 1 / (1 + exp(A s + B)) by Newton's method with backtracking, as in Lin, Lin & Weng (2007).
 
     Args:
-        scores: [N], finite.
-        labels: [N], 0 or 1.
+        scores: Finite scores [N].
+        labels: Labels [N], 0 or 1.
         is_smoothed: As in `fit_platt`.
 
     Raises:
-        ValueError: No images, or no finite optimum.
+        ValueError: There are no images, or there is no finite optimum.
     """
     if not len(scores):
         raise ValueError("Platt scaling needs images to be fitted to")
@@ -102,7 +102,7 @@ def fit_logistic(scores: Array, labels: Array, *, is_smoothed: bool = True) -> t
 
 
 def _newton_step(design: Array, share: Array, weights: Array) -> Array:
-    """A step that does not raise the loss."""
+    """Return a step that does not raise the loss."""
     probs = _sigmoid(design @ weights)
     gradient = design.T @ (probs - share)
     hessian = (design * (probs * (1 - probs))[:, None]).T @ design + _RIDGE * np.eye(2)
@@ -122,11 +122,11 @@ def _sigmoid(odds: Array) -> Array:
 
 
 def _odds(log_probs: Tensor) -> Tensor:
-    """The log-odds log p_k - log(1 - p_k) [N, K]; for two classes of class 1 alone [N, 1]."""
+    """Return the log-odds log p_k - log(1 - p_k) [N, K]; for two classes those of class 1 [N, 1]."""
     if log_probs.shape[1] == 2:
         return (log_probs[:, 1:] - log_probs[:, :1]).clamp(-_FARTHEST, _FARTHEST)
     top = log_probs.argmax(dim=1, keepdim=True)
-    # 1 - p of the top class may round to 0: sum the others instead.
+    # 1 - p of the top class may round to 0, so the other probabilities are summed.
     others = log_probs.scatter(1, top, -torch.inf).logsumexp(dim=1, keepdim=True)
     rest = torch.log1p(-log_probs.exp().clamp_max(0.5)).scatter(1, top, others)
     return (log_probs - rest).clamp(-_FARTHEST, _FARTHEST)

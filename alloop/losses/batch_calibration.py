@@ -27,9 +27,9 @@ def mmce_loss(
     class_weights: Float[Tensor, "K"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """CE + λ · `mmce`. Tune λ on a validation part, from {0.25, 0.5, 1, 2, 4}.
+    """Return CE + λ · `mmce`. Tune λ on a validation part, from {0.25, 0.5, 1, 2, 4}.
 
-    The penalty belongs to the batch: with reduction "none" it is added to every image's cross-entropy.
+    The penalty is one number per batch. With reduction "none" it is added to every image's cross-entropy.
     """
     fit = cross_entropy(log_probs, targets, class_weights, "none")
     return reduce_loss(fit + weight * mmce(log_probs, targets, width), reduction)
@@ -39,11 +39,11 @@ def mmce(log_probs: Float[Tensor, "B K"], targets: Classes, width: float = 0.4) 
     """Root of the weighted maximum mean calibration error of a batch, a scalar in [0, 2).
 
     MMCE_w² = Σ_ij v_i v_j exp(-|r_i - r_j| / width), where r is the confidence and v is (1 - r) / (number right) for
-    right predictions and -r / (number wrong) for wrong ones; written out, these are the paper's three sums. 0 with a
-    gradient of 0 where nothing is left to improve. Published code divides by the numbers of pairs twice.
+    right predictions and -r / (number wrong) for wrong ones; written out, these are the paper's three sums. If nothing
+    is left to improve, value and gradient are 0. Published code divides by the numbers of pairs twice.
 
     Raises:
-        ValueError: Soft targets: whether the prediction of a mixed image is right is undefined.
+        ValueError: Targets are soft: a prediction of a mixed image is neither right nor wrong.
 
     Source: Kumar, Sarawagi & Jain, ICML 2018, equation 6; docs/methods.md section 5.6.
     """
@@ -53,7 +53,7 @@ def mmce(log_probs: Float[Tensor, "B K"], targets: Classes, width: float = 0.4) 
     n_right = correct.sum().clamp_min(1)
     n_wrong = (~correct).sum().clamp_min(1)
     confidence = log_confidence.exp()
-    # 1 - r from expm1: r rounds to 1 long before its complement is 0.
+    # 1 - r by expm1, because r rounds to 1 long before 1 - r is 0.
     v = torch.where(correct, -torch.expm1(log_confidence) / n_right, -confidence / n_wrong)
     square = _quadratic_form(v, confidence, width)
     is_positive = square > 0  # rounding makes it slightly negative
@@ -68,7 +68,7 @@ def dca_loss(
     class_weights: Float[Tensor, "K"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """α CE + β · `dca`. The penalty belongs to the batch: with "none" it is added to every image's cross-entropy."""
+    """Return α CE + β · `dca`. With reduction "none" the penalty is added to every image's cross-entropy."""
     fit = cross_entropy(log_probs, targets, class_weights, "none")
     return reduce_loss(alpha * fit + beta * dca(log_probs, targets), reduction)
 
@@ -76,10 +76,10 @@ def dca_loss(
 def dca(log_probs: Float[Tensor, "B K"], targets: Classes) -> Tensor:
     """Difference between mean confidence and accuracy of a batch: |mean r - mean c|, a scalar in [0, 1].
 
-    Accuracy has no gradient; where both agree the gradient is 0. Over- and under-confident images cancel.
+    Accuracy has no gradient. If both are equal, the gradient is 0. Over- and under-confident images cancel.
 
     Raises:
-        ValueError: Soft targets, as in `mmce`.
+        ValueError: Targets are soft, as in `mmce`.
 
     Source: Liang et al., BMVC 2020, equation 3; docs/methods.md section 5.7.
     """
@@ -88,7 +88,7 @@ def dca(log_probs: Float[Tensor, "B K"], targets: Classes) -> Tensor:
 
 
 def _confidence(log_probs: Tensor, targets: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Log of the top class's probability [B], and whether it is right [B]."""
+    """Return the log of the top class's probability [B], and whether the top class is right [B]."""
     if targets.is_floating_point():
         raise ValueError(f"{name} needs class positions: whether a prediction is right is undefined for soft targets")
     top = log_probs.max(dim=-1)
@@ -96,7 +96,7 @@ def _confidence(log_probs: Tensor, targets: Tensor, name: str) -> tuple[Tensor, 
 
 
 def _quadratic_form(v: Tensor, confidence: Tensor, width: float) -> Tensor:
-    """Σ_ij v_i v_j exp(-|r_i - r_j| / width); memory is O(B) beyond one block of rows."""
+    """Return Σ_ij v_i v_j exp(-|r_i - r_j| / width). Memory is O(B) plus one block of rows."""
 
     def block(rows: Tensor, row_confidence: Tensor) -> Tensor:
         kernel = torch.exp(-(row_confidence.unsqueeze(1) - confidence.unsqueeze(0)).abs() / width)

@@ -1,4 +1,4 @@
-"""Any loss on any number of heads: the multi-head multi-loss formula with another loss in place of cross-entropy."""
+"""Multi-head multi-loss with any loss instead of cross-entropy."""
 
 import torch
 from jaxtyping import Float
@@ -19,25 +19,25 @@ def composed_loss(
     loss_scale: LossScale = "mean",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """ℓ(p̄, q) + Σ_m ℓ_m(z_m, q), all of it divided by M + 1 if `loss_scale` is "mean".
+    """Return ℓ(p̄, q) + Σ_m ℓ_m(z_m, q), divided by M + 1 if `loss_scale` is "mean".
 
-    ℓ_m weighs classes with ω_m times the imbalance weights, the pooled term with the imbalance weights alone. MbLS and
-    LogitNorm replace cross-entropy in the heads' terms only (LogitNorm's p̄ is pooled from its normalized heads), MMCE
-    and DCA in the pooled term only. One head alone is the plain loss, whatever the scale, without ω. Computed in
-    float32 or wider, outside autocast.
+    ℓ_m weights classes by ω_m times the imbalance weights, the pooled term by the imbalance weights alone. MbLS and
+    LogitNorm replace cross-entropy in the heads' terms only (LogitNorm's p̄ is pooled from its normalized heads). MMCE
+    and DCA replace it in the pooled term only. With one head, the result is the plain loss without ω and scale. The
+    computation uses float32 or wider, outside autocast.
 
     Args:
-        loss: From `find_loss`.
+        loss: Loss of `find_loss`.
         logits: Raw logits of every head.
-        targets: Class positions [B], or rows [B, K] that sum to 1 where the loss accepts them.
-        head_weights: ω of every head, from `multi_head.class_weights`; None weighs all classes alike.
-        class_weights: Against class imbalance; None weighs all classes alike.
-        average: What p̄ is the softmax of; see `multi_head_loss`.
+        targets: Class positions [B], or rows [B, K] that sum to 1 if the loss accepts them.
+        head_weights: Weights ω of every head, from `multi_head.class_weights`; None: all 1.
+        class_weights: Weights against class imbalance; None: all 1.
+        average: Average of the pooled term; see `multi_head_loss`.
         loss_scale: "mean" keeps the learning rate independent of M; "sum" is the paper's formula.
         reduction: "mean" over B, "sum", or "none" for one value per image [B].
 
     Raises:
-        ValueError: Soft targets, where the loss has no meaning for them; a row of logits that is not finite.
+        ValueError: The loss does not accept soft targets, or a row of logits is not finite.
 
     Source: docs/methods.md section 1, "Composition".
     """

@@ -16,16 +16,16 @@ def cross_entropy(
     weights: Float[Tensor, "K"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """-Σ_k w_k q_ik log p_ik for every image i, in nats.
+    """Return -Σ_k w_k q_ik log p_ik for every image i, in nats.
 
-    Works on log-probabilities, not logits: apply `log_softmax` first, in float32 or wider. "mean" divides by B, also
-    with weights: dividing by the sum of the batch's weights (as PyTorch does for class positions) makes the scale of a
-    weight disappear, and in a batch of one weight group the weights themselves.
+    The input is log-probabilities, not logits: apply `log_softmax` first, in float32 or wider. "mean" always divides by
+    B. PyTorch divides by the sum of the batch's weights for class positions: the scale of the weights then has no
+    effect, and in a batch of equal weights the weights have none.
 
     Args:
-        log_probs: Rows that are log-probabilities.
+        log_probs: Log-probabilities.
         targets: Class positions [B], or rows [B, K] that sum to 1.
-        weights: One non-negative factor per class; None means 1.
+        weights: One non-negative factor per class; None: all 1.
         reduction: "mean" over B, "sum", or "none" for one value per image [B].
 
     Source: docs/methods.md sections 1 (pitfalls) and 5.1.
@@ -34,7 +34,7 @@ def cross_entropy(
 
 
 def reduce_loss(per_image: Float[Tensor, "B"], reduction: Reduction) -> Tensor:
-    """One value per image [B] to their mean, their sum, or themselves."""
+    """Reduce values per image [B] to their mean or sum, or keep them."""
     if reduction == "mean":
         return per_image.mean()
     if reduction == "sum":

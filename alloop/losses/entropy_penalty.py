@@ -15,15 +15,15 @@ def entropy_regularized(
     weights: Float[Tensor, "K"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """CE - β H(p), or with a threshold Γ the hinge CE + β max(0, Γ - H(p)).
+    """Return CE - β H(p), or with a threshold Γ the hinge CE + β max(0, Γ - H(p)).
 
     Args:
-        log_probs: As in `cross_entropy`, and so are the next three.
+        log_probs: Log-probabilities. This and the next three are as in `cross_entropy`.
         targets: Class positions, or soft targets.
         weights: One factor per class; the entropy is not weighted.
         reduction: "mean", "sum" or "none".
-        beta: β, at least 0.
-        threshold: Γ, nats: entropy above it is not rewarded any more.
+        beta: Factor β, at least 0.
+        threshold: Threshold Γ in nats. More entropy is not rewarded.
 
     Source: Pereyra et al., ICLR workshop 2017, equations 2 and 3; docs/methods.md section 5.5.
     """
@@ -34,7 +34,7 @@ def entropy_regularized(
 
 
 def entropy_of(log_probs: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """-Σ_k p_k log p_k, nats, with gradients; probabilities of exactly 0 add nothing."""
-    # Not clamped: that would stop the gradient where it matters.
+    """Return -Σ_k p_k log p_k in nats, with gradients. Probabilities of exactly 0 add nothing."""
+    # Clamping would stop the gradient where it matters.
     log_p = torch.where(log_probs == -torch.inf, 0.0, log_probs)
     return -(log_probs.exp() * log_p).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Focal loss: images that are already predicted well count less, which keeps confidence down."""
+"""Focal loss: images that are predicted well count less, which lowers the confidence."""
 
 import torch
 from jaxtyping import Float
@@ -17,19 +17,19 @@ def focal(
     weights: Float[Tensor, "K"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """-(1 - p_y)^γ log p_y. Not the "sigmoid focal" loss of detectors.
+    """Return -(1 - p_y)^γ log p_y. This is not the "sigmoid focal" loss of detectors.
 
-    Soft targets: -Σ_k q_k (1 - p_k)^γ log p_k, an extension that is in none of the papers.
+    Soft targets give -Σ_k q_k (1 - p_k)^γ log p_k, an extension that is not in the papers.
 
     Args:
-        log_probs: As in `cross_entropy`, and so are the next three.
+        log_probs: Log-probabilities. This and the next three are as in `cross_entropy`.
         targets: Class positions, or soft targets.
         weights: One factor per class.
         reduction: "mean", "sum" or "none".
-        gamma: γ, 0 (cross-entropy) or at least 1: in between the slope is infinite at p = 1.
+        gamma: Exponent γ: 0 (cross-entropy) or at least 1. Between them the slope is infinite at p = 1.
 
     Raises:
-        ValueError: Another γ.
+        ValueError: γ is neither 0 nor at least 1.
 
     Source: Lin et al., ICCV 2017; for calibration Mukhoti et al., NeurIPS 2020; docs/methods.md section 5.4.
     """
@@ -44,9 +44,9 @@ def focal_53(
     weights: Float[Tensor, "K"] | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """FLSD-53: focal with γ = 5 where p < 0.2, else 3; no gradient through that choice.
+    """Return FLSD-53: the focal loss with γ = 5 where p < 0.2, else 3, without a gradient through that choice.
 
-    Soft targets choose γ for each class by its own p_k (extension). Source: Mukhoti et al., NeurIPS 2020, section 5.
+    With soft targets, each class has its γ by its own p_k (extension). Source: Mukhoti et al., NeurIPS 2020, section 5.
     """
     gamma = torch.where(log_probs.detach().exp() < THRESHOLD, STEEP, FLAT).to(log_probs.dtype)
     return _focal(log_probs, targets, gamma, weights, reduction)
@@ -56,7 +56,7 @@ def _focal(log_probs: Tensor, targets: Targets, gamma: Tensor, weights: Tensor |
     share = soft(targets, log_probs)
     if weights is not None:
         share = share * weights
-    # Classes that do not count must not bring in 0 * inf, neither here nor in the gradient.
+    # Classes of weight 0 must not give 0 * inf, neither in the value nor in the gradient.
     log_p = torch.where(share == 0, 0.0, log_probs)
     rest = -torch.expm1(log_p)  # 1 - p, exact for p close to 1
     return reduce_loss(-(share * rest.pow(gamma) * log_p).sum(dim=-1), reduction)

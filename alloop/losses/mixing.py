@@ -1,11 +1,11 @@
-"""MixUp and CutMix: a batch and its labels blended with a shuffled copy of itself.
+"""MixUp and CutMix: a batch and its labels are blended with a shuffled copy.
 
-torchvision.transforms.v2 has both and recomputes λ after clipping, but draws from the process-wide stream instead of a
-generator that can be saved, pairs every image with its neighbor instead of a random one, and refuses features [B, D];
-so they are written here, and tests compare them with torchvision's on equal draws.
+torchvision.transforms.v2 has both, but it draws from the process-wide generator, pairs every image with its neighbor
+instead of a random image, and refuses features [B, D]. Therefore both are written here, and tests compare them with
+torchvision's on equal draws.
 
-Mix on the device, after normalization and all geometric augmentation, in training only. Nothing changes in place: the
-batch as it was is needed for the training accuracy.
+Mix on the device, after normalization and all geometric augmentation, in training only. Inputs are not changed, because
+the training accuracy needs the original batch.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right ar
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mixing:
-    """How batches are mixed.
+    """Settings of mixing.
 
     Attributes:
         kind: Name in `composition.MIXINGS`.
-        mixup_alpha, cutmix_alpha: a > 0 of Beta(a, a), which λ is drawn from.
+        mixup_alpha, cutmix_alpha: Parameter a > 0 of Beta(a, a), from which λ is drawn.
         probability: Probability that a batch is mixed at all.
         cutmix_share: Share of CutMix among the mixed batches, for a kind that has both.
     """
@@ -53,14 +53,14 @@ class Mixing:
 def mix(
     inputs: Float[Tensor, "B ..."], targets: Targets, n_classes: int, mixing: Mixing, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B K"]]:
-    """A batch as `mixing` says, and its soft targets; a batch of one image stays as it is.
+    """Mix a batch; return it with its soft targets. A batch of one image is not changed.
 
     Args:
-        inputs: Images [B, C, H, W], or features [B, D] (MixUp only): with a frozen trunk, mixing happens there.
+        inputs: Images [B, C, H, W], or features [B, D] of a frozen trunk (MixUp only).
         targets: Class positions, or soft targets.
-        n_classes: K.
-        mixing: What is done how often.
-        generator: On the CPU; which batches are mixed, and how, depends on nothing else.
+        n_classes: Number of classes K.
+        mixing: Settings of mixing.
+        generator: Generator on the CPU; the only source of randomness.
     """
     rows = as_soft(targets, n_classes)
     if not mixing.is_on or len(inputs) < 2 or not _happens(mixing.probability, generator):
@@ -74,7 +74,7 @@ def mix(
 def mixup(
     inputs: Float[Tensor, "B ..."], targets: Float[Tensor, "B K"], share: float, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B K"]]:
-    """λ x_i + (1 - λ) x_j and λ q_i + (1 - λ) q_j, j a random permutation; one λ for the whole batch.
+    """Return λ x_i + (1 - λ) x_j and λ q_i + (1 - λ) q_j, with a random permutation j and one λ for the batch.
 
     Source: Zhang et al., ICLR 2018, equation 1; for calibration Thulasidasan et al., NeurIPS 2019.
     """
@@ -86,16 +86,16 @@ def mixup(
 def cutmix(
     images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B K"], share: float, generator: torch.Generator
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-    """One rectangle of every image replaced by its partner's; targets are mixed by the area that was really replaced.
+    """Replace a rectangle of every image by its partner's; mix targets by the replaced area.
 
     Args:
-        images: Normalized.
-        targets: Soft.
-        share: λ; the rectangle has the relative area 1 - λ before it is clipped at the border.
-        generator: Draws partners and the rectangle's center.
+        images: Normalized images.
+        targets: Soft targets.
+        share: Share λ; the rectangle has the relative area 1 - λ before it is clipped at the border.
+        generator: Generator of the partners and of the rectangle's center.
 
     Raises:
-        ValueError: Features: they have no rectangles.
+        ValueError: The inputs are features.
 
     Source: Yun et al., ICCV 2019, equations 1 and 2.
     """
@@ -113,7 +113,7 @@ def cutmix(
 
 
 def blend(values: Float[Tensor, "B ..."], partners: Tensor, share: float) -> Float[Tensor, "B ..."]:
-    """λ v + (1 - λ) v[partners]. λ = 1 and λ = 0 give exactly one of the two, whatever the other holds."""
+    """Return λ v + (1 - λ) v[partners]. λ = 1 and λ = 0 give exactly one of both, even if the other is not finite."""
     if share == 1:
         return values
     others = values[partners.to(values.device)]
@@ -121,7 +121,7 @@ def blend(values: Float[Tensor, "B ..."], partners: Tensor, share: float) -> Flo
 
 
 def paste(images: Float[Tensor, "B C H W"], partners: Tensor, box: Box) -> Float[Tensor, "B C H W"]:
-    """A copy of the images in which the box shows the partners."""
+    """Return a copy of the images whose box shows the partners."""
     top, bottom, left, right = box
     pasted = images.clone()
     pasted[..., top:bottom, left:right] = images[partners.to(images.device), ..., top:bottom, left:right]
@@ -129,7 +129,7 @@ def paste(images: Float[Tensor, "B C H W"], partners: Tensor, box: Box) -> Float
 
 
 def rectangle(height: int, width: int, share: float, row: int, column: int) -> Box:
-    """A box of side ratio sqrt(1 - λ) around a center, clipped at the border. λ = 0 is the whole image."""
+    """Return a box of side ratio sqrt(1 - λ) around a center, clipped at the border. λ = 0 gives the whole image."""
     if share == 0:
         return 0, height, 0, width
     ratio = 0.5 * math.sqrt(1 - share)
@@ -143,9 +143,9 @@ def rectangle(height: int, width: int, share: float, row: int, column: int) -> B
 
 
 def draw_share(alpha: float, generator: torch.Generator) -> float:
-    """λ ~ Beta(a, a), in [0, 1].
+    """Draw λ ~ Beta(a, a), in [0, 1].
 
-    PyTorch's own Beta takes no generator. Source: Jöhnk (1964), by rejection; in logarithms, since U^(1/a) underflows.
+    PyTorch's Beta takes no generator. Source: Jöhnk (1964), by rejection; in logarithms, since U^(1/a) underflows.
     """
     while True:
         uniform = 1 - torch.rand(2, generator=generator, dtype=torch.float64)  # in (0, 1]: its logarithm is finite
@@ -157,7 +157,7 @@ def draw_share(alpha: float, generator: torch.Generator) -> float:
 
 
 def as_soft(targets: Targets, n_classes: int) -> Float[Tensor, "B K"]:
-    """Rows of float32 or wider that sum to 1."""
+    """Return targets as rows that sum to 1, float32 or wider."""
     if targets.is_floating_point():
         return targets if targets.dtype == torch.float64 else targets.float()
     return torch.nn.functional.one_hot(targets, n_classes).float()

@@ -1,4 +1,4 @@
-"""Multi-Head Multi-Loss: M heads on one trunk, each weighing the classes differently, trained on their mean as well.
+"""Multi-Head Multi-Loss: M heads on one trunk, each with its own class weights, trained together with their mean.
 
 Source: Galdran, Verjans, Carneiro & González Ballester, "Multi-Head Multi-Loss Model Calibration", MICCAI 2023
 (arXiv 2303.01099); where paper and published code differ, docs/methods.md section 1 says which one is followed.
@@ -30,16 +30,16 @@ def multi_head_loss(
     loss_scale: LossScale = "mean",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """CE(p̄, y) + Σ_m wCE_m(z_m, y), divided by M + 1 if `loss_scale` is "mean".
+    """Return CE(p̄, y) + Σ_m wCE_m(z_m, y), divided by M + 1 if `loss_scale` is "mean".
 
-    One head alone is plain cross-entropy, whatever the scale. Computed in float32 or wider, outside autocast.
+    With one head, the result is plain cross-entropy. The computation uses float32 or wider, outside autocast.
 
     Args:
         logits: Raw logits of every head.
         targets: Class positions [B], or rows [B, K] that sum to 1.
-        head_weights: ω of every head, from `class_weights`; None weighs all classes alike.
-        average: What p̄ is the softmax of: the mean probability (paper), or the mean logit (published code; under it
-            every head gets the same gradient from the first term).
+        head_weights: Weights ω of every head, from `class_weights`; None: all 1.
+        average: Average of the heads: mean probability (paper), or softmax of the mean logit (published code; all heads
+            then get the same gradient from the first term).
         loss_scale: "sum" is the paper's formula; "mean" keeps the learning rate independent of M (published code).
         reduction: "mean" over B, "sum", or "none" for one value per image [B].
 
@@ -59,15 +59,15 @@ def multi_head_loss(
 
 
 def average_log_probs(logits: Float[Tensor, "M B K"], average: Average = "prob") -> Float[Tensor, "B K"]:
-    """Log p̄ from the heads' logits: of the mean probability, or the softmax of the mean logit."""
+    """Return log p̄ of the heads' logits: log of the mean probability, or log-softmax of the mean logit."""
     if average == "logit":
         return logits.mean(dim=0).log_softmax(dim=-1)
-    # Never log(mean(softmax)): it underflows to -inf.
+    # log(mean(softmax)) would underflow to -inf.
     return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(logits.shape[0])
 
 
 def class_weights(specialties: Specialties, n_classes: int) -> Float[Tensor, "M K"]:
-    """ω: M for the classes that are a head's specialty, 1/M for all others; all ones for a single head.
+    """Return ω: M for the classes that are a head's specialty, 1/M for all others; all 1 for a single head.
 
     Source: section 2.2 of the paper. M is the number of heads, as in its example for K = 4 and M = 2.
     """
@@ -81,21 +81,21 @@ def class_weights(specialties: Specialties, n_classes: int) -> Float[Tensor, "M 
 def assign_specialties(
     n_classes: int, n_heads: int, generator: torch.Generator, known: Sequence[Sequence[int]] = ()
 ) -> Specialties:
-    """Which classes are the specialty of which head, drawn at random; known parts stay as they are.
+    """Assign the classes to heads as their specialties, at random. Known parts are kept.
 
     Every class is the specialty of one head. If M does not divide K, the K mod M extra classes go to distinct heads at
-    random. With more heads than classes every head has one class, and class k serves floor or ceil(M / K) heads; a
-    warning is logged, since those heads repeat each other. Classes that `known` does not name go to the heads with
+    random. With more heads than classes, every head has one class, class k is the specialty of floor or ceil(M / K)
+    heads, and a warning is logged, since these heads are similar. Classes outside `known` go to the heads with the
     fewest classes, drawn among equals.
 
     Args:
-        n_classes: K, at least 2.
-        n_heads: M, at least 1.
-        generator: Where the randomness comes from.
-        known: The parts of an earlier version, as class positions; empty, or one part for each head.
+        n_classes: Number of classes K, at least 2.
+        n_heads: Number of heads M, at least 1.
+        generator: Generator of the draw.
+        known: Parts of an earlier version, as class positions: empty, or one part per head.
 
     Raises:
-        ValueError: Fewer than two classes, no head, or `known` does not fit.
+        ValueError: There are fewer than two classes or no head, or `known` does not fit.
 
     Source: docs/methods.md section 1, "Class weights".
     """
@@ -112,7 +112,7 @@ def assign_specialties(
 
 
 def _extend(n_classes: int, n_heads: int, generator: torch.Generator, known: Sequence[Sequence[int]]) -> Specialties:
-    """Deal the classes that no head has yet, one by one, each to a head with fewest."""
+    """Give each class without a head to one of the heads with the fewest classes."""
     taken = {position for part in known for position in part}
     if len(known) != n_heads or not taken <= set(range(n_classes)):
         raise ValueError(

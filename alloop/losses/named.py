@@ -1,4 +1,4 @@
-"""Losses by the name they have in alloop.toml, each with the parts that multi-head training puts together."""
+"""Losses by their names in alloop.toml, with the terms that multi-head training needs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Term = Callable[[Tensor, Targets, Tensor | None, Reduction], Tensor]  # (scores,
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss with its parameters set.
+    """Loss with its parameters.
 
     Attributes:
         name: Name in `composition.LOSSES`.
@@ -43,10 +43,10 @@ class Loss:
         weights: Float[Tensor, "K"] | None = None,
         reduction: Reduction = "mean",
     ) -> Tensor:
-        """The loss of a single predictor's raw logits, in float32 or wider.
+        """Return the loss of a single predictor's raw logits, in float32 or wider.
 
         Raises:
-            ValueError: Soft targets, where the loss has no meaning for them; a row of logits that is not finite.
+            ValueError: The loss does not accept soft targets, or a row of logits is not finite.
         """
         with torch.autocast(logits.device.type, enabled=False):
             wide = check_finite(widen(logits))
@@ -55,35 +55,35 @@ class Loss:
             return self.head_term(wide, targets, weights, reduction)
 
     def scores(self, logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
-        """Return the values that softmax is taken of, in training and at inference: logits, or normalized logits."""
+        """Return the input of softmax, in training and at inference: logits, or for LogitNorm normalized logits."""
         wide = widen(logits)
         return normalize_logits(wide, dict(self.parameters)["tau"]) if self.rule.normalizes_logits else wide
 
     def log_probs(self, logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
-        """Log-probabilities of every member at inference, float32 or wider. Not for OOD scores that want raw logits."""
+        """Return log-probabilities at inference, float32 or wider. OOD scores may need raw logits instead."""
         return self.scores(logits).log_softmax(dim=-1)
 
 
 def find_loss(name: str = "cross-entropy", parameters: Mapping[str, float] | None = None) -> Loss:
-    """The loss of that name; parameters that are not given have their defaults.
+    """Return the loss of this name; parameters that are not given have their defaults.
 
     Raises:
-        ValueError: No such loss or parameter, or a value outside its range.
+        ValueError: The loss or a parameter is unknown, or a value is outside its range.
     """
     values = loss_parameters(name, parameters)
     return Loss(name, tuple(sorted(values.items())), LOSSES[name], *_terms(name, values))
 
 
 def widen(logits: Tensor) -> Tensor:
-    """Float64 stays, everything else becomes float32."""
+    """Convert to float32; float64 stays."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def check_finite(logits: Float[Tensor, "*members B K"]) -> Float[Tensor, "*members B K"]:
-    """The same logits.
+    """Return the logits unchanged after checking them.
 
     Raises:
-        ValueError: One is nan or infinite; names the first row.
+        ValueError: A logit is nan or infinite; names the first row.
     """
     if not bool(torch.isfinite(logits).all()):
         bad = ~torch.isfinite(logits).all(dim=-1).reshape(-1, logits.shape[-2]).all(dim=0)
