@@ -168,7 +168,7 @@ def drawn(weights: npt.NDArray[np.float64], left: npt.NDArray[np.bool_], generat
 def _arranged(candidates: Candidates, order: Positions, needs: Sequence[Need]) -> Candidates:
     """The needed parts in the given order; labeled rows, which have no keys, in one that depends on them alone."""
     rows = torch.from_numpy(order)
-    arranged = Candidates(candidates.keys[order])
+    arranged = Candidates(candidates.keys[order], rule=candidates.rule)
     if Need.CALIBRATED_LOG_PROBS in needs and candidates.calibrated_log_probs is not None:
         arranged = dataclasses.replace(arranged, calibrated_log_probs=candidates.calibrated_log_probs[rows])
     if Need.MEMBER_LOG_PROBS in needs and candidates.member_log_probs is not None:

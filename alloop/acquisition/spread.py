@@ -14,7 +14,6 @@ this batch stands for yet. How much each counts follows from what the model know
 """
 
 import dataclasses
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,6 @@ from alloop.acquisition.arrange import in_key_order, nearest, none_labeled, unit
 from alloop.acquisition.coverage import cost_of_herding, gaussian, herd
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
-from alloop.predictive import entropy
 from alloop.seeds import derive_seed
 
 WIDTH = 0.85  # of the kernel, in median distances from an image of the pool to the nearest labeled one
@@ -53,7 +51,7 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
     """
     assert candidates.calibrated_log_probs is not None and candidates.features is not None
     n_classes = candidates.calibrated_log_probs.shape[1]
-    uncertainty = (entropy(candidates.calibrated_log_probs.float()) / math.log(n_classes)).clamp(0, 1)
+    uncertainty = candidates.rule.share_of_highest(candidates.calibrated_log_probs)
     sureness = 1 - float(uncertainty.mean())
     labeled = none_labeled(candidates)
     _center(candidates.features, labeled)
@@ -81,16 +79,16 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
 def _needed(candidates: Candidates, n_classes: int) -> npt.NDArray[np.float64]:
     """Above 1 [N] for images of classes that have fewer labels than the pool promises; all 1 without labels."""
     assert candidates.calibrated_log_probs is not None
-    probs = candidates.calibrated_log_probs.double().exp().numpy()
+    mass = candidates.rule.mass(candidates.calibrated_log_probs).numpy()
     labels = np.empty(0, dtype=np.int64) if candidates.labels is None else candidates.labels.numpy()
     labels = labels[labels >= 0]
     if len(labels) == 0:
-        return np.ones(len(probs))
+        return np.ones(len(mass))
     counts = np.bincount(labels, minlength=n_classes)
-    expected = (probs.sum(axis=0) + counts) / (len(probs) + len(labels))
+    expected = (mass.sum(axis=0) + counts) / (len(mass) + len(labels))
     # One label more of each class than there are: a class without any must not count without bound.
     there = (counts + 1) / (len(labels) + n_classes)
-    return np.asarray(probs @ (expected / there))
+    return np.asarray(mass @ (expected / there))
 
 
 def cost(size: Size) -> Cost:

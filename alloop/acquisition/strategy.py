@@ -14,6 +14,8 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from alloop.acquisition.rows import ONE_ROW, RowRule
+
 Positions = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
@@ -32,6 +34,7 @@ class Candidates:
         labeled: Features [L, D] of the training images that are labeled or being asked about.
         labels: Class of each labeled image [L]; -1 where the answer is not there yet.
         head: Features [B, D] to log p̄ [B, K] of the round's model.
+        rule: Tells what predictions come to for an image, under the project's task.
     """
 
     keys: Keys
@@ -41,6 +44,7 @@ class Candidates:
     labeled: Float[Tensor, "L D"] | None = None
     labels: Int[Tensor, "L"] | None = None
     head: Callable[[Float[Tensor, "B D"]], Float[Tensor, "B K"]] | None = None
+    rule: RowRule = ONE_ROW
 
     def __len__(self) -> int:
         return len(self.keys)

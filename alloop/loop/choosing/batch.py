@@ -228,4 +228,5 @@ def _part(candidates: Candidates, eligible: Positions, kept: Positions) -> Candi
         labeled=labeled,
         labels=labels,
         head=candidates.head,
+        rule=candidates.rule,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alloop.acquisition.registry import OPERATIONS_PER_SECOND, estimate, find_strategy
+from alloop.acquisition.rows import TASKS
 from alloop.acquisition.strategy import Candidates, Cost, Keys, Size
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import Config
@@ -94,7 +95,7 @@ class Evidence:
         needs = needs_of(name)
         known = Known((*self.known.refs, *drawn), np.append(self.known.labels, np.full(len(drawn), -1)))
         self._check_cost(name, needs, len(refs), len(known.refs), k)
-        candidates = Candidates(keys)
+        candidates = Candidates(keys, rule=TASKS[self.config.project.task])
         ids = [ref.image_id for ref in refs]
         if self.scores is not None and Need.CALIBRATED_LOG_PROBS in needs:
             candidates = dataclasses.replace(candidates, calibrated_log_probs=self.scores.calibrated_log_probs(ids))
