@@ -1,4 +1,4 @@
-"""The workspace that every cell of a simulation starts from: pool, test set, truth and features, prepared once."""
+"""Base of a simulation: the workspace with pool, test set, true labels and features that every cell starts from."""
 
 import contextlib
 import csv
@@ -35,17 +35,17 @@ from alloop.simulate.real_people import RealPeople
 from alloop.store.images import add_apart, list_locations, list_refs, raise_depth, set_split
 from alloop.store.session import transaction
 
-TEST = Path("test")  # what [evaluation] test says where the test set is in the base already
+TEST = Path("test")  # value of [evaluation] test if the base holds the test set
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Files that cells copy or share.
+    """Files of the base that cells copy or share.
 
     Attributes:
-        database: Copied by each cell.
-        truth: `sha256,label` of the pool, in the order of its rows; then a column of answers for each real person.
-        cache: Features, shared; what was expensive to compute lies where it is kept.
+        database: Database; each cell copies it.
+        truth: CSV `sha256,label` of the pool, in the order of its rows, and one column of answers per real person.
+        cache: Folder of features, shared by all cells and kept.
     """
 
     folder: Path
@@ -60,22 +60,22 @@ class Base:
         return self.folder / "truth.csv"
 
     def read_truth(self) -> dict[str, str]:
-        """Content hash → class, in the order of the rows."""
+        """Return content hash → class, in the order of the rows."""
         with self.truth.open(encoding="utf-8", newline="") as lines:
             return {row["sha256"]: row["label"] for row in csv.DictReader(lines)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is simulated on.
+    """Data of a simulation.
 
     Attributes:
-        config: The settings, made to fit the data.
-        digest: Of all data.
-        about: It in a sentence.
-        base: Where the base is, or will be.
-        prepare: Makes the base.
-        names: What the rows are called, where they have names.
+        config: Settings, adapted to the data.
+        digest: Digest of all data.
+        about: Description in a sentence.
+        base: Folder of the base, which need not exist yet.
+        prepare: Function that makes the base.
+        names: Names of the rows; None if they have no names.
     """
 
     config: Config
@@ -87,7 +87,7 @@ class Source:
 
 
 def given_source(config: Config, data: GivenData, scratch: Path) -> Source:
-    """Rows of an array."""
+    """Return a source of given features, the rows of an array."""
     fitted = pure_config(given_config(config, data), data.people)
     base = Base(scratch / "base", scratch / "cache")
     measured = "a random holdout" if data.test is None else f"{len(data.test.targets)} others"
@@ -101,15 +101,15 @@ def given_source(config: Config, data: GivenData, scratch: Path) -> Source:
 def image_source(
     config: Config, data: LabeledImages, test: Path | None, cache: Path, scratch: Path, device: str | None = None
 ) -> Source:
-    """Labeled images.
+    """Return a source of labeled images.
 
     Args:
-        config: Its backbone looks at them.
-        data: The pool.
-        test: A folder per class or a CSV, only measured on; None: holdouts are drawn.
-        cache: Where features are kept.
+        config: Settings; their backbone computes the features.
+        data: Images of the pool.
+        test: Test set, as a folder per class or a CSV; None: holdouts are drawn.
+        cache: Folder of features.
         scratch: Folder of the base.
-        device: Overrides [model] device.
+        device: Device instead of [model] device.
     """
     fitted = pure_config(
         set_values(
@@ -123,7 +123,7 @@ def image_source(
     base = Base(scratch / "base", cache)
     names = [(image.key, int(target)) for image, target in zip(data.images, data.targets, strict=True)]
     content = [data.classes, names, None if test is None else _digest_files(test)]
-    # Only where there are people: what was computed without them is found again.
+    # Only with people, so that results computed without people are still found.
     digest = digest_of(content if data.people is None else [*content, dataclasses.astuple(data.people)])
     measured = "a random holdout" if test is None else str(test)
     about = f"{len(names)} images of {len(data.classes)} classes, measured on {measured}.{_asked(fitted, data.people)}"
@@ -136,7 +136,7 @@ def image_source(
 
 
 def given_config(config: Config, data: GivenData) -> Config:
-    """Settings for a pool of features: what shapes heads, training and asking stays; what is about images does not."""
+    """Return settings for a pool of features: settings of heads, training and asking stay, those of images do not."""
     return set_values(
         config,
         project={"classes": list(data.classes)},
@@ -147,23 +147,23 @@ def given_config(config: Config, data: GivenData) -> Config:
 
 
 def pure_config(config: Config, people: RealPeople | None = None) -> Config:
-    """What is the same in every cell of a simulation: the oracle answers, and nothing but the rounds ends it.
+    """Return the settings that all cells share: the oracle answers, and only the number of rounds ends a run.
 
     The first batch is drawn at random, so that all strategies of a seed start from the same labels.
 
     Args:
         config: Settings.
-        people: Whose answers the truth's file holds, if anybody's.
+        people: People whose answers the file of true labels holds; None: nobody.
 
     Raises:
-        LabelError: An image has fewer answers than are asked for.
+        LabelError: An image has fewer answers than requested.
     """
     n_answers = config.labeling.annotations_per_image
     oracle = config.labeling.oracle.model_dump() | {
         "file": "../base/truth.csv",
         "columns": () if people is None else people.names,
     }
-    if people is None:  # made-up people are as many as must answer
+    if people is None:  # as many simulated people as must answer
         oracle["annotators"] = max(config.labeling.oracle.annotators, n_answers)
     stopping = {"label_budget": None, "target_accuracy": None, "stop_when_flat": False, "stop_when_stable": False}
     fitted = set_values(
@@ -190,7 +190,7 @@ def _asked(config: Config, people: RealPeople | None) -> str:
 
 
 def prepare_given(base: Base, data: GivenData, config: Config, progress: Progress = silent) -> None:
-    """A base whose images are rows of an array.
+    """Make a base whose images are rows of an array.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -215,10 +215,10 @@ def prepare_images(
     device: str | None,
     progress: Progress = silent,
 ) -> None:
-    """A base whose images are files, with a test set if the settings name one, and features if the trunk is frozen.
+    """Make a base of image files, with a test set if the settings name one, and features if the trunk is frozen.
 
     Raises:
-        PoolError: Images that cannot be read; all strategies must see the same ones.
+        PoolError: An image cannot be read; all strategies must see the same images.
         LabelError: The test set has a class that the pool does not have.
     """
     with _making(base, config) as project:
@@ -226,7 +226,7 @@ def prepare_images(
             add_images(bench, [image.path for image in data.images])
             ensure_test_set(bench)
         with transaction(project.database) as session:
-            # Labeled images of a workspace are read at the workspace's depth.
+            # Images of a workspace are read at the workspace's depth.
             raise_depth(session, max((image.depth or 0 for image in data.images), default=0))
             refs = list_refs(session)
             unreadable = list_locations(session, LocationStatus.UNREADABLE)
@@ -245,7 +245,7 @@ def prepare_images(
 
 @contextlib.contextmanager
 def _making(base: Base, config: Config) -> Iterator[Project]:
-    """A new workspace, of which the base keeps the database as it is in the end."""
+    """Open a new workspace; at the end the base keeps its database."""
     base.folder.mkdir(parents=True, exist_ok=True)
     with Project(base.folder, config, {}, base.cache) as project:
         upgrade_database(project)
@@ -254,7 +254,7 @@ def _making(base: Base, config: Config) -> Iterator[Project]:
 
 
 def _digest_files(place: Path) -> str:
-    """Of a folder or a table, and of the images that it names."""
+    """Return the digest of a folder or a table and of its images."""
     files = sorted(expand([str(place)])) if place.is_dir() else [place, *listed_files(place)]
     return digest_of([(str(file), sha256_of(file)) for file in files])
 

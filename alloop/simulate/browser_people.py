@@ -1,4 +1,4 @@
-"""Scripted people who label in Label Studio the way a browser does: sign in, take a task, look at the image, answer."""
+"""Scripted people who label in Label Studio like a browser: sign in, take a task, load the image, answer."""
 
 import dataclasses
 import hashlib
@@ -17,11 +17,11 @@ _TIMEOUT = 60.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SeenTask:
-    """What a person has before the eyes.
+    """Task that a person sees.
 
     Attributes:
-        sha256: Hash of the image's bytes as they were served.
-        queue: The server's word for why it handed out this task.
+        sha256: Hash of the bytes that the server sent as the image.
+        queue: Server's reason for choosing this task.
     """
 
     id: int
@@ -33,14 +33,14 @@ class SeenTask:
 
 
 class BrowserPerson:
-    """One signed-in account.
+    """Signed-in account.
 
     Args:
-        url: The server.
-        email, password: The account.
+        url: Address of the server.
+        email, password: Credentials of the account.
 
     Raises:
-        LabelingError: The server does not let this person in.
+        LabelingError: The server refuses the credentials.
     """
 
     def __init__(self, url: str, email: str, password: str) -> None:
@@ -62,7 +62,7 @@ class BrowserPerson:
         self._client.close()
 
     def next_task(self, project_id: int) -> SeenTask | None:
-        """Press "Label All Tasks": the task the server gives to this person now, its image loaded; None when done.
+        """Press "Label All Tasks" and load the image. Return the task, or None if no task is left.
 
         Raises:
             LabelingError: The image does not load.
@@ -82,10 +82,10 @@ class BrowserPerson:
         )
 
     def load_image(self, address: str) -> bytes:
-        """Load an image as the page does.
+        """Load an image like the page does.
 
         Raises:
-            LabelingError: What came is no image.
+            LabelingError: The reply is not an image.
         """
         reply = self._client.get(address)
         kind = reply.headers.get("content-type", "")
@@ -94,10 +94,10 @@ class BrowserPerson:
         return reply.content
 
     def answer(self, project_id: int, task_id: int, choice: str | None, lead_time: float = 1.0) -> int:
-        """Press "Submit", with a choice or (None) without one.
+        """Press "Submit" with a choice, or without one (None).
 
         Returns:
-            The annotation's id.
+            Id of the annotation.
         """
         return self._annotate(project_id, task_id, {"result": _result(choice), "lead_time": lead_time})
 
@@ -105,13 +105,13 @@ class BrowserPerson:
         """Press "Skip".
 
         Returns:
-            The id of the annotation that records it.
+            Id of the annotation that records the skip.
         """
         body = {"result": [], "lead_time": lead_time, "was_cancelled": True}
         return self._annotate(project_id, task_id, body)
 
     def edit(self, annotation_id: int, choice: str | None, lead_time: float = 1.0) -> None:
-        """Change one's mind and press "Update"."""
+        """Change an answer and press "Update"."""
         body = {"result": _result(choice), "lead_time": lead_time}
         _json(self._call("PATCH", f"/api/annotations/{annotation_id}/", body), "an edit")
 
@@ -148,16 +148,16 @@ def label_all(
     decide: Callable[[SeenTask], str | None],
     most: int | None = None,
 ) -> int:
-    """Answer what the server hands out until nothing is left, or `most` tasks are done.
+    """Answer the tasks that the server offers until no task is left or `most` tasks are done.
 
     Args:
-        person: Who answers.
-        project_id: Where.
-        decide: The class for a task; None skips it.
-        most: Tasks to do at most.
+        person: Account that answers.
+        project_id: Id of the project.
+        decide: Function that returns the class for a task; None skips the task.
+        most: Largest number of tasks.
 
     Returns:
-        How many tasks were answered or skipped.
+        Number of tasks that were answered or skipped.
     """
     done = 0
     while most is None or done < most:
@@ -176,20 +176,20 @@ def label_all(
 
 
 def create_annotator_account(admin: BrowserPerson, email: str, password: str) -> BrowserPerson:
-    """Open an account by way of the organization's invitation link, as a new colleague would.
+    """Open an account through the organization's invitation link, like a new colleague.
 
-    An account made by the API alone has no organization and cannot sign in.
+    An account that is made by the API has no organization and cannot sign in.
 
     Args:
-        admin: Somebody who may invite.
-        email: The new account's.
-        password: At least eight characters.
+        admin: Account that may invite.
+        email: Email address of the new account.
+        password: Password of at least eight characters.
 
     Returns:
-        The new colleague, signed in.
+        Signed-in account of the new colleague.
 
     Raises:
-        LabelingError: The server refused, for example because the account exists.
+        LabelingError: The server refused, for example because the account already exists.
     """
     invite = _json(admin._call("GET", "/api/invite", None), "an invitation link")["invite_url"]
     with httpx.Client(base_url=admin.url, timeout=_TIMEOUT) as visitor:
@@ -205,7 +205,7 @@ def create_annotator_account(admin: BrowserPerson, email: str, password: str) ->
     if reply.status_code != 302:
         raise LabelingError(
             f"Label Studio at {admin.url} did not open an account for {email} (HTTP {reply.status_code}).",
-            "There may be one already.",
+            "The account may already exist.",
         )
     return BrowserPerson(admin.url, email, password)
 

@@ -1,4 +1,4 @@
-"""A simulation in numbers: each strategy's curve, what it is worth, and who beats whom."""
+"""Results of a simulation: curves of the strategies, and comparisons between them."""
 
 import dataclasses
 import itertools
@@ -21,14 +21,14 @@ RANDOM = "random"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A strategy over the seeds that all strategies have; standard deviations are over seeds (ddof 0).
+    """Results of a strategy over the seeds that all strategies have. Standard deviations are over seeds (ddof 0).
 
     Attributes:
         mean, std: Accuracy at each budget.
         area, area_std: Mean height of the curves.
-        to_match: Labels until it is as good as random is at the end; None where random is not among the strategies.
+        to_match: Number of labels at which it matches random's final accuracy; None if random was not simulated.
         ahead: Mean difference to random at each budget, with its interval as (mean, low, high); None without random.
-        seconds, select_seconds: Of a round: all of it, and choosing alone.
+        seconds, select_seconds: Seconds of a whole round, and of choosing alone.
     """
 
     strategy: str
@@ -45,12 +45,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class CurveTable:
-    """What the report shows.
+    """Content of the report.
 
     Attributes:
-        budgets: Labels after each round.
-        wins: wins[i][j]: the share of seeds and budgets, the first one aside, at which row i is better than row j.
-        n_test: Images measured on; several numbers where seeds differ.
+        budgets: Number of labels after each round.
+        wins: Entry [i][j] is the share of seeds and budgets (without the first) at which row i is better than row j.
+        n_test: Numbers of images measured on, which may differ between seeds.
     """
 
     budgets: tuple[int, ...]
@@ -61,10 +61,10 @@ class CurveTable:
 
 
 def tabulate(simulation: Simulation) -> CurveTable:
-    """Everything over the seeds that all strategies with cells have, up to the round that all of them reached.
+    """Tabulate the seeds that all strategies with cells have, up to the round that all of them reached.
 
     Raises:
-        LabelError: A run has no round: there was no image to ask about.
+        LabelError: A run has no round, because there was no image to ask about.
     """
     by_arm: dict[str, dict[int, Cell]] = {name: {} for name in simulation.arms}
     for cell in simulation.cells:
@@ -87,7 +87,7 @@ def tabulate(simulation: Simulation) -> CurveTable:
     curves = {name: np.array([cell.accuracy[:n_rounds] for cell in cells]) for name, cells in used.items()}
     reference = next((curves[name] for name in curves if strategy_name(name) == RANDOM), None)
     rows = tuple(_row(name, used[name], budgets, curves[name], reference) for name in used)
-    # Not where all have the same labels.
+    # Not where all strategies have the same labels.
     later = {name: mine[:, 1:] if n_rounds > 1 else mine for name, mine in curves.items()}
     won = tuple(tuple(wins(later[one], later[other]) for other in used) for one in used)
     return CurveTable(budgets, tuple(seeds), rows, won, tuple(sorted({cell.n_test for cell in every})))
@@ -96,7 +96,7 @@ def tabulate(simulation: Simulation) -> CurveTable:
 def _row(name: str, cells: Sequence[Cell], budgets: Sequence[int], curves: Curves, reference: Curves | None) -> Row:
     x = np.array(budgets, dtype=np.float64)
     areas = area(x, curves)
-    # The same draws of seeds for every strategy, so that their intervals can be compared.
+    # All strategies use the same draws of seeds, so that their intervals are comparable.
     draws = [np.random.default_rng(derive_seed(0, "simulate", "bootstrap", use)) for use in ("match", "ahead")]
     ahead = None
     if reference is not None:
@@ -118,7 +118,7 @@ def _row(name: str, cells: Sequence[Cell], budgets: Sequence[int], curves: Curve
 
 
 def table_json(table: CurveTable) -> dict[str, Any]:
-    """Plain data; JSON has no infinity, so what was not reached is null."""
+    """Convert to plain data. JSON has no infinity, so a target that was not reached is null."""
     data = dataclasses.asdict(table)
     for row in data["rows"]:
         if row["to_match"] is not None:
@@ -127,7 +127,7 @@ def table_json(table: CurveTable) -> dict[str, Any]:
 
 
 def write_tables(simulation: Simulation, table: CurveTable, out: Path) -> None:
-    """`runs.csv`, a line per run and round, and `strategies.csv`, a line per strategy."""
+    """Write `runs.csv` (a line per run and round) and `strategies.csv` (a line per strategy)."""
     write_csv(out / "runs.csv", [line for cell in simulation.cells for line in _lines(cell)])
     write_csv(out / "strategies.csv", [_line(row) for row in table.rows])
 

@@ -1,4 +1,4 @@
-"""A whole project on scikit-learn's digits: real images, a real Label Studio, scripted people, nothing canned."""
+"""Whole project on scikit-learn's digits: real images, a real Label Studio, scripted people."""
 
 import csv
 import dataclasses
@@ -33,18 +33,18 @@ from alloop.store.workspace import find_sync
 
 Labeler = Literal["label-studio", "oracle"]
 
-MARK = ".alloop-demo"  # says that a folder was made by the demo and may be made again
+MARK = ".alloop-demo"  # marks a folder that the demo made and may replace
 SCALE = 8  # the digits are 8×8 pixels, too small for people to see
 PEOPLE = ("ada", "ben", "cleo")
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoSettings:
-    """How big the demo is.
+    """Size of the demo.
 
     Attributes:
-        images: How many of the 1,797 digits, the first ones.
-        mistakes: The chance that a scripted person gives a wrong class.
+        images: Number of digits, the first of the 1,797.
+        mistakes: Probability that a scripted person gives a wrong class.
     """
 
     folder: Path
@@ -68,21 +68,21 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """Both arms. `url` is where the server still runs, with `keep`."""
+    """Results of both arms. `url` is the address of the server if it keeps running."""
 
     arms: Mapping[str, Arm]
     url: str | None
 
 
 def run_demo(settings: DemoSettings, executor: Executor, progress: Progress = silent) -> DemoResult:
-    """Ask as alloop does and, with the same holdout and seed batch, at random; both at the same number of labels.
+    """Run the default strategy and random choice with the same holdout, seed batch and numbers of labels.
 
-    With `labeler = "label-studio"` the first arm is labeled over a real server by three accounts; the random arm
-    is answered by the simulated annotator. Both give the same answers, mistakes included: else the luck of a few wrong
-    holdout labels would look like a difference between the strategies.
+    With `labeler = "label-studio"`, three accounts label the first arm on a real server, and the simulated annotator
+    answers the random arm. Both give the same answers, including mistakes; otherwise a few wrong holdout labels could
+    look like a difference between the strategies.
 
     Raises:
-        WorkspaceError: The folder is not one that the demo made.
+        WorkspaceError: The demo did not make the folder.
     """
     _clear(settings.folder)
     truth = write_digits(settings.folder / "digits", settings.images)
@@ -116,7 +116,7 @@ def write_digits(folder: Path, n: int = 1797) -> dict[str, str]:
     """Write the first n digits as PNG files and their classes as `truth.csv` beside the folder.
 
     Returns:
-        Content hash → class. Two digits with the same pixels would be one image.
+        Content hash → class. Digits with the same pixels are one image.
     """
     from sklearn.datasets import load_digits
 
@@ -133,7 +133,7 @@ def write_digits(folder: Path, n: int = 1797) -> dict[str, str]:
 
 
 def read_curve(project: Project) -> tuple[CurvePoint, ...]:
-    """Training labels and holdout accuracy of every model so far."""
+    """Return the number of training labels and the holdout accuracy of every model."""
     points = []
     with reading(project.database) as session:
         for row in list_rounds(session):
@@ -145,7 +145,7 @@ def read_curve(project: Project) -> tuple[CurvePoint, ...]:
 
 
 def _answer(settings: DemoSettings, sha256: str, right: str) -> str:
-    """What a person says of an image: mostly the truth, whoever it is and whenever they are asked."""
+    """Return a person's answer about an image: mostly the true class, and the same for all people and times."""
     chance = random.Random(f"{settings.seed} {sha256}")  # noqa: S311 (a script, not a secret)
     wrong = [str(digit) for digit in range(10) if str(digit) != right]
     return chance.choice(wrong) if chance.random() < settings.mistakes else right
@@ -159,7 +159,7 @@ def _write_labels(path: Path, labels: Mapping[str, str]) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """An earlier demo in the same place is stopped and removed; anything else stays."""
+    """Stop and remove an earlier demo in the same folder."""
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARK).exists():
             raise WorkspaceError(f"{folder} is not empty and was not made by the demo.", "Name another folder.")
@@ -206,7 +206,7 @@ file = {json.dumps(str((settings.folder / "answers.csv").absolute()))}
 
 
 def _run_with_people(settings: DemoSettings, tools: Tools, answers: Mapping[str, str]) -> str | None:
-    """Rounds over a real server until the round limit holds."""
+    """Run rounds with a real server until the round limit is reached."""
     project, progress = tools.project, tools.progress
     status = local_server.up(project.folder, [settings.folder / "digits"], progress=progress)
     try:
@@ -232,7 +232,7 @@ def _sign_up(project: Project) -> list[BrowserPerson]:
 
 
 def _label(project: Project, people: list[BrowserPerson], answers: Mapping[str, str]) -> None:
-    """Everybody works at once until nothing is left to label."""
+    """Let all people work at the same time until no task is left."""
     with reading(project.database) as session:
         sync = find_sync(session, "label-studio")
     assert sync is not None, "tasks were just pushed"

@@ -19,7 +19,7 @@ FEATURES, LABELS, PEOPLE = "F", "y", "annotators"
 
 @dataclasses.dataclass(frozen=True)
 class LabeledRows:
-    """Features [N, D], float32, and class positions [N]."""
+    """Features [N, D], float32, with class positions [N]."""
 
     features: npt.NDArray[np.float32]
     targets: npt.NDArray[np.int64]
@@ -27,12 +27,12 @@ class LabeledRows:
 
 @dataclasses.dataclass(frozen=True)
 class GivenData:
-    """A pool of features and, perhaps, a test set.
+    """Pool of features, with a test set if one is given.
 
     Attributes:
-        classes: Names in the order of a model's outputs [K]: whole numbers by size, text by alphabet.
-        digest: Of every number.
-        people: Who answers about the pool; None: the truth does.
+        classes: Class names in the order of a model's outputs [K]: whole numbers by size, text by alphabet.
+        digest: Digest of all numbers.
+        people: People who answer about the pool; None: true labels are the answers.
     """
 
     classes: tuple[str, ...]
@@ -122,7 +122,7 @@ def _read_test(path: Path, pool: Path, names: npt.NDArray[np.generic], n_feature
 def _read(
     path: Path,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic], npt.NDArray[np.generic] | None]:
-    """F, y and, where there are any, people's answers."""
+    """Read F, y and people's answers, if any."""
     raw, labels, answers = _arrays(path)
     if raw.dtype.kind not in "fiu" or raw.ndim != 2 or 0 in raw.shape:
         raise PoolError(f"{path}: F is {raw.dtype} {list(raw.shape)}.", "It must be numbers [N, D], a row per image.")

@@ -1,4 +1,4 @@
-"""Labeled images for a comparison, from a folder per class, a CSV or a workspace; and how they are split."""
+"""Labeled images for a comparison, from a folder per class, a CSV or a workspace; and their splits."""
 
 import dataclasses
 from collections import Counter
@@ -28,19 +28,19 @@ from alloop.store.session import reading
 Positions = npt.NDArray[np.int64]
 
 TEST_SHARE, CALIBRATION_SHARE = 0.4, 0.2
-FEWEST = 10  # labeled images that can be split into anything
+FEWEST = 10  # smallest number of labeled images that can be split
 
 
 @dataclasses.dataclass(frozen=True)
 class LabeledImages:
-    """Images and what they show.
+    """Images with their classes.
 
     Attributes:
-        classes: Names in the order of a model's outputs [K].
-        images: Each content once.
-        targets: Positions in `classes` [N].
-        is_holdout: The workspace's own holdout [N]; None where there is none.
-        people: What real people answered; None where nobody knows.
+        classes: Class names in the order of a model's outputs [K].
+        images: Images; each content occurs once.
+        targets: Positions of the labels in `classes` [N].
+        is_holdout: True for images of the workspace's holdout [N]; None without a holdout.
+        people: Answers of real people; None if unknown.
     """
 
     classes: tuple[str, ...]
@@ -52,9 +52,9 @@ class LabeledImages:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Positions of what one seed trains on, calibrates with and is measured on. They never overlap.
+    """Positions of the training, calibration and test images of one seed. They never overlap.
 
-    Without a calibration part the calibrator is cross-fitted on the test part: no image is calibrated by itself.
+    Without a calibration part, the calibrator is cross-fitted on the test part: no image is calibrated by itself.
     """
 
     train: Positions
@@ -63,15 +63,15 @@ class Parts:
 
 
 def read_folder(folder: Path, progress: Progress = silent, *, may_be_cut: bool = False) -> LabeledImages:
-    """A folder with one folder per class; whatever lies below a class's folder belongs to it.
+    """Read a folder with one folder per class. All images below a class's folder belong to the class.
 
     Args:
-        folder: The folder.
-        progress: Told how many images were read.
-        may_be_cut: Take files that end too early.
+        folder: Folder to read.
+        progress: Called with the number of images read.
+        may_be_cut: True to accept incomplete files.
 
     Raises:
-        LabelError: Fewer than two classes or too few images; the same image in two classes.
+        LabelError: There are fewer than two classes or too few images, or an image is in two classes.
     """
     kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not is_left_out(path))
     if len(kinds) < 2:
@@ -86,13 +86,13 @@ def read_folder(folder: Path, progress: Progress = silent, *, may_be_cut: bool =
 def read_csv(
     path: Path, progress: Progress = silent, people: Sequence[str] = (), *, may_be_cut: bool = False
 ) -> LabeledImages:
-    """A CSV with the columns `file` (relative to the CSV, or in full) and `label`.
+    """Read a CSV with the columns `file` (relative to the CSV, or a full path) and `label`.
 
     Args:
-        path: The CSV.
-        progress: Told how many images were read.
-        people: Columns with what real people answered, one each. Of copies of an image the first one's answers count.
-        may_be_cut: Take files that end too early.
+        path: CSV to read.
+        progress: Called with the number of images read.
+        people: Columns with answers of real people, one per person. Of copies of an image, the first row counts.
+        may_be_cut: True to accept incomplete files.
 
     Raises:
         LabelError: A column or a file is missing; there are too few images; an image has two labels; an answer is not a
@@ -108,10 +108,10 @@ def read_csv(
 
 
 def read_workspace(project: Project) -> LabeledImages:
-    """Every label of a workspace, with its holdout marked.
+    """Read all labels of a workspace, with its holdout.
 
     Raises:
-        LabelError: Too few labels.
+        LabelError: There are too few labels.
     """
     classes = project.config.project.classes
     with reading(project.database) as session:
@@ -138,8 +138,8 @@ def split_stratified(targets: npt.NDArray[np.int64], seed: int, n_labels: int | 
 
     Args:
         targets: Class positions [N].
-        seed: Another one gives another split; all methods share it.
-        n_labels: Images to train on; None: all that are left.
+        seed: Seed of the split, which all methods share.
+        n_labels: Number of training images; None: all others.
 
     Raises:
         LabelError: Fewer images are left than `n_labels`.
@@ -166,12 +166,12 @@ def split_holdout(
 
 
 def _interleave(targets: npt.NDArray[np.int64], seed: int) -> Positions:
-    """A random order of which every piece has the classes in proportion, as far as whole images allow."""
+    """Return a random order in which each part has the classes in proportion, as far as possible."""
     generator = np.random.default_rng(derive_seed(seed, "compare", "split"))
     place = np.empty(len(targets))
     for target in np.unique(targets):
         mine = generator.permutation(np.flatnonzero(targets == target))
-        # Systematic sampling: one image per 1/n of the order, from a random start.
+        # Systematic sampling: one image per 1/n of the order, with a random start.
         place[mine] = (np.arange(len(mine)) + generator.random()) / len(mine)
     return np.argsort(place, kind="stable").astype(np.int64)
 
@@ -192,7 +192,7 @@ def _labeled(
     progress: Progress,
     may_be_cut: bool,
 ) -> LabeledImages:
-    """Rows of a path, its label and what people answered."""
+    """Make labeled images from rows of a path, its label and people's answers."""
     by_content: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     for number, (path, label, said) in enumerate(rows, start=1):
         progress("read images", number, len(rows))

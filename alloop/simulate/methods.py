@@ -1,4 +1,4 @@
-"""The named methods of the papers, each as settings that differ from a plain single head. Names and numbers only."""
+"""Methods of the papers by name, as settings that differ from a plain single head."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from alloop.errors import ConfigError, did_you_mean
 
 Sections = Mapping[str, Mapping[str, Any]]
 
-BASELINE = "SL1H"  # what times are relative to
-OWN = "config"  # the workspace's settings, as they are
-# What makes a method. Comparing starts from the defaults of these, whatever the workspace has set.
+BASELINE = "SL1H"  # method that times are relative to
+OWN = "config"  # the workspace's own settings
+# Settings that define a method. A comparison starts from their defaults, not from the workspace's values.
 _METHOD_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": (
         "uncertainty",
@@ -29,12 +29,12 @@ _METHOD_KEYS: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Method:
-    """A method with a name of its own.
+    """Named method.
 
     Attributes:
-        name: As papers write it.
-        summary: One line for people.
-        sections: Settings by table.
+        name: Name in the papers.
+        summary: Description in one line.
+        sections: Settings by section.
     """
 
     name: str
@@ -82,16 +82,16 @@ METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method
 
 
 def find_method(name: str) -> Method:
-    """The method of that name, in any case.
+    """Return the method of this name, in upper or lower case.
 
     Raises:
-        ConfigError: There is none; names the nearest.
+        ConfigError: The name is unknown; suggests the nearest one.
     """
     folded = {known.casefold(): known for known in METHODS}
     if name.casefold() == OWN:
         return Method(OWN, "the workspace's own settings", {})
     if name.casefold() not in folded:
-        # Compared in one case: "2hlm" is near "2HML".
+        # Compared in lower case: "2hlm" is near "2HML".
         near = did_you_mean(name.casefold(), folded)
         raise ConfigError(
             f"There is no method '{name}'{_as_written(near, folded)}", f"There are: {', '.join([*METHODS, OWN])}."
@@ -100,10 +100,10 @@ def find_method(name: str) -> Method:
 
 
 def apply_method(config: Config, method: Method) -> Config:
-    """A config for one method: everything that makes a method is reset, then set as the method says.
+    """Return settings for one method: settings that define a method are reset, then set by the method.
 
     Raises:
-        ConfigError: This combination does not go together, for the reason that the error gives.
+        ConfigError: The combination does not work; the error gives the reason.
     """
     if method.name == OWN:
         return config
@@ -116,15 +116,15 @@ def apply_method(config: Config, method: Method) -> Config:
 
 
 def list_methods(config: Config) -> tuple[Method, ...]:
-    """The methods that go together with a config, in the order of the table; others are left out."""
+    """List the methods that work with a config, in the order of the table."""
     return tuple(method for method in _ALL if _goes_together(config, method))
 
 
 def find_methods(config: Config, names: Sequence[str]) -> tuple[Method, ...]:
-    """The named methods, each once, in the order given; none named: all that go together with the config.
+    """Return the named methods, each once, in the order given; without names, all that work with the config.
 
     Raises:
-        ConfigError: There is no such method, or it does not go together with the config.
+        ConfigError: A method is unknown, or does not work with the config.
     """
     methods = tuple(dict.fromkeys(name.casefold() for name in names))
     found = tuple(find_method(name) for name in methods) if methods else list_methods(config)
@@ -142,7 +142,7 @@ def _goes_together(config: Config, method: Method) -> bool:
 
 
 def _as_written(text: str, folded: Mapping[str, str]) -> str:
-    """A message about folded names with the names as they are written."""
+    """Return the end of a message about lower-case names, with the names as they are written."""
     if "did you mean" not in text:
         return "."
     return next(text.replace(f"'{key}'", f"'{name}'") for key, name in folded.items() if f"'{key}'" in text)

@@ -1,4 +1,4 @@
-"""What real people answered about images whose truth is known, so that a simulation can ask them."""
+"""Answers of real people about images with known labels, for simulations."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What only a simulation can know: how right the model is on the images that nobody was asked about."""
+"""Accuracy on images that nobody was asked about, which only a simulation can know."""
 
 from collections.abc import Mapping
 
@@ -15,9 +15,9 @@ from alloop.store.session import reading
 
 
 def accuracy_on_rest(tools: Tools, truth: Mapping[str, str]) -> Interval | None:
-    """Accuracy of the newest model on the unlabeled train images, with a Wilson interval; None without such images.
+    """Return the accuracy of the newest model on the unlabeled train images, with Wilson's interval; None without them.
 
-    Under an active strategy these are not a random sample of the pool: what the model found hard was taken out.
+    Under an active strategy these images are not a random sample of the pool, because hard images were asked about.
 
     Args:
         tools: Tools of the workspace.

@@ -1,4 +1,4 @@
-"""Strategies × seeds with an oracle, by the same loop that people answer. One JSON file a cell, so a kill costs one."""
+"""Simulation of strategies × seeds in the real loop, with an oracle. Each cell has a JSON file: a kill loses one."""
 
 import contextlib
 import dataclasses
@@ -32,14 +32,14 @@ from alloop.store.queries import list_queries
 from alloop.store.rounds import find_model, list_metrics, list_rounds
 from alloop.store.session import reading
 
-LAYOUT = 1  # of a cell file; another layout is computed again
+LAYOUT = 1  # layout of cell files; files of another layout are computed again
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A strategy to be simulated, as it was written.
+    """Strategy to simulate, as written.
 
-    `NAME`, or `NAME:setting=value:…` with settings of [acquisition] or, with a dot, of any table.
+    Written as `NAME`, or `NAME:setting=value:…` with settings of [acquisition] or, with a dot, of any section.
     """
 
     name: str
@@ -48,16 +48,16 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class SimulateSettings:
-    """What to simulate.
+    """Settings of a simulation.
 
     Attributes:
-        arms: Their settings differ in what is compared only.
-        seeds: How many; seed s decides holdout, seed batch and everything random in training and choosing.
-        rounds: Batches asked for; the random seed batch is the first.
-        jobs: Processes at once.
-        minutes: No cell is begun after that long; None: no limit.
+        arms: Strategies with their settings, which differ only in the compared settings.
+        seeds: Number of seeds. A seed decides holdout, seed batch, and all randomness of training and choosing.
+        rounds: Number of batches; the random seed batch is the first.
+        jobs: Number of processes.
+        minutes: Time after which no cell is started; None: no limit.
         out: Folder of the results.
-        digest: Of the data.
+        digest: Digest of the data.
     """
 
     arms: tuple[Arm, ...]
@@ -72,18 +72,18 @@ class SimulateSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One strategy with one seed. All tuples but `picks` have a number for every batch.
+    """Result of one strategy with one seed. All tuples but `picks` have one number per batch.
 
     Attributes:
         picks: Row numbers of each batch, in the order asked.
-        n_labels: Labels that the model after each batch was trained on.
-        accuracy: Of that model, on the test set or the labeled holdout.
-        seconds: Wall time of choosing the batch, asking about it, training on it and measuring.
-        select_seconds: Of that, choosing; without scoring the pool, which is `score_seconds`.
-        train_seconds: Of that, training and measuring.
-        n_test: Images measured on.
-        rest: Accuracy of the last model on the rows never asked about; None where it was not measured.
-        ended: Why there was no further round.
+        n_labels: Number of training labels of the model after each batch.
+        accuracy: Accuracy of that model, on the test set or the labeled holdout.
+        seconds: Wall time of choosing, asking, training and measuring.
+        select_seconds: Wall time of choosing, without scoring the pool (`score_seconds`).
+        train_seconds: Wall time of training and measuring.
+        n_test: Number of images measured on.
+        rest: Accuracy of the last model on rows that were never asked about; None if not measured.
+        ended: Reason for the end of the run.
     """
 
     strategy: str
@@ -103,7 +103,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Simulation:
-    """What is known. `missing` cells were not begun for want of time; `failed` ones say why."""
+    """Results of a simulation. `missing` cells were not started because time was up; `failed` cells have a reason."""
 
     arms: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -114,7 +114,7 @@ class Simulation:
 
 @dataclasses.dataclass(frozen=True)
 class CellPlan:
-    """What a process needs to compute a cell."""
+    """Input of a process that computes a cell."""
 
     arm: Arm
     seed: int
@@ -125,10 +125,10 @@ class CellPlan:
 
 
 def parse_arms(config: Config, written: Sequence[str]) -> tuple[Arm, ...]:
-    """Strategies by name.
+    """Parse strategies.
 
     Raises:
-        ConfigError: There is no such strategy or setting, it does not go with the model, or one is named twice.
+        ConfigError: A strategy or setting is unknown, does not work with the model, or is named twice.
     """
     names = [name.strip() for name in written if name.strip()]
     if not names:
@@ -155,11 +155,11 @@ def _arm_config(config: Config, written: str) -> Config:
 
 
 def plan_cells(settings: SimulateSettings, base: Base) -> list[CellPlan]:
-    """Every cell, seed by seed, so that all strategies have equally many when time runs out.
+    """List all cells, seed by seed, so that all strategies have equally many cells when time is up.
 
     Args:
         settings: What to simulate.
-        base: Need not be there yet.
+        base: Base, which need not exist yet.
     """
     plans = []
     for seed in range(settings.seeds):
@@ -173,7 +173,7 @@ def plan_cells(settings: SimulateSettings, base: Base) -> list[CellPlan]:
                 {
                     "layout": LAYOUT,
                     "alloop": __version__,
-                    # Without defaults: a setting that a later alloop adds changes nothing by being there.
+                    # Without defaults, so that a setting that a later alloop adds does not change the digest.
                     "config": config.model_dump(mode="json", exclude_defaults=True),
                     "data": settings.digest,
                 }
@@ -185,23 +185,23 @@ def plan_cells(settings: SimulateSettings, base: Base) -> list[CellPlan]:
 
 
 def is_finished(plans: Sequence[CellPlan]) -> bool:
-    """Whether there is nothing left to compute."""
+    """Return whether all cells are computed."""
     return all(plan.path.exists() for plan in plans)
 
 
 def simulate(
     settings: SimulateSettings, plans: Sequence[CellPlan], executor: Executor, progress: Progress = silent
 ) -> Simulation:
-    """Compute every cell that is not there yet.
+    """Compute all missing cells.
 
     Args:
         settings: What to simulate.
-        plans: As `plan_cells` gives them; their base must be there unless all cells are.
+        plans: Result of `plan_cells`. The base must exist unless all cells do.
         executor: Runs cells, and the jobs of each cell.
-        progress: Hears of cells.
+        progress: Called with the number of finished cells.
 
     Raises:
-        WorkspaceError: The results cannot be written; those written stay.
+        WorkspaceError: The results cannot be written; earlier results are kept.
         AlloopError: A process was killed, or every cell failed.
     """
     deadline = Deadline(settings.minutes)
@@ -225,7 +225,7 @@ def simulate(
 
 
 def to_json(simulation: Simulation) -> dict[str, Any]:
-    """Plain data: every run, and what is not there."""
+    """Convert to plain data: all runs, and missing or failed cells."""
     return {
         "runs": [dataclasses.asdict(cell) for cell in simulation.cells],
         "missing": [{"strategy": strategy, "seed": seed} for strategy, seed in simulation.missing],
@@ -234,7 +234,7 @@ def to_json(simulation: Simulation) -> dict[str, Any]:
 
 
 def run_cell(executor: Executor, plan: CellPlan) -> None:
-    """Compute one cell and keep it."""
+    """Compute one cell and store it."""
     threads = torch.get_num_threads()
     if plan.config.model.mode == "frozen":
         torch.set_num_threads(1)  # so that the result does not depend on how many cells are computed at once
@@ -291,7 +291,7 @@ def _measure(plan: CellPlan, tools: Tools, seconds: Mapping[tuple[int, RoundStat
         asked_so_far += len(batch)
         metrics, model = measured[number], models[number]
         if metrics is None or model is None:
-            # With labels of one class nothing is trained; what is left to say is that class, always.
+            # With labels of one class no model is trained; the prediction is always this class.
             known = [labels[names[row]] for part in picks[:number] for row in part if names[row] in labels]
             accuracy.append(sum(name in known[:1] for name in tested) / max(1, len(tested)))
             n_labels.append(len(known))

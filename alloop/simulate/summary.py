@@ -1,4 +1,4 @@
-"""Cells of a comparison → a table: mean ± std over seeds, ranks, times; on disk as CSV and JSON."""
+"""Tables of a comparison: mean ± std over seeds, ranks and times, also as CSV and JSON."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ RANKED = ("accuracy", "ece", "nll")
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Over seeds; the standard deviation has ddof = 0, as in the paper. `place` is 1 or 2 for the two best, else 0."""
+    """Mean over seeds, with standard deviation (ddof = 0, as in papers). `place` is 1 or 2 for the two best, else 0."""
 
     mean: float
     std: float
@@ -32,15 +32,15 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method.
+    """Results of one method.
 
     Attributes:
-        stages: "raw" and each calibrator → metric → its mean.
-        ranks: Stage → mean of the ranks in accuracy, ECE and NLL.
-        train_seconds: Mean.
-        score_milliseconds: Mean for one image, the trunk counted.
-        train_ratio, score_ratio: Relative to the single head; None when it was not compared.
-        ece_interval: Of the first seed before calibration: ECE's bootstrap 95 %.
+        stages: "raw" and each calibrator → metric → mean.
+        ranks: Stage → mean rank in accuracy, ECE and NLL.
+        train_seconds: Mean training time.
+        score_milliseconds: Mean scoring time of one image, with the trunk.
+        train_ratio, score_ratio: Times relative to the single head; None if it was not compared.
+        ece_interval: Bootstrap 95 % interval of the ECE of the first seed, before calibration.
     """
 
     method: str
@@ -57,9 +57,9 @@ class Row:
 
 
 def summarize(comparison: Comparison) -> tuple[Row, ...]:
-    """A row for every method that has cells, over the seeds that all of these methods have.
+    """Return a row for every method with cells, over the seeds that all of these methods have.
 
-    No seed that all have in common (a method without cells does not count): no rows.
+    Without a common seed there are no rows. Methods without cells are ignored.
     """
     by_method = {
         method.name: {cell.seed: cell for cell in comparison.cells if cell.method == method.name}
@@ -78,7 +78,7 @@ def summarize(comparison: Comparison) -> tuple[Row, ...]:
 
 
 def summarize_ood(comparison: Comparison) -> dict[tuple[str, str], dict[str, Mean]]:
-    """(method, score) → metric → mean over the seeds there are, the two best of each metric marked."""
+    """Return (method, score) → metric → mean over seeds. The two best of each metric are marked."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for cell in comparison.cells:
         for score, found in cell.ood.items():
@@ -96,9 +96,9 @@ def summarize_ood(comparison: Comparison) -> dict[tuple[str, str], dict[str, Mea
 
 
 def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tuple[Path, Path, Path]:
-    """`cells.csv` (a line per cell and stage), `summary.csv` (per method and stage), `comparison.json` (everything).
+    """Write `cells.csv` (per cell and stage), `summary.csv` (per method and stage), `comparison.json` (everything).
 
-    With strange images also `ood.csv`, a line per cell and score.
+    With strange images, also write `ood.csv`, a line per cell and score.
     """
     paths = out / "cells.csv", out / "summary.csv", out / "comparison.json"
     write_csv(paths[0], [line for cell in comparison.cells for line in _cell_lines(cell)])
@@ -121,7 +121,7 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tupl
 
 
 def to_json(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
-    """Plain data: the table, every cell with its reliability bins, and what is not there."""
+    """Convert to plain data: the table, all cells with their reliability bins, and missing or failed cells."""
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
         "cells": [dataclasses.asdict(cell) for cell in comparison.cells],
@@ -131,7 +131,7 @@ def to_json(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _stages(used: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, dict[str, Mean]]]:
-    """Method → stage → metric → mean, places marked among the methods."""
+    """Return method → stage → metric → mean, with places among the methods."""
     names = list(next(iter(used.values()))[0].stages)
     metrics = list(next(iter(used.values()))[0].stages[RAW].metrics)
     table: dict[str, dict[str, dict[str, Mean]]] = {method: {name: {} for name in names} for method in used}
@@ -146,7 +146,7 @@ def _stages(used: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, dict[str,
 
 
 def _places(means: Mapping[Key, float], *, higher: bool) -> dict[Key, int]:
-    """1 for the best, 2 for the second best; equal values share a place."""
+    """Return 1 for the best, 2 for the second best, else 0. Equal values share a place."""
     best = sorted(set(means.values()), reverse=higher)[:2] if len(means) > 1 else []
     return {method: best.index(value) + 1 if value in best else 0 for method, value in means.items()}
 
@@ -230,7 +230,7 @@ def _summary_lines(row: Row) -> list[dict[str, object]]:
 
 
 def write_csv(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
-    """Lines with the same keys, written whole; none: an empty file."""
+    """Write lines with the same keys as CSV; without lines, write an empty file."""
     text = io.StringIO()
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
