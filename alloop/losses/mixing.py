@@ -46,7 +46,7 @@ class Mixing:
 
     @property
     def is_on(self) -> bool:
-        """Whether batches are mixed."""
+        """Return whether batches are mixed."""
         return MIXINGS[self.kind].blends or MIXINGS[self.kind].cuts
 
 

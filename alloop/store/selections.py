@@ -1,4 +1,4 @@
-"""How each round chose its batch, and the file that holds what it chose from."""
+"""Selections of rounds: settings and strategy of each choice, and the file of its candidates."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from alloop.store.tables import Round, Selection
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SelectionRecord:
-    """How a round chose its batch.
+    """Selection of a round: settings and strategy of its choice.
 
     Attributes:
         round_number: Number of the round.
@@ -36,20 +36,20 @@ class SelectionRecord:
 
 
 def add_selection(session: Session, round_id: int, values: Mapping[str, Any]) -> None:
-    """Record how a round chose. `values` are the fields of SelectionRecord but the round number."""
+    """Record the selection of a round. `values` are the fields of SelectionRecord without the round number."""
     session.add(Selection(round_id=round_id, **{**values, "notes": list(values["notes"])}))
     session.flush()
 
 
 def find_selection(session: Session, round_id: int) -> SelectionRecord | None:
-    """Return how a round chose its batch; None if it has not chosen yet."""
+    """Find the selection of a round; None if the round has not chosen yet."""
     query = select(Selection, Round.number).join(Round, Round.id == Selection.round_id)
     found = session.execute(query.where(Selection.round_id == round_id)).one_or_none()
     return None if found is None else _record(*found)
 
 
 def list_selections(session: Session) -> dict[int, SelectionRecord]:
-    """Return how each round chose its batch, by the number of the round."""
+    """List the selections by the number of the round."""
     query = select(Selection, Round.number).join(Round, Round.id == Selection.round_id).order_by(Round.number)
     return {number: _record(row, number) for row, number in session.execute(query)}
 

@@ -186,7 +186,7 @@ class HoldoutImage(Base):
 
 
 class Selection(Base):
-    """How a round chose its batch. The candidates and what was known of the rest are in a file under runs/.
+    """Selection of a round: settings and strategy of its choice. The candidates are in a file under runs/.
 
     Rounds that chose before there was such a file have none, and the earliest ones recorded no settings either.
     """
