@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alloop.acquisition.arrange import BLOCK_FLOATS, blocks, in_key_order
 from alloop.acquisition.batch import top_k
+from alloop.acquisition.greedy import lazy_greedy
 from alloop.acquisition.scores import bald_of
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
@@ -37,8 +38,7 @@ def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
     """Greedy for the mutual information between the batch's answers and the members.
 
     Exact while K^picked is at most 10,000, then estimated from that many sampled configurations of answers. The
-    highest 1 % by mutual information alone are considered, or 1000, or 5 k. An image's gain only shrinks as others are
-    picked, so an old one is an upper bound, and only those that could be the largest are brought up to date.
+    highest 1 % by mutual information alone are considered, or 1000, or 5 k. The choice is lazy.
 
     Returns:
         Scores are the gain in nats, in [0, ln K].
@@ -56,21 +56,16 @@ def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
     joint = _Joint.of(members[:, torch.from_numpy(considered)].double(), derive_seed(seed, "batchbald"))
 
     gains = np.maximum(joint.gains(np.arange(len(considered))), 0)
-    known = np.zeros(len(considered), dtype=np.int64)
     picked: list[int] = []
     scores: list[float] = []
-    while len(picked) < k:
-        best = int(np.argmax(np.round(gains / EQUAL)))
-        if known[best] == len(picked):
-            picked.append(best)
-            scores.append(float(gains[best]))
-            gains[best], known[best] = -1, k
-            joint = joint.with_image(best) if len(picked) < k else joint
-            continue
-        upper = np.argpartition(-gains, min(REFRESHED, len(gains)) - 1)[:REFRESHED]
-        stale = np.union1d(upper[known[upper] < len(picked)], [best])
-        gains[stale] = np.maximum(joint.gains(stale), 0)
-        known[stale] = len(picked)
+
+    def update(places: npt.NDArray[np.int64], _: int) -> npt.NDArray[np.float64]:
+        return np.maximum(joint.gains(places), 0)
+
+    for best, gain in lazy_greedy(gains, k, update, equal=EQUAL, n_updated=REFRESHED):
+        picked.append(best)
+        scores.append(gain)
+        joint = joint.with_image(best) if len(picked) < k else joint
     note = (_NOTE.format(RELIABLE, CONFIGURATIONS),) if k > RELIABLE else ()
     return Choice(considered[np.array(picked)], np.array(scores), notes=note)
 

@@ -24,6 +24,7 @@ from alloop.acquisition.arrange import (
     unit_,
 )
 from alloop.acquisition.clusters import FITTED, KEPT, STEPS, k_means, main_directions
+from alloop.acquisition.greedy import lazy_greedy
 from alloop.acquisition.scores import margin_of
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
@@ -115,10 +116,8 @@ def herd(
 ) -> Choice:
     """Greedy maximization of mean_x w_x max_s k(x, s) over labeled and chosen images s.
 
-    A gain only shrinks as more is covered, so an old one is an upper bound, and only those that could be the largest
-    are brought up to date: the same images as by trying all. Gains that differ by less than a millionth of the first
-    one are equal, and go by key. Above 5,000 images a sample of them is covered; above 20,000 a sample covers, half of
-    it the images of the largest weight.
+    The choice is lazy. Gains that differ by less than a millionth of the first one are equal, and go by key. Above
+    5,000 images a sample of them is covered; above 20,000 a sample covers, half of it the images of the largest weight.
 
     Args:
         candidates: In key order; features are normalized in place.
@@ -145,23 +144,17 @@ def herd(
 
     gains = f * pool.gains(np.arange(len(sources)))
     step = max(float(gains.max()), 0.0) * 1e-6
-    known = np.zeros(len(sources), dtype=np.int64)
     picked: list[int] = []
     scores: list[float] = []
-    while len(picked) < k and step > 0:
-        best = int(np.argmax(np.round(gains / step)))
-        if gains[best] < step:
-            break
-        if known[best] == len(picked):
-            picked.append(int(sources[best]))
-            scores.append(float(gains[best]))
-            pool.cover(z[picked[-1:]])
-            gains[best], known[best] = 0, k
-            continue
-        upper = np.argpartition(-gains, min(REFRESHED, len(gains)) - 1)[:REFRESHED]
-        stale = np.union1d(upper[known[upper] < len(picked)], [best])
-        gains[stale] = f[stale] * pool.gains(stale)
-        known[stale] = len(picked)
+
+    def update(places: npt.NDArray[np.int64], _: int) -> npt.NDArray[np.float64]:
+        return f[places] * pool.gains(places)
+
+    n_wanted = k if step > 0 else 0
+    for best, gain in lazy_greedy(gains, n_wanted, update, equal=step, n_updated=REFRESHED, least=step):
+        picked.append(int(sources[best]))
+        scores.append(gain)
+        pool.cover(z[picked[-1:]])
     return _rest(picked, scores, k, w)
 
 

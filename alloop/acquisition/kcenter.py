@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from alloop.acquisition.arrange import (
     BLOCK_FLOATS,
@@ -17,6 +16,7 @@ from alloop.acquisition.arrange import (
     squared_distances,
     unit_,
 )
+from alloop.acquisition.greedy import lazy_greedy
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 
@@ -25,10 +25,10 @@ REFRESHED = 48  # images whose distance is brought up to date at a time
 
 @in_key_order(Need.FEATURES)
 def k_center(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Farthest first in the space of normalized features; without labels the first is the one nearest the mean.
+    """Choose the farthest first, in the space of normalized features; without labels begin nearest to the mean.
 
-    Copies of what is labeled or chosen come last, by key. Nothing is drawn, and the model does not count. At most
-    twice as far from its nearest choice as in the best choice is the worst covered image.
+    Copies of labeled or chosen images come last, by key. Nothing is drawn, and the model does not count. The largest
+    distance from any image to the chosen set is at most twice the optimum.
 
     Returns:
         Scores are the distance [0, 2] to the nearest labeled or chosen image when it was picked; the first without
@@ -39,20 +39,34 @@ def k_center(candidates: Candidates, k: int, seed: int) -> Choice:
     assert candidates.features is not None
     z = unit_(candidates.features)
     labeled = unit_(none_labeled(candidates))
-    distances = nearest(z, labeled)[0]
     picked: list[int] = []
     scores: list[float] = []
     if len(labeled) == 0:
-        first = int(np.argmin(nearest(z, z.mean(dim=0, keepdim=True))[0].numpy()))
-        picked.append(first)
-        distances = nearest(z, z[first : first + 1])[0]
+        picked.append(int(np.argmin(nearest(z, z.mean(dim=0, keepdim=True))[0].numpy())))
+        labeled = z[picked]
+    distances = nearest(z, labeled)[0].numpy()
+    if picked:
         scores.append(math.sqrt(float(distances.max())))
-    seen = torch.full((len(z),), len(picked))
-    while len(picked) < k:
-        farthest, squared = _farthest(z, picked, distances, seen)
-        if squared == 0:
-            break
-        picked.append(farthest)
+    n_first = len(picked)
+
+    def update(places: npt.NDArray[np.int64], since: int) -> npt.NDArray[np.float32]:
+        missed = torch.tensor(picked[n_first + since :])
+        stale = torch.from_numpy(distances[places])
+        found = squared_distances(z[torch.from_numpy(places)], z[missed]).amin(dim=1)
+        nearer: npt.NDArray[np.float32] = torch.minimum(stale, found).numpy()
+        return nearer
+
+    farthest = lazy_greedy(
+        distances,
+        k - n_first,
+        update,
+        equal=NO_DISTANCE,
+        n_updated=REFRESHED,
+        least=NO_DISTANCE,
+        updates_picks=True,
+    )
+    for place, squared in farthest:
+        picked.append(place)
         scores.append(math.sqrt(squared))
     return completed(picked, scores, k, len(z))
 
@@ -61,23 +75,3 @@ def cost(size: Size) -> Cost:
     """Distances to the labeled images, and to each choice from a part of the candidates."""
     rows, columns = size.candidates, size.features
     return Cost(rows * columns * (size.labeled + 20 + size.k), 4.0 * rows * (columns + 8) + 12 * BLOCK_FLOATS)
-
-
-def _farthest(
-    z: Float[Tensor, "N D"], picked: list[int], distances: Float[Tensor, "N"], seen: Int[Tensor, "N"]
-) -> tuple[int, float]:
-    """The candidate farthest from all picks, and how far.
-
-    Distances only shrink, so an old one is an upper bound, and only those that could be the largest are brought up to
-    date: `distances` and `seen` (how many picks each knows of) change in place.
-    """
-    while True:
-        farthest = int(np.argmax(np.round(distances.numpy() / NO_DISTANCE)))  # equal but for rounding: by key
-        if seen[farthest] == len(picked):
-            return farthest, float(distances[farthest])
-        n = min(REFRESHED, len(z))
-        upper = np.argpartition(-distances.numpy(), n - 1)[:n]
-        stale = torch.from_numpy(np.union1d(upper[seen.numpy()[upper] < len(picked)], [farthest]))
-        missed = torch.tensor(picked[int(seen[stale].min()) :])
-        distances[stale] = torch.minimum(distances[stale], squared_distances(z[stale], z[missed]).amin(dim=1))
-        seen[stale] = len(picked)
