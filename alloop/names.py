@@ -1,8 +1,7 @@
-"""Names as people type them: finds the class for a spelling, and the file for a name in a table."""
+"""Names as people type them: finds the class for a spelling, and the spellings to try for a file name in a table."""
 
 import unicodedata
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 
 _JOINERS = "\u200c\u200d"  # needed in Persian and Indic words and in emoji, but never beside ASCII letters
 # Invisible characters that Unicode does not list as format characters: fillers, joiners, variation selectors.
@@ -53,21 +52,6 @@ def file_spellings(name: str) -> list[str]:
     return list(dict.fromkeys((name, name.strip(), turned, turned.strip(), clean(name), clean(turned))))
 
 
-def find_file(folder: Path, name: str) -> Path | None:
-    """Return the file for a name in a table of a folder; None if no file or several files match.
-
-    A file whose name is written as in the table comes first, then the only one in another Unicode form (NFC, NFD).
-    """
-    for spelled in file_spellings(name):
-        if spelled and (folder / spelled).is_file():
-            return folder / spelled
-    if name.isascii():
-        return None
-    found = [path for spelled in file_spellings(name) for path in _composed_alike(folder, Path(spelled).parts)]
-    files = [path for path in dict.fromkeys(found) if path.is_file()]
-    return files[0] if len(files) == 1 else None
-
-
 def composed(path: str) -> str:
     """Return a path with composed letters (NFC). It is equal for both ways in which systems write `é`."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
@@ -80,20 +64,3 @@ def _is_hidden(text: str, at: int) -> bool:
     if sign in _JOINERS:
         return not (0 < at < len(text) - 1) or text[at - 1].isascii() or text[at + 1].isascii()
     return sign in _BLANK or unicodedata.category(sign) == "Cf"
-
-
-def _composed_alike(folder: Path, parts: Sequence[str]) -> list[Path]:
-    """Return the paths below a folder whose parts have the same letters in any Unicode form."""
-    places = [folder]
-    for part in parts:
-        places = [entry for place in places for entry in _entries(place, part)]
-    return places
-
-
-def _entries(place: Path, part: str) -> list[Path]:
-    if part.isascii():
-        return [place / part]
-    try:
-        return [entry for entry in place.iterdir() if composed(entry.name) == composed(part)]
-    except OSError:
-        return []

@@ -15,7 +15,8 @@ from alloop.errors import DatabaseError, WorkspaceError
 from alloop.files import atomic_path, is_stream, write_bytes
 from alloop.labeling.build import check_classes
 from alloop.loop.writer import actor
-from alloop.pool.ingest import full_path, printable
+from alloop.pool.local_files import printable
+from alloop.pool.sources import full_name
 from alloop.project import DATABASE_FILE, Project, open_project
 from alloop.store.migrate import head_revision, upgrade
 from alloop.store.session import look_only, may_write, reading, sqlite_url, transaction
@@ -30,7 +31,7 @@ def new_config(
     Raises:
         WorkspaceError: A folder of images has a name that is not valid UTF-8.
     """
-    places = [full_path(image, os.getcwd()) for image in images]  # noqa: PTH109
+    places = [full_name(image, os.getcwd()) for image in images]  # noqa: PTH109
     odd = [printable(place) for place in places if printable(place) != place]
     if odd:
         raise WorkspaceError(

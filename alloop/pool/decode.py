@@ -4,25 +4,24 @@ Pillow alone decodes. torchvision's JPEG decoder would leave CMYK, damage and ev
 bundles a libjpeg of its own, whose pixels need not be equal.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from alloop.pool.picture import decode_bytes, picture_of, read_bytes
+from alloop.pool.picture import decode_bytes, picture_of
+from alloop.pool.sources import read_bytes
 from alloop.records import ImageRef
 
 
-def decode_rgb(path: Path) -> UInt8[Tensor, "3 H W"]:
+def decode_rgb(location: str) -> UInt8[Tensor, "3 H W"]:
     """Decode an image file of any size, upright, in RGB.
 
     Raises:
         PoolError: The file is missing, unreadable, truncated or not an image.
     """
-    return _to_tensor(decode_bytes(read_bytes(path), path))
+    return _to_tensor(decode_bytes(read_bytes(location), location))
 
 
 def decode_ref(image: ImageRef) -> UInt8[Tensor, "3 H W"]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
+from alloop.errors import PoolError
 from alloop.pool import pixels
+from alloop.pool.sources import read_bytes
 from alloop.records import ImageRef
 
 
@@ -24,7 +25,7 @@ def share_depth(*groups: Sequence[ImageRef]) -> tuple[tuple[ImageRef, ...], ...]
 
 def _own_depth(image: ImageRef) -> int | None:
     try:
-        data = Path(image.path).read_bytes()
+        data = read_bytes(image.path)
         return pixels.look(data, may_be_cut=image.is_admitted).depth if pixels.may_be_deep(data) else None
-    except (OSError, pixels.UnreadableImage):
+    except (PoolError, pixels.UnreadableImage):
         return None

@@ -2,12 +2,12 @@
 
 import hashlib
 import io
-from pathlib import Path
 
 from PIL import Image
 
 from alloop.errors import PoolError
 from alloop.pool import pixels
+from alloop.pool.sources import read_bytes
 from alloop.records import ImageRef
 
 
@@ -17,7 +17,7 @@ def picture_of(image: ImageRef) -> Image.Image:
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
     """
-    return decode_bytes(read_verified(image), Path(image.path), image.depth, may_be_cut=image.is_admitted)
+    return decode_bytes(read_verified(image), image.path, image.depth, may_be_cut=image.is_admitted)
 
 
 def as_png(image: ImageRef) -> bytes:
@@ -31,8 +31,8 @@ def as_png(image: ImageRef) -> bytes:
     return buffer.getvalue()
 
 
-def decode_bytes(data: bytes, path: Path, depth: int | None = None, *, may_be_cut: bool = False) -> Image.Image:
-    """Decode an image file's bytes to RGB. The path is used in errors only.
+def decode_bytes(data: bytes, location: str, depth: int | None = None, *, may_be_cut: bool = False) -> Image.Image:
+    """Decode an image file's bytes to RGB. The location is used in errors only.
 
     Raises:
         PoolError: The bytes cannot be decoded.
@@ -41,7 +41,7 @@ def decode_bytes(data: bytes, path: Path, depth: int | None = None, *, may_be_cu
         return pixels.decode(data, depth=depth, may_be_cut=may_be_cut)[0]
     except pixels.UnreadableImage as error:
         raise PoolError(
-            f"{path} cannot be decoded: {error}.", "Replace the file, or run `alloop pool check`."
+            f"{location} cannot be decoded: {error}.", "Replace the file, or run `alloop pool check`."
         ) from error
 
 
@@ -51,24 +51,10 @@ def read_verified(image: ImageRef) -> bytes:
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
     """
-    data = read_bytes(Path(image.path))
+    data = read_bytes(image.path)
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise PoolError(
             f"{image.path} has changed since it was added (its SHA-256 was {image.sha256[:12]}…).",
             "Run `alloop pool add` on it: the new content is another image, with labels of its own.",
         )
     return data
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
-
-    Raises:
-        PoolError: The file is missing or unreadable.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise PoolError(f"{path} does not exist any more.", "Put it back, or run `alloop pool check`.") from error
-    except OSError as error:
-        raise PoolError(f"{path} cannot be read: {error.strerror or error}.", "Run `alloop pool check`.") from error

@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -16,15 +16,15 @@ from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
 from alloop.errors import PoolError
 from alloop.executor import Executor
-from alloop.files import sha256_of, write_bytes
+from alloop.files import write_bytes
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import ImportedLabel, judge_of, listed_files, record_imported
+from alloop.loop.intake.labels import ImportedLabel, judge_of, listed_images, record_imported
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.workbench import make_tools, open_workbench
 from alloop.loop.workspace import backup_database, upgrade_database
 from alloop.pool.cache import FeatureCache
 from alloop.pool.given import given_files
-from alloop.pool.ingest import expand
+from alloop.pool.sources import content_hash, expand
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageFile, LocationStatus, Split
@@ -255,8 +255,8 @@ def _making(base: Base, config: Config) -> Iterator[Project]:
 
 def _digest_files(place: Path) -> str:
     """Return the digest of a folder or a table and of its images."""
-    files = sorted(expand([str(place)])) if place.is_dir() else [place, *listed_files(place)]
-    return digest_of([(str(file), sha256_of(file)) for file in files])
+    images = sorted(expand([str(place)]), key=PurePosixPath) if place.is_dir() else [str(place), *listed_images(place)]
+    return digest_of([(image, content_hash(image)) for image in images])
 
 
 def _add_rows(

@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from alloop.errors import LabelError
-from alloop.files import sha256_of
 from alloop.loop.intake.labels import find_named
 from alloop.names import as_answer, clean
 from alloop.pool.depth import share_depth, with_own_depth
-from alloop.pool.ingest import expand
 from alloop.pool.left_out import is_left_out
+from alloop.pool.sources import content_hash, expand
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef, Split
@@ -79,7 +78,7 @@ def read_folder(folder: Path, progress: Progress = silent, *, may_be_cut: bool =
             f"{folder} holds {len(kinds)} folders; a comparison needs one folder per class and at least two classes.",
             "Move the images into folders named like their classes, or give a CSV with --csv.",
         )
-    rows = [(str(file), clean(kind.name), ()) for kind in kinds for file in expand([str(kind)])]
+    rows = [(file, clean(kind.name), ()) for kind in kinds for file in expand([str(kind)])]
     return _labeled(rows, (), str(folder), progress, may_be_cut)
 
 
@@ -103,7 +102,7 @@ def read_csv(
         if not row.get("label"):
             raise LabelError(f"{path}, line {row.line} has no label.", "Add the label or remove the line.")
         said = tuple(row.get(person) for person in people)
-        rows.append((str(find_named(path, row)), row.get("label"), said))
+        rows.append((find_named(path, row), row.get("label"), said))
     return _labeled(rows, tuple(people), str(path), progress, may_be_cut)
 
 
@@ -196,7 +195,7 @@ def _labeled(
     by_content: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     for number, (path, label, said) in enumerate(rows, start=1):
         progress("read images", number, len(rows))
-        sha256 = sha256_of(Path(path))
+        sha256 = content_hash(path)
         known_path, known, _ = by_content.setdefault(sha256, (path, label, said))
         if known != label:
             raise LabelError(

@@ -18,9 +18,8 @@ from alloop.engine.odin import Odin
 from alloop.errors import LabelError, ModelError, PoolError
 from alloop.evaluation import ood
 from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
-from alloop.files import sha256_of
 from alloop.pool.depth import with_own_depth
-from alloop.pool.ingest import expand
+from alloop.pool.sources import content_hash, expand
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
@@ -64,7 +63,7 @@ def read_strangers(
     found: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
         progress("read strange images", number, len(files))
-        found.setdefault(sha256_of(file), str(file))
+        found.setdefault(content_hash(file), file)
     both = [image for image in known if image.sha256 in found]
     if not found or both:
         what = f"holds {found[both[0].sha256]}, which is also labeled" if both else "holds no images"

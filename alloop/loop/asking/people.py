@@ -27,7 +27,6 @@ from alloop.loop.intake.ingest import add_images, mark_replaced, mark_vanished
 from alloop.loop.intake.presence import Shown, find_replaced, still_there
 from alloop.loop.workbench import Workbench
 from alloop.loop.writer import check_writer
-from alloop.pool.given import is_given
 from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState, TaskAnswers
 from alloop.store.images import find_places, find_refs
 from alloop.store.queries import (
@@ -383,7 +382,7 @@ def _sendable(
     """Return the queries whose image file still has the same bytes, and their images. Withdraw the other queries."""
     refs = find_refs(session, [query.image_id for query in unsent])
     vanished = mark_vanished(session, bench, [ref.path for ref in refs.values()])
-    replaced = find_replaced(session, [(ref.path, ref.sha256) for ref in refs.values() if not is_given(ref.path)])
+    replaced = find_replaced(session, [(ref.path, ref.sha256) for ref in refs.values()])
     gone = {*vanished, *mark_replaced(session, replaced, bench.now())}
     if gone:
         refs = find_refs(session, [query.image_id for query in unsent])

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from alloop.loop.choosing.filter import find_matching
 from alloop.loop.choosing.pool_scores import PoolScores, load_scores
 from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
 from alloop.loop.workbench import Tools
+from alloop.pool.sources import full_name, name_of
 from alloop.project import Project
 from alloop.records import ImageRef, QueryStatus, Split
 from alloop.store.annotations import list_labels
@@ -78,10 +78,10 @@ def explain(tools: Tools, name: str, device: str | None = None) -> Explanation:
 def _find(session: Session, name: str) -> tuple[int, str, str]:
     """Id, hash and path of the image that is meant."""
     places = [place for place in list_locations(session) if place.image_id is not None and place.sha256 is not None]
-    absolute = os.path.abspath(name)  # noqa: PTH100 (what is recorded is not resolved either)
+    absolute = full_name(name, os.getcwd())  # noqa: PTH109
     is_hash = len(name) >= SHORTEST and all(digit in "0123456789abcdef" for digit in name.lower())
     by_path = [place for place in places if place.path in (name, absolute)]
-    by_name = [place for place in places if Path(place.path).name == name]
+    by_name = [place for place in places if name_of(place.path) == name]
     by_hash = [place for place in places if is_hash and str(place.sha256).startswith(name.lower())]
     found = {place.image_id: place for place in by_path or by_name or by_hash}
     if not found:

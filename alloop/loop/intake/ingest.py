@@ -13,14 +13,13 @@ from sqlalchemy.orm import Session
 from alloop.errors import LabelError, PoolError
 from alloop.loop.intake.labels import ImportedLabel, judge_of, record_imported
 from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
-from alloop.loop.intake.presence import Shown, differs, file_stat, has_hash, looks_untouched, on_disk
+from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.loop.workbench import Workbench
 from alloop.names import as_class, look
-from alloop.pool.given import is_given
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
-from alloop.pool.ingest import Skipped, expand, inspect_files, printable, reach_of
-from alloop.pool.left_out import Reach
+from alloop.pool.ingest import inspect_files
+from alloop.pool.sources import Skipped, expand, find_source, folder_of, full_name, name_of, scheme_of
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageFile, LocationStatus, RoundState, Split, UnreadableFile
@@ -172,7 +171,7 @@ def _train_again(session: Session) -> int | None:
     return last.number
 
 
-def _find_files(project: Project, paths: Sequence[str], skipped: Skipped) -> list[Path]:
+def _find_files(project: Project, paths: Sequence[str], skipped: Skipped) -> list[str]:
     try:
         files = list(expand(paths, skipped))
         if not files:
@@ -208,7 +207,7 @@ def check_images(bench: Workbench, *, accept_missing: bool = False) -> dict[str,
         set_location_status(session, [place.path for place in gone], LocationStatus.MISSING, bench.now())
         set_location_status(session, [place.path for place in back], LocationStatus.OK, bench.now())
     if changed:
-        add_images(bench, [str(on_disk(place.path)) for place in changed])
+        add_images(bench, [place.path for place in changed])
     with reading(project.database) as session:
         return {
             "missing": list_locations(session, LocationStatus.MISSING),
@@ -235,17 +234,16 @@ def look_at_images(project: Project, progress: Progress = silent) -> dict[str, l
 def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Location], list[Location]]:
     """Return the locations whose file is gone, those whose file is back unchanged, and those to read again."""
     with reading(project.database) as session:
-        locations = [place for place in list_locations(session) if not (is_given(place.path) or _is_left_out(place))]
+        locations = [place for place in list_locations(session) if not (_is_lasting(place.path) or _is_left_out(place))]
     gone, back, changed = [], [], []
     for done, location in enumerate(locations, start=1):
-        path = on_disk(location.path)
-        stat = file_stat(path)
-        if stat is None:
+        stamp = find_source(location.path).stamp(location.path)
+        if stamp is None:
             gone.append(location)
         elif (
             location.status is LocationStatus.UNREADABLE
-            or differs(stat, location)
-            or not has_hash(path, str(location.sha256), location)
+            or differs(stamp, location)
+            or not has_hash(location.path, str(location.sha256), location)
         ):
             changed.append(location)
         elif location.status is LocationStatus.MISSING:
@@ -255,7 +253,7 @@ def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Lo
 
 
 def image_folders(project: Project) -> list[Path]:
-    """The outermost folders that hold the pool: those named in the settings, and parents of images elsewhere.
+    """Return the outermost local folders of the pool: those named in the settings, and parents of images elsewhere.
 
     Folders that are not there are left out.
     """
@@ -263,7 +261,8 @@ def image_folders(project: Project) -> list[Path]:
     with reading(project.database) as session:
         places = list_locations(session, LocationStatus.OK)
         # Files that were moved away are still recorded at their old place.
-        parents = {Path(place.path).parent for place in places if not is_given(place.path)}
+        files = (find_source(place.path).local_file(place.path) for place in places)
+        parents = {file.parent for file in files if file is not None}
         parents = {folder for folder in parents if folder.is_dir()}
     outermost: list[Path] = []
     for folder in sorted(named | parents, key=lambda path: len(path.parts)):
@@ -286,8 +285,8 @@ def look_again(bench: Workbench) -> int:
     there = [place for place in lost if is_there(place.path)]
     missed = [place for place in there if place.status is LocationStatus.MISSING]
     # Files are read even if time and size are as recorded: another file may have taken the place of a missing one.
-    same = [place.path for place in missed if place.sha256 and has_hash(Path(place.path), place.sha256, None)]
-    others = [Path(path) for path in {place.path for place in there}.difference(same)]
+    same = [place.path for place in missed if place.sha256 and has_hash(place.path, place.sha256, None)]
+    others = {place.path for place in there}.difference(same)
     read = inspect_files(others, max_pixels=project.config.pool.max_pixels, workers=1)
     readable = [found.path for found in read if isinstance(found, ImageFile)]
     if same:
@@ -304,7 +303,7 @@ def mark_vanished(session: Session, bench: Workbench, paths: Iterable[str]) -> l
     Raises:
         SourceUnreachable: Much of a folder has vanished at once; nothing is recorded.
     """
-    gone = [path for path in paths if not is_given(path) and file_stat(Path(path)) is None]
+    gone = [path for path in paths if find_source(path).stamp(path) is None]
     if gone:
         check_reachable(session, bench.project)
     set_location_status(session, gone, LocationStatus.MISSING, bench.now())
@@ -320,7 +319,7 @@ def mark_replaced(session: Session, replaced: Iterable[Shown], now: dt.datetime)
         place.path
         for path, sha256 in listed
         for place in places.get(ids.get(sha256, -1), ())
-        if os.path.realpath(place.path) == os.path.realpath(path)  # a server may reach the file through a link
+        if _is_same(place.path, path)
     ]
     set_replaced(session, stale, now)
     return stale
@@ -349,12 +348,19 @@ def _leave_out(bench: Workbench, paths: Sequence[str]) -> int:
     paths, or if it belongs to the test set.
     """
     project = bench.project
-    reaches = [reach_of(path) for path in dict.fromkeys([*paths, *configured_images(project)])]
+    named = [full_name(path, os.getcwd()) for path in paths]  # noqa: PTH109
+    by_scheme: dict[str, list[str]] = {}
+    for name in dict.fromkeys([*named, *configured_images(project)]):
+        by_scheme.setdefault(scheme_of(name), []).append(name)
     with reading(project.database) as session:
-        places = [place for place in list_locations(session, LocationStatus.OK) if not is_given(place.path)]
+        places = [place for place in list_locations(session, LocationStatus.OK) if not _is_lasting(place.path)]
         splits = {} if project.config.evaluation.test is None else find_splits(session)
     known = [place.path for place in places if splits.get(place.image_id or 0) is not Split.HOLDOUT]
-    found = {path: stop for path in known if (stop := _stop(Path(path), reaches)) is not None}
+    found = {
+        path: stop
+        for scheme, names in by_scheme.items()
+        for path, stop in find_source(names[0]).left_out([x for x in known if scheme_of(x) == scheme], names).items()
+    }
     if found:
         why = "belongs to an operating system, or alloop wrote it"
         reasons = {path: f"{LEFT_OUT}{stop} {why}" for path, stop in found.items()}
@@ -363,21 +369,13 @@ def _leave_out(bench: Workbench, paths: Sequence[str]) -> int:
     return len(found)
 
 
-def _stop(file: Path, reaches: Sequence[Reach]) -> str | None:
-    """Return the name at which every walk from a folder above stops before the file; None if a walk reaches it."""
-    stops = [reach.stop(file) for reach in reaches if file.is_relative_to(reach.root)]
-    return stops[0] if stops and None not in stops else None
-
-
-def _fresh(bench: Workbench, files: Sequence[Path], said: dict[str, str] | None, added: Added) -> Iterator[Path]:
+def _fresh(bench: Workbench, files: Sequence[str], said: dict[str, str] | None, added: Added) -> Iterator[str]:
     """Those files that are not known as they are now. Labels of the others are taken here, in passing."""
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         with reading(bench.project.database) as session:
-            known = find_locations(session, [printable(str(path)) for path in batch])
-        unchanged = {
-            path: known[printable(str(path))] for path in batch if _unchanged(path, known.get(printable(str(path))))
-        }
+            known = find_locations(session, batch)
+        unchanged = {path: known[path] for path in batch if _unchanged(path, known.get(path))}
         added.unchanged += len(unchanged)
         _note_verified(bench, unchanged)
         if said is not None:
@@ -443,18 +441,23 @@ def _label_from_folders(session: Session, bench: Workbench, sha256s: Mapping[str
     """Record folder names as labels; `said` remembers where each image lies, over the whole call of `add_images`."""
     for path, sha256 in sha256s.items():
         other = said.setdefault(sha256, path)
-        if look(Path(other).parent.name) != look(Path(path).parent.name):
+        if look(_class_folder(other)) != look(_class_folder(path)):
             raise LabelError(
                 f"The same image lies in the folders of two classes: {other} and {path}.",
                 "Remove the wrong one, then add them again.",
             )
     judge = judge_of(bench.project.config.project)
-    labels = [ImportedLabel(sha256, judge.spelled(Path(path).parent.name)) for path, sha256 in sha256s.items()]
+    labels = [ImportedLabel(sha256, judge.spelled(_class_folder(path))) for path, sha256 in sha256s.items()]
     return record_imported(session, labels, judge, "folders", bench.now())
 
 
-def _check_folders(files: Sequence[Path], classes: Sequence[str]) -> None:
-    odd = sorted({as_class(name, classes) for name in {path.parent.name for path in files}} - set(classes))
+def _class_folder(location: str) -> str:
+    """Return the name of the folder that holds an image."""
+    return name_of(folder_of(location))
+
+
+def _check_folders(files: Sequence[str], classes: Sequence[str]) -> None:
+    odd = sorted({as_class(name, classes) for name in set(map(_class_folder, files))} - set(classes))
     if odd:
         raise LabelError(
             f"The folder '{odd[0]}' is not one of the classes: {', '.join(classes)}.",
@@ -467,19 +470,29 @@ def _is_left_out(place: Location) -> bool:
     return place.status is LocationStatus.MISSING and (place.reason or "").startswith(LEFT_OUT)
 
 
-def _unchanged(path: Path, known: Location | None) -> bool:
+def _is_lasting(location: str) -> bool:
+    return find_source(location).is_lasting
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Return whether two locations are the same file: a server may reach the file through a link."""
+    files = [find_source(location).local_file(location) or location for location in (one, other)]
+    return os.path.realpath(files[0]) == os.path.realpath(files[1])
+
+
+def _unchanged(path: str, known: Location | None) -> bool:
     if known is None or known.sha256 is None or known.status is not LocationStatus.OK:
         return False
-    stat = file_stat(path)
-    return stat is not None and not differs(stat, known) and has_hash(path, known.sha256, known)
+    stamp = find_source(path).stamp(path)
+    return stamp is not None and not differs(stamp, known) and has_hash(path, known.sha256, known)
 
 
-def _note_verified(bench: Workbench, unchanged: Mapping[Path, Location]) -> None:
+def _note_verified(bench: Workbench, unchanged: Mapping[str, Location]) -> None:
     """Record that touched files were found unchanged, so that they are not read again each time."""
     read = [
         known.path
         for path, known in unchanged.items()
-        if (stat := file_stat(path)) is not None and not looks_untouched(stat, known)
+        if (stamp := find_source(path).stamp(path)) is not None and not looks_untouched(stamp, known)
     ]
     if read:
         with transaction(bench.project.database) as session:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sqlalchemy.orm import Session
@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 from alloop.config.schema import ProjectConfig
 from alloop.consensus import TASKS, Judge
 from alloop.errors import AlloopError, LabelError, did_you_mean
-from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, sha256_of
+from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
 from alloop.loop.intake.near_copies import update_splits
 from alloop.loop.intake.presence import find_replaced, has_hash
 from alloop.loop.workbench import Workbench
-from alloop.names import composed, file_spellings, find_file
+from alloop.names import composed, file_spellings
+from alloop.pool.sources import LOCAL, content_hash, find_source, name_of, scheme_of
 from alloop.project import Project
 from alloop.records import Answer, Consensus, Outcome
 from alloop.spreadsheet import Row, read_table
@@ -121,8 +122,8 @@ def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
     return recorded, len(labels) - recorded
 
 
-def listed_files(path: Path) -> list[Path]:
-    """The files that a CSV with the columns `file` and `label` names, relative to it or in full.
+def listed_images(path: Path) -> list[str]:
+    """Return the locations of the images that a CSV with the columns `file` and `label` names.
 
     Raises:
         LabelError: The column is missing, or a file is not there.
@@ -135,18 +136,18 @@ def listed_files(path: Path) -> list[Path]:
     return files
 
 
-def find_named(path: Path, row: Row) -> Path:
-    """Return the file that a row of a table names, relative to the table's own folder.
+def find_named(path: Path, row: Row) -> str:
+    """Return the location of the image that a row of a table names, relative to the table's own folder.
 
     Raises:
         LabelError: The file does not exist.
     """
     folder = path.absolute().parent
-    file = find_file(folder, row.file)
-    if file is None:
+    found = find_source(row.file).find(row.file, folder)
+    if found is None:
         where = f"{path}, line {row.line}"
         raise LabelError(f"{where} names {folder / row.file}, which does not exist.", "Correct the table.")
-    return file
+    return found
 
 
 def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
@@ -198,7 +199,7 @@ def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) 
             f"{target} is not empty: it holds {found.name}.",
             "Name a new folder: an export never goes into a folder that holds other files.",
         )
-    gone = [label for label in labels if label.path is None or not Path(label.path).exists()]
+    gone = [label for label in labels if label.path is None or find_source(label.path).stamp(label.path) is None]
     if gone:
         raise LabelError(
             f"{len(gone)} labeled images are missing, for example {gone[0].path or gone[0].sha256}.",
@@ -207,27 +208,34 @@ def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) 
     with atomic_folder(target) as folder:
         (folder / OUTPUT_MARK).touch()
         for label in labels:
-            source = Path(str(label.path))
-            place = folder / label.consensus.value / _exported_name(source, label.sha256)
+            location = str(label.path)
+            place = folder / label.consensus.value / _exported_name(location, label.sha256)
             place.parent.mkdir(exist_ok=True)
-            if copy:
-                _copy(source, place)
-            else:
-                place.symlink_to(source)
+            _export_image(location, place, copy=copy)
 
 
-def _exported_name(source: Path, sha256: str) -> str:
+def _exported_name(location: str, sha256: str) -> str:
     """Return a file name of at most 255 bytes with a part of the hash, so that equal names of two folders differ."""
-    end = f"-{sha256[:8]}{source.suffix}"
-    return source.stem.encode()[: 255 - len(end.encode())].decode(errors="ignore") + end
+    name = PurePosixPath(name_of(location))
+    end = f"-{sha256[:8]}{name.suffix}"
+    return name.stem.encode()[: 255 - len(end.encode())].decode(errors="ignore") + end
 
 
-def _copy(source: Path, place: Path) -> None:
+def _export_image(location: str, place: Path, *, copy: bool) -> None:
+    """Link an image or copy it. An image that is not a file of this machine is copied."""
+    source = find_source(location)
+    original = source.local_file(location)
+    if original is not None and not copy:
+        place.symlink_to(original)
+        return
     try:
-        source.open("rb").close()
+        opened = source.open(location)
     except OSError as error:
-        raise LabelError(f"{source} cannot be read: {error.strerror}.", "Nothing was exported.") from error
-    shutil.copy2(source, place)
+        raise LabelError(f"{location} cannot be read: {error.strerror}.", "Nothing was exported.") from error
+    with opened, place.open("wb") as copied:
+        shutil.copyfileobj(opened, copied)
+    if original is not None:
+        shutil.copystat(original, place)
 
 
 def _read_rows(path: Path) -> tuple[Row, ...]:
@@ -312,18 +320,23 @@ class FileFinder:
 
     def _content(self, name: str) -> str | None:
         """Return the hash of the bytes that a file has now, whatever is recorded; None if the file does not exist."""
-        for spelled in file_spellings(name):
-            path = os.path.normpath(self._base / spelled)
-            known = self._places.get(path)
-            if name and Path(path).is_file():
-                same = known is not None and known.sha256 is not None and has_hash(Path(path), known.sha256, known)
-                return known.sha256 if known is not None and same else sha256_of(Path(path))
+        for spelled in filter(None, file_spellings(name)):
+            path = self._full(spelled)
+            stamp = find_source(path).stamp(path)
+            if stamp is not None and stamp.is_file:
+                known = self._places.get(path)
+                same = known is not None and known.sha256 is not None and has_hash(path, known.sha256, known)
+                return known.sha256 if known is not None and same else content_hash(path)
         return None
 
     def _find(self, by_path: Callable[[str], str | None], by_name: Mapping[str, set[str]], name: str) -> str | None:
         named = by_name.get(name, set())
         alone = next(iter(named)) if len(named) == 1 else None
-        return by_path(os.path.normpath(self._base / name)) or by_path(name) or alone
+        return by_path(self._full(name)) or by_path(name) or alone
+
+    def _full(self, name: str) -> str:
+        """Return the location that a name in the table means. A table has no globs and no `~`."""
+        return name if scheme_of(name) != LOCAL else os.path.normpath(self._base / name)
 
     def _alone(self, path: str) -> str | None:
         found = self._by_letters.get(composed(path), set())

@@ -10,16 +10,13 @@ The folders are those that `[pool] images` names, and the outermost folders of o
 its files can be read. Of a large folder, 200 images are checked, spread evenly over their names.
 """
 
-import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
 from alloop.errors import SourceUnreachable
-from alloop.pool.given import is_given
-from alloop.pool.ingest import full_path, spelled_out
+from alloop.pool.sources import find_source, folder_of, full_name
 from alloop.project import Project
 from alloop.records import LocationStatus
 from alloop.store.images import list_image_paths
@@ -29,8 +26,8 @@ AT_LEAST, SAMPLE = 10, 200
 
 
 def configured_images(project: Project) -> list[str]:
-    """Return the absolute paths and globs of `[pool] images`; relative ones are relative to the workspace."""
-    return [full_path(name, str(project.folder)) for name in project.config.pool.images]
+    """Return the full names in `[pool] images`: locations, folders and globs. Relative ones start at the workspace."""
+    return [full_name(name, str(project.folder)) for name in project.config.pool.images]
 
 
 def require_reachable(project: Project) -> None:
@@ -54,24 +51,28 @@ def check_reachable(session: Session, project: Project, named: Sequence[str] | N
     Raises:
         SourceUnreachable: Much of a folder has vanished at once.
     """
-    places = [(image_id, path) for image_id, path in list_image_paths(session, LocationStatus.OK) if not is_given(path)]
+    places = [
+        (image_id, path)
+        for image_id, path in list_image_paths(session, LocationStatus.OK)
+        if not find_source(path).is_lasting
+    ]
     everywhere: dict[int, list[str]] = {}
     for image_id, path in places:
         everywhere.setdefault(image_id, []).append(path)
-    roots = _roots({os.path.dirname(path) for _, path in places}, configured_images(project))  # noqa: PTH120
-    wanted = None if named is None else [_base(full_path(name, os.getcwd())) for name in named]  # noqa: PTH109
+    roots = _roots({folder_of(path) for _, path in places}, configured_images(project))
+    wanted = None if named is None else [_top(full_name(name, os.getcwd())) for name in named]  # noqa: PTH109
     held: dict[str, dict[int, None]] = {}
     for image_id, path in places:
-        root = roots[os.path.dirname(path)]  # noqa: PTH120
+        root = roots[folder_of(path)]
         if wanted is None or any(_is_in(path, place) for place in wanted):
             held.setdefault(root, {})[image_id] = None
     for root, ids in held.items():
         _check_folder(root, list(ids), everywhere)
 
 
-def is_there(path: str) -> bool:
-    """Return whether a file can be read. On a disk that is not mounted, no file can."""
-    return os.access(path, os.R_OK)
+def is_there(location: str) -> bool:
+    """Return whether an image or folder can be read. On a disk that is not mounted, no file can."""
+    return find_source(location).is_there(location)
 
 
 def _check_folder(root: str, ids: Sequence[int], everywhere: Mapping[int, Sequence[str]]) -> None:
@@ -91,24 +92,23 @@ def _check_folder(root: str, ids: Sequence[int], everywhere: Mapping[int, Sequen
 def _roots(parents: Iterable[str], configured: Iterable[str]) -> dict[str, str]:
     """Return folder of images → the outermost folder of the pool that contains it."""
     folders = set(parents)
-    tops = folders | {_base(name) for name in configured}
-    return {
-        folder: next(str(place) for place in reversed([Path(folder), *Path(folder).parents]) if str(place) in tops)
-        for folder in folders
-    }
+    tops = folders | {_top(name) for name in configured}
+    return {folder: [place for place in _upwards(folder) if place in tops][-1] for folder in folders}
 
 
-def _base(name: str) -> str:
-    """Return the folder of a folder or glob: its path up to the first wildcard."""
-    if os.path.lexists(name) or not glob.has_magic(name):
-        return name
-    folder = Path()
-    for part in Path(name).parts:
-        if (plain := spelled_out(part)) is None:
-            break
-        folder /= plain
-    return str(folder)
+def _upwards(folder: str) -> Iterator[str]:
+    """Yield a folder and the folders that contain it, the outermost last."""
+    while True:
+        yield folder
+        above = folder_of(folder)
+        if above in (folder, ""):
+            return
+        folder = above
+
+
+def _top(name: str) -> str:
+    return find_source(name).top(name)
 
 
 def _is_in(path: str, place: str) -> bool:
-    return path == place or path.startswith(place.rstrip("/") + "/")
+    return path == place or path.startswith(place if place.endswith(":") else place.rstrip("/") + "/")

@@ -1,17 +1,15 @@
 """A labeled test set that is there already, in place of a holdout: added to the pool, labeled, and set aside."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from alloop.config.schema import Config
 from alloop.errors import ConfigError, PoolError
 from alloop.files import from_folder
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import import_labels, listed_files
+from alloop.loop.intake.labels import import_labels, listed_images
 from alloop.loop.intake.near_copies import list_groups
 from alloop.loop.workbench import Workbench
-from alloop.pool.ingest import expand
+from alloop.pool.sources import expand, full_name
 from alloop.records import Split
 from alloop.store.images import PoolCounts, find_locations, has_holdout, set_split
 from alloop.store.session import reading, transaction
@@ -38,8 +36,8 @@ def ensure_test_set(bench: Workbench) -> None:
         files = list(expand([str(place)]))
         add_images(bench, [str(place)], labels_from_folders=True)
     elif place.is_file():
-        files = listed_files(place)
-        add_images(bench, [str(file) for file in files])
+        files = listed_images(place)
+        add_images(bench, files)
         import_labels(bench, place)
     else:
         raise ConfigError(
@@ -54,9 +52,9 @@ def bought(config: Config, counts: PoolCounts) -> int:
     return counts.labeled - (0 if config.evaluation.test is None else counts.holdout_labeled)
 
 
-def _set_aside(bench: Workbench, files: Sequence[Path]) -> None:
+def _set_aside(bench: Workbench, files: Sequence[str]) -> None:
     with transaction(bench.project.database) as session:
-        found = find_locations(session, [os.path.abspath(file) for file in files])  # noqa: PTH100 (keeps `..` out)
+        found = find_locations(session, [full_name(file, "/") for file in files])
         tested = {place.image_id for place in found.values() if place.image_id is not None}
         if not tested:
             raise PoolError(

@@ -108,7 +108,7 @@ def test_labels_of_a_test_set_do_not_use_up_the_budget(tmp_path: Path):
 def test_a_test_set_that_is_not_there_is_refused(tmp_path: Path):
     project = _project(tmp_path)
 
-    with pytest.raises(ConfigError, match="tested, which is not there"):
+    with pytest.raises(ConfigError, match="tested, which does not exist"):
         at_bench(project, start_round)
 
 
@@ -124,7 +124,7 @@ def test_a_listed_file_that_is_not_there_is_refused(tmp_path: Path):
     project = _project(tmp_path, "test.csv")
     (project.folder / "test.csv").write_text("file,label\nnone.png,cat\n")
 
-    with pytest.raises(LabelError, match=r"line 2 names .*none\.png, which is not there"):
+    with pytest.raises(LabelError, match=r"line 2 names .*none\.png, which does not exist"):
         at_bench(project, start_round)
 
 

@@ -1,10 +1,8 @@
 """Spellings that mean the same name."""
 
-from pathlib import Path
-
 import pytest
 
-from alloop.names import as_answer, as_class, clean, find_file, hidden_signs, look
+from alloop.names import as_answer, as_class, clean, hidden_signs, look
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -41,26 +39,3 @@ def test_an_answer_is_spelled_like_the_class_it_looks_like():
 def test_nobody_asked_is_no_answer_unless_a_class_is_called_so(nothing: str):
     assert as_answer(nothing, ("cat", "dog")) is None
     assert as_answer("-1", ("-1", "1")) == "-1"
-
-
-def test_a_file_is_found_as_written_then_as_it_is_meant(tmp_path: Path):
-    (tmp_path / "sub").mkdir()
-    for name in ("a.png", " b.png", "sub/c.png", f"sub/{NFD}.png"):
-        (tmp_path / name).touch()
-
-    assert find_file(tmp_path, " a.png ") == tmp_path / "a.png"
-    assert find_file(tmp_path, " b.png") == tmp_path / " b.png"
-    assert find_file(tmp_path, "sub\\c.png") == tmp_path / "sub" / "c.png"
-    assert find_file(tmp_path, "a.png\u200b") == tmp_path / "a.png"
-    assert find_file(tmp_path, "\u200esub\\c.png") == tmp_path / "sub" / "c.png"
-    assert find_file(tmp_path, f"sub\\{NFC}.png") == tmp_path / "sub" / f"{NFD}.png"
-    assert find_file(tmp_path, "b.png") is None
-    assert find_file(tmp_path, "") is None
-
-
-def test_two_files_whose_names_look_alike_are_told_apart_or_neither_is_taken(tmp_path: Path):
-    for name in (f"{NFC}1.png", f"{NFD}1.png", "o\u0302\u0323.png", "\u00f4\u0323.png"):
-        (tmp_path / name).touch()
-
-    assert find_file(tmp_path, f"{NFD}1.png") == tmp_path / f"{NFD}1.png"
-    assert find_file(tmp_path, "\u1ed9.png") is None

@@ -35,7 +35,7 @@ def test_a_tensor_is_channels_by_rows_by_columns(tmp_path):
     image.putpixel((2, 0), (1, 2, 3))
     ref = save(tmp_path / "1.png", image)
 
-    tensor = decode_rgb(Path(ref.path))
+    tensor = decode_rgb(ref.path)
 
     assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 2, 3), torch.uint8, True)
     assert tensor[:, 0, 2].tolist() == [1, 2, 3]
@@ -59,20 +59,20 @@ def test_a_truncated_file_is_named_with_the_reason(tmp_path):
     path.write_bytes(path.read_bytes()[:900])
 
     with pytest.raises(PoolError) as error:
-        decode_rgb(path)
+        decode_rgb(str(path))
 
     assert str(path) in error.value.message
     assert "truncated" in error.value.message
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(PoolError, match=r"1\.png is not there"):
-        decode_rgb(tmp_path / "1.png")
+    with pytest.raises(PoolError, match=r"1\.png does not exist"):
+        decode_rgb(str(tmp_path / "1.png"))
 
 
 def test_a_folder_cannot_be_read(tmp_path):
     with pytest.raises(PoolError, match="cannot be read: Is a directory"):
-        decode_rgb(tmp_path)
+        decode_rgb(str(tmp_path))
 
 
 def test_other_bytes_than_those_that_were_added_are_refused(tmp_path):
@@ -109,7 +109,7 @@ def test_images_come_in_the_order_given_and_bad_ones_with_their_reason(workers, 
     assert (first.positions.tolist(), first.image_ids) == ([0], (10,))
     assert [image_id for image_id, _ in first.failed] == [11, 12]
     assert "has changed" in first.failed[0][1]
-    assert "not there" in first.failed[1][1]
+    assert "does not exist" in first.failed[1][1]
     assert second.images[:, 0, 0, 0].tolist() == [13]
     assert (second.positions.tolist(), second.image_ids, second.failed) == ([3], (13,), ())
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,23 @@ from PIL import Image
 from alloop.config.load import FILE_NAME
 from alloop.errors import PoolError
 from alloop.files import OUTPUT_MARK
-from alloop.pool import left_out
-from alloop.pool.ingest import Skipped, expand, inspect_file, inspect_files
+from alloop.pool import ingest, left_out, sources
+from alloop.pool.sources import Skipped
 from alloop.records import ImageFile, UnreadableFile
 
 MANY = 178_956_970
+
+
+def expand(names: list[str], skipped: Skipped | None = None) -> Iterator[Path]:
+    return map(Path, sources.expand(names, skipped))
+
+
+def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
+    return ingest.inspect_file(str(path), max_pixels)
+
+
+def inspect_files(paths: Iterable[Path], max_pixels: int, workers: int) -> Iterator[ImageFile | UnreadableFile]:
+    return ingest.inspect_files(map(str, paths), max_pixels, workers)
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 10), seed: int = 0) -> Path:
@@ -140,7 +153,7 @@ def test_links_that_lead_nowhere_are_reported_not_dropped(tmp_path):
     found = list(expand([str(tmp_path)]))
 
     assert names(found, tmp_path) == ["broken.png", "round.png"]
-    assert "not there" in refused(found[0]).reason
+    assert "does not exist" in refused(found[0]).reason
     assert "symbolic links" in refused(found[1]).reason
 
 
@@ -261,7 +274,7 @@ def test_a_bad_file_keeps_size_time_and_hash_so_that_it_is_not_read_again(tmp_pa
 
 
 def test_a_vanished_file_is_refused(tmp_path):
-    assert "not there" in refused(tmp_path / "gone.jpg").reason
+    assert "does not exist" in refused(tmp_path / "gone.jpg").reason
 
 
 @pytest.mark.parametrize(
@@ -335,14 +348,13 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path, moment
     script = tmp_path / "endless.py"
     script.write_text(
         "import itertools, signal, sys, time\n"
-        "from pathlib import Path\n"
         "from alloop.pool.ingest import inspect_files\n"
         "if __name__ == '__main__':\n"
         # A shell's background job ignores Ctrl-C, and so does whatever it starts, such as these tests.
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    try:\n"
         f"        {'print(0, flush=True)' if moment == 'while the workers start' else 'pass'}\n"
-        "        for result in inspect_files(itertools.repeat(Path(sys.argv[1])), 10**6, workers=2):\n"
+        "        for result in inspect_files(itertools.repeat(sys.argv[1]), 10**6, workers=2):\n"
         "            time.sleep(0.3)  # until the workers wait for more\n"
         "            print('one', flush=True)\n"
         "            time.sleep(60)\n"

@@ -84,7 +84,7 @@ def test_a_csv_names_files_from_where_it_lies(tmp_path: Path):
 def test_a_csv_line_without_its_file_is_named(tmp_path: Path):
     (tmp_path / "labels.csv").write_text("file,label\ngone.png,cat\n")
 
-    with pytest.raises(LabelError, match=r"line 2 names .*gone\.png, which is not there"):
+    with pytest.raises(LabelError, match=r"line 2 names .*gone\.png, which does not exist"):
         read_csv(tmp_path / "labels.csv")
 
 
