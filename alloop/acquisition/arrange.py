@@ -1,7 +1,7 @@
-"""What strategies share: rows in the order of their keys, features of unit length, distances a block at a time.
+"""Tools of strategies: rows in the order of their keys, features of unit length, distances in blocks.
 
-A strategy's rule sees the candidates ordered by key. Sums, k-means and draws then meet the same numbers in the same
-order however the pool is stored, and the first of equal ones is the one with the smallest key.
+A strategy's rule sees the candidates in the order of their keys. Sums, k-means and draws then meet the same numbers in
+the same order, however the pool is stored, and the first of equal candidates has the smallest key.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from alloop.acquisition.strategy import Candidates, Choice, Positions, Strategy
 from alloop.composition import Need
 from alloop.predictive import check_log_probs
 
-BLOCK_FLOATS = 4_000_000  # of a block of distances, or of rows that are copied: 16 MB
-CACHED_FLOATS = 250_000  # of a block that is gone over several times
-NO_DISTANCE = 1e-6  # squared, between rows of unit length: what rounding leaves between copies
+BLOCK_FLOATS = 4_000_000  # numbers in a block of distances or of copied rows: 16 MB
+CACHED_FLOATS = 250_000  # numbers in a block that is read several times
+NO_DISTANCE = 1e-6  # largest squared distance that rounding leaves between copies of unit length
 
 
 def in_key_order(*needs: Need) -> Callable[[Strategy], Strategy]:
-    """Make a strategy of a rule that works on candidates ordered by key.
+    """Make a strategy from a rule that works on candidates in the order of their keys.
 
-    The rule gets what it needs and nothing else, checked and detached: `features` and `labeled` are copies of its own.
-    It is not called when there is nothing to choose, and k is at most N.
+    The rule gets only the parts that it needs, checked and detached; `features` and `labeled` are copies. The rule is
+    not called if there is nothing to choose, and k is at most N.
 
     Raises (when called):
         ValueError: A part that the rule needs is missing; a number is not finite, with its position.
@@ -79,7 +79,7 @@ def check(candidates: Candidates, needs: Sequence[Need]) -> None:
 
 
 def completed(picked: Sequence[int], scores: Sequence[float], k: int, n: int) -> Choice:
-    """A choice in key order, filled up with what has the smallest keys, at score 0, where a rule ran out of images."""
+    """Complete a choice in key order: if images are missing, add those with the smallest keys, with score 0."""
     taken = np.zeros(n, dtype=bool)
     taken[list(picked)] = True
     rest = np.flatnonzero(~taken)[: k - len(picked)]
@@ -104,7 +104,7 @@ def unit_(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
 
 
 def squared_lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
-    """Of each row, without a copy of all of them."""
+    """Return the squared length of each row, without a copy of all rows."""
     lengths = rows.new_empty(len(rows))
     for start, stop in blocks(len(rows), rows.shape[1], CACHED_FLOATS):
         lengths[start:stop] = rows[start:stop].square().sum(dim=1)
@@ -112,27 +112,27 @@ def squared_lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
 
 
 def none_labeled(candidates: Candidates) -> Float[Tensor, "L D"]:
-    """The labeled features, [0, D] where there are none."""
+    """Return the labeled features; [0, D] without any."""
     assert candidates.features is not None
     empty = candidates.features[:0]
     return empty if candidates.labeled is None else candidates.labeled
 
 
 def blocks(n_rows: int, n_columns: int, n_floats: int | None = None) -> Iterator[tuple[int, int]]:
-    """Start and stop of blocks of rows with about BLOCK_FLOATS numbers each, or as many as are given."""
+    """Yield start and stop of blocks of rows with about BLOCK_FLOATS (or `n_floats`) numbers each."""
     step = max(1, (n_floats or BLOCK_FLOATS) // max(n_columns, 1))
     for start in range(0, n_rows, step):
         yield start, min(start + step, n_rows)
 
 
 def squared_distances(a: Float[Tensor, "A D"], b: Float[Tensor, "B D"]) -> Float[Tensor, "A B"]:
-    """Between rows of length 1 (or 0), in [0, 4]; what is nearer than rounding can tell is 0."""
+    """Return squared distances in [0, 4] between rows of length 1 (or 0). Distances within rounding errors are 0."""
     distances = torch.addmm(squared_lengths(b), a, b.T, alpha=-2).add_(squared_lengths(a).unsqueeze(1))
     return distances.masked_fill_(distances < NO_DISTANCE, 0)
 
 
 def nearest(rows: Float[Tensor, "N D"], centers: Float[Tensor, "C D"]) -> tuple[Float[Tensor, "N"], Tensor]:
-    """Squared distance to the nearest center and which one it is; infinite and -1 where there are none."""
+    """Return the squared distance to the nearest center and its position; infinity and -1 without centers."""
     distances = rows.new_full((len(rows),), torch.inf)
     which = torch.full((len(rows),), -1, dtype=torch.int64)
     if len(centers) == 0:
@@ -144,7 +144,7 @@ def nearest(rows: Float[Tensor, "N D"], centers: Float[Tensor, "C D"]) -> tuple[
 
 
 def first_copies(rows: Float[Tensor, "N D"]) -> Positions:
-    """Positions of the first of each set of equal rows, ascending."""
+    """Return the positions of the first row of each set of equal rows, ascending."""
     seen: set[bytes] = set()
     first = []
     for position, row in enumerate(rows.numpy()):
@@ -156,17 +156,17 @@ def first_copies(rows: Float[Tensor, "N D"]) -> Positions:
 
 
 def drawn(weights: npt.NDArray[np.float64], left: npt.NDArray[np.bool_], generator: np.random.Generator) -> int:
-    """Draw one position by weight, or uniformly from those left where all weights are 0."""
+    """Draw one position by weight; if all weights are 0, draw uniformly from those left."""
     if not weights.any():
         weights = left.astype(np.float64)
     summed = np.cumsum(weights)
     chosen = np.searchsorted(summed, generator.random() * summed[-1], side="right")
-    # Rounding may carry the number to the end, where weights can be 0.
+    # By rounding, the number may fall on the end, where weights can be 0.
     return min(int(chosen), int(np.flatnonzero(weights)[-1]))
 
 
 def _arranged(candidates: Candidates, order: Positions, needs: Sequence[Need]) -> Candidates:
-    """The needed parts in the given order; labeled rows, which have no keys, in one that depends on them alone."""
+    """Return the needed parts in the given order. Labeled rows, which have no keys, are ordered by their content."""
     rows = torch.from_numpy(order)
     arranged = Candidates(candidates.keys[order], rule=candidates.rule)
     if Need.CALIBRATED_LOG_PROBS in needs and candidates.calibrated_log_probs is not None:
@@ -201,7 +201,7 @@ def _check_predictions(log_probs: Float[Tensor, "M N K"]) -> None:
         except ValueError:
             if start == 0:
                 raise
-            check_log_probs(log_probs)  # names the position among all
+            check_log_probs(log_probs)  # raises with the position among all rows
 
 
 def _check_features(features: Tensor | None, what: str) -> None:
@@ -210,7 +210,7 @@ def _check_features(features: Tensor | None, what: str) -> None:
     for start, stop in blocks(*features.shape):
         block = features[start:stop]
         if bool(block.sum().isfinite()):
-            continue  # quicker than looking at each; a sum that overflows is looked into
+            continue  # faster than a check of each number; a sum that overflows is checked in detail
         bad = (~block.isfinite().all(dim=1)).nonzero().flatten()
         if len(bad):
             raise ValueError(f"{what} {start + int(bad[0])} are not finite")

@@ -1,4 +1,4 @@
-"""BADGE: a batch that is diverse in the gradients that its images would cause in the last layer.
+"""BADGE: batches with diverse gradients of the last layer.
 
 Gradients have M * K * (D + 1) numbers each and are never formed: g = a ⊗ (h, 1), so their inner products are products
 of inner products.
@@ -15,21 +15,21 @@ from alloop.composition import Need
 from alloop.predictive import mean_log_probs
 from alloop.seeds import derive_seed
 
-ROUNDING = 1e-6  # share of two squared lengths that rounding may leave between equal gradients
+ROUNDING = 1e-6  # largest relative squared distance that rounding leaves between equal gradients
 
 
 @in_key_order(Need.MEMBER_LOG_PROBS, Need.FEATURES)
 def badge(candidates: Candidates, k: int, seed: int) -> Choice:
-    """k-means++ seeding on gradients of the cross-entropy at the label that the model itself would give.
+    """Choose by k-means++ seeding on gradients of the cross-entropy at the label that the model itself predicts.
 
-    The first is drawn by its squared length, each next one by its squared distance to the nearest drawn before. When
-    all others are copies, the rest is drawn uniformly. All heads have the same label, the one of their mean prediction,
-    and their gradients are joined, so inner products are summed over heads.
+    The first image is drawn by its squared length, each next one by its squared distance to the nearest drawn image. If
+    only copies are left, the rest is drawn uniformly. All heads use the label of their mean prediction, and their
+    gradients are joined, so inner products are summed over heads.
 
     Returns:
-        Scores are the squared distance to the nearest drawn before, or the squared length of the first, at which each
-        was drawn. Probabilities are left out: an image that is sure, or a copy, can hardly be drawn or not at all, and
-        estimates weighted by such chances are worthless.
+        Scores are the squared distance to the nearest earlier image when each was drawn; of the first, its squared
+        length. Probabilities are omitted: sure images and copies have a probability of about 0, which makes weighted
+        estimates worthless.
 
     Source: Ash et al. (2020), arXiv 1906.03671, algorithm 1; docs/acquisition.md section 9.
     """
@@ -53,13 +53,13 @@ def badge(candidates: Candidates, k: int, seed: int) -> Choice:
         inner = (errors @ errors[chosen]) * (h @ h[chosen] + bias)
         to_chosen = between - 2 * inner
         to_chosen.masked_fill_(to_chosen <= ROUNDING * between, 0)
-        # The first distances replace the lengths: the origin is nobody's center.
+        # The first distances replace the lengths, because the origin is not a center.
         distances = to_chosen if number == 0 else torch.minimum(distances, to_chosen)
     return Choice(np.array(picked, dtype=np.int64), np.array(scores))
 
 
 def output_gradients(members: Float[Tensor, "M N K"]) -> Float[Tensor, "N M*K"]:
-    """p_m - onehot(argmax p̄) of every head, side by side."""
+    """Return p_m - onehot(argmax p̄) of every head, side by side."""
     n_members, n, n_classes = members.shape
     labels = mean_log_probs(members).argmax(dim=1)
     errors = members.float().exp()
@@ -68,7 +68,7 @@ def output_gradients(members: Float[Tensor, "M N K"]) -> Float[Tensor, "N M*K"]:
 
 
 def cost(size: Size) -> Cost:
-    """One pass over features and output gradients for each image of the batch; memory is slower than products."""
+    """Estimate the cost: one pass over features and output gradients for each image of the batch."""
     outputs = max(size.members, 1) * size.classes
     operations = 8.0 * size.k * size.candidates * (size.features + outputs + 10)
     return Cost(operations, 4.0 * size.candidates * (size.features + 4 * outputs + 20) + 4 * BLOCK_FLOATS)

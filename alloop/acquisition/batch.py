@@ -23,16 +23,16 @@ Acquire = Callable[[Positions, Positions, int], Choice]  # (rest, drawn, k): k o
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pick:
-    """One image of a batch.
+    """Image of a batch.
 
     Attributes:
         position: Row in the arrays that the batch was chosen from.
         reason: ACQUIRED (by a strategy) or RANDOM.
         rank: Place in the batch, from 1; asked in this order.
-        score: What an acquired image was picked for.
-        probability: For RANDOM picks the probability with which this image was in the random share; for acquired ones
-            that of being drawn next, given what had been drawn. None where nothing was drawn.
-        draw_number: Which draw of the batch it was, from 1; None where nothing was drawn.
+        score: Score of an acquired image.
+        probability: Probability of selection. For RANDOM picks, that of being in the random share; for acquired ones,
+            that of being drawn next, given the earlier draws. None if nothing was drawn.
+        draw_number: Number of the draw in the batch, from 1; None if nothing was drawn.
     """
 
     position: int
@@ -46,22 +46,21 @@ class Pick:
 def compose_batch(
     keys: Keys, k: int, random_fraction: float, generator: torch.Generator, acquire: Acquire
 ) -> tuple[tuple[Pick, ...], tuple[str, ...]]:
-    """Choose k images: a uniformly random share, and what a strategy prefers of the rest.
+    """Choose k images: a uniform random share, and a strategy's choice of the rest.
 
-    The random share is drawn first and from all candidates: it is a simple random sample of them as they were at this
-    draw, so each has the inclusion probability that `draw_uniform` gives, and what was acquired does not bend it. Its
-    size is k * random_fraction, rounded half up. Random picks take random ranks, so that a batch which is only half
-    answered has lost neither kind.
+    The random share is drawn first and from all candidates. It is a simple random sample of them, so each candidate has
+    the inclusion probability that `draw_uniform` returns, whatever the strategy chooses. Its size is k *
+    random_fraction, rounded half up. Random picks take random ranks, so that a half-answered batch holds both kinds.
 
     Args:
-        keys: [N], distinct, of the images that may be asked, one of each group of near copies.
+        keys: Distinct keys [N] of the images that may be asked about, one per group of near copies.
         k: At least 0; fewer are returned if there are fewer candidates.
-        random_fraction: In [0, 1].
-        generator: Where the randomness of the share comes from.
-        acquire: The strategy; called only if it has something to choose.
+        random_fraction: Random share of the batch, in [0, 1].
+        generator: Source of the randomness of the share.
+        acquire: Strategy; called only if it has something to choose.
 
     Returns:
-        The picks by rank, and the strategy's notes.
+        Picks by rank, and the strategy's notes.
 
     Source: docs/acquisition.md sections 0 and 15.
     """
@@ -129,7 +128,7 @@ def check_scores(scores: npt.NDArray[np.floating], keys: Keys) -> None:
 
 
 def _ranked(picks: Sequence[Pick], n_drawn: int, generator: torch.Generator) -> tuple[Pick, ...]:
-    """Ranks from 1: the drawn ones, which come first, at places drawn anew; each kind keeps its order."""
+    """Return the picks with ranks from 1. Drawn picks (the first ones) get random ranks; each kind keeps its order."""
     n = len(picks)
     at_random = set(torch.randperm(n, generator=generator)[:n_drawn].tolist())
     drawn, acquired = iter(picks[:n_drawn]), iter(picks[n_drawn:])

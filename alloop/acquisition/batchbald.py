@@ -1,8 +1,8 @@
-"""BatchBALD: images whose answers together would tell most about which member is right.
+"""BatchBALD: batches whose answers together are most informative about the members.
 
-Given what was picked, each configuration of answers y leaves every member with a weight W[y, m] ∝ Π p_m(y_i). An image
-adds to the joint entropy what its answer is uncertain by under those weights, less what every member by itself leaves
-open; weights sum to 1, so nothing underflows however many are picked.
+Each configuration y of answers to the picked images gives every member the weight W[y, m] ∝ Π p_m(y_i). The gain of an
+image is the entropy of its answer under these weights, minus the mean entropy of the members. Weights sum to 1, so
+nothing underflows.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from alloop.composition import Need
 from alloop.predictive import entropy
 from alloop.seeds import derive_seed
 
-CONFIGURATIONS = 10_000  # all while there are at most so many; else so many samples
-CONSIDERED, SHARE = 1000, 100  # at least so many images, or one in so many, those with the highest score alone
-REFRESHED = 32  # images whose gain is brought up to date at a time
+CONFIGURATIONS = 10_000  # number up to which all configurations are used, and number of samples beyond
+CONSIDERED, SHARE = 1000, 100  # number of images considered: at least 1000 or one in 100, those with the highest scores
+REFRESHED = 32  # number of images whose gain is updated at a time
 RELIABLE = 20
 EQUAL = 1e-9  # nats
 
@@ -35,7 +35,7 @@ _NOTE = (
 
 @in_key_order(Need.MEMBER_LOG_PROBS)
 def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Greedy for the mutual information between the batch's answers and the members.
+    """Choose greedily for the mutual information between the batch's answers and the members.
 
     Exact while K^picked is at most 10,000, then estimated from that many sampled configurations of answers. The
     highest 1 % by mutual information alone are considered, or 1000, or 5 k. The choice is lazy.
@@ -44,7 +44,7 @@ def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
         Scores are the gain in nats, in [0, ln K].
 
     Raises:
-        ValueError: There is a single member.
+        ValueError: There is only one member.
 
     Source: Kirsch et al. (2019), arXiv 1906.08158, algorithm 1; docs/acquisition.md section 6.
     """
@@ -71,7 +71,7 @@ def batchbald(candidates: Candidates, k: int, seed: int) -> Choice:
 
 
 def cost(size: Size) -> Cost:
-    """Mutual information of all, and configurations times some images for each one picked."""
+    """Estimate the cost: mutual information of all images, and all configurations for some images per pick."""
     members, considered = max(size.members, 1), max(CONSIDERED, size.candidates // SHARE, 5 * size.k)
     considered = min(considered, size.candidates)
     n_numbers = float(size.candidates * members * size.classes)
@@ -85,15 +85,15 @@ def cost(size: Size) -> Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _Joint:
-    """What the answers to the picked images would say about the members.
+    """Joint distribution of members and answers to the picked images.
 
     Attributes:
-        probs: [M, N, K], float64.
+        probs: Probabilities [M, N, K], float64.
         left_open: Mean entropy of the members [N].
-        weights: [S, M]; of each member given a configuration of answers.
-        shares: [S]; of each configuration.
-        generator: Draws configurations once there are too many.
-        sampled: The configurations are samples.
+        weights: Weight of each member, given a configuration of answers [S, M].
+        shares: Probability of each configuration [S].
+        generator: Generator of samples, once there are too many configurations.
+        sampled: True if the configurations are samples.
     """
 
     probs: Float[Tensor, "M N K"]
@@ -111,7 +111,7 @@ class _Joint:
         return _Joint(log_probs.exp(), left_open, even, one, np.random.default_rng(seed))
 
     def gains(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Mutual information that each of the images adds [B], in nats."""
+        """Return the mutual information that each image adds [B], in nats."""
         n_members, _, n_classes = self.probs.shape
         parts = []
         for start, stop in blocks(len(positions), len(self.shares) * n_classes):
@@ -122,7 +122,7 @@ class _Joint:
         return np.concatenate(parts)
 
     def with_image(self, position: int) -> "_Joint":
-        """After one more pick: all configurations while they are few, else each goes on with a sampled answer."""
+        """Return the joint after one more pick: all configurations while they are few, else samples."""
         answers = self.weights @ self.probs[:, position]  # [S, K], given the configuration
         n_classes = answers.shape[1]
         if not self.sampled and len(self.shares) * n_classes <= CONFIGURATIONS:
@@ -133,7 +133,7 @@ class _Joint:
             return dataclasses.replace(self, weights=weights / weights.sum(dim=1, keepdim=True), shares=shares)
         rows = torch.arange(len(self.shares))
         if not self.sampled:
-            # Evenly spaced along the summed shares: each comes as often as its share says, give or take one.
+            # Evenly spaced along the summed shares, so each count is within one of its expected value.
             spaced = (np.arange(CONFIGURATIONS) + self.generator.random()) / CONFIGURATIONS
             summed = np.cumsum(self.shares.numpy())
             rows = torch.from_numpy(np.searchsorted(summed, spaced * summed[-1], side="right"))
@@ -145,10 +145,10 @@ class _Joint:
         return dataclasses.replace(self, weights=weights, shares=shares, sampled=True)
 
     def _drawn(self, chances: Float[Tensor, "R C"]) -> npt.NDArray[np.int64]:
-        """One column of each row, by its chances."""
+        """Draw one column of each row by its probabilities."""
         summed = np.cumsum(chances.numpy(), axis=1)
         drawn = (summed <= self.generator.random((len(summed), 1)) * summed[:, -1:]).sum(axis=1)
-        # Rounding may carry the number to the end, where chances can be 0.
+        # By rounding, the number may fall on the end, where probabilities can be 0.
         last = chances.shape[1] - 1 - (chances.flip(1) > 0).int().argmax(dim=1).numpy()
         chosen: npt.NDArray[np.int64] = np.minimum(drawn, last)
         return chosen

@@ -12,18 +12,19 @@ from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 from alloop.seeds import derive_seed
 
-CONSIDERED, MOST = 10, 4000  # smallest margins for each image that is asked for, and at most
-LEAST = 1.25  # where that is less, as many for each image that is asked for
-IN_A_CLUSTER = 10  # images on average
+CONSIDERED, MOST = 10, 4000  # number of smallest margins per requested image, and at most
+LEAST = 1.25  # smallest number of margins per requested image
+IN_A_CLUSTER = 10  # mean number of images
 
 
 @in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES)
 def cluster_margin(candidates: Candidates, k: int, seed: int) -> Choice:
     """Cluster the 10 k smallest margins; draw one image of each cluster in turn, the smallest clusters first.
 
-    Clusters are of average linkage on normalized features, 10 images each on average, and found anew in each round
-    among the small margins alone: no distances between all images of a pool are needed, and features may change.
-    Clusters of one image fill at most half of the batch while there are others: many of those are outliers.
+    Clusters come from average linkage on normalized features, with 10 images on average. They are computed in each
+    round from the small margins alone, so no distances between all images of a pool are needed, and features may
+    change. Clusters of one image fill at most half of the batch while others are left, because many of them are
+    outliers.
 
     Returns:
         Scores are -(p̄_(1) - p̄_(2)), in [-1, 0].
@@ -46,7 +47,7 @@ def cluster_margin(candidates: Candidates, k: int, seed: int) -> Choice:
 
 
 def cost(size: Size) -> Cost:
-    """Margins, and average linkage of the small ones."""
+    """Estimate the cost: margins, and average linkage of the small ones."""
     n = _n_considered(size.candidates, size.k)
     operations = (
         size.candidates * (500.0 * size.classes + 20.0 * size.features) + 2.0 * n**2 * size.features + 100.0 * n**2
@@ -71,6 +72,6 @@ def _clusters(candidates: Candidates, considered: npt.NDArray[np.int64]) -> npt.
 
 
 def _in_turn(members: list[npt.NDArray[np.int64]]) -> list[int]:
-    """One of each cluster, then the second of each, and so on."""
+    """Return the first of each cluster, then the second of each, and so on."""
     longest = max((len(drawn) for drawn in members), default=0)
     return [int(drawn[turn]) for turn in range(longest) for drawn in members if turn < len(drawn)]

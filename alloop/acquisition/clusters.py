@@ -8,21 +8,21 @@ from torch import Tensor
 from alloop.acquisition.arrange import NO_DISTANCE, drawn, nearest, squared_distances
 from alloop.seeds import derive_seed
 
-FITTED = 20_000  # rows that centers are fitted to; the others are assigned to the nearest
+FITTED = 20_000  # number of rows that centers are fitted to; other rows are assigned to the nearest center
 STEPS = 10
-KEPT, SEEN = 64, 4096  # directions that distances are measured in, and rows that they are found from
+KEPT, SEEN = 64, 4096  # number of directions for distances, and of rows from which they are found
 
 
 def k_means(rows: Float[Tensor, "N D"], k: int, seed: int) -> tuple[Float[Tensor, "C D"], Int[Tensor, "N"]]:
-    """Centers, and which one is nearest to each row.
+    """Return centers, and the position of the nearest center of each row.
 
-    Seeded by k-means++, then at most 10 steps of Lloyd's algorithm, both on a sample of 20,000 where there are more
-    rows. There are C = min(k, N) centers; where rows are copies, some have no rows.
+    Seeded by k-means++, then at most 10 steps of Lloyd's algorithm, both on a sample of 20,000 if there are more
+    rows. There are C = min(k, N) centers; if rows are copies, some centers have no rows.
 
     Args:
-        rows: About of length 1, finite; their order counts.
-        k: At least 1.
-        seed: Of the sample and the first centers.
+        rows: Finite rows of about length 1; their order affects the result.
+        k: Number of clusters, at least 1.
+        seed: Seed of the sample and the first centers.
 
     Source: Lloyd (1982); Arthur & Vassilvitskii (2007).
     """
@@ -43,9 +43,9 @@ def k_means(rows: Float[Tensor, "N D"], k: int, seed: int) -> tuple[Float[Tensor
 
 
 def main_directions(rows: Float[Tensor, "N D"], seed: int) -> Float[Tensor, "D Q"]:
-    """The directions in which rows differ most, orthonormal: distances along them stand for all distances.
+    """Return the orthonormal directions in which rows differ most. Distances along them approximate all distances.
 
-    All of them, as they are, where there are at most twice as many as are kept.
+    Return all dimensions unchanged if there are at most twice as many as are kept.
 
     Source: Halko, Martinsson & Tropp (2011), algorithm 4.4.
     """

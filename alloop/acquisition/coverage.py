@@ -1,7 +1,7 @@
-"""Coverage of the pool: each next image is the one that adds most to how well all are covered.
+"""Coverage of the pool: each step takes the image that adds most to the coverage of all images.
 
-A target x is covered by a chosen or labeled image s as much as k(x, s) says, in [0, 1], and by a set as by its best:
-ProbCover counts targets within a radius, MaxHerding adds up a smooth kernel, UHerding weighs it by uncertainty.
+An image s covers a target x by k(x, s) in [0, 1], and a set covers it by its best image. ProbCover counts the targets
+within a radius, MaxHerding sums a smooth kernel, UHerding weights it by uncertainty.
 """
 
 import dataclasses
@@ -30,28 +30,28 @@ from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 from alloop.seeds import derive_seed
 
-TARGETS, SOURCES = 5_000, 20_000  # images that are covered, and that may cover, where there are more
-KEPT_FLOATS = 25_000_000  # kernel values between sources and targets that are kept instead of computed again: 100 MB
-REFRESHED = 32  # images whose gain is brought up to date at a time
+TARGETS, SOURCES = 5_000, 20_000  # largest numbers of images that are covered, and that may be chosen
+KEPT_FLOATS = 25_000_000  # largest number of kernel values that are kept instead of computed again: 100 MB
+REFRESHED = 32  # number of images whose gain is updated at a time
 PURITY, PROBES = 0.95, 500
-WITHOUT_LABELS = 10  # clusters that stand for classes while fewer than two are known
+WITHOUT_LABELS = 10  # number of clusters while fewer than two classes are known
 
 Kernel = Callable[[Float[Tensor, "A B"]], Float[Tensor, "A B"]]
 
 
 def gaussian(sigma: float) -> Kernel:
-    """exp(-d² / sigma²) of squared distances: at a distance of sigma 0.37. There is no 2 in it."""
+    """Return the kernel exp(-d² / sigma²) of squared distances. There is no 2 in it."""
     return lambda squared: squared.mul(-1 / sigma**2).exp_()
 
 
 def ball(radius: float) -> Kernel:
-    """1 nearer than the radius, else 0."""
+    """Return the kernel that is 1 within the radius, else 0."""
     return lambda squared: (squared < radius**2).float()
 
 
 @in_key_order(Need.FEATURES)
 def max_herding(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Greedy for the mean over the pool of max_s exp(-d(x, s)²), on normalized features.
+    """Choose greedily for the mean over the pool of max_s exp(-d(x, s)²), on normalized features.
 
     Returns:
         Scores are the gain in mean coverage, in [0, 1].
@@ -63,11 +63,11 @@ def max_herding(candidates: Candidates, k: int, seed: int) -> Choice:
 
 @in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES)
 def uherding(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Greedy for the mean over the pool of u_x max_s exp(-d(x, s)² / sigma²), with u = 1 - (p̄_(1) - p̄_(2)).
+    """Choose greedily for the mean over the pool of u_x max_s exp(-d² / sigma²), with u = 1 - (p̄_(1) - p̄_(2)).
 
-    sigma is the smallest distance between two labeled images that are not copies; 1 while there are none. So coverage
-    counts while there are few labels, and the margin once there are many. Where nothing is left to gain, the smallest
-    margin comes first.
+    sigma is the smallest distance between two labeled images that are not copies; 1 without such images. Therefore
+    coverage decides with few labels, and the margin with many. If nothing is left to gain, the smallest margin comes
+    first.
 
     Returns:
         Scores are the gain in mean weighted coverage, in [0, 1].
@@ -84,10 +84,10 @@ def uherding(candidates: Candidates, k: int, seed: int) -> Choice:
 
 @in_key_order(Need.FEATURES)
 def probcover(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Greedy for the number of images in balls around labeled and chosen ones, on normalized features.
+    """Choose greedily for the number of images in balls around labeled and chosen ones, on normalized features.
 
     The radius is the largest at which 95 % of the balls hold a single cluster, with as many clusters as there are
-    classes among the labels; 10 while there are fewer than two. When all are covered, the rest goes by key.
+    labeled classes; 10 while there are fewer than two. If all images are covered, the smallest keys follow.
 
     Returns:
         Scores are the share of the pool that was newly covered.
@@ -114,21 +114,21 @@ def herd(
     n_targets: int = TARGETS,
     n_sources: int = SOURCES,
 ) -> Choice:
-    """Greedy maximization of mean_x w_x max_s k(x, s) over labeled and chosen images s.
+    """Maximize mean_x w_x max_s k(x, s) over labeled and chosen images s greedily.
 
     The choice is lazy. Gains that differ by less than a millionth of the first one are equal, and go by key. Above
     5,000 images a sample of them is covered; above 20,000 a sample covers, half of it the images of the largest weight.
 
     Args:
-        candidates: In key order; features are normalized in place.
-        k: At most N.
-        seed: Of the samples.
-        kernel: Of squared distances.
-        weights: w [N], not negative; None: all 1. Where nothing is left to gain the largest comes first.
-        factors: [N], not negative: what the gain of each image is multiplied by; None: 1.
-        labeled_share: In [0, 1]: how much of their kernel labeled images cover.
-        n_targets: Images that are covered, at most.
-        n_sources: Images that may be chosen, at most, but 2 k where that is more.
+        candidates: Candidates in key order; features are normalized in place.
+        k: Number of images to choose, at most N.
+        seed: Seed of the samples.
+        kernel: Kernel of squared distances.
+        weights: Weights w [N], not negative; None: all 1. If nothing is left to gain, the largest come first.
+        factors: Factors of the gains [N], not negative; None: all 1.
+        labeled_share: Factor in [0, 1] of the kernel of labeled images.
+        n_targets: Largest number of images that are covered.
+        n_sources: Largest number of images that may be chosen; at least 2 k.
     """
     assert candidates.features is not None
     z, labeled = unit_(candidates.features), unit_(none_labeled(candidates))
@@ -159,10 +159,10 @@ def herd(
 
 
 def pure_radius(z: Float[Tensor, "N D"], n_clusters: int, seed: int) -> float:
-    """The largest radius at which 95 % of the balls around images hold images of a single k-means cluster only.
+    """Return the largest radius at which 95 % of the balls around images hold images of a single k-means cluster.
 
-    A ball is pure up to the nearest image of another cluster, so this is a quantile of those distances, taken over 500
-    images. 2, which covers everything, where there is one cluster.
+    A ball is pure up to the nearest image of another cluster, so the result is a quantile of these distances over 500
+    images. With one cluster it is 2, which covers everything.
     """
     directions = main_directions(z, seed)
     clusters = k_means(z @ directions, n_clusters, seed)[1]
@@ -176,29 +176,29 @@ def pure_radius(z: Float[Tensor, "N D"], n_clusters: int, seed: int) -> float:
         squared[clusters[probes].unsqueeze(1) == clusters[part]] = 4.0
         nearest_other = torch.minimum(nearest_other, squared.amin(dim=1))
     ordered = nearest_other.sort().values.sqrt()
-    # A hair less: the nearest of another cluster must not slip in by rounding.
+    # Slightly less, so that rounding cannot add the nearest image of another cluster.
     return float(ordered[int((1 - PURITY) * len(ordered))]) * (1 - 1e-6)
 
 
 def herding_cost(size: Size) -> Cost:
-    """One kernel between sources and targets, one with the labeled, and some rows of it for each image picked."""
+    """Estimate the cost: a kernel between sources and targets, one with labeled images, and some rows per pick."""
     return cost_of_herding(size, TARGETS, SOURCES)
 
 
 def cost_of_herding(size: Size, most_targets: int, most_sources: int) -> Cost:
-    """For samples of these sizes; where the kernel is kept, rows of it cost little."""
+    """Estimate the cost for samples of these sizes. If the kernel is kept, its rows cost little."""
     n_targets = min(size.candidates, most_targets)
     n_sources = min(size.candidates, max(most_sources, 2 * size.k))
     is_kept = n_targets * n_sources <= KEPT_FLOATS
     rows, again = n_sources + size.labeled + size.k, 3.0 * REFRESHED * size.k
-    per_row = 0.6 * n_targets * (size.features + 30)  # large products are quick
+    per_row = 0.6 * n_targets * (size.features + 30)  # large products are fast
     operations = rows * per_row + again * (20.0 * n_targets if is_kept else per_row)
     n_bytes = 4.0 * size.features * (size.candidates + size.labeled + n_targets) + 100.0 * size.candidates
     return Cost(operations, n_bytes + 32.0 * BLOCK_FLOATS + (4.0 * n_targets * n_sources if is_kept else 0.0))
 
 
 def uherding_cost(size: Size) -> Cost:
-    """As herding, with the distances between labeled images."""
+    """Estimate the cost: herding, and the distances between labeled images."""
     herding = herding_cost(size)
     return Cost(
         herding.operations + 0.6 * size.labeled**2 * size.features,
@@ -207,7 +207,7 @@ def uherding_cost(size: Size) -> Cost:
 
 
 def probcover_cost(size: Size) -> Cost:
-    """As herding, with k-means and the radius."""
+    """Estimate the cost: herding, k-means and the radius."""
     herding = herding_cost(size)
     n, kept = size.candidates, size.features if size.features <= 2 * KEPT else KEPT
     operations = 0.6 * n * size.features * (kept + PROBES) + 2.0 * min(n, FITTED) * size.classes * kept * (STEPS + 2)
@@ -216,7 +216,7 @@ def probcover_cost(size: Size) -> Cost:
 
 
 class _Pool:
-    """The targets, how well each is covered, and the sources that may cover them."""
+    """Targets with their coverage, and the sources that may cover them."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class _Pool:
             self._covered = torch.maximum(self._covered, best)
 
     def gains(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """What sources would add, by their places among the sources."""
+        """Return the gains of sources, by their places among the sources."""
         parts = []
         for start, stop in blocks(len(places), max(self._targets.shape)):
             chosen = torch.from_numpy(places[start:stop])
@@ -268,7 +268,7 @@ def _sources(
 
 
 def _rest(picked: list[int], scores: list[float], k: int, weights: npt.NDArray[np.float64]) -> Choice:
-    """Filled up with the largest weights, then by key, which is the order of the rows."""
+    """Complete the choice with the largest weights, then by key, which is the order of the rows."""
     missing = k - len(picked)
     if missing == 0:
         return completed(picked, scores, k, len(weights))

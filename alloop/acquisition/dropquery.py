@@ -1,4 +1,4 @@
-"""DropQuery: images whose predicted class flips when features are dropped, one from each cluster of them."""
+"""DropQuery: images whose predicted class changes when features are dropped, one from each cluster."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +13,20 @@ from alloop.composition import Need
 from alloop.seeds import derive_seed
 
 PASSES, RATE = 3, 0.75
-ENOUGH = 25  # flipping images for each one that is asked for
-MOST = 100_000  # flipping images that are clustered
+ENOUGH = 25  # number of changing images per requested image
+MOST = 100_000  # largest number of images that are clustered
 
 
 @in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES, Need.HEAD)
 def dropquery(candidates: Candidates, k: int, seed: int) -> Choice:
     """Predict three times with three quarters of the features set to 0; cluster the images whose class changed.
 
-    An image qualifies if more than half of the passes disagree with its prediction, or at least one where fewer than
-    25 k do. Of k clusters of their normalized features, each gives the image nearest its center; empty clusters, and
-    the rest where fewer than k qualify, are filled by drawing, from those that qualify first.
+    An image qualifies if more than half of the passes disagree with its prediction; if fewer than 25 k qualify, one
+    pass is enough. Each of k clusters of their normalized features gives the image nearest its center. Missing images
+    are drawn at random, qualified images first.
 
     Returns:
-        Ordered by, and with scores of, the number of passes that disagree.
+        Scores are the number of passes that disagree; the highest come first.
 
     Source: Gupte et al. (2024), arXiv 2401.14555, algorithm 1; docs/acquisition.md section 12.
     """
@@ -47,7 +47,7 @@ def dropquery(candidates: Candidates, k: int, seed: int) -> Choice:
 
 
 def cost(size: Size) -> Cost:
-    """Three passes through the head with as many random masks, and k-means of those that flip."""
+    """Estimate the cost: three passes through the head with random masks, and k-means of the changing images."""
     n = min(size.candidates, MOST)
     kept = size.features if size.features <= 2 * KEPT else KEPT
     passes = PASSES * size.candidates * size.features * (20.0 + 2.0 * size.classes * max(size.members, 1))
@@ -57,7 +57,7 @@ def cost(size: Size) -> Cost:
 
 
 def _flips(candidates: Candidates, predicted: Int[Tensor, "N"], seed: int) -> npt.NDArray[np.int64]:
-    """How many of the passes give another class than the full prediction [N]."""
+    """Count the passes that give another class than the full prediction [N]."""
     features, head = candidates.features, candidates.head
     assert features is not None and head is not None
     flips = torch.zeros(len(features), dtype=torch.int64)
@@ -73,7 +73,7 @@ def _flips(candidates: Candidates, predicted: Int[Tensor, "N"], seed: int) -> np
 def _one_of_each(
     features: Float[Tensor, "N D"], qualified: npt.NDArray[np.int64], k: int, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Of each of k clusters the qualified image nearest its center; fewer where some are empty."""
+    """Return the qualified image nearest the center of each of k clusters; fewer if clusters are empty."""
     if len(qualified) <= k:
         return qualified
     z = unit_(features[torch.from_numpy(qualified)])

@@ -1,4 +1,4 @@
-"""CoreSet by greedy k-center: each next image is the one farthest from everything labeled or chosen so far."""
+"""CoreSet by greedy k-center: each step takes the image farthest from all labeled and chosen ones."""
 
 import math
 
@@ -20,7 +20,7 @@ from alloop.acquisition.greedy import lazy_greedy
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 
-REFRESHED = 48  # images whose distance is brought up to date at a time
+REFRESHED = 48  # number of images whose distance is updated at a time
 
 
 @in_key_order(Need.FEATURES)
@@ -31,8 +31,8 @@ def k_center(candidates: Candidates, k: int, seed: int) -> Choice:
     distance from any image to the chosen set is at most twice the optimum.
 
     Returns:
-        Scores are the distance [0, 2] to the nearest labeled or chosen image when it was picked; the first without
-        labels has the distance of the second.
+        Scores are the distance in [0, 2] to the nearest labeled or chosen image at the time of the pick. Without
+        labels, the first has the score of the second.
 
     Source: Sener & Savarese (2018), arXiv 1708.00489, algorithm 1; docs/acquisition.md section 8.
     """
@@ -72,6 +72,6 @@ def k_center(candidates: Candidates, k: int, seed: int) -> Choice:
 
 
 def cost(size: Size) -> Cost:
-    """Distances to the labeled images, and to each choice from a part of the candidates."""
+    """Estimate the cost: distances to the labeled images, and to each choice from a part of the candidates."""
     rows, columns = size.candidates, size.features
     return Cost(rows * columns * (size.labeled + 20 + size.k), 4.0 * rows * (columns + 8) + 12 * BLOCK_FLOATS)

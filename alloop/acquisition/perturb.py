@@ -1,6 +1,6 @@
-"""Scores with noise: instead of the k highest a draw without replacement, in which a higher score is likelier.
+"""Perturbed scores: a draw without replacement by the scores, instead of the k highest.
 
-The probability of every draw is known, which is what unbiased estimates from the labels need.
+The probability of every draw is known, which unbiased estimates from the labels need.
 """
 
 import math
@@ -33,19 +33,20 @@ def draw(
     With power and explore 0, scores of 0 are drawn last, uniformly: no unbiased estimate can be made then.
 
     Args:
-        scores: [N], finite; not negative for power.
-        keys: [N], distinct.
-        k: At most N are drawn.
-        seed: Of the noise.
+        scores: Finite scores [N]; not negative for power.
+        keys: Distinct keys [N].
+        k: Number of draws, at most N.
+        seed: Seed of the noise.
         kind: Name in `composition.PERTURBATIONS`, except "none".
-        beta: At least 0; 0 is uniform, large is the k highest.
-        explore: In [0, 1]; above 0 every image's probability is at least explore / N.
+        beta: Exponent or factor, at least 0. 0 is a uniform draw; large values give the k highest.
+        explore: Share of the weight spread evenly, in [0, 1]. Above 0, every image's probability is at least explore /
+            N.
 
     Returns:
-        Scores are as given, without the noise; probabilities are given what was drawn before.
+        Scores are without the noise. Probabilities are conditional on the earlier draws.
 
     Raises:
-        ValueError: A score is not finite, or negative for power; no such kind.
+        ValueError: A score is not finite, or negative for power, or the kind is unknown.
 
     Source: Kirsch et al. (2021), arXiv 2106.12059; docs/acquisition.md sections 7 and 15.
     """
@@ -56,7 +57,7 @@ def draw(
         return Choice(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
     log_weights = _mixed_in(_LOG_WEIGHTS[kind](np.asarray(scores, dtype=np.float64), keys, beta), explore)
     noisy = log_weights + gumbel(keys, seed)
-    # Weight 0: after all others, in an order that the seed draws.
+    # Images of weight 0 come last, in a random order.
     order = np.lexsort((keys, -gumbel(keys, derive_seed(seed, "fill")), -noisy))
     positions = order[:k].astype(np.int64)
     notes = () if np.isfinite(log_weights).all() else (_ZEROS.format(int(np.isneginf(log_weights).sum()), n),)
@@ -64,13 +65,13 @@ def draw(
 
 
 def gumbel(keys: Keys, seed: int) -> npt.NDArray[np.float64]:
-    """Standard Gumbel noise [N], each number from the seed and its key alone."""
+    """Return standard Gumbel noise [N]. Each number depends only on the seed and its key."""
     noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform(keys, seed)))
     return noise
 
 
 def uniform(keys: Keys, seed: int) -> npt.NDArray[np.float64]:
-    """Uniform in (0, 1) [N], each number from the seed and its key alone."""
+    """Return uniform numbers in (0, 1) [N]. Each depends only on the seed and its key."""
     bits = mixed(mixed(keys ^ np.uint64(derive_seed(seed, "noise"))))
     return (np.asarray(bits >> np.uint64(11), dtype=np.float64) + 0.5) / 2.0**53
 
@@ -104,7 +105,7 @@ _LOG_WEIGHTS: Mapping[str, Callable[[npt.NDArray[np.float64], Keys, float], npt.
 
 
 def _mixed_in(log_weights: npt.NDArray[np.float64], explore: float) -> npt.NDArray[np.float64]:
-    """log((1 - explore) w / Σ w + explore / N); uniform where all weights are 0."""
+    """Return log((1 - explore) w / Σ w + explore / N); uniform if all weights are 0."""
     n = len(log_weights)
     total = _log_sum(log_weights)
     if total == -math.inf:
@@ -118,9 +119,9 @@ def _mixed_in(log_weights: npt.NDArray[np.float64], explore: float) -> npt.NDArr
 
 
 def _draws(log_weights: npt.NDArray[np.float64], order: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float64]:
-    """Each of the first k's share of the weight that was left when it was drawn."""
+    """Return the share of each of the first k images in the weight that was left at its draw."""
     drawn, rest = log_weights[order[:k]], _log_sum(log_weights[order[k:]])
-    # Added up from the smallest: subtracting from the whole would leave nothing of the last ones.
+    # Summed from the smallest, because differences from the total would lose the last ones.
     left = np.logaddexp.accumulate(np.concatenate([[rest], drawn[::-1]]))[1:][::-1]
     with np.errstate(invalid="ignore"):
         shares = np.minimum(np.exp(drawn - left), 1)

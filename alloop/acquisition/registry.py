@@ -21,7 +21,7 @@ from alloop.composition import STRATEGY_GROUP, check_strategy_name, strategy_nam
 from alloop.errors import ConfigError
 from alloop.plugins import load_named, package_of
 
-OPERATIONS_PER_SECOND = 1e10  # of one core, a cautious number; costs are right give or take a factor of 3
+OPERATIONS_PER_SECOND = 1e10  # operations of one core, a cautious number; costs are right within a factor of 3
 
 METHODS: Mapping[str, tuple[Strategy, Callable[[Size], Cost]]] = {
     "badge": (badge.badge, badge.cost),
@@ -42,7 +42,7 @@ def find_strategy(name: str) -> Strategy:
 
     Raises:
         ValueError: No such strategy has this name, aliases included; names the nearest.
-        ConfigError: Another package's cannot be imported, or is not a function.
+        ConfigError: A strategy of another package cannot be imported, or is not a function.
     """
     known = strategy_name(name)
     return METHODS[known][0] if known in METHODS else _installed(known)
@@ -51,8 +51,8 @@ def find_strategy(name: str) -> Strategy:
 def estimate(name: str, size: Size) -> Cost:
     """Estimate what a selection takes on the CPU.
 
-    Bytes are an upper bound. Operations are counted so that a core does `OPERATIONS_PER_SECOND`: reading memory counts
-    for more than what is computed from it. Another package's may say so in its attribute `cost`; else it counts as 0.
+    Bytes are an upper bound. Operations are scaled so that a core does `OPERATIONS_PER_SECOND`; reading memory counts
+    for more than computing. A strategy of another package may have an attribute `cost`; otherwise its cost is 0.
 
     Raises:
         ValueError, ConfigError: As in `find_strategy`.

@@ -84,7 +84,7 @@ def choose_by_score(
         return Choice(best, scores[best])
     weighed = scores
     if PERTURBATIONS[perturb].needs_positive:
-        # Rounding may leave a sure prediction's margin a little below -1.
+        # By rounding, the margin of a sure prediction can be slightly below -1.
         weighed = np.maximum(scores + SCORES[name].offset, 0)
     stream = derive_seed(seed, name, perturb)
     choice = draw(weighed, keys, k, stream, kind=perturb, beta=beta, explore=explore)
@@ -92,12 +92,12 @@ def choose_by_score(
 
 
 def margin_of(log_probs: Float[Tensor, "N K"]) -> Scores:
-    """-(p̄_(1) - p̄_(2)) of each image [N], in [-1, 0]."""
+    """Return -(p̄_(1) - p̄_(2)) of each image [N], in [-1, 0]."""
     return np.minimum(_in_blocks(uncertainty.margin, log_probs.unsqueeze(0)), 0)
 
 
 def bald_of(members: Float[Tensor, "M N K"]) -> Scores:
-    """Disagreement of the members on each image [N], in nats."""
+    """Return the mutual information of each image [N], in nats."""
     return _in_blocks(uncertainty.mutual_information, members)
 
 

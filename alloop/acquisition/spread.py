@@ -1,16 +1,19 @@
-"""Predictive entropy, spread over the pool: alloop's default. How it was chosen: benchmarks/label_efficiency.
+"""Predictive entropy, spread over the pool: alloop's default (docs/acquisition.md section 14).
 
-An image is worth asking for its own entropy, and for the entropy of the images that look like it and that no image of
-this batch stands for yet. How much each counts follows from what the model knows:
+The value of a question is the entropy of its image, and the entropy of similar images that no image of the batch covers
+yet. The weight of both depends on the model:
 
-* With few labels its entropies mean little. Then coverage decides, and labeled images cover, too: typical images of
-  regions that nobody has seen come first.
-* The surer the calibrated model is of the pool, the more an image's own entropy counts, and the less it matters that a
-  labeled image is near: where the model is unsure in spite of it, the boundary lies.
-* Uncertain images are not of all classes alike, and labels of a few classes teach a wrong prior. So images of classes
-  that have fewer labels than their share of the pool count more, as far as the model can tell.
-* The nearer the pool comes to labeled images, the narrower the kernel. In the end no image stands for another one, and
-  what is left is entropy, the highest first.
+* With few labels, entropies mean little. Then coverage decides, and labeled images cover, too: typical images of
+regions
+  without labels come first.
+* The surer the calibrated model is of the pool, the more an image's own entropy counts, and the less a labeled neighbor
+  matters: if the model is unsure in spite of it, the image is near a class boundary.
+* Uncertain images are unevenly spread over the classes, and labels of few classes teach a wrong prior. Therefore images
+  of classes with fewer labels than their share of the pool count more, as far as the model can tell.
+* The nearer the pool is to labeled images, the narrower is the kernel. In the end images cover only themselves, and the
+  highest entropies are chosen.
+
+benchmarks/label_efficiency shows how the strategy was chosen.
 """
 
 import dataclasses
@@ -27,20 +30,20 @@ from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 from alloop.seeds import derive_seed
 
-WIDTH = 0.85  # of the kernel, in median distances from an image of the pool to the nearest labeled one
-TARGETS, SOURCES = 4_000, 5_000  # images that are covered, and that may be chosen, where there are more
-PROBES = 3_000  # images that the median is taken over
+WIDTH = 0.85  # width of the kernel, in median distances from an image of the pool to the nearest labeled one
+TARGETS, SOURCES = 4_000, 5_000  # largest numbers of images that are covered, and that may be chosen
+PROBES = 3_000  # number of images that the median is taken over
 NARROWEST = 1e-3
 
 
 @in_key_order(Need.CALIBRATED_LOG_PROBS, Need.FEATURES)
 def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Greedy for Σ_x √u_x max(0, k(x, c) - m_x) times u_c^r f_c^(2r²), from one image c to the next.
+    """Choose in each step the image c with the largest Σ_x √u_x max(0, k(x, c) - m_x) · u_c^r f_c^(2r²).
 
-    u = H(p̄) / ln K is the calibrated predictive entropy in [0, 1], and r = 1 - mean u how sure the model is of the
-    pool. k(x, c) = exp(-d² / sigma²) of features that are centered and brought to length 1; sigma is 0.85 of the median
-    distance to the nearest labeled image. m_x is how well x is covered: by images of this batch fully, by labeled ones
-    with the factor 1 - r. f_c = Σ_k p̄_ck need_k, where need_k is the predicted share of class k over its share of the
+    u = H(p̄) / ln K is the calibrated predictive entropy in [0, 1], and r = 1 - mean u is the sureness of the model.
+    k(x, c) = exp(-d² / sigma²) of features that are centered and scaled to length 1; sigma is 0.85 of the median
+    distance to the nearest labeled image. m_x is the coverage of x: images of this batch count fully, labeled ones with
+    the factor 1 - r. f_c = Σ_k p̄_ck need_k, where need_k is the predicted share of class k over its share of the
     labels.
 
     Returns:
@@ -77,7 +80,7 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
 
 
 def _needed(candidates: Candidates, n_classes: int) -> npt.NDArray[np.float64]:
-    """Above 1 [N] for images of classes that have fewer labels than the pool promises; all 1 without labels."""
+    """Return f [N]: above 1 for images of classes with too few labels for their predicted share; 1 without labels."""
     assert candidates.calibrated_log_probs is not None
     mass = candidates.rule.mass(candidates.calibrated_log_probs).numpy()
     labels = np.empty(0, dtype=np.int64) if candidates.labels is None else candidates.labels.numpy()
@@ -86,13 +89,13 @@ def _needed(candidates: Candidates, n_classes: int) -> npt.NDArray[np.float64]:
         return np.ones(len(mass))
     counts = np.bincount(labels, minlength=n_classes)
     expected = (mass.sum(axis=0) + counts) / (len(mass) + len(labels))
-    # One label more of each class than there are: a class without any must not count without bound.
+    # One label is added to each class, so that a class without labels has a finite weight.
     there = (counts + 1) / (len(labels) + n_classes)
     return np.asarray(mass @ (expected / there))
 
 
 def cost(size: Size) -> Cost:
-    """As herding, with the distances to the labeled images."""
+    """Estimate the cost: herding, and the distances to the labeled images."""
     herding = cost_of_herding(size, TARGETS, SOURCES)
     probes = min(size.candidates, PROBES)
     return Cost(
@@ -102,7 +105,7 @@ def cost(size: Size) -> Cost:
 
 
 def _center(features: Float[Tensor, "N D"], labeled: Float[Tensor, "L D"]) -> None:
-    """Take the mean of all off, in place: features that are never negative all point the same way."""
+    """Subtract the mean of all rows in place, since features that are never negative point in similar directions."""
     total = features.double().sum(dim=0) + labeled.double().sum(dim=0)
     mean = (total / (len(features) + len(labeled))).float()
     features -= mean
@@ -110,7 +113,7 @@ def _center(features: Float[Tensor, "N D"], labeled: Float[Tensor, "L D"]) -> No
 
 
 def _width(z: Float[Tensor, "N D"], labeled: Float[Tensor, "L D"], k: int, seed: int) -> float:
-    """Without labels a random batch stands for them."""
+    """Return the width of the kernel. Without labels, a random batch replaces the labeled images."""
     generator = np.random.default_rng(derive_seed(seed, "width"))
     drawn = torch.from_numpy(generator.permutation(len(z)))
     reference = labeled if len(labeled) else z[drawn[:k]]

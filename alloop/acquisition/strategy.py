@@ -1,9 +1,8 @@
-"""What every query strategy takes and gives: a pure function of these, which knows no rows, files or settings.
+"""Interface of query strategies: pure functions that know no rows, files or settings.
 
     choose(candidates, k, seed) -> Choice
 
-Which strategies there are, and what each one needs to see, stands in `composition.STRATEGIES`; which function belongs
-to a name, in `acquisition/registry.py`.
+`composition.STRATEGIES` lists the strategies and their needs; `acquisition/registry.py` finds the function of a name.
 """
 
 import dataclasses
@@ -22,19 +21,19 @@ Keys = npt.NDArray[np.uint64]
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The images that may be asked about now, one of each group of near copies, and what is known already.
+    """Images that may be asked about, one per group of near copies, and known labels.
 
-    A strategy gets the parts that its rule names; the others may be None. Nothing here may be changed.
+    A strategy gets the parts that its rule names; other parts may be None. A strategy must not change them.
 
     Attributes:
-        keys: [N], distinct. Order-free: ties go to the smaller, and random numbers of one image are drawn by its key.
+        keys: Distinct keys [N]. Ties go to the smaller key, and random numbers of an image depend on its key.
         calibrated_log_probs: Calibrated log p̄ [N, K], float32.
-        member_log_probs: Every member's log-probs [M, N, K], uncalibrated, float32.
-        features: [N, D], float32, as the trunk gives them; not normalized.
+        member_log_probs: Log-probabilities of every member [M, N, K], uncalibrated, float32.
+        features: Features of the trunk [N, D], float32, not normalized.
         labeled: Features [L, D] of the training images that are labeled or being asked about.
-        labels: Class of each labeled image [L]; -1 where the answer is not there yet.
-        head: Features [B, D] to log p̄ [B, K] of the round's model.
-        rule: Tells what predictions come to for an image, under the project's task.
+        labels: Class of each labeled image [L]; -1 without an answer yet.
+        head: Function from features [B, D] to log p̄ [B, K] of the round's model.
+        rule: Rule of the project's task, which combines predictions of an image.
     """
 
     keys: Keys
@@ -52,14 +51,14 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A batch, in the order in which it should be asked: exactly min(k, N) distinct positions.
+    """Chosen batch in the order of asking: exactly min(k, N) distinct positions.
 
     Attributes:
-        positions: [k], rows of the candidates.
-        scores: [k], float64, finite; what each was picked for, in the strategy's own scale, higher meaning sooner.
-        probabilities: [k]; for strategies that draw: the probability with which each was drawn, given those drawn
-            before it. None where nothing was drawn, or the probabilities are not known.
-        notes: What the strategy decided by itself and why, a plain sentence each.
+        positions: Rows of the candidates [k].
+        scores: Finite scores [k], float64, on the strategy's own scale; higher means ask sooner.
+        probabilities: Probability of each draw [k], given the earlier draws. None if nothing was drawn, or if the
+            probabilities are not known.
+        notes: Automatic decisions of the strategy with reasons, a plain sentence each.
     """
 
     positions: Positions
@@ -73,7 +72,7 @@ Strategy = Callable[[Candidates, int, int], Choice]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Size:
-    """How big a selection is: N candidates, L labeled, k to choose, K classes, M members, D features."""
+    """Size of a selection: N candidates, L labeled images, k to choose, K classes, M members, D features."""
 
     candidates: int
     labeled: int
@@ -85,7 +84,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cost:
-    """What a selection takes: floating-point operations, and bytes at its peak besides the candidates themselves."""
+    """Cost of a selection: floating-point operations, and peak bytes besides the candidates themselves."""
 
     operations: float
     n_bytes: float

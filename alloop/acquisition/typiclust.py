@@ -24,21 +24,21 @@ from alloop.composition import Need
 from alloop.seeds import derive_seed
 
 MOST_CLUSTERS = 500
-SMALL = 5  # members of a cluster that is left for last
+SMALL = 5  # largest size of a cluster that comes last
 NEIGHBORS = 20
-COMPARED = 2048  # members of a cluster among which neighbors are looked for
+COMPARED = 2048  # largest number of members among which neighbors are searched
 
 
 @in_key_order(Need.FEATURES)
 def typiclust(candidates: Candidates, k: int, seed: int) -> Choice:
-    """Cluster labeled and unlabeled images together; ask for the most typical one of each cluster in turn.
+    """Cluster labeled and unlabeled images together; choose the most typical image of each cluster in turn.
 
     There are min(L + k, 500) clusters, in the order of few labels, then of many members; those of at most 5 members
-    come last. An image is typical if its 20 nearest neighbors in the cluster (or half of the cluster) are near. Where a
-    cluster is asked again, the neighbors of what was picked are passed over while there are others. Of copies only the
-    one with the smallest key takes part; the others come after all clusters are empty.
+    come last. An image is typical if its 20 nearest neighbors in the cluster (or half of the cluster) are near. If a
+    cluster has another turn, the neighbors of its picks are passed over while other images are left. Of copies only
+    the one with the smallest key takes part; the others come after all clusters.
 
-    Features count as of length 1. Clusters are found along the 64 main directions of longer ones.
+    Features are scaled to length 1. Long features are clustered along their 64 main directions.
 
     Returns:
         Scores are the typicality: 1 / (mean distance to the neighbors + 1e-5); 0 for an image alone in its cluster.
@@ -68,7 +68,7 @@ def typiclust(candidates: Candidates, k: int, seed: int) -> Choice:
 
 
 def cost(size: Size) -> Cost:
-    """The main directions, k-means along them, and neighbors in the clusters that are visited."""
+    """Estimate the cost: main directions, k-means, and neighbors in the visited clusters."""
     n, clusters = size.candidates + size.labeled, min(size.labeled + size.k, MOST_CLUSTERS)
     kept = size.features if size.features <= 2 * KEPT else KEPT
     in_clusters = min(n * max(n / max(clusters, 1), 1), n * COMPARED)
@@ -80,7 +80,7 @@ def cost(size: Size) -> Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _Members:
-    """A cluster's rows: positions of unlabeled images in key order, and of labeled ones."""
+    """Members of a cluster: positions of unlabeled images in key order, and of labeled ones."""
 
     number: int
     unlabeled: npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ class _Members:
 def _in_order(
     clusters: npt.NDArray[np.int64], originals: npt.NDArray[np.int64], n_labeled: int
 ) -> tuple[list[_Members], list[_Members]]:
-    """Clusters that have something to ask, the large ones and the small ones, in the order of their turns."""
+    """Return the clusters with unlabeled images in the order of their turns: the large ones, and the small ones."""
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
     found = []
@@ -107,7 +107,7 @@ def _in_order(
 
 
 class _Cluster:
-    """Gives the most typical image that is left, again and again. Neighbors are looked for at its first turn."""
+    """Cluster that returns its most typical remaining image at each turn. Neighbors are searched at its first turn."""
 
     def __init__(self, z: Float[Tensor, "N D"], labeled: Float[Tensor, "L D"], members: _Members, seed: int) -> None:
         self._z, self._labeled, self._members, self._seed = z, labeled, members, seed
@@ -133,7 +133,7 @@ class _Cluster:
         return int(self._members.unlabeled[best]), float(self._typicality[best])
 
     def _look(self) -> npt.NDArray[np.float64]:
-        """Typicality of the unlabeled members; of each remembers the neighbors, unlabeled ones counted first."""
+        """Return the typicality of the unlabeled members, and store their neighbors, unlabeled ones first."""
         members, n_unlabeled = self._members, len(self._members.unlabeled)
         compared: npt.NDArray[np.int64] = np.arange(len(members))
         if len(compared) > COMPARED:

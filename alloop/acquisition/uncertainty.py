@@ -1,4 +1,4 @@
-"""Per-image uncertainty. Higher means: ask a person about this one first.
+"""Uncertainty of images. Higher means: ask sooner.
 
 Every function takes log-probabilities [M, N, K] and gives one score per image [N] in nats or shares; none of them
 changes its input. A non-finite prediction is an error that names the image's position.
@@ -45,7 +45,7 @@ def variation_ratio(log_probs: Float[Tensor, "M N K"]) -> Float[Tensor, "N"]:
     """1 - (share of members that vote for the most voted class), in [0, 1 - 1/M]. Many ties.
 
     Raises:
-        ValueError: One member is always of its own opinion.
+        ValueError: There is only one member.
 
     Source: Freeman (1965); docs/methods.md section 4.
     """
