@@ -24,15 +24,16 @@ def explain(session: Session, image: str, is_open: bool, device: str | None) -> 
 
     from alloop.loop.choosing.explain import explain as gather
     from alloop.report.explain import describe, write_explanation
+    from alloop.report.shown import TASKS
 
     tools = session.tools()
-    found = gather(tools, image, device)
-    data, lines = dataclasses.asdict(found), describe(found)
+    found, shown = gather(tools, image, device), TASKS[tools.project.config.project.task]
+    data, lines = dataclasses.asdict(found), describe(found, shown)
     if is_open:
         # A user who may not write in the workspace gets the page in a temporary folder.
         place = tools.project.folder / "runs" if os.access(tools.project.folder, os.W_OK) else Path(tempfile.mkdtemp())
         page = place / "explain" / f"{found.sha256[:12]}.html"
-        write_explanation(found, page)
+        write_explanation(found, page, shown)
         data["page"] = str(page)
         lines.append(f"Page: {page}")
         click.launch(page.as_uri())

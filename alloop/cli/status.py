@@ -9,14 +9,10 @@ from alloop.cli._options import Session, common_options
 if TYPE_CHECKING:
     from alloop.records import Interval
     from alloop.report.gather import RoundReport, StatusReport
+    from alloop.report.shown import Shown
 
 
-COLUMNS = ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "H", "answered")
-EXPLAINED = (
-    "Accuracy, NLL (nats) and ECE are {measured}. "
-    "Intervals are 95 % (accuracy: Wilson, others: bootstrap). ECE is biased upwards when the holdout is small, so its "
-    "interval may lie above it. H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
-)
+H = "H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
 
 
 @click.command()
@@ -25,16 +21,20 @@ def status(session: Session) -> None:
     """Show rounds, accuracy, pending tasks and who labeled how many."""
     from alloop.cli._tables import print_table, print_text
     from alloop.report.gather import describe_measured, gather_status, to_json
+    from alloop.report.shown import TASKS
 
-    report = gather_status(session.project())
+    project = session.project()
+    report, shown = gather_status(project), TASKS[project.config.project.task]
     if session.as_json:
         session.show(to_json(report))
         return
     print_text(_headline(report))
     if report.rounds:
-        print_table(("", list(COLUMNS), _rounds(report.rounds)), left=frozenset({"state"}), is_plain=True)
-        print_text(EXPLAINED.format(measured=describe_measured(report.findings)), style="dim")
-    for line in _findings(report) + _people(report) + _attention(report):
+        titles = (metric.title for metric in shown.metrics)
+        columns = ["round", "state", "labels", "N", *titles, "H", "answered"]
+        print_table(("", columns, _rounds(report.rounds, shown)), left=frozenset({"state"}), is_plain=True)
+        print_text(f"{shown.explained.format(measured=describe_measured(report.findings))} {H}", style="dim")
+    for line in _findings(report, shown) + _people(report) + _attention(report):
         print_text(line)
 
 
@@ -47,17 +47,16 @@ def _headline(report: "StatusReport") -> str:
     )
 
 
-def _rounds(rounds: "tuple[RoundReport, ...]") -> list[list[tuple[str, int]]]:
+def _rounds(rounds: "tuple[RoundReport, ...]", shown: "Shown") -> list[list[tuple[str, int]]]:
     lines = []
     for row in rounds:
+        primary = row.metrics.get(shown.metrics[0].name)
         cells = (
             str(row.number),
             row.state,
             "-" if row.n_labels is None else str(row.n_labels),
-            str(row.metrics["accuracy"].n) if "accuracy" in row.metrics else "-",
-            _interval(row.metrics.get("accuracy"), 100, 1),
-            _interval(row.metrics.get("nll"), 1, 2),
-            _interval(row.metrics.get("ece"), 100, 1),
+            "-" if primary is None else str(primary.n),
+            *(_interval(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics),
             f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}",
             f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
         )
@@ -65,7 +64,7 @@ def _rounds(rounds: "tuple[RoundReport, ...]") -> list[list[tuple[str, int]]]:
     return lines
 
 
-def _findings(report: "StatusReport") -> list[str]:
+def _findings(report: "StatusReport", shown: "Shown") -> list[str]:
     """Return sentences about the results of the rounds and the stop rules."""
     from alloop.loop.stopping import percent
     from alloop.report.gather import describe_people
@@ -82,7 +81,7 @@ def _findings(report: "StatusReport") -> list[str]:
     if report.rounds:
         lines.append("Stop rules (* stops the loop):")
         lines += [f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules]
-    if any("accuracy" in row.metrics for row in report.rounds):
+    if any(shown.metrics[0].name in row.metrics for row in report.rounds):
         lines.append(describe_people(found))
     return lines
 

@@ -147,7 +147,7 @@ def pull(session: Session) -> None:
     with open_workbench(tools) as bench:
         found = people.pull(bench)
     lines = [f"{found.new} new answers, {found.edited} edited, {found.deleted} deleted."]
-    lines += describe_unknown(found.unknown.items(), project.config.project.classes) + describe_lost(found.lost)
+    lines += describe_unknown(found.unknown.items(), project.config.project) + describe_lost(found.lost)
     lines += describe_strangers(0, found.foreign)  # a warning about orphaned tasks was logged before
     session.show({**dataclasses.asdict(found), "unknown": dict(found.unknown)}, "\n".join(lines))
 

@@ -9,19 +9,20 @@ from alloop.loop.choosing.explanation import Asked, Explanation
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.report.shown import Shown
 
 SIDE = 320  # pixels of a picture's longer side
 
 
-def describe(found: Explanation) -> list[str]:
+def describe(found: Explanation, shown: Shown) -> list[str]:
     """Return the lines for a terminal."""
     lines = [f"{found.sha256[:12]}  {found.path}", found.standing]
     lines += [describe_query(asked) for asked in found.asked]
     if found.model is not None:
         lines.append(f"Scores of round {found.round_number} ({found.model}):")
     if found.probs:
-        best = list(found.probs.items())[:3]
-        lines.append("  predicted: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
+        best = shown.prediction(found.probs)[:3]
+        lines.append("  predicted: " + ", ".join(f"{part} {share}" for part, share in best))
     if found.suspect:
         lines.append("  It looks unlike the rest of the pool.")
     lines += [f"  {name}: {rank.value:.4f}, rank {rank.rank} of {rank.of}" for name, rank in found.ranks.items()]
@@ -45,7 +46,7 @@ def describe_query(asked: Asked) -> str:
     return " ".join((f"{why}; {asked.status}.", *asked.notes))
 
 
-def write_explanation(found: Explanation, path: Path) -> None:
+def write_explanation(found: Explanation, path: Path, shown: Shown) -> None:
     """Write the page as one self-contained file. Images that cannot be read are left out."""
     with tempfile.TemporaryDirectory() as folder:
         image = ImageRef(found.image_id, found.sha256, found.path, found.depth, is_admitted=True)
@@ -62,14 +63,14 @@ def write_explanation(found: Explanation, path: Path) -> None:
             Section("Nearest labeled images", found.note, _pictures(near, Path(folder), "near")),
         ]
         asked = [describe_query(each) for each in found.asked]
-        write_page(Page(f"{found.sha256[:12]}", (found.standing, *asked), _tables(found), sections), path)
+        write_page(Page(f"{found.sha256[:12]}", (found.standing, *asked), _tables(found, shown), sections), path)
 
 
-def _tables(found: Explanation) -> list[Table]:
+def _tables(found: Explanation, shown: Shown) -> list[Table]:
     tables = []
     if found.probs:
-        rows = [[Cell(name), Cell(f"{share:.1%}")] for name, share in found.probs.items()]
-        tables.append(Table(f"Prediction of {found.model}", ["class", "probability"], rows))
+        rows = [[Cell(part), Cell(share)] for part, share in shown.prediction(found.probs)]
+        tables.append(Table(f"Prediction of {found.model}", shown.heads, rows))
     if found.ranks:
         rows = [
             [Cell(name), Cell(f"{rank.value:.4f}"), Cell(f"{rank.rank} of {rank.of}")]

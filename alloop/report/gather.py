@@ -1,17 +1,18 @@
 """Numbers about a project from its database, for `alloop status` and reports. Nothing here formats or draws."""
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from alloop.loop.intake.labels import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
 from alloop.loop.rounds.attention import list_warnings
 from alloop.project import Project
 from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
+from alloop.report.shown import TASKS, Shown
 from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values
 from alloop.store.images import PoolCounts, count_pool, list_locations
 from alloop.store.queries import QueryRecord, list_queries
@@ -87,7 +88,8 @@ class StatusReport:
 
 def gather_status(project: Project) -> StatusReport:
     """Read all numbers from one consistent view."""
-    classes = project.config.project.classes
+    settings = project.config.project
+    classes, judge, shown = settings.classes, judge_of(settings), TASKS[settings.task]
     with reading(project.database) as session:
         queries = list_queries(session)
         sync = find_sync(session, project.config.labeling.backend)
@@ -99,13 +101,13 @@ def gather_status(project: Project) -> StatusReport:
             class_counts=list_class_counts(session, Split.TRAIN),
             class_counts_holdout=list_class_counts(session, Split.HOLDOUT),
             annotators=list_annotator_counts(session),
-            unknown_values={value: n for value, n in list_values(session).items() if value not in classes},
+            unknown_values={value: n for value, n in list_values(session).items() if not judge.is_known(value)},
             skipped=_hashes(queries, QueryStatus.SKIPPED),
             empty=_hashes(queries, QueryStatus.EMPTY),
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
             suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
             attention=tuple(list_warnings(session, project.config)),
-            rounds=tuple(_round(session, row, queries, choices.get(row.number)) for row in list_rounds(session)),
+            rounds=tuple(_round(session, row, queries, choices.get(row.number), shown) for row in list_rounds(session)),
             findings=gather_findings(session, project),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
@@ -145,7 +147,7 @@ def to_json(report: StatusReport) -> dict[str, Any]:
 
 
 def _round(
-    session: Session, row: RoundRecord, queries: Sequence[QueryRecord], chosen: SelectionRecord | None
+    session: Session, row: RoundRecord, queries: Sequence[QueryRecord], chosen: SelectionRecord | None, shown: Shown
 ) -> RoundReport:
     model: ModelRecord | None = find_model(session, row.id)
     mine = [query for query in queries if query.round_number == row.number]
@@ -162,8 +164,8 @@ def _round(
         metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
         metrics_grown={} if model is None else list_metrics(session, model.id, GROWN),
         queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
-        entropy_acquired=_mean_entropy(mine, Reason.ACQUIRED, n_classes),
-        entropy_random=_mean_entropy(mine, Reason.RANDOM, n_classes),
+        entropy_acquired=_mean_entropy(mine, Reason.ACQUIRED, n_classes, shown),
+        entropy_random=_mean_entropy(mine, Reason.RANDOM, n_classes, shown),
         strategy=None if chosen is None else chosen.strategy,
         notes=() if chosen is None else chosen.notes,
         created_at=row.created_at.isoformat(),
@@ -171,10 +173,10 @@ def _round(
     )
 
 
-def _mean_entropy(queries: Sequence[QueryRecord], reason: Reason, n_classes: int) -> float | None:
-    """Return the mean entropy of the images asked about for this reason; a confidence is 1 - entropy / ln K."""
+def _mean_entropy(queries: Sequence[QueryRecord], reason: Reason, n_classes: int, shown: Shown) -> float | None:
+    """Return the mean entropy of the images asked about for this reason."""
     known = [query.confidence for query in queries if query.reason is reason and query.confidence is not None]
-    return statistics.fmean((1 - confidence) * math.log(n_classes) for confidence in known) if known else None
+    return statistics.fmean(shown.entropy(confidence, n_classes) for confidence in known) if known else None
 
 
 def _hashes(queries: Sequence[QueryRecord], status: QueryStatus) -> tuple[str, ...]:

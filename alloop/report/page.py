@@ -5,9 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from alloop.evaluation.metrics import confidence_bins
 from alloop.loop.measuring.findings import Findings, learning_curve, read_last_holdout
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.loop.stopping import percent
@@ -17,6 +14,7 @@ from alloop.report.calibration import ReliabilityData, draw_reliability
 from alloop.report.curves import draw_curves
 from alloop.report.gather import RoundReport, StatusReport, describe_measured, describe_people, gather_status
 from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.report.shown import TASKS, Shown
 from alloop.store.session import reading
 
 
@@ -33,11 +31,12 @@ def write_report(project: Project, path: Path) -> Path:
     with reading(project.database) as session:
         curve, holdout = learning_curve(session, project), read_last_holdout(session, project)
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
-        write_page(make_page(status, _pictures(Path(folder), status, curve, holdout)), path)
+        shown = TASKS[project.config.project.task]
+        write_page(make_page(status, shown, _pictures(Path(folder), status, shown, curve, holdout)), path)
     return path
 
 
-def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
+def make_page(status: StatusReport, shown: Shown, sections: Sequence[Section] = ()) -> Page:
     """Return the page with words, tables and pictures."""
     pool, found = status.pool, status.findings
     notes = [
@@ -47,16 +46,15 @@ def make_page(status: StatusReport, sections: Sequence[Section] = ()) -> Page:
     ]
     if any(row.metrics for row in status.rounds):
         notes.append(f"Metrics are {describe_measured(found)}, with 95 % intervals. {describe_people(found)}")
-    tables = [_rounds(status.rounds), _rules(found), _classes(status), _annotators(status)]
+    tables = [_rounds(status.rounds, shown), _rules(found), _classes(status), _annotators(status)]
     return Page(f"{status.name}: report", notes, [table for table in tables if table.rows], sections)
 
 
-def reliability(holdout: HoldoutPredictions, title: str, ece: Interval | None) -> ReliabilityData | None:
+def reliability(holdout: HoldoutPredictions, shown: Shown, title: str, ece: Interval | None) -> ReliabilityData | None:
     """Return the reliability diagram of the last model on the first holdout; None without probabilities or images."""
-    if holdout.calibrated_log_probs is None or not (kept := ~holdout.grown).any():
+    bins = shown.reliability(holdout)
+    if bins is None:
         return None
-    labels = np.array([holdout.classes.index(name) for name in holdout.targets], dtype=np.int64)
-    bins = confidence_bins(np.exp(holdout.calibrated_log_probs[kept].astype(np.float64)), labels[kept])
     return ReliabilityData(
         title=title,
         count=bins.count.tolist(),
@@ -79,7 +77,11 @@ def _sentences(found: Findings) -> list[str]:
 
 
 def _pictures(
-    folder: Path, status: StatusReport, curve: Sequence[CurvePoint], holdout: HoldoutPredictions | None
+    folder: Path,
+    status: StatusReport,
+    shown: Shown,
+    curve: Sequence[CurvePoint],
+    holdout: HoldoutPredictions | None,
 ) -> list[Section]:
     sections = []
     if curve:
@@ -89,7 +91,7 @@ def _pictures(
         sections.append(Section("Learning curve", "", [Picture(f"Holdout accuracy: {words}", path)]))
     measured = [row for row in status.rounds if row.metrics]
     if holdout is not None and measured:
-        data = reliability(holdout, f"{measured[-1].model}", measured[-1].metrics.get("ece"))
+        data = reliability(holdout, shown, f"{measured[-1].model}", measured[-1].metrics.get("ece"))
         if data is not None:
             path = folder / "reliability.png"
             draw_reliability([data], path)
@@ -99,19 +101,18 @@ def _pictures(
     return sections
 
 
-def _rounds(rounds: Sequence[RoundReport]) -> Table:
-    columns = ("round", "state", "labels", "N", "accuracy %", "NLL", "ECE %", "answered", "closed because")
+def _rounds(rounds: Sequence[RoundReport], shown: Shown) -> Table:
+    titles = (metric.title for metric in shown.metrics)
+    columns = ("round", "state", "labels", "N", *titles, "answered", "closed because")
     rows = []
     for row in rounds:
-        accuracy = row.metrics.get("accuracy")
+        primary = row.metrics.get(shown.metrics[0].name)
         texts = (
             str(row.number),
             row.state,
             "–" if row.n_labels is None else str(row.n_labels),
-            "–" if accuracy is None else str(accuracy.n),
-            _number(accuracy, 100, 1),
-            _number(row.metrics.get("nll"), 1, 2),
-            _number(row.metrics.get("ece"), 100, 1),
+            "–" if primary is None else str(primary.n),
+            *(_number(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics),
             f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
             row.closed_because or "",
         )

@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy.orm import Session
 
-from alloop.config.schema import Config
+from alloop.config.schema import Config, ProjectConfig
 from alloop.errors import nearest
 from alloop.loop.asking.answers import describe_orphaned
+from alloop.loop.intake.labels import judge_of
 from alloop.records import QueryStatus, Split
 from alloop.store.annotations import list_class_counts, list_values
 from alloop.store.images import count_pool, list_missing
@@ -27,7 +28,7 @@ def list_warnings(session: Session, config: Config) -> list[str]:
         ),
         _images(_with(queries, QueryStatus.SKIPPED), "were skipped and are not asked again"),
         _images(_with(queries, QueryStatus.EMPTY), "were submitted without a class"),
-        *describe_unknown(list_values(session).items(), classes),
+        *describe_unknown(list_values(session).items(), config.project),
         f"{len(missing)} files are missing, for example {missing[0].path}" if missing else "",
         *([] if sync is None else describe_strangers(sync.n_orphaned, sync.n_foreign)),
         _unreadable(count_pool(session).unreadable),
@@ -36,12 +37,12 @@ def list_warnings(session: Session, config: Config) -> list[str]:
     return [line for line in lines if line]
 
 
-def describe_unknown(values: Iterable[tuple[str, int]], classes: Collection[str]) -> list[str]:
+def describe_unknown(values: Iterable[tuple[str, int]], settings: ProjectConfig) -> list[str]:
     """Sentences about answers that are not a class, each with the nearest class."""
-    lines = []
+    judge, lines = judge_of(settings), []
     for value, n in values:
-        if value not in classes:
-            near = nearest(value, classes)
+        if not judge.is_known(value):
+            near = nearest(value, settings.classes)
             hint = "" if near is None else f" The nearest class is '{near}'."
             lines.append(
                 f"{n} answers say '{value}', which is not a class: correct them, or add it to [project] classes.{hint}"

@@ -22,6 +22,7 @@ from alloop.pool.picture import picture_of
 from alloop.project import Project, open_project
 from alloop.records import ImageRef
 from alloop.report.explain import write_explanation
+from alloop.report.shown import TASKS
 from alloop.simulate.base import Base, prepare_images
 from alloop.simulate.labeled import read_folder
 from alloop.store.images import list_refs
@@ -212,7 +213,8 @@ def test_the_page_of_an_explanation_shows_the_pixels_of_the_model(tmp_path: Path
 
     monkeypatch.setattr("alloop.report.explain.picture_of", watched)
     assert alloop("run", "-C", project.folder).code == 0
-    write_explanation(explain(tools_of(project), str(project.folder / "photos" / "0003.png")), tmp_path / "page.html")
+    found = explain(tools_of(project), str(project.folder / "photos" / "0003.png"))
+    write_explanation(found, tmp_path / "page.html", TASKS[project.config.project.task])
 
     assert seen
     assert {image.depth for image in seen} == {12}
