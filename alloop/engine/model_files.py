@@ -59,6 +59,11 @@ class ModelVersion:
     def trunk(self) -> Mapping[str, Tensor]:
         return self.network.trunk
 
+    @property
+    def n_members(self) -> int:
+        """M: heads of all networks, or dropout passes."""
+        return ModelConfig.model_validate(self.metadata["config"]["model"]).n_members
+
     def as_trained(self, config: Config) -> Config:
         """Settings with [model] and [train] as this version was trained; where to compute stays as it is now."""
         stored = self.metadata["config"]

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from alloop.acquisition.scores import SCORES
 from alloop.composition import STRATEGIES, Need
-from alloop.config.schema import ModelConfig
+from alloop.engine.classifier import Predictions
 from alloop.engine.model_files import ModelVersion
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
-from alloop.records import ImageRef
 
 GROUP_VALUES = 4_000_000  # probabilities in a row group: what a writer or reader holds at once
 
@@ -60,7 +59,7 @@ class ScoreWriter:
     def __init__(self, path: Path, version: ModelVersion, model_sha256: str, *, keep_members: bool = False) -> None:
         self._path = path
         self._classes = np.array(version.classes, dtype=object)
-        n_members = ModelConfig.model_validate(version.metadata["config"]["model"]).n_members
+        n_members = version.n_members
         self._n_kept = n_members if keep_members else 0
         self._rows = max(1, GROUP_VALUES // (len(version.classes) * (1 + self._n_kept)))
         self._pending: list[pa.RecordBatch] = []
@@ -88,31 +87,31 @@ class ScoreWriter:
             self._flush()
         self._writer.close()
 
-    def write(
-        self, images: Sequence[ImageRef], calibrated_log_probs: Tensor, member_log_probs: Tensor, ood: Tensor
-    ) -> None:
-        """Add images, calibrated log p̄ [B, K], what members said before that [M, B, K], and OOD scores [B]."""
-        n_classes = calibrated_log_probs.shape[1]
-        alone = calibrated_log_probs.unsqueeze(0)
+    def write(self, predictions: Predictions) -> None:
+        """Add the images of a batch with their calibrated predictions, uncertainties and OOD scores."""
+        images, log_probs = predictions.images, predictions.calibrated_log_probs
+        if not images:
+            return
+        n_classes, alone = log_probs.shape[1], log_probs.unsqueeze(0)
         entropy = SCORES["entropy"].function(alone)
         others = (
             SCORES[name]
-            .function(member_log_probs if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone)
+            .function(predictions.member_log_probs if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone)
             .float()
             for name in self._names
         )
         columns = [
             pa.array([image.image_id for image in images], pa.int64()),
             pa.array([image.sha256 for image in images], pa.string()),
-            pa.array(self._classes[calibrated_log_probs.argmax(dim=1).numpy()], pa.string()),
+            pa.array(self._classes[log_probs.argmax(dim=1).numpy()], pa.string()),
             pa.array(entropy.numpy()),
             pa.array((1 - entropy / math.log(n_classes)).clamp(0, 1).numpy()),
-            pa.FixedSizeListArray.from_arrays(pa.array(calibrated_log_probs.numpy().reshape(-1)), n_classes),
-            pa.array(ood.numpy()),
+            pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
+            pa.array(predictions.ood.numpy()),
             *(pa.array(values.numpy()) for values in others),
         ]
         if self._n_kept:
-            said = member_log_probs.float().transpose(0, 1).reshape(-1).numpy()
+            said = predictions.member_log_probs.float().transpose(0, 1).reshape(-1).numpy()
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), self._n_kept * n_classes))
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)

@@ -24,6 +24,7 @@ from alloop.calibration.choose import cross_fit, fit_calibrator, to_json
 from alloop.config.load import validate_config
 from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
+from alloop.engine.classifier import Classifier
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
@@ -301,7 +302,7 @@ def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, executor: 
     with tempfile.TemporaryDirectory(dir=settings.out, prefix=".cell-") as scratch:
         trained, scored = train_and_score(plan.config, plan.parts, plan.seed, settings, data, executor, Path(scratch))
         log_probs = _read(scored, data, np.concatenate([plan.parts.calibration, plan.parts.test]))
-        ood = _strangers(plan, settings, data, trained, scored.path) if settings.strangers else {}
+        ood = _strangers(plan, settings, data, trained) if settings.strangers else {}
     n = len(plan.parts.calibration)
     seconds = trunk_seconds + scored.seconds / max(1, scored.n_images)
     return Cell(
@@ -326,12 +327,12 @@ def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, executor: 
 
 
 def _strangers(
-    plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult, path: Path
+    plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult
 ) -> dict[str, OodScore]:
-    job = ScoreJob(plan.config, trained.files, (), settings.cache, path, settings.device)
+    model = Classifier.open(trained.files, plan.config, settings.cache, settings.device)
     inside = [data.images[p] for p in plan.parts.test.tolist()]
     seed = derive_seed(plan.seed, "ood")
-    return measure_strangers(job, inside, settings.strangers, seed, settings.odin_images, settings.draws)
+    return measure_strangers(model, inside, settings.strangers, seed, settings.odin_images, settings.draws)
 
 
 def train_and_score(

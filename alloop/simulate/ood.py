@@ -8,13 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alloop.engine.build import build_backbone, build_hardware, search_paths
-from alloop.engine.features import Failed, ensure_features
-from alloop.engine.finetune import trunk_features
-from alloop.engine.head_passes import HeadPasses
-from alloop.engine.jobs import ScoreJob
-from alloop.engine.model_files import ModelVersion, load_model
-from alloop.engine.odin import Odin
+from alloop.engine.classifier import Classifier
+from alloop.engine.features import Failed
 from alloop.errors import LabelError, ModelError, PoolError
 from alloop.evaluation import ood
 from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
@@ -73,27 +68,30 @@ def read_strangers(
 
 
 def measure_strangers(
-    job: ScoreJob, inside: Sequence[ImageRef], outside: Sequence[ImageRef], seed: int, odin_images: int, draws: int
+    model: Classifier,
+    inside: Sequence[ImageRef],
+    outside: Sequence[ImageRef],
+    seed: int,
+    odin_images: int,
+    draws: int,
 ) -> dict[str, OodScore]:
-    """Every score that the model has: MSP, entropy, GEN, max logit, energy, GradNorm, with members mutual information.
+    """Measure every OOD score that the model has: MSP, entropy, GEN, max logit, energy and GradNorm.
 
-    And ODIN, unless dropout masks are drawn anew for every image.
+    Mutual information is added for several members, and ODIN unless dropout masks are drawn for every image.
 
     Args:
-        job: Says which model, cache and device; its images and file are not used.
-        inside: Images like those it was trained on, but not these.
-        outside: Others.
-        seed: Of the bootstrap, and of which images ODIN gets.
-        odin_images: At most so many of each side get ODIN's score, drawn at random; 0: it is left out.
-        draws: Of the bootstrap.
+        model: The model.
+        inside: Images like those that the model was trained on, but not the same images.
+        outside: Images of other things.
+        seed: Seed of the bootstrap and of the draw of images for ODIN.
+        odin_images: Most images of each side that get an ODIN score, drawn at random. 0 leaves ODIN out.
+        draws: Number of resamples of the bootstrap.
 
     Raises:
         ModelError: A score is the same for all images.
         PoolError: An image cannot be read.
     """
-    version = load_model(job.model)
-    passes = HeadPasses(version.as_trained(job.config), int(version.metadata["seed"]))
-    lengths, logits, log_probs = _outputs(job, version, passes, [*inside, *outside])
+    lengths, logits, log_probs = _outputs(model, [*inside, *outside])
     scores = {
         "MSP": ood.msp(log_probs),
         "entropy": ood.entropy(log_probs),
@@ -106,18 +104,18 @@ def measure_strangers(
         scores["mutual information"] = ood.mutual_information(log_probs)
     n = len(inside)
     found = {name: _measured(name, values[:n], values[n:], seed, draws) for name, values in scores.items()}
-    if odin_images and passes.is_repeatable:
+    if odin_images and model.is_repeatable:
         generator = np.random.default_rng(derive_seed(seed, "odin"))
         of_each = [
-            _odin(job, version, passes, [images[p] for p in generator.permutation(len(images))[:odin_images]])
+            _odin(model, [images[p] for p in generator.permutation(len(images))[:odin_images]])
             for images in (inside, outside)
         ]
         found["ODIN"] = _measured("ODIN", of_each[0], of_each[1], seed, draws)
     return found
 
 
-def _odin(job: ScoreJob, version: ModelVersion, passes: HeadPasses, images: Sequence[ImageRef]) -> Tensor:
-    scores, _, failed = Odin(job, version, passes).score(images)
+def _odin(model: Classifier, images: Sequence[ImageRef]) -> Tensor:
+    scores, failed = model.odin(images)
     _refuse_failed(failed, images)
     return scores
 
@@ -143,33 +141,13 @@ def _measured(name: str, inner: Tensor, outer: Tensor, seed: int, draws: int) ->
     )
 
 
-def _outputs(
-    job: ScoreJob, version: ModelVersion, passes: HeadPasses, images: Sequence[ImageRef]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Lengths of what the last layers saw [M, N], what they gave [M, N, K], and log-softmax of that [M, N, K]."""
-    lengths, logits = [], []
-    for number in range(len(version.files)):
-        network = version.load_network(number)
-        rows = _features(job, images, network.trunk)
-        logits.append(passes.logits(network.heads, rows, [image.sha256 for image in images]))
-        lengths.append(passes.lengths(network.heads, rows))
-    raw = torch.cat(logits)
-    # Raw logits: LogitNorm predicts from normalized ones, whose norm says nothing (docs/methods.md section 5.8).
-    return torch.cat(lengths), raw, raw.log_softmax(dim=-1)
-
-
-def _features(job: ScoreJob, images: Sequence[ImageRef], trunk: Mapping[str, Tensor]) -> Tensor:
-    backbone = build_backbone(job.config, search_paths(job.cache))
-    hardware = build_hardware(job.config, job.device)
-    if trunk:
-        backbone.module.load_state_dict(dict(trunk))
-        rows, _, failed = trunk_features(backbone, images, hardware)
-    else:
-        cache, failed = ensure_features(images, backbone, job.cache, hardware)
-        gone = {image_id for image_id, _ in failed}
-        rows = torch.from_numpy(cache.take([image.key for image in images if image.image_id not in gone]))
-    _refuse_failed(failed, images)
-    return rows
+def _outputs(model: Classifier, images: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lengths of the inputs of the last layers [M, N], their logits [M, N, K], and log-softmax of these [M, N, K]."""
+    parts = list(model.outputs(images))
+    _refuse_failed(tuple(pair for part in parts for pair in part.failed), images)
+    logits = torch.cat([part.logits for part in parts], dim=1)
+    # Not the predictions: under LogitNorm these come from normalized logits, which have lost the norm.
+    return torch.cat([part.lengths for part in parts], dim=1), logits, logits.log_softmax(dim=-1)
 
 
 def _refuse_failed(failed: Failed, images: Sequence[ImageRef]) -> None:

@@ -14,7 +14,7 @@ from alloop.acquisition.rows import TASKS
 from alloop.acquisition.strategy import Candidates, Cost, Keys, Size
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import Config
-from alloop.engine.evidence import load_head
+from alloop.engine.classifier import Classifier
 from alloop.engine.features import count_features
 from alloop.engine.jobs import FeatureJob
 from alloop.errors import PoolError
@@ -102,7 +102,8 @@ class Evidence:
         if self.scores is not None and Need.MEMBER_LOG_PROBS in needs:
             candidates = dataclasses.replace(candidates, member_log_probs=self.scores.member_log_probs(ids, name))
         if self.model is not None and Need.HEAD in needs:
-            candidates = dataclasses.replace(candidates, head=load_head(self.config, self.model))
+            model = Classifier.open(self.model, self.config, self.tools.project.paths.cache)
+            candidates = dataclasses.replace(candidates, head=model.predict_features)
         if Need.FEATURES in needs:
             features, labeled, labels = self._features(name, refs, known)
             candidates = dataclasses.replace(candidates, features=features, labeled=labeled, labels=labels)

@@ -73,7 +73,7 @@ def test_fine_tuned_networks_have_trunks_of_their_own_and_score_one_at_a_time(to
     result = run_train(toys.train_job(config))
     version = load_model(result.files)
     whole = _log_probs(run_score(toys.score_job(result.files, config)))
-    monkeypatch.setattr("alloop.engine.score.BLOCK", 4)
+    monkeypatch.setattr("alloop.engine.classifier.BLOCK", 4)
 
     pieces = _log_probs(run_score(toys.score_job(result.files, config, out=toys.root / "pieces.parquet")))
 

@@ -1,0 +1,329 @@
+"""A model that predicts: everything between an image and its calibrated prediction, in one object."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alloop.config.schema import Config
+from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
+from alloop.engine.calibrate import apply_calibration
+from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_batches
+from alloop.engine.finetune import trunk_features
+from alloop.engine.head_passes import HeadPasses
+from alloop.engine.model_files import ModelVersion, load_model
+from alloop.engine.odin import odin_scores
+from alloop.engine.ood_score import ood_score
+from alloop.errors import ModelError
+from alloop.models.backbones import Backbone
+from alloop.models.heads import MultiHead
+from alloop.predictive import mean_log_probs
+from alloop.progress import Progress, silent
+from alloop.records import ImageRef, ModelFiles
+
+CHUNK = 4096  # images whose features are in memory at once
+BLOCK = 8192  # images that one network of an ensemble goes through before the next one is loaded
+LOGITS = 50_000_000  # logits of all members in memory at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outputs:
+    """Outputs of the networks for a batch of images [B], before they become probabilities.
+
+    Attributes:
+        images: Images of the batch that could be read.
+        failed: Ids of the other images of the batch, and the reasons.
+        features: Features [B, D] by the trunk of the first network.
+        logits: Raw logits of every member [M, B, K].
+        lengths: L1 norm of the input of every member's last layer [M, B].
+    """
+
+    images: Sequence[ImageRef]
+    failed: Failed
+    features: Float[Tensor, "B D"]
+    logits: Float[Tensor, "M B K"]
+    lengths: Float[Tensor, "M B"]
+
+    def without(self, failed: Failed) -> "Outputs":
+        """Leave out images that turned out to be unreadable."""
+        if not failed:
+            return self
+        gone = {image_id for image_id, _ in failed}
+        rows = [row for row, image in enumerate(self.images) if image.image_id not in gone]
+        return Outputs(
+            [self.images[row] for row in rows],
+            (*self.failed, *failed),
+            self.features[rows],
+            self.logits[:, rows],
+            self.lengths[:, rows],
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions for a batch of images [B].
+
+    Attributes:
+        images: Images of the batch that could be read.
+        failed: Ids of the other images of the batch, and the reasons.
+        features: Features [B, D] by the trunk of the first network.
+        member_log_probs: Prediction of every member [M, B, K], uncalibrated.
+        pooled_log_probs: Log of the members' mean probability [B, K], uncalibrated.
+        calibrated_log_probs: The prediction of the model [B, K]; the pooled one if the calibrator was left out.
+        ood: OOD score of every image [B]. Higher means less like the training images.
+    """
+
+    images: Sequence[ImageRef]
+    failed: Failed
+    features: Float[Tensor, "B D"]
+    member_log_probs: Float[Tensor, "M B K"]
+    pooled_log_probs: Float[Tensor, "B K"]
+    calibrated_log_probs: Float[Tensor, "B K"]
+    ood: Float[Tensor, "B"]
+
+
+class Classifier:
+    """A model version that predicts images.
+
+    It holds the preprocessing and the trunk, the heads of all networks, the dropout masks, the calibrator and the OOD
+    score. Images are predicted batch by batch, with memory for one batch. Of an ensemble whose networks have trunks of
+    their own, one network is in memory at a time. The trunk is built when the first image needs it.
+
+    Attributes:
+        version: The model version on disk.
+    """
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        config: Config,
+        cache: Path,
+        device: str | None = None,
+        *,
+        is_calibrated: bool = True,
+    ) -> None:
+        """Make a classifier of a loaded version; `Classifier.open` reads the version first.
+
+        Args:
+            version: The model version.
+            config: Settings of today: where to compute, the trunk that [model] names, and [acquisition] ood_score.
+            cache: Folder of cached features. Models with a published trunk read and fill it.
+            device: Device instead of `[model] device`.
+            is_calibrated: False leaves the calibrator out.
+        """
+        self.version = version
+        self._config, self._cache, self._device, self._is_calibrated = config, cache, device, is_calibrated
+        self._passes = HeadPasses(version.as_trained(config), int(version.metadata["seed"]))
+        self._in_use: int | None = None  # number of the network whose trunk is loaded
+
+    @classmethod
+    def open(
+        cls, files: ModelFiles, config: Config, cache: Path, device: str | None = None, *, is_calibrated: bool = True
+    ) -> "Classifier":
+        """Read a model version from its folder. See `__init__` for the arguments.
+
+        Raises:
+            ModelError: The version is missing, damaged, or written by a newer alloop.
+        """
+        return cls(load_model(files), config, cache, device, is_calibrated=is_calibrated)
+
+    @property
+    def has_own_trunk(self) -> bool:
+        """True if the trunk was trained with the heads, so that cached features do not help."""
+        return bool(self.version.trunk)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """True if pixels that belong to no known image get the same logits at every call, as ODIN needs."""
+        return self._passes.is_repeatable
+
+    def predict(self, images: Sequence[ImageRef], progress: Progress = silent) -> Iterator[Predictions]:
+        """Predict images in the order given, batch by batch.
+
+        Every image is in exactly one batch, among its images or among those that failed.
+
+        Raises:
+            ModelError: The model was trained on another backbone, or the images have another depth than its images.
+        """
+        for outputs in self.outputs(images, progress):
+            yield self._with_odin(outputs, progress) if self._ood_name == "odin" else self._predicted(outputs)
+
+    def outputs(self, images: Sequence[ImageRef], progress: Progress = silent) -> Iterator[Outputs]:
+        """Logits and features of images, batch by batch, as `predict` uses them.
+
+        Raises:
+            ModelError: As in `predict`.
+        """
+        self._check_backbone(images)
+        if not self.has_own_trunk:
+            return self._of_cached_features(images, progress)
+        return self._of_one_trunk(images) if self._n_networks == 1 else self._of_several_trunks(images)
+
+    def features(self, images: Sequence[ImageRef]) -> Iterator[tuple[list[ImageRef], Float[Tensor, "B D"]]]:
+        """Features by the trained trunk of the first network, batch by batch. Unreadable images are left out."""
+        for read, _, features in self._through_trunk(images):
+            yield read, features
+
+    def predict_features(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Calibrated log p̄ for features instead of images, on the CPU.
+
+        An ensemble with trained trunks answers with its first network, as `features` does.
+        """
+        heads = [self.version.heads] if self.has_own_trunk else self._published_heads
+        logits = torch.cat([self._passes.logits(part, features) for part in heads])
+        return self._calibrated(mean_log_probs(self._passes.member_log_probs(logits)))
+
+    def odin(self, images: Sequence[ImageRef], progress: Progress = silent) -> tuple[Float[Tensor, "B"], Failed]:
+        """ODIN scores of the images that could be read, in the order given, and the images that could not.
+
+        Raises:
+            ModelError: The trunk has no gradient.
+        """
+        return odin_scores(self._backbone, self._networks(), self._passes, images, self._hardware, progress)
+
+    def _with_odin(self, outputs: Outputs, progress: Progress) -> Predictions:
+        ood, failed = self.odin(outputs.images, progress)
+        return self._predicted(outputs.without(failed), ood)
+
+    def _predicted(self, outputs: Outputs, ood: Tensor | None = None) -> Predictions:
+        members = self._passes.member_log_probs(outputs.logits)
+        pooled = mean_log_probs(members)
+        calibrated = self._calibrated(pooled)
+        if ood is None:
+            # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
+            is_lost = self._passes.loss.rule.normalizes_logits
+            shown = mean_log_probs(outputs.logits.log_softmax(dim=-1)) if is_lost else calibrated
+            ood = ood_score(self._ood_name, outputs.logits, outputs.lengths, members, shown)
+        return Predictions(outputs.images, outputs.failed, outputs.features, members, pooled, calibrated, ood)
+
+    def _calibrated(self, pooled_log_probs: Tensor) -> Tensor:
+        if not self._is_calibrated:
+            return pooled_log_probs
+        return apply_calibration(self.version.calibration, pooled_log_probs)
+
+    # -- from images to outputs ---------------------------------------------------------------------------------------
+
+    def _of_cached_features(self, images: Sequence[ImageRef], progress: Progress) -> Iterator[Outputs]:
+        """Outputs of heads on a published trunk, from features that are cached or computed now."""
+        cache, failed = ensure_features(images, self._backbone, self._cache, self._hardware, progress)
+        gone = {image_id for image_id, _ in failed}
+        readable = [image for image in images if image.image_id not in gone]
+        if failed:
+            yield self._unread(failed)
+        size = self._images_at_once(CHUNK)
+        for start in range(0, len(readable), size):
+            chunk = readable[start : start + size]
+            features = torch.from_numpy(cache.take([image.key for image in chunk]))
+            yield self._of_heads(self._published_heads, chunk, (), features)
+
+    def _of_one_trunk(self, images: Sequence[ImageRef]) -> Iterator[Outputs]:
+        for read, failed, features in self._through_trunk(images):
+            yield self._of_heads([self.version.heads], read, failed, features)
+
+    def _of_several_trunks(self, images: Sequence[ImageRef]) -> Iterator[Outputs]:
+        """Outputs of networks with trunks of their own: a block of images goes through one network after the other."""
+        size = self._images_at_once(BLOCK)
+        for start in range(0, len(images), size):
+            yield self._of_block(images[start : start + size])
+
+    def _of_block(self, block: Sequence[ImageRef]) -> Outputs:
+        parts: list[Outputs] = []
+        for heads in self._networks():
+            features, places, failed = trunk_features(self._backbone, block, self._hardware)
+            part = self._of_heads(heads, [block[place] for place in places], failed, features)
+            # Features of later networks are not used, and would add up.
+            parts.append(dataclasses.replace(part, features=features.new_empty(len(places), 0)) if parts else part)
+        failed = tuple({pair[0]: pair for part in parts for pair in part.failed}.values())
+        read = [dataclasses.replace(part, failed=()).without(failed) for part in parts]
+        return Outputs(
+            read[0].images,
+            failed,
+            read[0].features,
+            torch.cat([part.logits for part in read]),
+            torch.cat([part.lengths for part in read]),
+        )
+
+    def _of_heads(
+        self, heads: Sequence[MultiHead], images: Sequence[ImageRef], failed: Failed, features: Tensor
+    ) -> Outputs:
+        """Outputs of all heads that see the same features."""
+        sha256s = [image.sha256 for image in images]
+        logits = torch.cat([self._passes.logits(part, features, sha256s) for part in heads])
+        lengths = torch.cat([self._passes.lengths(part, features) for part in heads])
+        return Outputs(images, failed, features, logits, lengths)
+
+    def _unread(self, failed: Failed) -> Outputs:
+        """Outputs for images of which none could be read."""
+        return self._of_heads(self._published_heads, (), failed, torch.empty(0, self._backbone.n_features))
+
+    def _through_trunk(self, images: Sequence[ImageRef]) -> Iterator[tuple[list[ImageRef], Failed, Tensor]]:
+        """Images that could be read, those that could not, and features [B, D] by the trunk of the first network."""
+        self._use(0)
+        for _, refs, batch, rows in trunk_batches(images, self._backbone, self._hardware):
+            yield [refs[position] for position in batch.positions.tolist()], batch.failed, rows
+
+    def _images_at_once(self, most: int) -> int:
+        """Number of images whose logits are in memory at once."""
+        n_values = self.version.n_members * len(self.version.classes)
+        return min(most, max(64, LOGITS // n_values))
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _n_networks(self) -> int:
+        return len(self.version.files)
+
+    @property
+    def _ood_name(self) -> str:
+        return self._config.acquisition.ood_score
+
+    @functools.cached_property
+    def _hardware(self) -> Hardware:
+        return build_hardware(self._config, self._device)
+
+    @functools.cached_property
+    def _backbone(self) -> Backbone:
+        return build_backbone(self._config, search_paths(self._cache))
+
+    @functools.cached_property
+    def _published_heads(self) -> list[MultiHead]:
+        """Heads of all networks. They share the published trunk and are small: all of them stay in memory."""
+        return [self.version.load_network(number).heads for number in range(self._n_networks)]
+
+    def _networks(self) -> Iterator[Sequence[MultiHead]]:
+        """Heads that share a trunk, one trunk after the other; `_backbone` holds the trunk of the heads at hand."""
+        if not self.has_own_trunk:
+            yield self._published_heads
+            return
+        for number in range(self._n_networks):
+            yield [self._use(number)]
+
+    def _use(self, number: int) -> MultiHead:
+        """Load the trunk of a network in place of the one before, and return the heads."""
+        network = self.version.load_network(number)
+        if self._in_use != number:
+            self._backbone.module.load_state_dict(network.trunk)
+            self._in_use = number
+        return network.heads
+
+    def _check_backbone(self, images: Sequence[ImageRef]) -> None:
+        folder, metadata = self.version.files[0].parent, self.version.metadata
+        trained_on, now = dict(metadata["backbone"]), self._backbone.fingerprint()
+        if self.has_own_trunk:  # its own weights replace those that the name stands for
+            del trained_on["weights"], now["weights"]
+        if trained_on != now:
+            raise ModelError(
+                f"The model in {folder} was trained on another backbone, other weights or another image size.",
+                "Train it again with `alloop train`.",
+            )
+        depth = metadata.get("depth"), depth_of_all(images)
+        if None not in depth and depth[0] != depth[1]:
+            raise ModelError(
+                f"The model in {folder} was trained on images read with {depth[0]} bits, but the pool's images "
+                f"are now read with {depth[1]} bits.",
+                "Train it again with `alloop train`.",
+            )
