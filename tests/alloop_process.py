@@ -1,13 +1,16 @@
 """alloop as processes of their own: forked from one that has imported everything, and able to die at a named point.
 
-Importing torch takes seconds; with it done once, a test can afford to kill a run at every one of its commits. Run as a
-program, this file is that one process: it reads a request (JSON, one a line) from stdin and answers on stdout.
+Importing torch takes seconds, and the first run in a process compiles its queries. With both done once, a test can
+afford to kill a run at every one of its commits. Run as a program, this file is that one process: it reads a request
+(JSON, one a line) from stdin and answers on stdout.
 """
 
 import contextlib
 import dataclasses
 import datetime as dt
+import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -42,12 +45,21 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a process ended. `points` is how many points of the kind asked for it passed."""
+    """How a process ended.
+
+    trace: One sign for each point that the process passed: `.` one of the kind that the test asked for, `+` another
+        one that changes something outside of the database.
+    """
 
     rc: int
     out: str
     err: str
-    points: int
+    trace: str
+
+    @property
+    def points(self) -> int:
+        """How many points of the kind that the test asked for were passed."""
+        return self.trace.count(".")
 
     @property
     def was_killed(self) -> bool:
@@ -127,10 +139,26 @@ def serve() -> None:
     people: Any = importlib.import_module("alloop.labeling.label_studio")
     # Several pages for a dozen answers; and no overlap between pulls, which would make good what a crash lost.
     people._PULL_PAGE, people._OVERLAP = 4, dt.timedelta(0)
+    _warm_up()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         print(json.dumps(_fork(json.loads(line))), file=replies, flush=True)
+
+
+def _warm_up() -> None:
+    """Run a small project once, so that no fork has to compile its queries; and let forks share all memory."""
+    import factories
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        factories.make_project(Path(folder), loop={"max_rounds": 1})
+        for command in ("run", "status"):
+            sys.argv = ["alloop", command, "--json", "-q", "-C", f"{folder}/pets"]
+            assert _main() == 0
+        for project in factories.OPENED:
+            project.close()
+    gc.collect()
+    gc.freeze()
 
 
 def _fork(request: dict[str, Any]) -> dict[str, Any]:
@@ -141,8 +169,8 @@ def _fork(request: dict[str, Any]) -> dict[str, Any]:
             _become_alloop(request, out, err, points)
         _, status = os.waitpid(pid, 0)
         read = [path.read_text() if path.exists() else "" for path in (out, err)]
-        passed = points.stat().st_size if points.exists() else 0
-        return {"rc": os.waitstatus_to_exitcode(status), "out": read[0], "err": read[1], "points": passed}
+        trace = points.read_text() if points.exists() else ""
+        return {"rc": os.waitstatus_to_exitcode(status), "out": read[0], "err": read[1], "trace": trace}
 
 
 def _become_alloop(request: dict[str, Any], out: Path, err: Path, points: Path) -> None:
@@ -180,11 +208,14 @@ def _main() -> int:
 def _arm(kill: Kill, points: Path) -> None:
     passed = 0
 
+    def note(sign: str) -> None:
+        with points.open("a") as file:
+            file.write(sign)
+
     def around(act: Callable[[], Any], spoil: Callable[[], None] = lambda: None) -> Any:
         nonlocal passed
         passed += 1
-        with points.open("a") as file:
-            file.write(".")
+        note(".")
         due = passed == kill.at
         if due and kill.when == "before":
             spoil()
@@ -194,30 +225,42 @@ def _arm(kill: Kill, points: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    {"commit": _arm_commits, "request": _arm_requests, "file": _arm_files}[kill.kind](kill, around)
+    def beside(act: Callable[[], Any], spoil: Callable[[], None] = lambda: None) -> Any:
+        note("+")
+        return act()
+
+    _arm_commits(around if kill.kind == "commit" else lambda act: act())
+    _arm_requests(kill.part, around if kill.kind == "request" else beside)
+    _arm_files(around if kill.kind == "file" else beside)
 
 
-def _arm_commits(kill: Kill, around: Callable[..., Any]) -> None:
+def _arm_commits(around: Callable[..., Any]) -> None:
     from sqlalchemy.engine.default import DefaultDialect
 
     commit = DefaultDialect.do_commit
     DefaultDialect.do_commit = lambda self, connection: around(lambda: commit(self, connection))
 
 
-def _arm_requests(kill: Kill, around: Callable[..., Any]) -> None:
+def _arm_requests(part: str, around: Callable[..., Any]) -> None:
+    """Arm those that match `part`; without it, all that change something on the server."""
     from alloop.labeling.connection import Connection
 
     send = Connection.send
 
+    def matches(method: str, path: str) -> bool:
+        if not part:
+            return method != "GET"
+        return f"{method} {path}".startswith(part) or (part.startswith("…") and path.endswith(part[1:]))
+
     def sent(self: Connection, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
-        if f"{method} {path}".startswith(kill.part) or (kill.part.startswith("…") and path.endswith(kill.part[1:])):
+        if matches(method, path):
             return around(lambda: send(self, method, path, *args, **kwargs))
         return send(self, method, path, *args, **kwargs)
 
     Connection.send = sent
 
 
-def _arm_files(kill: Kill, around: Callable[..., Any]) -> None:
+def _arm_files(around: Callable[..., Any]) -> None:
     fsync, replace, rename = os.fsync, os.replace, os.rename
 
     def halve(descriptor: int) -> None:
