@@ -1,7 +1,8 @@
 """What every test may use."""
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import factories
@@ -14,10 +15,29 @@ from databases import migrated_postgres as migrated_postgres
 from databases import migrated_sqlite as migrated_sqlite
 from databases import new_database as new_database
 from databases import new_url as new_url
+from label_studio_server import installed_meanwhile
 from label_studio_server import label_studio as label_studio  # a fixture; starts nothing until a test asks for it
 from postgres_server import postgres_port as postgres_port
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def _needs_label_studio(item: pytest.Item) -> bool:
+    return item.get_closest_marker("label_studio") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the server come last: it may have to be installed first."""
+    items.sort(key=_needs_label_studio)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    worker = getattr(session.config, "workerinput", {}).get("workerid", "gw0")  # of pytest-xdist; one is enough
+    if worker != "gw0" or not any(map(_needs_label_studio, session.items)):
+        return (yield)
+    with tempfile.TemporaryDirectory() as folder, installed_meanwhile(Path(folder)):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """One real Label Studio for a test run: started when first asked for, gone when the run ends, however it ends."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -12,13 +13,25 @@ import httpx
 import pytest
 
 from alloop.config.schema import Config, ImagesConfig, LabelingConfig, LabelStudioConfig, ProjectConfig
-from alloop.labeling import local_server
+from alloop.labeling import local_install, local_server
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
 from alloop.pool.picture import as_png
 from alloop.simulate.browser_people import BrowserPerson, create_annotator_account
 
 PASSWORD = "correct-horse-battery"
+
+# Installs Label Studio, and prepares the empty database that every server begins with. Ended early, it leaves nothing.
+INSTALL = """
+import pathlib, signal, sys
+from alloop.labeling import local_server
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+workspace = pathlib.Path(sys.argv[1])
+try:
+    local_server.up(workspace)
+finally:
+    local_server.down(workspace)
+"""
 
 # Waits for the end of the test process, even one that was killed, and stops the server then.
 WATCHDOG = """
@@ -38,6 +51,11 @@ class LabelStudioServer:
     credentials: local_server.Credentials
     people: dict[str, BrowserPerson] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # One for all requests: each new client reads the machine's certificates anew.
+        headers = {"Authorization": f"Token {self.credentials.token}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
     @property
     def url(self) -> str:
         return self.credentials.url
@@ -56,8 +74,7 @@ class LabelStudioServer:
 
     def api(self, method: str, path: str, **kwargs: object) -> httpx.Response:
         """A request behind alloop's back, with the administrator's token."""
-        headers = {"Authorization": f"Token {self.credentials.token}"}
-        return httpx.request(method, self.url + path, headers=headers, timeout=60, **kwargs)  # type: ignore[arg-type]
+        return self.client.request(method, path, **kwargs)  # type: ignore[arg-type]
 
     def tasks(self, project_ref: str) -> list[dict[str, object]]:
         """All tasks of a project as the server lists them."""
@@ -93,6 +110,21 @@ class LabelStudioServer:
         return build_annotator(config, folder, workspace_key or uuid.uuid4().hex, environ, as_png)
 
 
+@contextlib.contextmanager
+def installed_meanwhile(folder: Path) -> Iterator[None]:
+    """Install Label Studio, where that was never done, while tests run that need no server: it takes minutes.
+
+    A test that needs the server waits for the end of it. Should it fail, that test tries again and says why.
+    """
+    if local_install.program(local_install.venv_path()).exists():
+        yield
+        return
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([sys.executable, "-c", INSTALL, str(folder)], stdout=quiet, stderr=quiet) as process:
+        yield
+        process.terminate()
+
+
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
     """A running server of this test process (of this worker, under pytest-xdist)."""
@@ -108,6 +140,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
         yield server
         for person in server.people.values():
             person.close()
+        server.client.close()
     finally:
         assert watchdog.stdin is not None
         watchdog.stdin.close()

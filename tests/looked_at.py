@@ -119,17 +119,18 @@ class Workspace:
 
     def check(self) -> None:
         """What must hold whenever nobody is at work: nothing twice, nothing lost, and three sides that agree."""
-        self._check_tasks()
-        self._check_annotations()
+        tasks = self.tasks()
+        self._check_tasks(tasks)
+        self._check_annotations(tasks)
         self._check_training()
-        self._check_status()
+        self._check_status(tasks)
 
-    def _check_tasks(self) -> None:
+    def _check_tasks(self, tasks: list[dict[str, Any]]) -> None:
         queries = self.sql("SELECT q.key, q.status, t.external_id FROM query q LEFT JOIN task t ON t.query_id = q.id")
         assert [key for key, _, task in queries if task is None] == []
-        on_server = Counter(task["data"]["alloop_key"] for task in self.tasks())
+        on_server = Counter(task["data"]["alloop_key"] for task in tasks)
         assert on_server == Counter(key for key, _, _ in queries)
-        assert {f"{task['id']}:{task['data']['alloop_key']}" for task in self.tasks()} == {ref for _, _, ref in queries}
+        assert {f"{task['id']}:{task['data']['alloop_key']}" for task in tasks} == {ref for _, _, ref in queries}
         twice = self.sql("SELECT image_id FROM query WHERE status = 'open' GROUP BY image_id HAVING count(*) > 1")
         assert twice == []
         assert self.sql("SELECT image_id FROM query GROUP BY image_id HAVING count(*) > 1") == []
@@ -137,10 +138,10 @@ class Workspace:
         # Nor were any made twice that had to be taken back afterwards.
         assert self.sql("SELECT data FROM event WHERE kind = 'copies taken back'") == []
 
-    def _check_annotations(self) -> None:
+    def _check_annotations(self, tasks: list[dict[str, Any]]) -> None:
         on_server = {
             (str(annotation["id"]), task["data"]["alloop_sha256"], annotation["result"][0]["value"]["choices"][0])
-            for task in self.tasks()
+            for task in tasks
             for annotation in task["annotations"]
         }
         recorded = self.sql(
@@ -164,17 +165,17 @@ class Workspace:
         asked = self.sql("SELECT i.split, q.reason FROM query q JOIN image i ON i.id = q.image_id")
         assert all((split == "holdout") == (reason == "holdout") for split, reason in asked)
 
-    def _check_status(self) -> None:
+    def _check_status(self, tasks: list[dict[str, Any]]) -> None:
         status = self.status()
         labels = self.sql("SELECT i.split FROM label l JOIN image i ON i.id = l.image_id")
         assert status["pool"]["labeled"] == len(labels)
         assert status["pool"]["holdout_labeled"] == sum(split == "holdout" for (split,) in labels)
-        assert status["pool"]["open"] == sum(not task["annotations"] for task in self.tasks())
+        assert status["pool"]["open"] == sum(not task["annotations"] for task in tasks)
         assert status["project_ref"] == self.project
         asked = sum(n for row in status["rounds"] for n in row["queries"].values())
-        assert asked == len(self.tasks())
+        assert asked == len(tasks)
         answered = {who: counts for who, counts in status["annotators"].items() if not who.startswith("import:")}
-        n_answers = sum(len(task["annotations"]) for task in self.tasks())
+        n_answers = sum(len(task["annotations"]) for task in tasks)
         assert answered == ({self.server.credentials.email: {"label": n_answers}} if n_answers else {})
 
 
