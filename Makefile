@@ -7,12 +7,15 @@ VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(shell $(PYTHON) -c 'import
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
-# A uv that is found need not run: pyenv has one for each Python that is not in use.
+# A uv that is found need not run: pyenv has one for each Python that is not in use. It is told to compile, as pip does:
+# otherwise every process that a test starts would read PyTorch from its source.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.cache/label-studio/venv
 # Headless chart drawing, and no surprise from a user's own settings.
 export MPLBACKEND := Agg
 export PYTHONDONTWRITEBYTECODE := 1
+# Processes that have run out of tests take over some of another's: files differ by minutes.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 
@@ -24,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alloop needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 ifneq ($(UV),)
 	test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
-	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 else
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -47,7 +50,11 @@ lint: $(STAMP) ## Formatting, ruff, mypy, the direction of imports.
 
 .PHONY: test
 test: lint ## Everything that CI checks; JOBS=4 uses four processes, each with a Label Studio of its own.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(PYTEST)
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## Only the tests that need no server and no more than a few seconds each.
+	$(PYTEST) -m 'not slow and not label_studio and not postgresql'
 
 .PHONY: clean
 clean: ## Remove all environments and everything built.

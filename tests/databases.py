@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, text
 from alloop.store.migrate import upgrade
 from alloop.store.session import connect
 
-KINDS = ("sqlite", "postgresql")
+KINDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 NewUrl = Callable[[], str]  # every call: the URL of another database, without tables
 _handles: list[sqlite3.Connection] = []  # held, so that none is closed by being collected
 

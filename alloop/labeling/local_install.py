@@ -161,7 +161,7 @@ def _install_commands(venv: Path) -> list[list[str]]:
     if uv:
         return [
             [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(venv)],
-            [uv, "pip", "install", "--quiet", "--python", python, requirement],
+            [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, requirement],
         ]
     return [
         [sys.executable, "-m", "venv", str(venv)],

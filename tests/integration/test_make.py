@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 
-def planned(bin_folder: Path, *arguments: str) -> str:
-    """The commands that `make setup` would run."""
+def planned(bin_folder: Path, *arguments: str, target: str = "setup") -> str:
+    """The commands that `make setup` (or another target) would run."""
     of_make = {"PYTHON", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}  # these tests may run under make
     environ = {name: value for name, value in os.environ.items() if name not in of_make}
     environ["PATH"] = f"{bin_folder}{os.pathsep}{environ['PATH']}"
-    command = ["make", "--dry-run", "--always-make", "setup", *arguments]
+    command = ["make", "--dry-run", "--always-make", target, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
 
 
@@ -57,3 +57,12 @@ def test_the_plain_command_keeps_its_environment(tmp_path: Path):
     commands = planned(write_uv(tmp_path, exit_code=1))
 
     assert "python3 -m venv .venv\n" in commands
+
+
+def test_the_fast_tests_are_those_without_a_server_and_nothing_else_is_checked(tmp_path: Path):
+    fast, every = (planned(write_uv(tmp_path, exit_code=1), target=target) for target in ("test-fast", "test"))
+
+    assert "-m pytest -n 2 --dist worksteal -m 'not slow and not label_studio and not postgresql'\n" in fast
+    assert "ruff" not in fast
+    assert "-m pytest -n 2 --dist worksteal\n" in every
+    assert "ruff check" in every
