@@ -1,4 +1,4 @@
-"""Which methods exist, what they are called, and which of them go together. Names and numbers only, no tensors.
+"""Methods by name, with their defaults and needs, and the combinations that work. No tensors.
 
 Source: docs/methods.md sections 1 (Composition), 11 and 12.
 """
@@ -17,7 +17,7 @@ CLASSIFICATION = "classification"
 
 
 class Place(enum.StrEnum):
-    """Where a loss acts once there are several heads; the other term then stays plain cross-entropy."""
+    """Terms in which a loss replaces cross-entropy if there are several heads."""
 
     BOTH = "on every head and on the pooled prediction"
     HEADS = "on every head only"
@@ -26,7 +26,7 @@ class Place(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parameter:
-    """A number a method takes. `also` is one value outside the range that is fine, too."""
+    """Parameter of a method. `also` is a value outside the range that is accepted, too."""
 
     default: float
     low: float
@@ -53,11 +53,11 @@ class LossRule:
     Attributes:
         parameters: Parameters by name.
         place: Place where the loss acts with several heads.
-        is_plain: The loss is cross-entropy itself.
-        is_smooth: Over all labels the loss is a smooth function with one minimum, which L-BFGS finds.
-        needs_raw_logits: The function takes the raw logits of a head, not log-probabilities.
-        normalizes_logits: Softmax is taken of normalized logits, in training and at inference.
-        takes_soft_targets: The loss is defined for mixed targets.
+        is_plain: True for cross-entropy itself.
+        is_smooth: True if the loss over all labels is smooth with one minimum, which L-BFGS finds.
+        needs_raw_logits: True if the function takes raw logits of a head, not log-probabilities.
+        normalizes_logits: True if softmax is taken of normalized logits, in training and at inference.
+        takes_soft_targets: True if the loss is defined for mixed targets.
         smallest_batch: Smallest number of images in a batch.
     """
 
@@ -72,7 +72,7 @@ class LossRule:
 
     @property
     def has_prior(self) -> bool:
-        """Whether a prior may pull predictions at the center of the features; zero logits have no direction."""
+        """True if a prior may act at the center of the features; normalized logits have no direction there."""
         return not self.normalizes_logits
 
 
@@ -111,8 +111,8 @@ class MixingRule:
     """Properties of a way to mix batches. One that blends and cuts chooses one of the two for each batch.
 
     Attributes:
-        blends: Images are averaged (MixUp).
-        cuts: A rectangle is replaced (CutMix), which features do not have.
+        blends: True if images are averaged (MixUp).
+        cuts: True if a rectangle is replaced (CutMix), which needs images.
         probability: Default probability that a batch is mixed.
     """
 
@@ -134,10 +134,10 @@ class CalibratorRule:
     """Number of images that a calibrator needs.
 
     Attributes:
-        smallest: When it is asked for by name.
-        considered: When `auto` considers it.
-        considered_per_class: Also when `auto` considers it, times the number of classes.
-        is_flexible: `auto` takes it only if it is clearly better than a simple calibrator.
+        smallest: Number of images for a calibrator by name.
+        considered: Number of images from which `auto` considers it.
+        considered_per_class: Number of images per class from which `auto` considers it.
+        is_flexible: True if `auto` takes it only when it is clearly better than a simple calibrator.
     """
 
     smallest: int
@@ -160,12 +160,12 @@ CALIBRATORS: Mapping[str, CalibratorRule] = {  # from simple to flexible; of equ
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OodRule:
-    """Needs of a score of how unlike the training images an image is.
+    """Needs of an out-of-distribution score.
 
     Attributes:
         title: Name in tables.
-        of_several: The score compares members.
-        needs_images: The score changes pixels and runs the trunk again; other ones take what a model gives anyway.
+        of_several: True if the score compares members.
+        needs_images: True if the score changes pixels and runs the trunk again.
     """
 
     title: str
@@ -187,10 +187,10 @@ OOD_SCORES: Mapping[str, OodRule] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PerturbationRule:
-    """Need of a way to draw by a score.
+    """Needs of a perturbation.
 
     Attributes:
-        needs_positive: Scores must not be negative.
+        needs_positive: True if scores must not be negative.
     """
 
     needs_positive: bool = False
@@ -205,7 +205,7 @@ PERTURBATIONS: Mapping[str, PerturbationRule] = {
 
 
 class Need(enum.StrEnum):
-    """What a strategy has to see of the candidates (`acquisition.strategy.Candidates`)."""
+    """Part of the candidates that a strategy needs (`acquisition.strategy.Candidates`)."""
 
     CALIBRATED_LOG_PROBS = "predictions"
     MEMBER_LOG_PROBS = "every member's predictions"
@@ -215,12 +215,13 @@ class Need(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StrategyRule:
-    """What a strategy needs.
+    """Properties and needs of a strategy.
 
     Attributes:
-        needs: Without a model only those that need nothing but features can choose.
-        is_score: It gives every image a score of its own, which can be perturbed; others choose a batch as a whole.
-        of_several: It compares members, and says nothing with a single one.
+        needs: Parts of the candidates that it needs. Without a model, only strategies that need just features can
+            choose.
+        is_score: True if it gives every image a score, which can be perturbed; others choose a batch as a whole.
+        of_several: True if it compares members, so that it needs several.
     """
 
     summary: str
@@ -239,24 +240,24 @@ def _batch(summary: str, *needs: Need, of_several: bool = False) -> StrategyRule
 
 STRATEGIES: Mapping[str, StrategyRule] = {
     "entropy-spread": _batch("predictive entropy, spread over the pool", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
-    "entropy": _score("predictive entropy, the highest first", Need.CALIBRATED_LOG_PROBS),
-    "margin": _score("the two best classes close together", Need.CALIBRATED_LOG_PROBS),
-    "least-confidence": _score("a low best probability", Need.CALIBRATED_LOG_PROBS),
+    "entropy": _score("highest predictive entropy", Need.CALIBRATED_LOG_PROBS),
+    "margin": _score("a small margin between the two best classes", Need.CALIBRATED_LOG_PROBS),
+    "least-confidence": _score("a low probability of the best class", Need.CALIBRATED_LOG_PROBS),
     "expected-entropy": _score("mean entropy of the members", Need.MEMBER_LOG_PROBS),
     "mutual-information": _score("members that disagree (BALD)", Need.MEMBER_LOG_PROBS, of_several=True),
     "variation-ratio": _score("members that vote differently", Need.MEMBER_LOG_PROBS, of_several=True),
     "batchbald": _batch("members that disagree, jointly over the batch", Need.MEMBER_LOG_PROBS, of_several=True),
     "badge": _batch("diverse gradients of the last layer", Need.MEMBER_LOG_PROBS, Need.FEATURES),
-    "cluster-margin": _batch("small margins, one cluster after another", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
+    "cluster-margin": _batch("small margins, spread over clusters", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
     "dropquery": _batch(
-        "predictions that flip under dropout, clustered", Need.CALIBRATED_LOG_PROBS, Need.FEATURES, Need.HEAD
+        "predictions that change under dropout, one per cluster", Need.CALIBRATED_LOG_PROBS, Need.FEATURES, Need.HEAD
     ),
     "uherding": _batch("coverage of the pool, weighted by the margin", Need.CALIBRATED_LOG_PROBS, Need.FEATURES),
     "max-herding": _batch("coverage of the pool by a kernel", Need.FEATURES),
     "probcover": _batch("coverage of the pool by balls", Need.FEATURES),
-    "typiclust": _batch("the typical image of each cluster", Need.FEATURES),
-    "k-center": _batch("far from what is labeled (CoreSet)", Need.FEATURES),
-    "random": _batch("drawn uniformly"),
+    "typiclust": _batch("the most typical image of each cluster", Need.FEATURES),
+    "k-center": _batch("images far from labeled ones (CoreSet)", Need.FEATURES),
+    "random": _batch("a uniform draw"),
 }
 DEFAULT_STRATEGY = "entropy-spread"
 ALIASES = {"default": DEFAULT_STRATEGY, "bald": "mutual-information", "coreset": "k-center", "kcenter": "k-center"}
@@ -273,19 +274,19 @@ BACKEND_GROUP = "alloop.labeling"  # the entry points by which others add theirs
 
 
 def check_backend(name: str) -> None:
-    """Refuse a labeling back end that does not exist.
+    """Refuse an unknown labeling back end.
 
     Raises:
-        ValueError: Names the nearest one.
+        ValueError: The name is unknown; suggests the nearest one.
     """
     if name not in BACKENDS:
         _check_name("labeling back end", name, (*BACKENDS, *list_installed(BACKEND_GROUP)))
 
 
 def strategy_name(name: str) -> str:
-    """The name a strategy is known by: aliases and the underscores of other tools resolved.
+    """Return the name of a strategy, with aliases and underscores resolved.
 
-    One of another package keeps the spelling of its entry point.
+    A strategy of another package keeps the spelling of its entry point.
     """
     known = ALIASES.get(_folded(name), _folded(name))
     if known in STRATEGIES:
@@ -299,15 +300,15 @@ def _folded(name: str) -> str:
 
 
 def own_strategies() -> tuple[str, ...]:
-    """Names of the strategies that other installed packages add; nothing of them is imported."""
+    """List the strategies that other installed packages add, without importing them."""
     return list_installed(STRATEGY_GROUP)
 
 
 def check_strategy_name(name: str) -> None:
-    """Refuse a strategy that is not there.
+    """Refuse an unknown strategy.
 
     Raises:
-        ValueError: Names the nearest one.
+        ValueError: The name is unknown; suggests the nearest one.
     """
     known = strategy_name(name)
     if known not in STRATEGIES:
@@ -315,15 +316,15 @@ def check_strategy_name(name: str) -> None:
 
 
 def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> None:
-    """Refuse a strategy that cannot work with the model. One of another package is taken at its word.
+    """Refuse a strategy that cannot work with the model. Strategies of other packages are not checked.
 
     Args:
-        name: As written; aliases count.
-        n_members: M of the model, dropout passes counted.
-        perturb: A name of `PERTURBATIONS`.
+        name: Name as written, possibly an alias.
+        n_members: Number of members M of the model, with dropout passes.
+        perturb: Name in `PERTURBATIONS`.
 
     Raises:
-        ValueError: With the reason, and what to choose instead.
+        ValueError: The strategy cannot work; gives the reason and an alternative.
     """
     known = strategy_name(name)
     _check_name("perturbation", perturb, PERTURBATIONS)
@@ -331,24 +332,24 @@ def check_strategy(name: str, *, n_members: int = 1, perturb: str = "none") -> N
         if perturb != "none":
             raise ValueError(
                 f"{perturb} perturbs a score that alloop computes, and {known} of another package chooses by itself; "
-                "take perturb = none"
+                'set perturb = "none"'
             )
         return
     rule = STRATEGIES[known]
     if rule.of_several and n_members < 2:
         raise ValueError(
-            f"the strategy {known} is how much members disagree, and the model has one; "
-            "take entropy, or a model with several"
+            f"the strategy {known} measures disagreement between members, but the model has only one; "
+            "use entropy, or a model with several members"
         )
     if perturb != "none" and not rule.is_score:
-        raise ValueError(f"{perturb} perturbs a score of each image, and {known} has none; take entropy or margin")
+        raise ValueError(f"{perturb} perturbs scores of images, but {known} has no such scores; use entropy or margin")
 
 
 def loss_parameters(name: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
-    """A loss's parameters, defaults filled in.
+    """Return the parameters of a loss, with defaults filled in.
 
     Raises:
-        ValueError: No such loss or parameter, or a value outside its range.
+        ValueError: The loss or a parameter is unknown, or a value is outside its range.
     """
     _check_name("loss", name, LOSSES)
     rules = LOSSES[name].parameters
@@ -375,24 +376,24 @@ def check_composition(
     calibrator: str = "temperature",
     ood_score: str = "msp",
 ) -> None:
-    """Refuse methods that do not go together.
+    """Refuse combinations of methods that do not work.
 
     Args:
-        loss: A name of `LOSSES`.
-        parameters: The loss's numbers, by name.
-        mixing: A name of `MIXINGS`.
-        frozen: Training sees features [N, D] instead of images.
-        has_images: There are images behind the features.
-        batch_size: Images of one update; None where all are taken at once.
-        n_members: Heads times networks; dropout passes not counted.
-        dropout_passes: Of MC dropout; None without it.
-        dropout_rate: Of MC dropout; None: its default.
-        consistent_masks: MC dropout has the same passes for every image.
-        calibrator: A name of `CALIBRATORS`.
-        ood_score: A name of `OOD_SCORES`.
+        loss: Name in `LOSSES`.
+        parameters: Parameters of the loss, by name.
+        mixing: Name in `MIXINGS`.
+        frozen: True if training uses features [N, D] instead of images.
+        has_images: True if there are images behind the features.
+        batch_size: Number of images per update; None: all at once.
+        n_members: Heads times networks, without dropout passes.
+        dropout_passes: Number of passes of MC dropout; None without it.
+        dropout_rate: Rate of MC dropout; None: the default.
+        consistent_masks: True if MC dropout uses the same masks for all images.
+        calibrator: Name in `CALIBRATORS`.
+        ood_score: Name in `OOD_SCORES`.
 
     Raises:
-        ValueError: With the reason, and what to choose instead.
+        ValueError: A combination does not work; gives the reason and an alternative.
     """
     loss_parameters(loss, parameters)
     _check_name("mixing", mixing, MIXINGS)
@@ -402,20 +403,20 @@ def check_composition(
     smallest = LOSSES[loss].smallest_batch
     if batch_size is not None and batch_size < smallest:
         raise ValueError(
-            f"{loss} compares the images of a batch with each other, and {batch_size} are noise; "
-            f"take a batch_size of at least {smallest}"
+            f"{loss} compares the images of a batch with each other, and {batch_size} images are too few; "
+            f"set batch_size to at least {smallest}"
         )
     _check_dropout(dropout_passes, dropout_rate)
     _check_ood_score(ood_score, n_members, dropout_passes, consistent_masks)
     if OOD_SCORES[ood_score].needs_images and not has_images:
         title = OOD_SCORES[ood_score].title
-        raise ValueError(f"{title} changes the pixels of images, and given features have none; score by energy instead")
+        raise ValueError(f"{title} changes the pixels of images, but the pool holds only features; use energy instead")
 
 
 def _check_ood_score(name: str, n_members: int, dropout_passes: int | None, consistent_masks: bool) -> None:
     rule = OOD_SCORES[name]
     if rule.of_several and n_members * (dropout_passes or 1) < 2:
-        raise ValueError(f"{rule.title} is how much members disagree, and there is only one; score by msp instead")
+        raise ValueError(f"{rule.title} measures disagreement between members, but there is only one; use msp instead")
     if rule.needs_images and dropout_passes is not None and not consistent_masks:
         raise ValueError(
             f"{rule.title} compares what a network says of an image and of a changed one, and dropout masks drawn anew "

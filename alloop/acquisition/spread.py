@@ -4,8 +4,7 @@ The value of a question is the entropy of its image, and the entropy of similar 
 yet. The weight of both depends on the model:
 
 * With few labels, entropies mean little. Then coverage decides, and labeled images cover, too: typical images of
-regions
-  without labels come first.
+  regions without labels come first.
 * The surer the calibrated model is of the pool, the more an image's own entropy counts, and the less a labeled neighbor
   matters: if the model is unsure in spite of it, the image is near a class boundary.
 * Uncertain images are unevenly spread over the classes, and labels of few classes teach a wrong prior. Therefore images

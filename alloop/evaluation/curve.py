@@ -1,4 +1,4 @@
-"""The learning curve as a law: what the next round and the next doubling of labels would bring, with an interval."""
+"""Learning curve as a power law: expected gain of the next round and of doubling the labels, with intervals."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from alloop.records import CurvePoint, Interval
 
-FEWEST = 3  # different numbers of labels
+FEWEST = 3  # smallest number of different label counts
 DRAWS = 1000
 POWERS = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0])
 Array = npt.NDArray[np.float64]
@@ -16,13 +16,13 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-    """error(n) = a + b * (n / n_0)^-c, and the same for refits to resampled points.
+    """Power law error(n) = a + b * (n / n_0)^-c, with refits to resampled points.
 
     Attributes:
-        n_points: Rounds it was fitted to.
-        unit: n_0, the smallest number of labels.
-        fitted: (a, b, c) [3].
-        resampled: [draws, 3].
+        n_points: Number of rounds it was fitted to.
+        unit: Smallest number of labels n_0.
+        fitted: Parameters (a, b, c) [3].
+        resampled: Parameters of the refits [draws, 3].
     """
 
     n_points: int
@@ -31,7 +31,7 @@ class Curve:
     resampled: Array
 
     def gain(self, before: float, after: float) -> Interval:
-        """Accuracy that going from so many labels to so many more is expected to bring; percentiles of the refits."""
+        """Return the expected gain in accuracy from `before` to `after` labels, with percentiles of the refits."""
         gains = self._error(self.resampled, before) - self._error(self.resampled, after)
         low, high = np.quantile(gains, [0.025, 0.975])
         value = float((self._error(self.fitted[None], before) - self._error(self.fitted[None], after))[0])
@@ -44,17 +44,17 @@ class Curve:
 def fit_curve(
     points: Sequence[CurvePoint], generator: np.random.Generator, covariance: Array | None = None
 ) -> Curve | None:
-    """Fit the law to measured accuracies, weighted by their intervals; None with fewer than 3 numbers of labels.
+    """Fit the law to measured accuracies, weighted by their intervals; None with fewer than 3 label counts.
 
     The interval comes from a parametric bootstrap: points are drawn around the fitted curve and fitted again. Their
-    noise is that of the measurement, plus what the points scatter about the curve beyond it (the luck of the labels).
+    noise is that of the measurement, plus the further scatter of the points about the curve (the luck of the labels).
 
     Args:
-        points: In any order.
-        generator: Draws the resampled points.
-        covariance: Of the accuracies [P, P] in the order of the points. Rounds measured on the same holdout err
-            together, which moves the curve as a whole and its slope hardly; None: as if every round had a holdout of
-            its own, and intervals are too wide.
+        points: Points in any order.
+        generator: Generator of the resampled points.
+        covariance: Covariance of the accuracies [P, P] in the order of the points. Rounds measured on the same holdout
+            err together, which hardly changes the slope of the curve. None: every round is treated as if it had its
+            own holdout, and intervals are too wide.
 
     Source: Hestness et al. (2017), Deep Learning Scaling is Predictable, section 2; bootstrap: Efron & Tibshirani
     (1993), chapter 6.5.
@@ -72,27 +72,27 @@ def fit_curve(
     scatter = float(((errors - smooth) ** 2).sum() / max(1, len(n) - 2))
     root = _root(noise + scatter * np.eye(len(n)))
     draws = smooth + generator.standard_normal((DRAWS, len(n))) @ root.T
-    # Neither points nor refits are held within 0 and 1: near the ends that would look like certainty.
+    # Points and refits may leave [0, 1]; clipping near the ends would look like certainty.
     return Curve(len(points), unit, fitted, _solve(draws, x, weights, least=-np.inf))
 
 
 def covariance_of(correct: npt.NDArray[np.bool_]) -> Array:
-    """Covariance [P, P] of the accuracies of P models on the same N images, N >= 1; correct is [P, N].
+    """Return the covariance [P, P] of the accuracies of P models on the same N >= 1 images; correct is [P, N].
 
-    Each has the doubt of one more image of its own: models that never differed here could elsewhere.
+    The variance of one more image is added to each model, since models that never differed here could differ elsewhere.
     """
     n = correct.shape[1]
     return np.atleast_2d(np.cov(correct.astype(np.float64), bias=True)) / n + np.eye(len(correct)) / n**2
 
 
 def _solve(errors: Array, x: Array, weights: Array, least: float = 0.0) -> Array:
-    """Weighted least squares of a + b x_c for each power c, a >= least; the best of them. [S, P] → laws [S, 3]."""
+    """Return the best weighted least squares fit of a + b x_c over the powers c, a >= least. [S, P] → laws [S, 3]."""
     w = weights / weights.sum()
     mean_x, mean_y = w @ x, errors @ w  # [C], [S]
     spread = w @ (x - mean_x) ** 2  # [C]
     slope = (errors * w) @ (x - mean_x) / spread  # [S, C]; the deviations of x sum to 0
     offset = mean_y[:, None] - slope * mean_x
-    # Nobody errs in less than no image: where the line would start below 0, it goes through 0.
+    # An error is never negative: a line that would start below 0 goes through 0.
     through = (errors * w) @ x / (w @ x**2)
     slope, offset = np.where(offset < least, through, slope), np.maximum(offset, least)
     misses = np.stack([((errors - offset[:, [c]] - slope[:, [c]] * x[:, c]) ** 2) @ w for c in range(len(POWERS))], 1)
@@ -102,6 +102,6 @@ def _solve(errors: Array, x: Array, weights: Array, least: float = 0.0) -> Array
 
 
 def _root(covariance: Array) -> Array:
-    """A with A Aᵀ = covariance, also where that is singular."""
+    """Return A with A Aᵀ = covariance, also for a singular covariance."""
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))

@@ -1,4 +1,4 @@
-"""How uncertain a measured number is: Wilson's interval for shares, the bootstrap for everything else."""
+"""Intervals of measured numbers: Wilson's interval for shares, the bootstrap for all others."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ from alloop.evaluation.metrics import N_BINS, bin_positions, brier_per_image, nl
 from alloop.records import Interval
 
 DRAWS = 1000
-_CELLS = 500_000  # resampling weights at once: what a cache holds
-_TABLE = 4_000_000  # gaps per class and bin that are kept between resamples
+_CELLS = 500_000  # number of resampling weights at once, which fits into a cache
+_TABLE = 4_000_000  # largest number of gaps that are kept between resamples
 
-Counts = npt.NDArray[np.float64]  # [draws, N]: how often each image is in each resample
+Counts = npt.NDArray[np.float64]  # count of each image in each resample [draws, N]
 Statistic = Callable[[Counts], npt.NDArray[np.float64]]  # counts → one value per resample [draws]
 
 
@@ -30,21 +30,21 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         return Interval(math.nan, 0.0, 1.0, 0, method)
     share = successes / n
     middle, half = wilson_parts(share, n, confidence)
-    # At the ends the bound is exactly 0 or 1; rounding must not make it 1e-17.
+    # At the ends the bound is exactly 0 or 1, despite rounding.
     low = 0.0 if successes == 0 else max(0.0, middle - half)
     high = 1.0 if successes == n else min(1.0, middle + half)
     return Interval(share, low, high, n, method)
 
 
 def wilson_parts(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Middle and half-width of Wilson's interval.
+    """Return middle and half-width of Wilson's interval.
 
     SciPy's binomtest has the same formula for whole numbers only; an effective sample size need not be whole.
 
     Args:
         share: Observed share, in [0, 1].
         n: Number of images, above 0.
-        confidence: In (0, 1).
+        confidence: Confidence level, in (0, 1).
 
     Source: Wilson (1927), equation for the score interval without continuity correction.
     """
@@ -56,15 +56,15 @@ def wilson_parts(share: float, n: float, confidence: float = 0.95) -> tuple[floa
 def bootstrap(
     statistic: Statistic, n: int, generator: np.random.Generator, draws: int = DRAWS, confidence: float = 0.95
 ) -> Interval:
-    """Percentile interval of a statistic over resamples of n images with replacement.
+    """Return the percentile interval of a statistic over resamples of n images with replacement.
 
     Args:
-        statistic: Computes its value on many resamples at once from how often each image is in each; the value on the
-            data as they are is that of all ones.
-        n: Images. None: the value is nan and the interval is [-inf, inf].
-        generator: Draws the resamples.
+        statistic: Function that computes values of many resamples at once, from the count of each image in each
+            resample. Counts of 1 give the value on the data themselves.
+        n: Number of images. Without images the value is nan and the interval is [-inf, inf].
+        generator: Generator of the resamples.
         draws: Number of resamples.
-        confidence: In (0, 1).
+        confidence: Confidence level, in (0, 1).
 
     Source: Efron & Tibshirani (1993), chapter 13.
     """
@@ -78,7 +78,7 @@ def bootstrap_all(
     draws: int = DRAWS,
     confidence: float = 0.95,
 ) -> dict[str, Interval]:
-    """Intervals of several statistics of the same images, over the same resamples; see `bootstrap`."""
+    """Return intervals of several statistics of the same images, over the same resamples; see `bootstrap`."""
     method = f"bootstrap {confidence:.0%}"
     if n == 0:
         return {name: Interval(math.nan, -math.inf, math.inf, 0, method) for name in statistics}
@@ -91,7 +91,7 @@ def bootstrap_all(
     tail = (1 - confidence) / 2
     intervals = {}
     for name, statistic in statistics.items():
-        # No interpolation: between two infinite values it would give nan.
+        # Interpolation between two infinite values would give nan.
         low, high = np.quantile(np.concatenate(values[name]), [tail, 1 - tail], method="inverted_cdf")
         intervals[name] = Interval(float(statistic(np.ones((1, n)))[0]), float(low), float(high), n, method)
     return intervals
@@ -99,20 +99,20 @@ def bootstrap_all(
 
 def _resample(n: int, draws: int, generator: np.random.Generator) -> Counts:
     counts = np.empty((draws, n))
-    # One resample at a time: its counts stay in a cache.
+    # One resample at a time, so that its counts stay in a cache.
     for row, drawn in zip(counts, generator.integers(n, size=(draws, n)), strict=True):
         row[:] = np.bincount(drawn, minlength=n)
     return counts
 
 
 def mean_of(values: npt.NDArray[np.floating]) -> Statistic:
-    """The mean of one number per image [N], such as the NLL or the Brier score. An infinite one makes it inf."""
+    """Return the statistic for the mean of one number per image [N], such as the NLL. An infinite number gives inf."""
     wide = values.astype(np.float64)
     finite = np.where(np.isfinite(wide), wide, 0.0)
     endless = ~np.isfinite(wide)
 
     def statistic(counts: Counts) -> npt.NDArray[np.float64]:
-        # 0 times inf is nan: an image that is not in a resample must not count.
+        # 0 * inf would be nan for an image that is not in a resample.
         mean = counts @ finite / len(wide)
         return np.where(counts @ endless > 0, np.inf, mean)
 
@@ -120,7 +120,7 @@ def mean_of(values: npt.NDArray[np.floating]) -> Statistic:
 
 
 def ece_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS) -> Statistic:
-    """The expected calibration error of `metrics.ece`. It is biased upwards by about sqrt(n_bins / N)."""
+    """Return the statistic for `metrics.ece`. It is biased upwards by about sqrt(n_bins / N)."""
     confidence = top_confidence(probs)
     gap = (probs.argmax(axis=1) == labels) - confidence
     per_bin = np.zeros((len(gap), n_bins))
@@ -129,7 +129,7 @@ def ece_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
 
 
 def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS) -> Statistic:
-    """The greatest calibration error of `metrics.mce`. One image alone in a bin decides it: expect wide intervals."""
+    """Return the statistic for `metrics.mce`. A single image in a bin can decide it, so intervals are wide."""
     confidence = top_confidence(probs)
     gap = (probs.argmax(axis=1) == labels) - confidence
     member = np.zeros((len(gap), n_bins))
@@ -137,7 +137,7 @@ def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
 
     def statistic(counts: Counts) -> npt.NDArray[np.float64]:
         filled = counts @ member
-        # An empty bin has a total of 0, too, and 0 is never the greatest unless all are.
+        # Empty bins have a total of 0, which is the greatest only if all are 0.
         return np.asarray((np.abs(counts @ (member * gap[:, None])) / np.maximum(filled, 1)).max(axis=1))
 
     return statistic
@@ -146,9 +146,9 @@ def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
 def adaptive_ece_of(
     probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
 ) -> Statistic:
-    """`metrics.adaptive_ece`, with the quantiles of each resample.
+    """Return the statistic for `metrics.adaptive_ece`, with the quantiles of each resample.
 
-    Images are sorted once: the k-th smallest confidence of a resample is where its running counts first exceed k.
+    Images are sorted once. The k-th smallest confidence of a resample is at the first running count above k.
     """
     confidence = top_confidence(probs)
     order = np.argsort(confidence, kind="stable")
@@ -164,7 +164,7 @@ def adaptive_ece_of(
 
     def one(counts: Counts) -> float:
         ends = np.searchsorted(sure, edges(counts.cumsum())[1:], side="right")
-        # What lies between the bins' right ends; all in one bin where all are equally sure.
+        # Sums between the right ends of bins; with equal confidences there is one bin.
         totals = np.concatenate([[0.0], (counts * gap).cumsum()])[[0, *ends[:-1], len(sure)]]
         return float(np.abs(np.diff(totals)).sum() / len(sure))
 
@@ -174,7 +174,7 @@ def adaptive_ece_of(
 def classwise_ece_of(
     probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
 ) -> Statistic:
-    """`metrics.classwise_ece`: the mean over all K classes; biased upwards like `ece_of`."""
+    """Return the statistic for `metrics.classwise_ece`. It is biased upwards like `ece_of`."""
     edges = np.linspace(0, 1, n_bins + 1)
     columns = probs.astype(np.float64).T
 
@@ -184,7 +184,9 @@ def classwise_ece_of(
             per_bin[np.arange(len(labels)), k - first, bin_positions(columns[k], edges)] = (labels == k) - columns[k]
         return per_bin.reshape(len(labels), -1)
 
-    step = max(1, _TABLE // (len(labels) * n_bins))  # classes at a time: all K of many images would not fit in memory
+    step = max(
+        1, _TABLE // (len(labels) * n_bins)
+    )  # number of classes at a time, since all K of many images would not fit in memory
     whole = gaps(0, len(columns)) if step >= len(columns) else None
 
     def statistic(counts: Counts) -> npt.NDArray[np.float64]:
@@ -198,7 +200,7 @@ def classwise_ece_of(
 
 
 def statistics_of(log_probs: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> dict[str, Statistic]:
-    """What `bootstrap_all` takes, for predictions [N, K]: nll, brier, ece, mce, adaptive_ece, classwise_ece."""
+    """Return the statistics of predictions [N, K]: nll, brier, ece, mce, adaptive_ece, classwise_ece."""
     probs = np.exp(log_probs.astype(np.float64))
     return {
         "nll": mean_of(nll_per_image(log_probs, labels)),

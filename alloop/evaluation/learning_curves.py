@@ -1,4 +1,4 @@
-"""Learning curves of several strategies, run with the same seeds, against each other."""
+"""Comparison of learning curves of strategies that ran with the same seeds."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ DRAWS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """Labels until a curve reaches a target, with a 95 % interval; infinity: not with the labels there were."""
+    """Number of labels at which a curve reaches a target, with a 95 % interval; infinity if it does not."""
 
     labels: float
     low: float
@@ -20,9 +20,9 @@ class Reached:
 
 
 def area(budgets: npt.NDArray[np.float64], curves: Curves) -> npt.NDArray[np.float64]:
-    """Mean height of each curve [S, B] between its first and its last budget: the trapezoids over their width.
+    """Return the mean height of each curve [S, B] between its first and its last budget, by trapezoids.
 
-    With one budget it is the height there. Equal heights have an area of that height, whatever the budgets.
+    With one budget, it is the height at this budget.
     """
     if len(budgets) == 1:
         return curves[:, 0].copy()
@@ -32,9 +32,9 @@ def area(budgets: npt.NDArray[np.float64], curves: Curves) -> npt.NDArray[np.flo
 
 
 def labels_to(budgets: npt.NDArray[np.float64], curve: npt.NDArray[np.float64], target: float) -> float:
-    """Where a curve [B] first reaches a target, on a straight line between budgets; infinity if it does not.
+    """Return the number of labels at which a curve [B] first reaches a target, linear between budgets; else infinity.
 
-    A curve that begins there reached it at its first budget, or before, which nobody measured.
+    A curve that starts above the target reached it at its first budget or before, which was not measured.
     """
     above = np.flatnonzero(curve >= target)
     if not len(above):
@@ -49,35 +49,36 @@ def labels_to(budgets: npt.NDArray[np.float64], curve: npt.NDArray[np.float64], 
 def labels_to_match(
     budgets: npt.NDArray[np.float64], curves: Curves, reference: Curves, generator: np.random.Generator
 ) -> Reached:
-    """How many labels the mean curve needs until it is as good as the reference at its last budget.
+    """Return the number of labels at which the mean curve matches the final value of the reference.
 
-    The interval is of a paired bootstrap: seeds are drawn with replacement, the same for both, and the target is drawn
-    with them. With few seeds it is rough; with one it is a point.
+    The interval is a paired bootstrap: seeds are drawn with replacement, the same for both curves, and the target
+        varies
+    with them. With few seeds it is rough; with one seed it is a point.
 
     Args:
-        budgets: [B].
-        curves: [S, B].
-        reference: The same seeds [S, B].
-        generator: Draws the resamples.
+        budgets: Numbers of labels [B].
+        curves: Curves [S, B].
+        reference: Reference curves of the same seeds [S, B].
+        generator: Generator of the resamples.
     """
     n = len(curves)
     found = labels_to(budgets, curves.mean(axis=0), float(reference[:, -1].mean()))
     draws = generator.integers(n, size=(DRAWS, n))
     resampled = [labels_to(budgets, curves[drawn].mean(axis=0), float(reference[drawn, -1].mean())) for drawn in draws]
-    # No interpolation: between a number and infinity it would give nan.
+    # Interpolation between a number and infinity would give nan.
     low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
     return Reached(found, float(low), float(high))
 
 
 def wins(curves: Curves, others: Curves) -> float:
-    """Share of seeds and budgets [S, B] at which one is better than the other; equal counts half."""
+    """Return the share of seeds and budgets [S, B] at which one is better than the other. Ties count half."""
     return float(((curves > others) + 0.5 * (curves == others)).mean())
 
 
 def difference(
     curves: Curves, reference: Curves, generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean difference to the reference at each budget [B], and the ends of its 95 % interval (bootstrap over seeds)."""
+    """Return the mean difference to the reference at each budget [B] with its 95 % interval (bootstrap over seeds)."""
     paired = curves - reference
     draws = generator.integers(len(paired), size=(DRAWS, len(paired)))
     means = paired[draws].mean(axis=1)

@@ -1,4 +1,4 @@
-"""Did active learning help here: two arms of equally many labels, with the luck of labels and of the holdout."""
+"""Comparison of an acquired and a random arm of equally many labels, with the luck of labels and holdout."""
 
 import dataclasses
 import math
@@ -13,26 +13,26 @@ from scipy.special import stdtrit
 from alloop.evaluation.paired import variance_of_gain
 from alloop.records import Interval
 
-GROUPS = 5  # of an arm's labels; each is left out once
-FEWEST = 20  # labels of an arm, besides what both share
+GROUPS = 5  # groups of an arm's labels; each is left out once
+FEWEST = 20  # smallest number of labels of an arm, without shared ones
 POWER = 0.8
-SMALLEST_GAIN = 0.01  # that is worth looking for, in accuracy
+SMALLEST_GAIN = 0.01  # smallest gain in accuracy that is looked for
 Correct = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Matched:
-    """The acquired arm against the random one.
+    """Comparison of the acquired arm with the random one.
 
     Attributes:
         gain: Accuracy of the acquired arm minus that of the random one.
-        labels: Of each arm, what both share included.
-        own: Of each arm, without that.
-        variance_holdout: Part of the gain's variance that a larger holdout would lower.
-        variance_labels: Part that more labels of both arms would lower.
-        more: How many more random labels (holdout and random share, in the proportion that they have now) would tell a
-            gain of `target` from 0 in 4 of 5 cases; 0 where it can be told already.
-        target: The measured gain, at least 0.01.
+        labels: Number of labels of each arm, with shared ones.
+        own: Number of labels of each arm, without shared ones.
+        variance_holdout: Part of the gain's variance that a larger holdout would reduce.
+        variance_labels: Part of the gain's variance that more labels of both arms would reduce.
+        more: Number of further random labels (holdout and random share, in their present proportion) that would tell a
+            gain of `target` from 0 in 4 of 5 cases; 0 if the gain is clear already.
+        target: Measured gain, at least 0.01.
     """
 
     gain: Interval
@@ -60,16 +60,16 @@ def match(
 ) -> Matched:
     """Compare the arms on the same holdout.
 
-    The variance of the gain is that of a paired difference on a sample of images, plus for each arm the delete-a-group
-    jackknife over its own labels. The interval is Student's, with Satterthwaite's degrees of freedom.
+    The variance of the gain is the variance of a paired difference on a sample of images, plus for each arm the
+    delete-a-group jackknife over its own labels. The interval is Student's, with Satterthwaite's degrees of freedom.
 
     Args:
-        active: Whether a model of the whole acquired arm is right, for each holdout image [N], at least 2.
-        random: The same of the random arm.
-        active_without: The same of models of the acquired arm without one of its groups of labels [G][N].
-        random_without: The same of the random arm.
-        labels: Of each arm.
-        own: Of each arm, without those that both share.
+        active: True for each holdout image [N] that the model of the whole acquired arm predicts right; N >= 2.
+        random: The same for the random arm.
+        active_without: The same for models of the acquired arm without one of its groups of labels [G][N].
+        random_without: The same for the random arm.
+        labels: Number of labels of each arm.
+        own: Number of labels of each arm, without shared ones.
 
     Source: jackknife: Kott (2001), The Delete-a-Group Jackknife; degrees of freedom: Satterthwaite (1946).
     """
@@ -89,7 +89,7 @@ def match(
 
 
 def _jackknife(without: Sequence[Correct]) -> float:
-    """(G - 1) / G Σ_g (accuracy without group g - their mean)²."""
+    """Return (G - 1) / G Σ_g (accuracy without group g - their mean)²."""
     accuracies = np.array([one.mean() for one in without])
     return float((len(accuracies) - 1) / len(accuracies) * ((accuracies - accuracies.mean()) ** 2).sum())
 

@@ -1,7 +1,7 @@
-"""How little an image looks like what the model knows. Larger means: more likely out of distribution.
+"""Scores of images unlike the training images. Higher means: more likely out of distribution.
 
 Two kinds of input with two names: `log_probs` [M, N, K] are normalized, `logits` [M, N, K] are raw. Scores of
-logits are means over members of each member's score: the logits of a pooled prediction do not exist.
+logits are means of the members' scores, because a pooled prediction has no logits.
 
 Source of all formulas and defaults: docs/methods.md section 9.
 """
@@ -15,31 +15,31 @@ from torch import Tensor
 from alloop import predictive
 from alloop.predictive import check_log_probs, mean_log_probs
 
-_SMALLEST = 1e-7  # GEN keeps probabilities away from 0 and 1
-_ROUNDING = 1e-5  # what the log of a sum of probabilities may differ from 0 by
+_SMALLEST = 1e-7  # GEN clamps probabilities to [this, 1 - this]
+_ROUNDING = 1e-5  # tolerance of the log of a sum of probabilities
 
 Scores = Float[Tensor, "N"]
 
 
 def msp(log_probs: Float[Tensor, "M N K"]) -> Scores:
-    """-max_k p̄_k, in [-1, -1/K]. Source: Hendrycks & Gimpel, ICLR 2017."""
+    """Return -max_k p̄_k, in [-1, -1/K]. Source: Hendrycks & Gimpel, ICLR 2017."""
     return -_pooled(log_probs).amax(dim=-1).exp()
 
 
 def entropy(log_probs: Float[Tensor, "M N K"]) -> Scores:
-    """Entropy of p̄, nats, in [0, ln K]."""
+    """Return the entropy of p̄ in nats, in [0, ln K]."""
     return predictive.entropy(_pooled(log_probs))
 
 
 def mutual_information(log_probs: Float[Tensor, "M N K"]) -> Scores:
-    """Disagreement of the members, nats. Raises ValueError for a single member."""
+    """Return the mutual information in nats. Raises ValueError for a single member."""
     return predictive.mutual_information(log_probs)
 
 
 def gen(log_probs: Float[Tensor, "M N K"], gamma: float = 0.1, top: int = 100) -> Scores:
-    """Generalized entropy Σ p^γ (1 - p)^γ of p̄ over its `top` largest probabilities, kept in [1e-7, 1 - 1e-7].
+    """Return the generalized entropy Σ p^γ (1 - p)^γ of p̄ over its `top` largest probabilities in [1e-7, 1 - 1e-7].
 
-    The clamp is part of the definition: with γ = 0.1 a probability of 1e-7 counts 0.2.
+    The clamp is part of the definition: with γ = 0.1, a probability of 1e-7 adds 0.2.
 
     Source: Liu, Lochman & Zach, CVPR 2023, equation 2.
     """
@@ -49,7 +49,7 @@ def gen(log_probs: Float[Tensor, "M N K"], gamma: float = 0.1, top: int = 100) -
 
 
 def max_logit(logits: Float[Tensor, "M N K"]) -> Scores:
-    """-max_k z_k, mean over members.
+    """Return -max_k z_k, averaged over members.
 
     Raises:
         ValueError: The logits are log-probabilities; a row is not finite.
@@ -58,7 +58,7 @@ def max_logit(logits: Float[Tensor, "M N K"]) -> Scores:
 
 
 def energy(logits: Float[Tensor, "M N K"], temperature: float = 1.0) -> Scores:
-    """-T logsumexp(z / T), mean over members.
+    """Return -T logsumexp(z / T), averaged over members.
 
     Raises:
         ValueError: The logits are log-probabilities, whose energy is 0 for every image; a row is not finite.
@@ -71,15 +71,15 @@ def energy(logits: Float[Tensor, "M N K"], temperature: float = 1.0) -> Scores:
 def gradnorm(
     features: Float[Tensor, "*members N D"], logits: Float[Tensor, "M N K"], temperature: float = 1.0
 ) -> Scores:
-    """-‖h‖₁ ‖softmax(z/T) - 1/K‖₁ / T, mean over members.
+    """Return -‖h‖₁ ‖softmax(z/T) - 1/K‖₁ / T, averaged over members.
 
-    That is, in closed form and for each image, the L1 norm of the gradient of the cross-entropy between the uniform
-    distribution and the prediction with respect to the last layer's weights. It fails on some networks; not a default.
+    This is the closed form of the negative L1 norm of the gradient of the cross-entropy between the uniform
+    distribution and the prediction, with respect to the last layer's weights. It fails on some networks.
 
     Args:
-        features: What the last layer sees: [N, D] shared by the members, or [M, N, D].
-        logits: Raw.
-        temperature: T.
+        features: Inputs of the last layer: [N, D] shared by the members, or [M, N, D].
+        logits: Raw logits.
+        temperature: Temperature T.
 
     Raises:
         ValueError: The logits are log-probabilities; a row is not finite.
@@ -99,21 +99,21 @@ def odin(
     epsilon: float = 0.0014,
     std: Float[Tensor, "C"] | None = None,
 ) -> Scores:
-    """-max softmax(z(x̂)/T), where x̂ = x - ε sign(∇ₓ CE(z(x)/T, ŷ)) / σ; mean over members, each with its own x̂.
+    """Return -max softmax(z(x̂)/T), x̂ = x - ε sign(∇ₓ CE(z(x)/T, ŷ)) / σ, averaged over members with their own x̂.
 
-    Takes one forward pass, and for every member a backward and another forward pass. Gradients go to the images only.
-    T and ε must not be tuned on the sets that are reported.
+    This takes one forward pass, and for every member a backward and another forward pass. Gradients go to the images
+    only. T and ε must not be tuned on the sets that are reported.
 
     Args:
-        network: Images to raw logits, [N, K] or [M, N, K], the same whenever it is called; in eval mode (else batch
+        network: Deterministic function from images to raw logits [N, K] or [M, N, K]; in eval mode (otherwise batch
             statistics leak), and not under `torch.inference_mode`.
-        images: Normalized.
-        temperature: T.
-        epsilon: ε, in pixel units of [0, 1] where `std` is given.
-        std: σ, the normalization's standard deviation of each channel; None: 1.
+        images: Normalized images.
+        temperature: Temperature T.
+        epsilon: Step ε, in pixel units of [0, 1] if `std` is given.
+        std: Standard deviation σ of the normalization for each channel; None: 1.
 
     Raises:
-        ValueError: A module in training mode; logits that have no gradient; a row is not finite.
+        ValueError: A module is in training mode, the logits have no gradient, or a row is not finite.
 
     Source: Liang, Li & Srikant, ICLR 2018, equations 1 and 2.
     """
@@ -125,7 +125,7 @@ def odin(
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         log_probs = (_members(network(leaf)) / temperature).log_softmax(dim=-1)
-        # The cross-entropy with the model's own top class, summed: every image has a gradient of its own.
+        # The sum of cross-entropies with the model's own top class gives every image its own gradient.
         losses = (-log_probs.amax(dim=-1).sum(dim=-1)).unbind()
     if not losses[0].requires_grad:
         raise ValueError("ODIN needs the gradient with respect to the images, and this network gives none")
@@ -139,10 +139,10 @@ def odin(
 
 
 def check_varies(scores: Scores, name: str) -> None:
-    """Refuse a score that is the same for every image of a pool: it ranks nothing, and usually got the wrong input.
+    """Refuse a score that is the same for all images of a pool. It ranks nothing, and its input is usually wrong.
 
     Raises:
-        ValueError: Two or more images, and only one value; or a value is not finite.
+        ValueError: Two or more images have only one value, or a value is not finite.
     """
     _finite(scores, name)
     if len(scores) > 1 and bool((scores == scores[0]).all()):
@@ -155,7 +155,7 @@ def _pooled(log_probs: Tensor) -> Tensor:
 
 
 def _members(logits: Tensor) -> Tensor:
-    """[M, N, K], float32 or wider: at T = 1000 a softmax in half precision is flat."""
+    """Return logits [M, N, K], float32 or wider, because at T = 1000 a softmax in half precision is flat."""
     wide = _wide(logits)
     return wide if wide.ndim == 3 else wide.unsqueeze(0)
 
@@ -165,7 +165,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _raw(logits: Tensor, name: str) -> Tensor:
-    """Logits in float32 or wider, after checking that they are raw and finite."""
+    """Return logits in float32 or wider, after checking that they are raw and finite."""
     wide = _wide(logits)
     bad = ~torch.isfinite(wide).all(dim=-1).all(dim=0)
     if bool(bad.any()):

@@ -1,6 +1,6 @@
-"""How well a score tells images out of distribution from those in it. Larger scores mean: more likely out.
+"""Metrics of out-of-distribution scores. Higher scores mean: more likely out of distribution.
 
-The positive class is "out" unless a name says otherwise. Equal scores are never split.
+The positive class is "out" unless a name says otherwise. Ties are never split.
 
 Source of all definitions: docs/methods.md section 9.
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from alloop.records import Interval
 
 Scores = npt.NDArray[np.floating]
-Counts = npt.NDArray[np.float64]  # images, by distinct score
+Counts = npt.NDArray[np.float64]  # number of images with each distinct score
 TARGET = 0.95
 NAMES = ("auroc", "fpr95", "fpr95_id", "aupr_out", "aupr_in")
 
@@ -23,12 +23,12 @@ class OodMetrics:
     """Detection of `n_ood` images among `n_id` others.
 
     Attributes:
-        auroc: P(s_ood > s_id) + P(equal) / 2.
-        fpr95: Share of in-distribution images flagged where at least 95 % of the others are.
-        fpr95_id: Share of the others accepted where at least 95 % of in-distribution images are. Papers differ in which
-            of the two they mean: LogitNorm, ODIN and energy report this one, OpenOOD the other.
+        auroc: Area under the ROC curve, P(s_ood > s_id) + P(equal) / 2.
+        fpr95: Share of in-distribution images flagged at a threshold that flags at least 95 % of the others.
+        fpr95_id: Share of the others accepted at a threshold that accepts at least 95 % of in-distribution images. The
+            papers of LogitNorm, ODIN and energy report this number, OpenOOD reports `fpr95`.
         aupr_out, aupr_in: Average precision with "out" or "in" as the positive class; depends on n_id : n_ood.
-        n_id, n_ood: Images.
+        n_id, n_ood: Numbers of images.
     """
 
     auroc: float
@@ -41,10 +41,10 @@ class OodMetrics:
 
 
 def measure_ood(id_scores: Scores, ood_scores: Scores) -> OodMetrics:
-    """All of `OodMetrics` at once.
+    """Compute all of `OodMetrics`.
 
     Raises:
-        ValueError: An empty set, or a score that is nan; names its position.
+        ValueError: A set is empty, or a score is nan; names its position.
     """
     inside, outside = _check(id_scores, "in-distribution"), _check(ood_scores, "out-of-distribution")
     return _measure(*_count(inside, outside))
@@ -57,7 +57,7 @@ def ood_intervals(
     draws: int = 1000,
     confidence: float = 0.95,
 ) -> dict[str, Interval]:
-    """Percentile bootstrap of every number of `OodMetrics`, by its name; both sets are resampled by themselves.
+    """Return a percentile bootstrap interval of each number of `OodMetrics`. Both sets are resampled separately.
 
     Raises:
         ValueError: As in `measure_ood`.
@@ -81,7 +81,7 @@ def ood_intervals(
 
 
 def _count(inside: Scores, outside: Scores) -> tuple[Counts, Counts]:
-    """How many images of each set have each of the distinct scores, from the lowest up."""
+    """Count the images of each set with each distinct score, in ascending order."""
     values, groups = np.unique(np.concatenate([inside, outside]), return_inverse=True)
     return (
         np.bincount(groups[: len(inside)], minlength=len(values)).astype(np.float64),
@@ -102,28 +102,28 @@ def _measure(inside: Counts, outside: Counts) -> OodMetrics:
 
 
 def _auroc(inside: Counts, outside: Counts) -> float:
-    """Area under the ROC curve, as the Mann-Whitney statistic; 0.5 for a constant score."""
+    """Return the area under the ROC curve, as the Mann-Whitney statistic; 0.5 for a constant score."""
     below = inside.cumsum() - inside / 2
     return float((outside * below).sum() / (inside.sum() * outside.sum()))
 
 
 def _false_positive_rate(positive: Counts, negative: Counts) -> float:
-    """Smallest false positive rate among the thresholds that keep at least 95 % of the positives.
+    """Return the smallest false positive rate among the thresholds that keep at least 95 % of the positives.
 
     Thresholds are scores that occur. Counts begin with the score that is flagged first.
     """
-    # Rates only grow: the first threshold that is enough has the smallest false positive rate.
+    # Rates only grow, so the first sufficient threshold has the smallest false positive rate.
     enough = positive.cumsum() / positive.sum() >= TARGET
     return float(negative.cumsum()[enough.argmax()] / negative.sum())
 
 
 def _average_precision(positive: Counts, negative: Counts) -> float:
-    """Σ (recall step) * precision, step-wise: trapezoids are optimistic where scores are equal.
+    """Return Σ (recall step) * precision. Trapezoids would be optimistic with ties.
 
     Counts begin with the score that is flagged first.
     """
     hits = positive.cumsum()
-    flagged = np.maximum(hits + negative.cumsum(), 1)  # a score that no image of a resample has
+    flagged = np.maximum(hits + negative.cumsum(), 1)  # at least 1, for scores that no image of a resample has
     return float((positive * hits / flagged).sum() / positive.sum())
 
 

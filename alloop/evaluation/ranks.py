@@ -1,4 +1,4 @@
-"""Average rank: where each method stands among the others, over several measures. 1 is best."""
+"""Average ranks of methods over several measures. 1 is best."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ Array = npt.NDArray[np.float64]
 
 
 def ranks(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool]) -> Array:
-    """Rank of every method in every measure [methods, measures]; equal values share the mean of their ranks.
+    """Return the rank of every method in every measure [methods, measures]. Equal values share their mean rank.
 
     Args:
-        values: [methods, measures]; inf is allowed (an infinite NLL is last).
-        higher_is_better: One for each measure.
+        values: Values [methods, measures]; inf is allowed (an infinite NLL is last).
+        higher_is_better: Direction of each measure.
 
     Raises:
-        ValueError: Another number of measures, or a value that is nan; names the row.
+        ValueError: The number of measures is wrong, or a value is nan; names the row.
     """
     wide = np.asarray(values, dtype=np.float64)
     if wide.ndim != 2 or wide.shape[1] != len(higher_is_better):
@@ -29,7 +29,7 @@ def ranks(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool]) ->
 
 
 def average_rank(values: npt.NDArray[np.floating], higher_is_better: Sequence[bool] = (True, False, False)) -> Array:
-    """Mean rank of every method [methods]; by default over accuracy, ECE and NLL.
+    """Return the mean rank of every method [methods]; by default over accuracy, ECE and NLL.
 
     Source: docs/methods.md section 8.5.
     """

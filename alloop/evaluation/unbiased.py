@@ -1,4 +1,4 @@
-"""Risk from labels that a strategy drew: LURE weights undo the preference, where the draw's probabilities are known."""
+"""Estimates from labels that a strategy drew with known probabilities: LURE weights undo its preference."""
 
 import dataclasses
 import math
@@ -10,20 +10,20 @@ import numpy.typing as npt
 from alloop.evaluation.intervals import wilson_parts
 from alloop.records import Interval
 
-SMALLEST = 50  # effective sample size below which no number is quoted (docs/acquisition.md section 15)
+SMALLEST = 50  # effective sample size below which no number is shown (docs/acquisition.md section 15)
 Array = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Risk:
-    """An estimate of a mean loss over the pool that was drawn from.
+    """Estimate of a mean loss over the pool that was drawn from.
 
     Attributes:
-        interval: 95 %; None where the effective sample is smaller than 50.
-        effective: (Σ v)² / Σ v² of the labels that came, in images.
-        drawn: How many images were drawn.
-        answered: How many of them have a label; the others are taken to be missing at random.
-        pool: From how many they were drawn.
+        interval: 95 % interval; None if the effective sample is smaller than 50.
+        effective: Effective sample size (Σ v)² / Σ v² of the labels, in images.
+        drawn: Number of drawn images.
+        answered: Number of drawn images with a label; the others are taken to be missing at random.
+        pool: Number of images they were drawn from.
     """
 
     interval: Interval | None
@@ -34,13 +34,13 @@ class Risk:
 
 
 def lure_weights(draw_probs: Array, pool: int) -> Array:
-    """Weights v_m [M] of sequential draws without replacement; 1 each for a uniform draw and for a whole pool.
+    """Return the weights v_m [M] of sequential draws without replacement; all 1 for uniform draws or a whole pool.
 
     v_m = 1 + (N - M) / (N - m) * (1 / ((N - m + 1) q_m) - 1), and 1 at m = N.
 
     Args:
-        draw_probs: q_m [M], in the order drawn: the probability, given the draws before, of the image drawn m-th.
-        pool: N, images there were before the first draw.
+        draw_probs: Probabilities q_m [M] in the order drawn: that of the m-th drawn image, given the earlier draws.
+        pool: Number of images N before the first draw.
 
     Raises:
         ValueError: A probability is not in (0, 1], or more were drawn than there were.
@@ -53,29 +53,29 @@ def lure_weights(draw_probs: Array, pool: int) -> Array:
     if not bool(np.all((draw_probs > 0) & (draw_probs <= 1))):
         raise ValueError("draw probabilities must lie in (0, 1]")
     m = np.arange(1, M + 1, dtype=np.float64)
-    left = np.maximum(N - m, 1.0)  # at m = N the factor before it is 0: M = N then
+    left = np.maximum(N - m, 1.0)  # at m = N, M = N, and the factor N - M is 0
     weights = 1 + (N - M) / left * (1 / ((N - m + 1) * draw_probs) - 1)
     return np.where(m == N, 1.0, weights)
 
 
 def effective_size(weights: Array) -> float:
-    """(Σ v)² / Σ v²: how many uniformly drawn images would be as informative; 0 without any."""
+    """Return (Σ v)² / Σ v²: the number of uniformly drawn images that would be as informative; 0 without any."""
     total = float((weights**2).sum())
     return float(weights.sum()) ** 2 / total if total else 0.0
 
 
 def lure_risk(draw_probs: Array, losses: Array, pool: int, smallest: float = SMALLEST) -> Risk:
-    """Mean loss of a fixed model over the pool, from images that it was not trained on.
+    """Estimate the mean loss of a fixed model over the pool from drawn images that it was not trained on.
 
-    With every label it is (1/M) Σ v_m loss_m, unbiased whatever the strategy preferred. The interval is the wider of
-    two: the normal one with variance var(v loss) / M, and for losses of 0 and 1 Wilson's with the effective sample
-    size, which does not collapse where no mistake was seen.
+    With all labels it is (1/M) Σ v_m loss_m, which is unbiased for every strategy. The interval is the wider one of
+    two: the normal one with variance var(v loss) / M, and, for losses of 0 and 1, Wilson's with the effective sample
+    size, which does not shrink to a point without mistakes.
 
     Args:
-        draw_probs: q_m [M] in the order drawn.
-        losses: [M] in [0, 1]; nan where no label came.
-        pool: N.
-        smallest: Effective sample size below which there is no number.
+        draw_probs: Probabilities q_m [M] in the order drawn.
+        losses: Losses [M] in [0, 1]; nan without a label.
+        pool: Number of images N.
+        smallest: Effective sample size below which there is no estimate.
     """
     weights = lure_weights(draw_probs, pool)
     known = np.isfinite(losses)
@@ -85,7 +85,7 @@ def lure_risk(draw_probs: Array, losses: Array, pool: int, smallest: float = SMA
         return Risk(None, effective, len(losses), n, pool)
     risk = float(weighted.mean())
     z = NormalDist().inv_cdf(0.975)
-    # What was drawn of a finite pool is known: drawing all of it leaves nothing to chance.
+    # Finite population correction: drawing the whole pool leaves nothing to chance.
     spread = math.sqrt(float(weighted.var(ddof=1)) / n * max(0.0, 1 - n / pool)) if n > 1 else 1.0
     middle, half = wilson_parts(min(max(risk, 0.0), 1.0), effective)
     low, high = min(risk - z * spread, middle - half), max(risk + z * spread, middle + half)

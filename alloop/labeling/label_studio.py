@@ -73,15 +73,15 @@ class LabelStudioAnnotator:
 
     @property
     def identity(self) -> str:
-        """When the project was made: two servers have a project 1 each, but not of the same microsecond."""
+        """Time at which the project was created. Projects of the same number on two servers differ in it."""
         return self._opened.created_at
 
     def extra_choices(self) -> tuple[str, ...]:
-        """What people can choose in the project although it is no class of ours; for `status` to report."""
+        """Choices in the project that are not our classes, for `status`."""
         return extra_choices(self._opened.control, self._plan.classes)
 
     def counts(self) -> dict[str, int]:
-        """Tasks, annotations and skips in the project, as the server counts them."""
+        """Return the server's numbers of tasks, annotations and skips in the project."""
         row = find_project(self._connection, self._opened.id)
         names = {
             "tasks": "task_number",
@@ -100,9 +100,9 @@ class LabelStudioAnnotator:
         self._connection.change(f"api/projects/{self._opened.id}/", changed)
 
     def reconcile(self, images: Mapping[str, str]) -> Mapping[str, str]:
-        """As the protocol says. Copies that a request delivered twice has left are taken back while untouched.
+        """Find the tasks, and delete untouched copies that a request delivered twice has left.
 
-        Of copies that people have begun, all stay; of those that nobody has, only as many as one task needs.
+        All copies that people have started stay. If nobody has started one, a single copy stays.
         """
         if not images:
             return {}

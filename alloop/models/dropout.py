@@ -141,19 +141,19 @@ class HeadDropout:
 def active_dropout(
     model: nn.Module, *, allow_none: bool = False, allow_unreachable: bool = False, stochastic_depth: bool = False
 ) -> Iterator[list[str]]:
-    """Everything in eval mode except dropout modules; every module's own mode comes back at the end.
+    """Set everything to eval mode except dropout modules; restore all modes at the end.
 
     Args:
-        model: Any network. Batch norm stays in eval mode.
-        allow_none: Accept a network in which nothing is dropped: all passes agree.
-        allow_unreachable: Accept dropout that modes of modules do not reach, and that stays off.
-        stochastic_depth: Drop whole residual branches, too, where the network was trained so.
+        model: Network. Batch norm stays in eval mode.
+        allow_none: True to accept a network without dropout, whose passes all agree.
+        allow_unreachable: True to accept dropout that modes do not reach and that stays off.
+        stochastic_depth: True to also drop whole residual branches.
 
     Yields:
         Names of the modules that drop.
 
     Raises:
-        ValueError: Nothing is dropped, or some dropout cannot be reached; names the modules.
+        ValueError: The network has no dropout, or some dropout cannot be reached; names the modules.
     """
     modes = {module: module.training for module in model.modules()}
     hidden = unreachable_dropout(model)
@@ -175,17 +175,17 @@ def active_dropout(
 def stochastic_logits(
     model: nn.Module, inputs: Tensor, passes: int = PASSES, *, seed: int, allow_none: bool = False
 ) -> Float[Tensor, "M B K"]:
-    """M passes through a network with dropout inside; for cheap last layers see `HeadDropout`.
+    """Return the logits of M passes through a network with dropout inside.
 
-    Pass m starts from a seed of its own, and the process-wide stream stays as it was. Masks differ between images and
-    depend on their place in the batch.
+    Each pass has its own seed, and the process-wide generator is not changed. Masks differ between images and depend on
+    their place in the batch.
 
     Args:
-        model: Inputs to logits, [B, K] or [H, B, K] (then M = passes * H, pass by pass).
-        inputs: A batch.
-        passes: At least 1.
-        seed: Of the passes.
-        allow_none: As in `active_dropout`.
+        model: Network from inputs to logits [B, K] or [H, B, K] (then M = passes * H, ordered by pass).
+        inputs: Batch of inputs.
+        passes: Number of passes, at least 1.
+        seed: Seed of the passes.
+        allow_none: True to accept a network without dropout.
 
     Raises:
         ValueError: As in `active_dropout`.
@@ -196,18 +196,18 @@ def stochastic_logits(
         for number in range(passes):
             torch.manual_seed(derive_seed(seed, "mc-dropout", number))
             logits = model(inputs)
-            # A new axis for members: joining rows would mix images once there is more than one.
+            # Members get a new axis, because joining rows would mix images.
             rows.append(logits if logits.ndim == 3 else logits.unsqueeze(0))
     return torch.cat(rows)
 
 
 def unreachable_dropout(model: nn.Module) -> list[str]:
-    """Names of modules that drop without a dropout module: attention, recurrent layers, `F.dropout` in `forward`."""
+    """Return the names of modules that drop without a dropout module: attention, recurrent layers, `F.dropout`."""
     return [name or type(model).__name__ for name, module in model.named_modules() if _hides_dropout(module)]
 
 
 def _drops(module: nn.Module, stochastic_depth: bool) -> bool:
-    """By type, not by name: AlphaDropout does not begin with "Dropout"."""
+    """Return whether a module drops, by its type: the name AlphaDropout does not begin with "Dropout"."""
     if isinstance(module, StochasticDepth):
         return stochastic_depth and module.p > 0
     return isinstance(module, _DropoutNd) and module.p > 0
@@ -223,7 +223,7 @@ def _hides_dropout(module: nn.Module) -> bool:
     if not _calls_dropout(type(module).forward):
         return False
     rates = [value for key, value in vars(module).items() if "drop" in key.lower() and isinstance(value, int | float)]
-    # No rate among its attributes: it is written into the code.
+    # Without a rate among the attributes, it is written into the code.
     return not rates or any(rate > 0 for rate in rates)
 
 

@@ -106,7 +106,7 @@ def test_a_choice_that_breaks_the_contract_is_refused(monkeypatch, choice, messa
 
 @pytest.mark.parametrize("name", ["k-center", "random"])
 def test_only_scores_can_be_perturbed(name):
-    with pytest.raises(ValueError, match=f"power perturbs a score of each image, and {name} has none"):
+    with pytest.raises(ValueError, match=f"power perturbs scores of images, but {name} has no such scores"):
         check_strategy(name, perturb="power")
 
 

@@ -27,7 +27,7 @@ from alloop.losses import named
         ({"loss": "dca", "mixing": "either", "frozen": False}, "undefined for a mixed image"),
         ({"mixing": "cutmix"}, "frozen trunk"),
         ({"mixing": "either"}, "frozen trunk"),
-        ({"loss": "mmce", "batch_size": 8}, "8 are noise"),
+        ({"loss": "mmce", "batch_size": 8}, "8 images are too few"),
         ({"dropout_passes": 1}, "at least 2 passes"),
         ({"dropout_passes": 20, "dropout_rate": 0.0}, "repeats one prediction"),
         ({"dropout_passes": 20, "dropout_rate": 1.0}, "below 1"),
@@ -42,7 +42,7 @@ from alloop.losses import named
         ({"ood_score": "energi"}, "did you mean 'energy'"),
         ({"ood_score": "gradnrom"}, "did you mean 'gradnorm'"),
         ({"ood_score": "odin", "dropout_passes": 20}, "set consistent_masks = true"),
-        ({"ood_score": "odin", "has_images": False}, "given features have none"),
+        ({"ood_score": "odin", "has_images": False}, "the pool holds only features"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(settings, reason):

@@ -259,15 +259,15 @@ def test_the_template_says_what_was_asked_and_is_commented():
         ('[train]\nloss = "focal"\nloss_parameters = { gamma = 0.5 }', "gamma of the loss focal must be at least 1"),
         (
             '[model]\nuncertainty = "single"\n[acquisition]\nstrategy = "mutual-information"',
-            "the strategy mutual-information is how much members disagree, and the model has one",
+            "the strategy mutual-information measures disagreement between members, but the model has only one",
         ),
         (
             '[model]\nuncertainty = "single"\n[acquisition]\nood_score = "mutual-information"',
-            "mutual information is how much members disagree, and there is only one; score by msp instead",
+            "mutual information measures disagreement between members, but there is only one; use msp instead",
         ),
         ('[model]\nuncertainty = "mc-dropout"\n[acquisition]\nood_score = "odin"', "set consistent_masks = true"),
-        ('[model]\nbackbone = "features:8"\n[acquisition]\nood_score = "odin"', "given features have none"),
-        ('[model]\nmode = "finetune"\n[train]\nloss = "mmce"\nbatch_size = 8', "a batch_size of at least 16"),
+        ('[model]\nbackbone = "features:8"\n[acquisition]\nood_score = "odin"', "the pool holds only features"),
+        ('[model]\nmode = "finetune"\n[train]\nloss = "mmce"\nbatch_size = 8', "set batch_size to at least 16"),
     ],
 )
 def test_methods_that_do_not_go_together_are_refused_with_the_reason(text: str, message: str):
