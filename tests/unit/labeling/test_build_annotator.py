@@ -149,7 +149,7 @@ def test_credentials_come_back_whole_and_only_their_owner_can_read_them(tmp_path
 
 
 def test_local_files_without_a_root_say_what_to_set(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"labeling\.images\.root is not set"):
+    with pytest.raises(ConfigError, match=r"\[labeling\.images\] root is not set"):
         build(tmp_path, {"LABEL_STUDIO_API_KEY": TOKEN})
 
 
