@@ -1,8 +1,9 @@
-"""Features on disk, keyed by content hash: computed once per way of computing them, read by memory map.
+"""Feature cache on disk, keyed by content hash, read by memory map.
 
 A cache is a folder of immutable shards. A shard is a .npy file that anyone can open with `numpy.load`: one record with
 the fields `sha256` (uint8 [n, 32]) and `features` [n, D]. Its name is the SHA-256 of its bytes, which makes it unique
-among writers and proves it whole. Whatever shards are there count, so a killed run resumes, and deleting any is safe.
+among writers and verifies its content. All existing shards are used, so a killed run can continue, and deleting shards
+is safe.
 """
 
 import contextlib
@@ -23,27 +24,27 @@ from alloop.files import explain_os_error, sha256_of, write_bytes, write_json
 
 _log = logging.getLogger("alloop")
 
-Digests = npt.NDArray[np.bytes_]  # [n] of S32; NumPy compares all 32 bytes, in the order of the hex text
+Digests = npt.NDArray[np.bytes_]  # array [n] of S32; NumPy compares all 32 bytes, in the order of the hex text
 
-_SHARD_BYTES = 64 * 2**20  # more rows than fit go into several shards
-_ABANDONED = 24 * 3600.0  # seconds after which a temporary file belongs to nobody
-# Shards found whole by this process, as (path, inode, size, time): reading gigabytes once is enough, and a file that
-# was replaced or written to since has another stamp.
+_SHARD_BYTES = 64 * 2**20  # largest size of a shard; more rows go into several shards
+_ABANDONED = 24 * 3600.0  # seconds after which a temporary file is abandoned
+# Shards that this process has verified, as (path, inode, size, time). Reading gigabytes once is enough, and a file that
+# changed later has another stamp.
 _whole: set[tuple[str, int, int, int]] = set()
 
 
 class FeatureCache:
-    """Features of images, one row each, for one way of computing them.
+    """Cache of features, one row per image, for one way of computing them.
 
-    Several processes may use one cache at once; what another adds is seen when a row is asked for and not found.
-    Calls of one instance must not overlap.
+    Several processes can use one cache at once. Rows of other processes are looked up when a row is missing. Calls of
+    one instance must not overlap.
 
     Args:
         root: Folder of all feature caches.
-        key: What the features depend on: backbone, weights, preprocessing. JSON-able. Its digest names the folder, and
-            it is written there for people to read.
-        n_features: D.
-        dtype: How a feature is stored, float32 or float16.
+        key: Everything the features depend on: backbone, weights, preprocessing. JSON-able. Its digest names the
+            folder, and the key is written there for people to read.
+        n_features: Number of features D.
+        dtype: Stored type of a feature, float32 or float16.
 
     Raises:
         WorkspaceError: The folder cannot be made or read.
@@ -66,20 +67,20 @@ class FeatureCache:
         self._index: _Index | None = None
 
     def missing(self, sha256s: Sequence[str]) -> list[str]:
-        """Those of the hashes that have no features yet, each once, in the order given.
+        """Return the hashes without features, each once, in the order given.
 
-        Verifies the shards that hold the others; a damaged one is dropped, and its rows are missing.
+        The shards of the other hashes are verified. A damaged shard is dropped, and its rows are missing.
         """
         self._refresh()
         found = self._locate(_to_digests(sha256s))[0] >= 0
         return list(dict.fromkeys(sha256 for sha256, is_there in zip(sha256s, found, strict=True) if not is_there))
 
     def add(self, sha256s: Sequence[str], features: npt.NDArray[np.floating]) -> None:
-        """Write features [n, D] of n images, durably. Each call makes a shard or more, so add a thousand rows at once.
+        """Write features [n, D] of n images durably. Each call makes a shard, so add about a thousand rows at once.
 
         Raises:
             ModelError: A feature is nan or infinite (or becomes so in the stored type).
-            WorkspaceError: The disk is full or the folder cannot be written; nothing half-written stays.
+            WorkspaceError: The disk is full or the folder cannot be written; no incomplete file stays.
         """
         if features.shape != (len(sha256s), self.n_features):
             raise ValueError(
@@ -94,14 +95,14 @@ class FeatureCache:
             self._write_shard(digests[start : start + n_rows], stored[start : start + n_rows])
 
     def take(self, sha256s: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Features [n, D] in the order asked; a hash may be asked for twice. Memory is that of the result.
+        """Return features [n, D] in the order given; hashes may repeat. Only the result is in memory.
 
         Raises:
-            ModelError: Some have no features (any more).
+            ModelError: Some images have no features (any more).
         """
         digests = _to_digests(sha256s)
         out = np.empty((len(digests), self.n_features), dtype=np.float32)
-        for _ in range(2):  # the second time if a shard vanishes between locating and reading
+        for _ in range(2):  # a second time if a shard is deleted between locating and reading
             shards, rows, names = self._locate(digests)
             if (shards < 0).any():
                 self._refresh()
@@ -117,7 +118,7 @@ class FeatureCache:
         )
 
     def __len__(self) -> int:
-        """Rows in all shards that were seen, verified or not."""
+        """Return the number of rows in all known shards, verified or not."""
         self._refresh()
         return sum(len(digests) for digests in self._shards.values())
 
@@ -148,7 +149,7 @@ class FeatureCache:
         return np.dtype([("sha256", "u1", (n_rows, 32)), ("features", self.dtype, (n_rows, self.n_features))])
 
     def _refresh(self) -> None:
-        """Learn of shards that others added, forget those that are gone."""
+        """Add the shards of other processes, and drop deleted ones."""
         try:
             names = {path.name for path in self.folder.glob("*.npy")} - self._dropped
         except OSError as error:
@@ -160,20 +161,20 @@ class FeatureCache:
         for name in sorted(names - self._shards.keys()):
             try:
                 self._shards[name] = self._read_digests(name)
-            except Exception as error:  # a damaged header makes NumPy raise nearly anything
+            except Exception as error:  # with a damaged header NumPy can raise anything
                 self._drop(name, str(error))
 
     def _read_digests(self, name: str) -> Digests:
-        """The hashes in a shard, without touching its features and not yet verified.
+        """Return the hashes of a shard without verifying it or reading its features.
 
         Raises:
-            ValueError: Not a shard of this cache.
+            ValueError: The file is not a shard of this cache.
         """
         hashes = self._open(name)["sha256"][0]
         return np.frombuffer(hashes.tobytes(), dtype="S32")
 
     def _open(self, name: str) -> npt.NDArray[np.void]:
-        """Map a shard. The map holds an open file, and a cache may have more shards than a process may: keep none."""
+        """Map a shard. Maps are not kept, because each holds an open file, and their number is limited."""
         record = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
         n_rows = record.dtype["sha256"].shape[0] if record.dtype.names == ("sha256", "features") else -1
         if record.shape != (1,) or n_rows < 0 or record.dtype != self._record_type(n_rows):
@@ -181,7 +182,7 @@ class FeatureCache:
         return cast("npt.NDArray[np.void]", record)
 
     def _locate(self, digests: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
-        """(shard [n], -1 where there is none; row in it [n]; names of the shards). Every shard named is verified."""
+        """Return (shard of each hash [n], or -1; row in it [n]; names of the shards). All named shards are verified."""
         while True:
             if self._index is None:
                 self._index = _Index(list(self._shards.items()))
@@ -193,7 +194,7 @@ class FeatureCache:
                 return shards, rows, names
 
     def _verify(self, name: str) -> bool:
-        """Whether a shard is whole, read once per process; a damaged one is dropped."""
+        """Return whether a shard is intact, checked once per process. A damaged shard is dropped."""
         if name in self._verified:
             return True
         try:
@@ -218,12 +219,12 @@ class FeatureCache:
         return is_whole
 
     def _drop(self, name: str, reason: str) -> None:
-        """Do without a shard; delete it if it is damaged, but not because it could not be opened this time."""
+        """Stop using a shard. Delete it if it is damaged, but not if it could only not be opened."""
         _log.warning("A cache file cannot be used and will be computed anew: %s: %s", self.folder / name, reason)
         self._dropped.add(name)
         self._shards.pop(name, None)
         self._index = None
-        with contextlib.suppress(OSError):  # gone, or a cache that only others may write
+        with contextlib.suppress(OSError):  # already deleted, or in a cache that we may not write
             if not self._is_whole(name):
                 (self.folder / name).unlink()
 
@@ -234,7 +235,7 @@ class FeatureCache:
         names: list[str],
         out: npt.NDArray[np.float32],
     ) -> bool:
-        """Fill `out`, one shard after the other; False if a shard has vanished."""
+        """Fill `out`, one shard after another. Return False if a shard was deleted meanwhile."""
         order = np.argsort(shards, kind="stable")
         starts = np.flatnonzero(np.diff(shards[order], prepend=-1))
         for positions in np.split(order, starts[1:]) if len(order) else []:
@@ -249,13 +250,13 @@ class FeatureCache:
 
     def _remove_abandoned(self) -> None:
         for path in self.folder.glob(".*.tmp"):
-            with contextlib.suppress(OSError):  # gone, or not ours to remove
+            with contextlib.suppress(OSError):  # already deleted, or not ours
                 if time.time() - path.stat().st_mtime > _ABANDONED:
                     path.unlink()
 
 
 class _Index:
-    """Which shard and row a hash is in: sorted hashes, 48 bytes a row."""
+    """Index from hash to shard and row: sorted hashes, 48 bytes per row."""
 
     def __init__(self, shards: Sequence[tuple[str, Digests]]) -> None:
         self.names = [name for name, _ in shards]
@@ -267,7 +268,7 @@ class _Index:
         self._rows = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(size) for size in sizes)])[order]
 
     def find(self, digests: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(shard, row) of each hash; shard -1 where it is not known."""
+        """Return (shard, row) of each hash; shard -1 for unknown hashes."""
         if not len(self._digests):
             return np.full(len(digests), -1, dtype=np.int64), np.zeros(len(digests), dtype=np.int64)
         places = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)

@@ -1,4 +1,4 @@
-"""torch Dataset over images of the pool, in the order given. A bad file gives a reason, not a dead worker."""
+"""torch Dataset of images of the pool, in the order given. A bad file gives a reason instead of an error."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from alloop.errors import PoolError
 from alloop.pool.decode import decode_ref
 from alloop.records import ImageRef
 
-Transform = Callable[[Tensor], Tensor]  # uint8 [3, H, W] → what the model eats, of one shape for all images
+Transform = Callable[[Tensor], Tensor]  # uint8 [3, H, W] → input of the model, of one shape for all images
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One image after its transform, or the reason why there is none; exactly one of the two is not None."""
+    """Transformed image, or the reason why it cannot be read. Exactly one of both is not None."""
 
     position: int
     image_id: int
@@ -26,13 +26,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Images that could be read, and those that could not.
+    """Batch of readable images, with the unreadable ones.
 
     Attributes:
-        images: [B, ...], an empty tensor [0] when no image of the batch could be read.
-        positions: [B] int64, where each image stands in the dataset; for looking up targets.
-        image_ids: The same images by id.
-        failed: (image id, reason) of the rest.
+        images: Images [B, ...]; an empty tensor [0] if no image of the batch could be read.
+        positions: Positions of the images in the dataset [B], int64; for looking up targets.
+        image_ids: Ids of the images.
+        failed: (image id, reason) of unreadable images.
     """
 
     images: Tensor
@@ -41,15 +41,15 @@ class Batch:
     failed: tuple[tuple[int, str], ...]
 
     def pin_memory(self) -> "Batch":
-        """What DataLoader(pin_memory=True) calls."""
+        """Pin the images; DataLoader(pin_memory=True) calls this."""
         return dataclasses.replace(self, images=self.images.pin_memory(), positions=self.positions.pin_memory())
 
 
 class ImageDataset(Dataset[Item]):
-    """Images of the pool, decoded when asked for, their bytes proven to be the ones that were added.
+    """Images of the pool, decoded when needed. The bytes of each are checked against its hash.
 
     Args:
-        images: What to read, in order.
+        images: Images to read, in order.
         transform: Function applied to each uint8 tensor [3, H, W]. Its errors are bugs and are not caught, except too
             little memory for this image.
     """
@@ -74,12 +74,12 @@ class ImageDataset(Dataset[Item]):
 
 
 def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
-    # torch's allocator for the CPU raises a plain RuntimeError.
+    # The CPU allocator of torch raises a plain RuntimeError.
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Stack what could be read, in order; the `collate_fn` of a DataLoader over an ImageDataset."""
+    """Stack the readable images in order; `collate_fn` of a DataLoader over an ImageDataset."""
     read = [(item, item.image) for item in items if item.image is not None]
     return Batch(
         images=torch.stack([image for _, image in read]) if read else torch.empty(0),

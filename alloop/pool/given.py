@@ -1,4 +1,4 @@
-"""Images that are given as features: rows of an array. There is no file to look at, and nothing that could vanish."""
+"""Images that are given as features, the rows of an array. They have no files."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ _SCHEME = "row:"
 
 
 def given_files(features: npt.NDArray[np.float32], first: int = 0) -> list[ImageFile]:
-    """Rows [N, D] as what the pool keeps of an image, numbered from `first`.
+    """Convert rows [N, D] to image files of the pool, numbered from `first`.
 
-    The number is part of what is hashed, so that equal rows are still different images.
+    The number is part of the hash, so that equal rows are different images.
     """
     files = []
     for number, row in enumerate(np.ascontiguousarray(features), start=first):
@@ -31,7 +31,7 @@ def given_files(features: npt.NDArray[np.float32], first: int = 0) -> list[Image
 
 @final
 class GivenRows:
-    """The image source of rows: it has features, and no pictures."""
+    """Image source of rows, which have features and no pictures."""
 
     is_lasting = True
 

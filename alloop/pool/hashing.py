@@ -1,9 +1,9 @@
-"""Which images show the same thing: a perceptual fingerprint, and an index of group leaders to compare it with.
+"""Near-duplicate images: a perceptual fingerprint, and an index of the leaders of groups.
 
 A fingerprint is 112 characters: the 64-bit pHash of the imagehash library as 16 hex digits, then 72 bytes in URL-safe
-base64: an 8 x 8 thumbnail of luma (rows first) and 2 x 2 thumbnails of Cb and of Cr. The pHash finds candidates fast;
-the thumbnail confirms them, because pHash alone puts different digits, and different plain pictures, into one group
-(benchmarks/near_duplicates has the figures).
+base64: an 8 x 8 thumbnail of luma (rows first) and 2 x 2 thumbnails of Cb and of Cr. The pHash finds candidates fast.
+The thumbnail confirms them, because pHash alone groups different digits, and different plain pictures
+(measured in benchmarks/near_duplicates).
 """
 
 import base64
@@ -18,23 +18,23 @@ from PIL import Image
 
 LENGTH = 112  # characters of a fingerprint
 _N_BITS = 64
-_LUMA = 64  # bytes of the luma thumbnail; what follows is chroma
+_LUMA = 64  # bytes of the luma thumbnail; the rest is chroma
 _THUMBNAIL = 72
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
-# Limits of the confirmation, in 8-bit levels where not said otherwise; measured in benchmarks/near_duplicates.
-_NOISE_VARIANCE = 4.0  # of a thumbnail cell: below it, structure is noise and says nothing
+# Limits of the confirmation, in 8-bit levels unless noted; measured in benchmarks/near_duplicates.
+_NOISE_VARIANCE = 4.0  # variance of a thumbnail cell below which structure is noise
 _MAX_MISFIT = 0.006  # 1 - correlation of the luma thumbnails
 _MAX_GAIN = 1.5  # ratio of the luma thumbnails' contrasts
-_MAX_SHIFT = 40.0  # of the mean luma: a mild change of brightness
-_MIN_SHIFT = 4.0  # what even a plain image may shift; it has nothing but its level to be known by
-_MAX_CHROMA = 10.0  # of any chroma cell
+_MAX_SHIFT = 40.0  # difference of mean luma: a mild change of brightness
+_MIN_SHIFT = 4.0  # difference allowed for plain images, which have no structure
+_MAX_CHROMA = 10.0  # difference of any chroma cell
 
 
 def fingerprint(image: Image.Image) -> str:
-    """Fingerprint of an upright RGB image: 112 characters, see the top of this file.
+    """Return the fingerprint of an upright RGB image: 112 characters, see the top of this file.
 
-    Large images are first reduced by a whole factor, to at least 128 pixels a side, which takes a tenth of the time.
+    Large images are first reduced by a whole factor, to at least 128 pixels per side. This takes a tenth of the time.
     """
     factor = min(image.size) // 128
     small = image.reduce(factor) if factor > 1 else image
@@ -64,22 +64,22 @@ def _average(plane: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float6
 
 
 class NearDuplicateIndex:
-    """Leaders of near-duplicate groups, searched in much less than one look at each.
+    """Index of the leaders of near-duplicate groups, much faster than comparing with each.
 
     Leader clustering: an image joins the nearest leader within `distance` bits that the thumbnail confirms, or leads a
-    new group. Members attract nobody, so that groups do not chain from one image to a quite different one. Which image
-    leads depends on the order of arrival, never on anything else.
+    new group. Images are not compared with other members, so groups do not form chains between quite different images.
+    Only the order of arrival decides which image leads.
 
     The search is multi-index hashing (Norouzi, Punjani & Fleet, CVPR 2012): 64 bits are cut into m bands; two hashes
-    within d bits agree within floor(d / m) bits in at least one band, so only buckets that near are looked at.
+    within d bits agree within floor(d / m) bits in at least one band, so only these buckets are searched.
 
     Args:
-        distance: Bits of the 64-bit pHash that may differ, in [0, 16].
+        distance: Number of bits of the 64-bit pHash that may differ, in [0, 16].
     """
 
     def __init__(self, distance: int) -> None:
         self.distance = distance
-        n_bands = min(distance + 1, 4)  # bands of fewer than 16 bits would have buckets that grow with the pool
+        n_bands = min(distance + 1, 4)  # buckets of narrower bands would grow with the pool
         self._radius = distance // n_bands
         self._edges = [_N_BITS * band // n_bands for band in range(n_bands + 1)]
         self._buckets: list[dict[int, array[int]]] = [{} for _ in range(n_bands)]
@@ -92,7 +92,7 @@ class NearDuplicateIndex:
         return self._n
 
     def add_leader(self, image_id: int, phash: str) -> None:
-        """Make an image the first of its group."""
+        """Make an image the leader of a group."""
         value, thumbnail = _parse(phash)
         if self._n == len(self._ids):
             self._grow()
@@ -102,9 +102,9 @@ class NearDuplicateIndex:
         self._n += 1
 
     def find(self, phash: str) -> tuple[int, int] | None:
-        """The nearest leader's image id and its distance in bits; None when no leader is near.
+        """Find the nearest leader: its image id and its distance in bits; None if no leader is near.
 
-        Of several at the same distance the one with the smallest image id is returned.
+        Of several at the same distance, the smallest image id is returned.
         """
         value, thumbnail = _parse(phash)
         positions = self._candidates(value)
@@ -119,7 +119,7 @@ class NearDuplicateIndex:
         return image_id, distance
 
     def assign(self, image_id: int, phash: str) -> tuple[int, int]:
-        """Join the nearest group or lead a new one: (leader's image id, distance in bits), itself and 0 if it leads."""
+        """Assign an image to the nearest group or a new one. Return (leader's image id, distance in bits)."""
         found = self.find(phash)
         if found is None:
             self.add_leader(image_id, phash)
@@ -136,7 +136,7 @@ class NearDuplicateIndex:
         return np.unique(np.concatenate(hits))
 
     def _keys(self, value: int) -> list[tuple[int, int]]:
-        """(bits of the band as a number, width of the band) of every band."""
+        """Return (bits as a number, width) of every band."""
         edges = itertools.pairwise(self._edges)
         return [((value >> low) & ((1 << (high - low)) - 1), high - low) for low, high in edges]
 
@@ -147,7 +147,7 @@ class NearDuplicateIndex:
 
 
 def bits_apart(one: str, other: str) -> int:
-    """Number of bits in which the pHashes of two fingerprints differ."""
+    """Count the bits in which the pHashes of two fingerprints differ."""
     return (int(one[:16], 16) ^ int(other[:16], 16)).bit_count()
 
 
@@ -159,7 +159,7 @@ def _parse(phash: str) -> tuple[int, npt.NDArray[np.uint8]]:
 
 @functools.cache
 def _flips(width: int, radius: int) -> tuple[int, ...]:
-    """Every number of `width` bits with at most `radius` bits set."""
+    """Return all numbers of `width` bits with at most `radius` bits set."""
     chosen = (bits for n in range(radius + 1) for bits in itertools.combinations(range(width), n))
     return tuple(sum(1 << bit for bit in bits) for bits in chosen)
 
@@ -171,12 +171,12 @@ def _n_different(hashes: npt.NDArray[np.uint64], value: int) -> npt.NDArray[np.i
 
 
 def _confirm(thumbnails: npt.NDArray[np.uint8], thumbnail: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Which of the thumbnails [n, 72] show the same picture, give or take mild changes of brightness and contrast."""
+    """Return which thumbnails [n, 72] show the same picture, up to mild changes of brightness and contrast."""
     them, it = thumbnails.astype(np.float64), thumbnail.astype(np.float64)
     luma, its_luma = them[:, :_LUMA], it[:_LUMA]
     shift = np.abs(luma.mean(axis=1) - its_luma.mean())
     centered, its_centered = luma - luma.mean(axis=1, keepdims=True), its_luma - its_luma.mean()
-    # The noise added to both variances lets two plain images agree, and makes faint structure count for little.
+    # Noise is added to both variances, so that plain images agree and faint structure counts little.
     variance = (centered**2).mean(axis=1) + _NOISE_VARIANCE
     its_variance = (its_centered**2).mean() + _NOISE_VARIANCE
     covariance = (centered * its_centered).mean(axis=1) + _NOISE_VARIANCE

@@ -1,6 +1,7 @@
-"""Locations → image files: read each one whole, and describe it or say why it cannot be used.
+"""Inspection of images: read each one whole, and describe it or give the reason why it cannot be used.
 
-Knows nothing of the database; the caller decides what is new. Imports no torch, so that adding to the pool starts fast.
+Knows nothing of the database; the caller decides which images are new. Does not import torch, so that `pool add` starts
+fast.
 """
 
 import contextlib
@@ -19,8 +20,8 @@ from alloop.pool.hashing import fingerprint
 from alloop.pool.sources import Fetched, find_source
 from alloop.records import ImageFile, UnreadableFile
 
-_CHUNK = 16  # files a process is given at once
-_AHEAD = 4  # chunks per process that may be done or under way before the caller has asked for them
+_CHUNK = 16  # number of files that a process gets at once
+_AHEAD = 4  # largest number of chunks per process that are read ahead of the caller
 
 
 def inspect_file(location: str, max_pixels: int, may_be_cut: bool = False) -> ImageFile | UnreadableFile:
@@ -29,13 +30,13 @@ def inspect_file(location: str, max_pixels: int, may_be_cut: bool = False) -> Im
     Args:
         location: Location of the image, as `expand` gives it.
         max_pixels: Width times height above which an image is refused, before it is decoded.
-        may_be_cut: Accept files that end too early.
+        may_be_cut: True to accept incomplete files.
 
     Returns:
         Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint at the image's own
         depth; or the reason in words why the image cannot be used.
     """
-    # Pixels of the widest kind, 4 channels of 32 bits, and room for metadata: beyond it lies a video or a disk image.
+    # Pixels of 4 channels with 32 bits, and room for metadata. A larger file is a video or a disk image.
     most = max_pixels * 16 + 2**26
     found, sha256 = Fetched(0, 0), None
     try:
@@ -59,13 +60,13 @@ def inspect_file(location: str, max_pixels: int, may_be_cut: bool = False) -> Im
 def inspect_files(
     locations: Iterable[str], max_pixels: int, workers: int, may_be_cut: bool = False
 ) -> Iterator[ImageFile | UnreadableFile]:
-    """`inspect_file` of every location, in order, by `workers` processes; 0 or 1 works here, without any.
+    """Run `inspect_file` on all locations, in order, with `workers` processes; with 0 or 1 in this process.
 
-    Locations are taken lazily, a bounded number ahead of what has been asked for. Closing the iterator, or Ctrl-C,
-    drops the work not begun and leaves no process behind.
+    Locations are read lazily, a bounded number ahead of the caller. Closing the iterator, or Ctrl-C, drops work that
+    has not started and ends all processes.
 
     Raises:
-        PoolError: A process was killed, most likely for want of memory.
+        PoolError: A process was killed, most likely because memory ran out.
     """
     if workers <= 1:
         yield from (inspect_file(location, max_pixels, may_be_cut) for location in locations)
@@ -73,7 +74,7 @@ def inspect_files(
     remaining = iter(locations)
     chunks = iter(lambda: list(itertools.islice(remaining, _CHUNK)), [])
     first = next(chunks, [])
-    if len(first) < _CHUNK:  # starting processes would take longer
+    if len(first) < _CHUNK:  # starting processes would take longer than the work
         yield from (inspect_file(location, max_pixels, may_be_cut) for location in first)
         return
     yield from _inspect_chunks(itertools.chain([first], chunks), max_pixels, workers, may_be_cut)
@@ -82,7 +83,7 @@ def inspect_files(
 def _inspect_chunks(
     chunks: Iterator[list[str]], max_pixels: int, workers: int, may_be_cut: bool
 ) -> Iterator[ImageFile | UnreadableFile]:
-    # Processes rather than threads: Pillow's limits and warnings are global, and hashing holds the interpreter's lock.
+    # Processes instead of threads, because Pillow's limits and warnings are global, and hashing holds the GIL.
     # Spawned, because forking a process that has threads (a progress bar's, torch's) can deadlock.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
@@ -110,7 +111,7 @@ def _inspect_chunk(locations: list[str], max_pixels: int, may_be_cut: bool) -> l
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started meanwhile do not hear of Ctrl-C before they ignore it; this one hears of it at the end."""
+    """Delay Ctrl-C until started processes ignore it; this process receives it at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -119,5 +120,5 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _ignore_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; only the first one decides what it means.
+    # Ctrl-C reaches all processes of the terminal; only the first one reacts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

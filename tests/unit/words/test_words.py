@@ -117,9 +117,6 @@ EXCEPTIONS = frozenset(
         "alloop/loop/stopping.py",
         "alloop/loop/workspace.py",
         "alloop/loop/writer.py",
-        "alloop/pool/cache.py",
-        "alloop/pool/dataset.py",
-        "alloop/pool/hashing.py",
         "alloop/simulate/compare.py",
         "alloop/simulate/ood.py",
     }
