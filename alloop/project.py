@@ -41,6 +41,10 @@ class Paths:
         """File with the scores of the whole pool."""
         return self.round(number) / "scores.parquet"
 
+    def inputs(self, number: int) -> Path:
+        """Candidates that a round chose from, and the images that were known."""
+        return self.round(number) / "inputs.parquet"
+
     def holdout(self, number: int) -> Path:
         """File with the predictions of a round's model for the labeled holdout images."""
         return self.round(number) / "holdout.parquet"

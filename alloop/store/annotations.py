@@ -52,13 +52,12 @@ def list_current(
     query_ids: Iterable[int] | None = None,
     source: str | None = None,
     adopted: bool = False,
-    then: dt.datetime | None = None,
 ) -> list[AnnotationRecord]:
-    """List the newest version of every annotation (or the newest one then), tombstones included, by image and time.
+    """List the newest version of every annotation, tombstones included, by image and time.
 
     With `adopted`, list only annotations without a query.
     """
-    query = _current(then)
+    query = _current()
     if adopted:
         query = query.where(Annotation.query_id.is_(None))
     if source is not None:
@@ -178,10 +177,8 @@ def list_values(session: Session) -> dict[str, int]:
     return {value: n for value, n in session.execute(query)}
 
 
-def _current(then: dt.datetime | None = None) -> "Select[Annotation]":
+def _current() -> "Select[Annotation]":
     versions = select(Annotation.source, Annotation.external_id, func.max(Annotation.version).label("version"))
-    if then is not None:
-        versions = versions.where(Annotation.recorded_at <= then)
     newest = versions.group_by(Annotation.source, Annotation.external_id).subquery()
     same = and_(
         Annotation.source == newest.c.source,

@@ -5,7 +5,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, and_, delete, exists, func, insert, select, update
+from sqlalchemy import Select, and_, case, delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
@@ -132,10 +132,9 @@ def set_depth(session: Session, image_id: int, file: ImageFile) -> None:
     session.execute(update(Image).where(Image.id == image_id).values(depth=file.depth, phash=file.phash))
 
 
-def find_depth(session: Session, then: dt.datetime | None = None) -> int | None:
-    """Return the largest depth of the pool's images, in bits, now or at a time; None if all have 8 bits a channel."""
-    query = select(func.max(Image.depth))
-    return session.scalar(query if then is None else query.where(Image.added_at <= then))
+def find_depth(session: Session) -> int | None:
+    """Return the largest depth of the pool's images, in bits; None if all have 8 bits a channel."""
+    return session.scalar(select(func.max(Image.depth)))
 
 
 def raise_depth(session: Session, depth: int) -> None:
@@ -375,20 +374,19 @@ def find_sizes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[in
     return found
 
 
-def list_refs_then(session: Session, then: dt.datetime) -> list[tuple[ImageRef, Split]]:
-    """List the images that were in the pool at a time, by id, with a past or present path and the present split."""
+def find_all_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
+    """Find images, also those without a file: their path is that of a missing file, or empty."""
+    is_there = ImageLocation.status == LocationStatus.OK.value
+    path = func.coalesce(func.min(case((is_there, ImageLocation.path))), func.min(ImageLocation.path), "")
     query = (
-        select(Image.id, Image.sha256, Image.split, func.min(ImageLocation.path), Image.depth)
-        .join(ImageLocation, ImageLocation.image_id == Image.id)
-        .where(Image.added_at <= then)
-        .group_by(Image.id, Image.sha256, Image.split, Image.depth)
-        .order_by(Image.id)
+        select(Image.id, Image.sha256, path, Image.depth)
+        .join(ImageLocation, ImageLocation.image_id == Image.id, isouter=True)
+        .group_by(Image.id, Image.sha256, Image.depth)
     )
-    depth = find_depth(session, then)
-    return [
-        (ImageRef(image_id, sha256, path, own and depth, is_admitted=True), Split(split))
-        for image_id, sha256, split, path, own in session.execute(query)
-    ]
+    found: dict[int, ImageRef] = {}
+    for chunk in in_chunks(image_ids):
+        found.update({ref.image_id: ref for ref in _refs(session, query.where(Image.id.in_(chunk)))})
+    return found
 
 
 def _refs_query() -> "Select[int, str, str, int | None]":

@@ -96,7 +96,7 @@ def add_event(
 
 
 def list_events(session: Session, kind: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-    """List the newest events, newest first."""
+    """List the newest events for people to read, newest first. The program reads no fact from the log."""
     query = select(Event).order_by(Event.id.desc()).limit(limit)
     if kind is not None:
         query = query.where(Event.kind == kind)
@@ -104,12 +104,6 @@ def list_events(session: Session, kind: str | None = None, limit: int = 100) -> 
         {"at": row.at.isoformat(), "actor": row.actor, "kind": row.kind, "round": row.round_number, "data": row.data}
         for row in session.scalars(query)
     ]
-
-
-def list_last_events(session: Session, kind: str) -> dict[int, dict[str, Any]]:
-    """Return round → data of its newest event of this kind."""
-    query = select(Event.round_number, Event.data).where(Event.kind == kind).order_by(Event.id)
-    return {number: data for number, data in session.execute(query) if number is not None}
 
 
 def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.datetime) -> None:

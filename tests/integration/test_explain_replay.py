@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from command_line import alloop
 from factories import at_bench, make_project, tools_of, write_pool, write_settings
@@ -15,12 +17,17 @@ from test_strategies_in_loop import ALONE, CLASSES, batch, ready
 from alloop.engine.features import run_features
 from alloop.engine.jobs import FeatureJob
 from alloop.engine.score_file import read_scores
+from alloop.files import sha256_of
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Reason, Split
+from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
-from alloop.store.images import list_refs
+from alloop.store.images import find_refs, list_refs
+from alloop.store.queries import list_queries
+from alloop.store.rounds import find_round
+from alloop.store.selections import list_selections
 from alloop.store.session import reading
 
 
@@ -195,13 +202,12 @@ def test_a_replay_records_nothing(asked: Project):
     assert events() == before
 
 
-def test_what_changed_is_said_with_exit_code_1(tmp_path: Path):
+def test_a_replay_does_not_depend_on_what_became_of_the_database(tmp_path: Path):
     project = make_project(tmp_path, n=40, pool=ALONE)
     run(tools_of(project), RunOptions(rounds=2))
-    at = ("-C", project.folder)
-    assert alloop("replay", "1", *at).code == 0
     with project.database.begin() as connection:
-        # As if somebody had changed what was known: one label that round 1 knew of was never given.
+        connection.exec_driver_sql("DELETE FROM event")
+        # As if one label that round 1 knew of was never given.
         connection.exec_driver_sql(
             "UPDATE annotation SET recorded_at = '2999-01-01' WHERE id = "
             "(SELECT min(a.id) FROM annotation a JOIN query q ON q.id = a.query_id WHERE q.reason = 'seed')"
@@ -212,27 +218,80 @@ def test_what_changed_is_said_with_exit_code_1(tmp_path: Path):
             "WHERE image_id IN (SELECT id FROM image WHERE split = 'train' AND id > 20)"
         )
 
-    changed = alloop("replay", "1", *at)
+    for number in (0, 1):
+        done = alloop("replay", str(number), "--json", "-C", project.folder)
 
-    assert changed.code == 1
-    assert "The candidates are others: 26 then" in changed.out
-    assert "What was labeled or being asked about is not the same: 6 images then, 5 now." in changed.out
+        assert (done.code, done.data["is_equal"], done.data["changes"]) == (0, True, [])
 
 
-def test_a_round_that_took_the_most_uncertain_of_near_copies_is_said_to_be_of_an_earlier_alloop(tmp_path: Path):
+def test_what_changed_is_said_with_exit_code_1(tmp_path: Path):
     project = make_project(tmp_path, n=40, pool=ALONE)
     run(tools_of(project), RunOptions(rounds=1))
-    with project.database.begin() as connection:
-        row = connection.exec_driver_sql("SELECT id, data FROM event WHERE kind = 'selected'").one()
-        data = json.loads(row[1])
-        del data["given"]["near_copies"]
-        data["given"]["candidates"] = "others"
-        connection.exec_driver_sql("UPDATE event SET data = ? WHERE id = ?", (json.dumps(data), row[0]))
+    shutil.rmtree(project.paths.cache)
+    at = ("-C", project.folder)
+    with reading(project.database) as session:
+        asked = find_refs(session, {query.image_id for query in list_queries(session)})
+        gone = next(ref for ref in list_refs(session, Split.TRAIN) if ref.image_id not in asked)
+    Path(gone.path).unlink()
 
-    said = alloop("replay", "0", "-C", project.folder)
+    changed = alloop("replay", "0", *at)
 
-    assert said.code == 0  # there were no near copies
-    assert "An earlier alloop took the most uncertain image of each group of near copies" in said.out
+    assert changed.code == 1
+    assert "1 candidates cannot be read any more: " in changed.out
+    # `pool check` records that the file is missing; the candidate still counts.
+    alloop("pool", "check", *at)
+    assert "1 candidates cannot be read any more: " in alloop("replay", "0", *at).out
+
+
+def test_scores_are_enough_to_replay_a_choice_from_images_that_are_gone(tmp_path: Path):
+    project = make_project(tmp_path, n=40, pool=ALONE, acquisition={"strategy": "margin"})
+    run(tools_of(project), RunOptions(rounds=2))
+    for file in (project.folder / "photos").iterdir():
+        file.unlink()
+
+    done = alloop("replay", "1", "--json", "-C", project.folder)
+
+    assert (done.code, done.data["n_same"], done.data["is_equal"]) == (0, len(batch(project, 1)), True)
+
+
+def test_a_choice_without_a_file_of_its_candidates_cannot_be_repeated(tmp_path: Path):
+    project = make_project(tmp_path, n=30, pool=ALONE)
+    run(tools_of(project), RunOptions(rounds=1))
+    project.paths.inputs(0).write_bytes(b"damaged")
+
+    damaged = alloop("replay", "0", "-C", project.folder)
+
+    assert damaged.code == 1
+    assert "inputs.parquet are missing or damaged" in damaged.err
+    with project.database.begin() as connection:  # as an upgrade leaves the rounds that an earlier alloop chose
+        connection.exec_driver_sql("UPDATE selection SET path = NULL, sha256 = NULL")
+
+    early = alloop("replay", "0", "-C", project.folder)
+
+    assert early.code == 1
+    assert "Round 0 cannot be replayed: an earlier alloop chose its images" in early.err
+
+
+def test_the_file_of_a_choice_holds_its_candidates_with_their_keys_and_what_was_known(asked: Project):
+    table = pq.read_table(asked.paths.inputs(1)).to_pydict()
+    with reading(asked.database) as session:
+        chosen = list_selections(session)[1]
+        first = {query.image_id for query in batch(asked, 0)}
+        holdout = {ref.image_id for ref in list_refs(session, Split.HOLDOUT)}
+        sha256s = {ref.image_id: ref.sha256 for ref in list_refs(session)}
+        seed = find_round(session, 1).seed
+    images = table["image_id"]
+
+    candidates = {image: key for image, key in zip(images, table["key"], strict=True) if key is not None}
+    known = {image: label for image, label in zip(images, table["label"], strict=True) if label is not None}
+
+    assert (chosen.path, chosen.sha256) == ("runs/round-0001/inputs.parquet", sha256_of(asked.paths.inputs(1)))
+    assert (chosen.n, (chosen.settings or {})["perturb"]) == (6, "power")
+    assert known.keys() == first
+    assert set(known.values()) <= {0, 1, 2}
+    assert candidates.keys() == sha256s.keys() - first - holdout
+    keys = tie_keys([sha256s[image] for image in candidates], derive_seed(seed, "ties"))
+    assert list(candidates.values()) == keys.tolist()
 
 
 def test_a_round_whose_scores_are_gone_cannot_be_chosen_again(tmp_path: Path):
@@ -251,10 +310,9 @@ def test_another_version_of_a_library_is_said_and_the_same_images_count(tmp_path
     project = make_project(tmp_path, n=30, pool=ALONE)
     run(tools_of(project), RunOptions(rounds=1))
     with project.database.begin() as connection:
-        row = connection.exec_driver_sql("SELECT id, data FROM event WHERE kind = 'selected'").one()
-        data = json.loads(row[1])
-        data["versions"]["numpy"] = "0.1"
-        connection.exec_driver_sql("UPDATE event SET data = ? WHERE id = ?", (json.dumps(data), row[0]))
+        said = connection.exec_driver_sql("SELECT library_versions FROM selection").scalar_one()
+        versions = json.dumps({**json.loads(said), "numpy": "0.1"})
+        connection.exec_driver_sql("UPDATE selection SET library_versions = ?", (versions,))
 
     done = alloop("replay", "0", "-C", project.folder)
 

@@ -19,8 +19,8 @@ from alloop.project import Project
 from alloop.records import Reason
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import find_round
+from alloop.store.selections import SelectionRecord, list_selections
 from alloop.store.session import reading
-from alloop.store.workspace import list_events
 
 ALONE = {"near_duplicates": False}  # every image its own group
 CLASSES = ("cat", "dog", "owl")
@@ -41,10 +41,10 @@ def batch(project: Project, number: int) -> list[QueryRecord]:
     return [query for query in queries if query.reason is not Reason.HOLDOUT]
 
 
-def selected(project: Project) -> dict[str, Any]:
-    """What the log says of the newest choice."""
+def selected(project: Project) -> SelectionRecord:
+    """How the newest round that chose has chosen."""
     with reading(project.database) as session:
-        return dict(list_events(session, "selected", limit=1)[0]["data"])
+        return list(list_selections(session).values())[-1]
 
 
 def ready(tmp_path: Path, n: int = 50, **sections: Any) -> Project:
@@ -128,8 +128,8 @@ def test_the_cold_start_is_typical_first_and_says_so(tmp_path: Path):
     run(tools_of(project), RunOptions(rounds=1))
 
     said = selected(project)
-    assert (said["configured"], said["strategy"]) == ("entropy-spread", "max-herding")
-    assert said["notes"] == [
+    assert ((said.settings or {})["strategy"], said.strategy) == ("entropy-spread", "max-herding")
+    assert list(said.notes) == [
         "There is no model yet, which entropy-spread needs: max-herding took typical images by the backbone's features."
     ]
     assert "max-herding took typical images" in " ".join(alloop("status", "-C", project.folder).out.split())
@@ -153,7 +153,7 @@ def test_the_first_batch_is_uniform_when_that_is_asked_for(tmp_path: Path, acqui
     assert {(query.reason, query.strategy, query.probability) for query in batch(project, 0)} == {
         (Reason.SEED, "random", 6 / 32)
     }
-    assert [note[: len(start)] for note, start in zip(selected(project)["notes"], because, strict=True)] == because
+    assert [note[: len(start)] for note, start in zip(selected(project).notes, because, strict=True)] == because
 
 
 def test_without_learned_weights_the_first_batch_is_uniform(tmp_path: Path):
@@ -163,7 +163,7 @@ def test_without_learned_weights_the_first_batch_is_uniform(tmp_path: Path):
     run(tools_of(project), RunOptions(rounds=1))
 
     assert {query.strategy for query in batch(project, 0)} == {"random"}
-    assert "no learned weights" in selected(project)["notes"][0]
+    assert "no learned weights" in selected(project).notes[0]
 
 
 def test_a_quota_bounds_what_one_predicted_class_gets(tmp_path: Path):
@@ -210,7 +210,7 @@ def test_a_cap_looks_at_a_uniform_sample_and_says_so(tmp_path: Path):
     # 3 of the 12 looked at, which are 12 of the 36 that could be asked about.
     assert {query.draw_pool for query in drawn} == {12}
     assert [query.probability for query in drawn] == pytest.approx([3 / 36] * 3)
-    assert "uniform sample of 12 of 36 images" in selected(project)["notes"][0]
+    assert "uniform sample of 12 of 36 images" in selected(project).notes[0]
 
 
 @pytest.mark.parametrize("strategy", ["badge", "k-center"])

@@ -1,7 +1,5 @@
 """Which images may be asked about now."""
 
-from collections.abc import Collection, Iterable, Mapping
-
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import AcquisitionConfig
@@ -18,26 +16,11 @@ def list_askable(session: Session, settings: AcquisitionConfig, round_number: in
     unknown class waits until somebody adds the class or corrects the answer. One submitted empty may be asked again.
     """
     labeled = [ref.image_id for ref in list_refs(session, Split.TRAIN, labeled=True)]
+    groups = list_groups(session)
+    known = {groups[image_id] for image_id in (*labeled, *list_open_images(session))}
     declined = _declined(session, settings.ask_skipped_after, round_number)
     unlabeled = list_refs(session, Split.TRAIN, labeled=False)
-    return leave_known(unlabeled, list_groups(session), {*labeled, *list_open_images(session)}, declined)
-
-
-def leave_known(
-    unlabeled: Iterable[ImageRef], groups: Mapping[int, int], known: Iterable[int], declined: Collection[int]
-) -> list[ImageRef]:
-    """The images that are neither near copies of known ones, nor themselves known, nor declined."""
-    known_groups = {groups[image_id] for image_id in known}
-    return [ref for ref in unlabeled if groups[ref.image_id] not in known_groups and ref.image_id not in declined]
-
-
-def still_declined(skipped: Mapping[int, int], ask_again_after: int | None, round_number: int) -> set[int]:
-    """Images whose last skip, by round number, still counts."""
-    return {
-        image_id
-        for image_id, number in skipped.items()
-        if ask_again_after is None or round_number - number < ask_again_after
-    }
+    return [ref for ref in unlabeled if groups[ref.image_id] not in known and ref.image_id not in declined]
 
 
 def list_holdout_to_ask(session: Session) -> list[ImageRef]:
@@ -47,5 +30,9 @@ def list_holdout_to_ask(session: Session) -> list[ImageRef]:
 
 
 def _declined(session: Session, ask_again_after: int | None, round_number: int) -> set[int]:
-    still = still_declined(list_skipped_images(session), ask_again_after, round_number)
-    return still | {query.image_id for query in list_queries(session, status=QueryStatus.UNKNOWN)}
+    skipped = {
+        image_id
+        for image_id, number in list_skipped_images(session).items()
+        if ask_again_after is None or round_number - number < ask_again_after
+    }
+    return skipped | {query.image_id for query in list_queries(session, status=QueryStatus.UNKNOWN)}

@@ -1,7 +1,6 @@
 """A round's batch as queries to be recorded: the holdout, then what chance and the strategy choose."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,27 +28,40 @@ from alloop.store.images import count_pool, find_refs, list_refs
 from alloop.store.queries import list_open_images
 from alloop.store.rounds import RoundRecord, find_model
 
-NEAR_COPIES = "largest"  # image of a group that is asked about; rounds without this entry took the most uncertain one
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Images to choose from, one of each group of near copies.
+
+    Attributes:
+        keys: Keys [N] that break ties.
+        n_groups: Number of groups before `[acquisition] max_candidates` limited them.
+        notes: Decisions that were taken on the way; a sentence each.
+    """
+
+    refs: tuple[ImageRef, ...]
+    keys: Keys
+    n_groups: int
+    notes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
-    """Everything that a choice depends on, read from the database at one moment.
+    """Everything that a choice depends on, besides the round's scores.
 
     Attributes:
-        refs: The images that may be asked about.
-        groups: Image → its group of near copies.
-        sizes: Sizes of the images that share their group with another one that may be asked about.
+        current: The round.
+        config: Settings of the round, flags counted.
+        candidates: Images to choose from.
         known: Training images that are labeled or being asked about.
-        n: How many to choose, the holdout not counted.
-        holdout: What the holdout asks.
+        model: Files of the round's model; None without one.
+        n: Number of images to choose, the holdout not counted.
+        holdout: Queries about the holdout.
     """
 
     current: RoundRecord
     config: Config
-    refs: tuple[ImageRef, ...]
-    groups: Mapping[int, int]
-    sizes: Sizes
+    candidates: Candidates
     known: Known
     model: ModelFiles | None
     n: int
@@ -65,39 +77,33 @@ class Selected:
         chosen: The images besides the holdout.
         strategy: Which one chose them.
         notes: What was decided on the way, and why; a sentence each.
-        given: How much the choice depended on, and digests of it, so that a replay can say what changed.
     """
 
     queries: tuple[Query, ...]
     chosen: tuple[ImageRef, ...]
     strategy: str
     notes: tuple[str, ...]
-    given: Mapping[str, int | str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """Images to choose from, one of each group of near copies; `n_groups` counts the groups before any cap."""
-
-    refs: tuple[ImageRef, ...]
-    keys: Keys
-    n_groups: int
-    notes: tuple[str, ...]
 
 
 def read_situation(
-    session: Session, project: Project, config: Config, current: RoundRecord, n: int | None
+    session: Session,
+    project: Project,
+    config: Config,
+    current: RoundRecord,
+    scores: PoolScores | None,
+    n: int | None,
 ) -> Situation:
-    """What there is to choose from and what is known.
+    """Read what there is to choose from and what is known.
 
     The holdout comes first: images never asked about (all of them in round 0), and those whose task was lost.
 
     Args:
         session: To read from.
         project: The workspace.
-        config: The round's, flags counted.
+        config: Settings of the round, flags counted.
         current: The round.
-        n: Images besides the holdout; None: `[loop] batch_size`, or what the label budget leaves.
+        scores: Scores of the round; None without a model.
+        n: Number of images besides the holdout; None: `[loop] batch_size`, or what the label budget leaves.
     """
     holdout = _holdout_queries(session, current)
     counts = count_pool(session)
@@ -110,9 +116,7 @@ def read_situation(
     return Situation(
         current=current,
         config=config,
-        refs=tuple(refs),
-        groups=groups,
-        sizes=read_sizes(session, refs, groups),
+        candidates=_candidates(config, current.seed, scores, refs, groups, read_sizes(session, refs, groups)),
         known=_known(session, config),
         model=None if model is None else model.files(project.folder),
         n=n if n is not None else batch_size(config.loop, bought(config, counts), counts.open + len(holdout)),
@@ -135,7 +139,7 @@ def choose_batch(
     """
     config, current = situation.config, situation.current
     evidence = Evidence(tools, config, situation.known, scores, situation.model, device)
-    candidates = find_candidates(situation, scores)
+    candidates = situation.candidates
     batch = choose_images(candidates.refs, candidates.keys, evidence, situation.n, current.seed, candidates.notes)
     first = len(situation.holdout)
     queries = [_query(pick, candidates, batch, scores, first + pick.rank) for pick in batch.picks]
@@ -144,18 +148,23 @@ def choose_batch(
         chosen=tuple(candidates.refs[pick.position] for pick in batch.picks),
         strategy=batch.strategy,
         notes=batch.notes,
-        given=_given(situation, candidates),
     )
 
 
-def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidates:
+def _candidates(
+    config: Config,
+    seed: int,
+    scores: PoolScores | None,
+    askable: Sequence[ImageRef],
+    groups: Mapping[int, int],
+    sizes: Sizes,
+) -> Candidates:
     """Return the largest image of each group of near copies among the askable images, and among those with a score."""
-    settings, seed = situation.config.acquisition, situation.current.seed
-    refs = list(situation.refs)
+    settings, refs = config.acquisition, list(askable)
     if scores is not None:
         left_out = scores.suspects if settings.skip_suspects else frozenset()
         refs = [ref for ref in refs if ref.image_id in scores and ref.image_id not in left_out]
-    refs = keep_largest(refs, situation.groups, situation.sizes)
+    refs = keep_largest(refs, groups, sizes)
     notes: tuple[str, ...] = ()
     n_groups, most = len(refs), settings.max_candidates
     if most is not None and n_groups > most:
@@ -168,7 +177,7 @@ def find_candidates(situation: Situation, scores: PoolScores | None) -> Candidat
 
 def _known(session: Session, config: Config) -> Known:
     """Return the labeled training images and those being asked about."""
-    labels = encode_labels(
+    labels = _encode_labels(
         config, {label.image_id: label.consensus.value for label in list_labels(session, Split.TRAIN)}
     )
     asked = list_open_images(session)
@@ -180,7 +189,7 @@ def _known(session: Session, config: Config) -> Known:
     return Known(tuple(ordered), np.array([given[ref.image_id] for ref in ordered], dtype=np.int64))
 
 
-def encode_labels(config: Config, labels: Mapping[int, str]) -> dict[int, int]:
+def _encode_labels(config: Config, labels: Mapping[int, str]) -> dict[int, int]:
     """Return image id → target, -1 for a label that models cannot learn."""
     coding = TASKS[config.project.task](config.project.classes)
     targets = {image_id: coding.encode(value) for image_id, value in labels.items()}
@@ -227,20 +236,3 @@ def _query(pick: Pick, candidates: Candidates, batch: Batch, scores: PoolScores 
         query = dataclasses.replace(query, score=float(scores.values(name, [image_id])[0]))
     suspect = image_id in scores.suspects
     return dataclasses.replace(query, predicted=predicted, confidence=confidence, suspect=suspect)
-
-
-def _given(situation: Situation, candidates: Candidates) -> dict[str, int | str]:
-    """Counts and SHA-256 of the parts, in an order that does not depend on how the database was filled."""
-    known = (f"{ref.sha256} {label}" for ref, label in zip(situation.known.refs, situation.known.labels, strict=True))
-    return {
-        "n": situation.n,
-        "n_candidates": len(candidates.refs),
-        "candidates": _digest(sorted(ref.sha256 for ref in candidates.refs)),
-        "near_copies": NEAR_COPIES,
-        "n_known": len(situation.known.refs),
-        "known": _digest(sorted(known)),
-    }
-
-
-def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -16,6 +16,7 @@ from alloop.engine.targets import TASKS, Coding, encode_known
 from alloop.errors import AlloopError
 from alloop.loop.asking.answers import judged_by, resettle_unknown
 from alloop.loop.choosing.evidence import Unreadable, wide_needs
+from alloop.loop.choosing.inputs_file import write_inputs
 from alloop.loop.choosing.pool_scores import features_beside, load_scores
 from alloop.loop.choosing.selection import Selected, Situation, choose_batch, read_situation
 from alloop.loop.intake.holdout import grow_holdout, growth_size
@@ -233,17 +234,22 @@ def select(
         with reading(project.database) as session:
             current = _expect(session, number, RoundState.SCORED)
             config = with_strategy(settings_of(project, current), strategy, max_ram)
-            situation = read_situation(session, project, config, current, n)
-        scores = load_scores(project, current, config.acquisition)
+            scores = load_scores(project, current, config.acquisition)
+            situation = read_situation(session, project, config, current, scores, n)
         try:
             selected = choose_batch(bench, situation, scores, device)
         except Unreadable as error:
             with transaction(project.database) as session:
                 mark_unusable(session, bench, error.failed)
             continue
+        path = project.paths.inputs(number)
+        file = {
+            "path": project.paths.relative(path),
+            "sha256": write_inputs(path, situation.candidates, situation.known),
+        }
         with transaction(project.database) as session:
             if not mark_vanished(session, bench, [ref.path for ref in selected.chosen]):
-                _record_selection(session, bench, situation, selected, 0 if scores is None else len(scores.suspects))
+                _record_selection(session, bench, situation, selected, file)
                 return len(selected.queries)
 
 
@@ -303,35 +309,21 @@ def label_digest(
 
 
 def _record_selection(
-    session: Session, bench: Workbench, situation: Situation, selected: Selected, suspects: int
+    session: Session, bench: Workbench, situation: Situation, selected: Selected, file: Mapping[str, str]
 ) -> None:
     number, config = situation.current.number, situation.config
     _expect(session, number, RoundState.SCORED)
     add_queries(session, situation.current.id, selected.queries, new_key_prefix(session, number), bench.now())
     set_state(session, situation.current.id, RoundState.SCORED, RoundState.SELECTED)
-    record = {
+    made_with = {
         "strategy": selected.strategy,
         "notes": list(selected.notes),
-        "n": situation.n,
         "settings": config.acquisition.model_dump(mode="json"),
         "library_versions": library_versions(),
+        **file,
     }
-    add_selection(session, situation.current.id, record)
-    add_event(
-        session,
-        bench.user,
-        "selected",
-        bench.now(),
-        number,
-        queries=len(selected.queries),
-        configured=config.acquisition.strategy,
-        strategy=selected.strategy,
-        suspects=suspects,
-        notes=list(selected.notes),
-        settings=config.acquisition.model_dump(mode="json"),
-        given=dict(selected.given),
-        versions=library_versions(),
-    )
+    add_selection(session, situation.current.id, {"n": situation.n, **made_with})
+    add_event(session, bench.user, "selected", bench.now(), number, queries=len(selected.queries), **made_with)
     for note in selected.notes:
         logger.info("%s", note)
 
