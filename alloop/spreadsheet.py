@@ -190,7 +190,7 @@ def _columns(
     for name in known:
         places = _meant(titles[:n], name)
         if len(places) > 1:
-            raise refusal(f"{path}, line {line}: the column {name!r} is there twice.", "Remove one of the two.")
+            raise refusal(f"{path}, line {line}: the column {name!r} appears twice.", "Remove one of the two.")
         for place in places:
             columns[place] = name
     return list(titles[:n]), columns

@@ -164,7 +164,7 @@ def test_several_people_get_a_row_each(tmp_path: Path):
         (f"label,annotator,key,sha256\ncat,,q0,{SHA}\ncat,an", "line 3: the line ends before the column 'key'"),
         (f"label,annotator,key,sha256\ncat,,,{SHA}\n", "line 2: the column 'key' is empty"),
         (f'label,annotator,key,sha256\n"cat,,q1,{SHA}\n', "line 2: unexpected end of data"),
-        (f"label,annotator,key,sha256\ncat,,q1,{SHA}\ncat,,q1,{SHA}\n", "is there twice"),
+        (f"label,annotator,key,sha256\ncat,,q1,{SHA}\ncat,,q1,{SHA}\n", "appears twice"),
     ],
 )
 def test_a_half_written_or_broken_sheet_is_named_with_line_and_column(tmp_path: Path, text: str, words: str):

@@ -75,7 +75,7 @@ def test_a_guess_at_the_encoding_is_said_once(tmp_path: Path, caplog: pytest.Log
         (b"\xff\xfea", "t.csv cannot be read"),
         (b"sep=;\nfile;class\n", "line 2: the column 'label' is missing; it has the columns file, class"),
         (b"\nname,label\n", "line 2: the column 'file' or 'sha256' is missing; it has the columns name, label"),
-        (b"file,LABEL,Label \na,b,c\n", "line 1: the column 'label' is there twice"),
+        (b"file,LABEL,Label \na,b,c\n", "line 1: the column 'label' appears twice"),
         (b"file,label\na.png,cat\nb, c.png,dog\n", "line 3: it has 3 cells, and the header has 2 columns"),
         (b'file,label\n"a.png,cat\nb.png,dog\n', "line 3: unexpected end of data"),
     ],
