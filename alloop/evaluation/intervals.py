@@ -53,24 +53,6 @@ def wilson_parts(share: float, n: float, confidence: float = 0.95) -> tuple[floa
     return middle, z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
 
 
-def bootstrap(
-    statistic: Statistic, n: int, generator: np.random.Generator, draws: int = DRAWS, confidence: float = 0.95
-) -> Interval:
-    """Return the percentile interval of a statistic over resamples of n images with replacement.
-
-    Args:
-        statistic: Function that computes values of many resamples at once, from the count of each image in each
-            resample. Counts of 1 give the value on the data themselves.
-        n: Number of images. Without images the value is nan and the interval is [-inf, inf].
-        generator: Generator of the resamples.
-        draws: Number of resamples.
-        confidence: Confidence level, in (0, 1).
-
-    Source: Efron & Tibshirani (1993), chapter 13.
-    """
-    return bootstrap_all({"": statistic}, n, generator, draws, confidence)[""]
-
-
 def bootstrap_all(
     statistics: Mapping[str, Statistic],
     n: int,
@@ -78,7 +60,18 @@ def bootstrap_all(
     draws: int = DRAWS,
     confidence: float = 0.95,
 ) -> dict[str, Interval]:
-    """Return intervals of several statistics of the same images, over the same resamples; see `bootstrap`."""
+    """Percentile intervals of several statistics over the same resamples of n images with replacement.
+
+    Args:
+        statistics: Each computes its value on many resamples at once from how often each image is in each; the value on
+            the data as they are is that of all ones.
+        n: Number of images. Without any, a value is nan and its interval is [-inf, inf].
+        generator: Draws the resamples.
+        draws: Number of resamples.
+        confidence: In (0, 1).
+
+    Source: Efron & Tibshirani (1993), chapter 13.
+    """
     method = f"bootstrap {confidence:.0%}"
     if n == 0:
         return {name: Interval(math.nan, -math.inf, math.inf, 0, method) for name in statistics}
@@ -120,7 +113,10 @@ def mean_of(values: npt.NDArray[np.floating]) -> Statistic:
 
 
 def ece_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS) -> Statistic:
-    """Return the statistic for `metrics.ece`. It is biased upwards by about sqrt(n_bins / N)."""
+    """Expected calibration error of the top class, Σ_b n_b / N |accuracy_b - confidence_b|, in [0, 1].
+
+    It is biased upwards by about sqrt(n_bins / N). Source: Naeini et al. (2015), Guo et al. (2017).
+    """
     confidence = top_confidence(probs)
     gap = (probs.argmax(axis=1) == labels) - confidence
     per_bin = np.zeros((len(gap), n_bins))
@@ -129,7 +125,10 @@ def ece_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
 
 
 def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS) -> Statistic:
-    """Return the statistic for `metrics.mce`. A single image in a bin can decide it, so intervals are wide."""
+    """Greatest calibration error of a bin, in [0, 1]. One image alone in a bin can decide it: expect wide intervals.
+
+    Source: Naeini et al. (2015).
+    """
     confidence = top_confidence(probs)
     gap = (probs.argmax(axis=1) == labels) - confidence
     member = np.zeros((len(gap), n_bins))
@@ -146,9 +145,11 @@ def mce_of(probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_b
 def adaptive_ece_of(
     probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
 ) -> Statistic:
-    """Return the statistic for `metrics.adaptive_ece`, with the quantiles of each resample.
+    """ECE over bins with equally many images: quantiles (linearly interpolated) of the confidence, right-closed.
 
-    Images are sorted once. The k-th smallest confidence of a resample is at the first running count above k.
+    The quantiles are those of each resample. Equal ones are merged; the lowest confidence belongs to the first bin.
+    Images are sorted once: the k-th smallest confidence of a resample is where its running counts first exceed k.
+    Source: docs/methods.md section 8.2.
     """
     confidence = top_confidence(probs)
     order = np.argsort(confidence, kind="stable")
@@ -174,7 +175,10 @@ def adaptive_ece_of(
 def classwise_ece_of(
     probs: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_bins: int = N_BINS
 ) -> Statistic:
-    """Return the statistic for `metrics.classwise_ece`. It is biased upwards like `ece_of`."""
+    """Mean over all K classes of the calibration error of p_k against [y = k]; biased upwards like `ece_of`.
+
+    Compare at equal K only. Source: docs/methods.md section 8.2.
+    """
     edges = np.linspace(0, 1, n_bins + 1)
     columns = probs.astype(np.float64).T
 

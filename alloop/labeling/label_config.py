@@ -90,11 +90,6 @@ def check_config(
     return best
 
 
-def extra_choices(control: Control, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the choices of a control that are not our classes."""
-    return tuple(choice for choice in control.choices if choice not in classes)
-
-
 def prediction(task: OutgoingTask, control: Control, preannotate: bool, wording: Wording) -> dict[str, Any] | None:
     """Return the model's guess in Label Studio's format; None without a model.
 

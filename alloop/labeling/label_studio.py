@@ -10,7 +10,7 @@ from alloop.errors import LabelingError, ServerUnavailable
 from alloop.labeling import label_studio_tasks as task_list
 from alloop.labeling.connection import Connection, Fate, Unanswered
 from alloop.labeling.images import ImageUrls
-from alloop.labeling.label_config import HASH_KEY, TASK_KEY, extra_choices, prediction, read_annotation, read_time
+from alloop.labeling.label_config import HASH_KEY, TASK_KEY, prediction, read_annotation, read_time
 from alloop.labeling.label_studio_project import (
     OpenProject,
     ProjectPlan,
@@ -75,21 +75,6 @@ class LabelStudioAnnotator:
     def identity(self) -> str:
         """Time at which the project was created. Projects of the same number on two servers differ in it."""
         return self._opened.created_at
-
-    def extra_choices(self) -> tuple[str, ...]:
-        """Choices in the project that are not our classes, for `status`."""
-        return extra_choices(self._opened.control, self._plan.classes)
-
-    def counts(self) -> dict[str, int]:
-        """Return the server's numbers of tasks, annotations and skips in the project."""
-        row = find_project(self._connection, self._opened.id)
-        names = {
-            "tasks": "task_number",
-            "annotations": "total_annotations_number",
-            "skipped": "skipped_annotations_number",
-            "predictions": "total_predictions_number",
-        }
-        return {ours: int(row.get(theirs) or 0) for ours, theirs in names.items()}
 
     def last_push(self) -> str | None:
         return find_last_push(find_project(self._connection, self._opened.id), self._plan.workspace_key)

@@ -1,21 +1,16 @@
 """MC dropout: M random passes as M members.
 
-Before the heads (`HeadDropout`) the trunk runs once and only the cheap last layer repeats. Networks with dropout inside
-(`active_dropout`, `stochastic_logits`) have to run M times.
+Features are dropped before the heads, so the trunk runs once and only the cheap last layer repeats.
 
 Source: Gal & Ghahramani, ICML 2016; docs/methods.md section 3.
 """
 
-import contextlib
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
+from torch import Tensor
 
 from alloop.models.heads import MultiHead
 from alloop.seeds import derive_seed
@@ -135,103 +130,3 @@ class HeadDropout:
     @staticmethod
     def _dropped(features: Tensor, center: Tensor, masks: Tensor) -> Tensor:
         return center + masks * (features.to(center.dtype) - center)
-
-
-@contextlib.contextmanager
-def active_dropout(
-    model: nn.Module, *, allow_none: bool = False, allow_unreachable: bool = False, stochastic_depth: bool = False
-) -> Iterator[list[str]]:
-    """Set everything to eval mode except dropout modules; restore all modes at the end.
-
-    Args:
-        model: Network. Batch norm stays in eval mode.
-        allow_none: True to accept a network without dropout, whose passes all agree.
-        allow_unreachable: True to accept dropout that modes do not reach and that stays off.
-        stochastic_depth: True to also drop whole residual branches.
-
-    Yields:
-        Names of the modules that drop.
-
-    Raises:
-        ValueError: The network has no dropout, or some dropout cannot be reached; names the modules.
-    """
-    modes = {module: module.training for module in model.modules()}
-    hidden = unreachable_dropout(model)
-    if hidden and not allow_unreachable:
-        raise ValueError(f"dropout in {', '.join(hidden)} is not a module of its own and cannot be switched on alone")
-    names = [name for name, module in model.named_modules() if _drops(module, stochastic_depth)]
-    if not names and not allow_none:
-        raise ValueError(f"{type(model).__name__} has no active dropout: all passes would agree")
-    try:
-        model.eval()
-        for name in names:
-            model.get_submodule(name).train()
-        yield names
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def stochastic_logits(
-    model: nn.Module, inputs: Tensor, passes: int = PASSES, *, seed: int, allow_none: bool = False
-) -> Float[Tensor, "M B K"]:
-    """Return the logits of M passes through a network with dropout inside.
-
-    Each pass has its own seed, and the process-wide generator is not changed. Masks differ between images and depend on
-    their place in the batch.
-
-    Args:
-        model: Network from inputs to logits [B, K] or [H, B, K] (then M = passes * H, ordered by pass).
-        inputs: Batch of inputs.
-        passes: Number of passes, at least 1.
-        seed: Seed of the passes.
-        allow_none: True to accept a network without dropout.
-
-    Raises:
-        ValueError: As in `active_dropout`.
-    """
-    devices = [inputs.device] if inputs.is_cuda else []
-    rows = []
-    with active_dropout(model, allow_none=allow_none), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        for number in range(passes):
-            torch.manual_seed(derive_seed(seed, "mc-dropout", number))
-            logits = model(inputs)
-            # Members get a new axis, because joining rows would mix images.
-            rows.append(logits if logits.ndim == 3 else logits.unsqueeze(0))
-    return torch.cat(rows)
-
-
-def unreachable_dropout(model: nn.Module) -> list[str]:
-    """Return the names of modules that drop without a dropout module: attention, recurrent layers, `F.dropout`."""
-    return [name or type(model).__name__ for name, module in model.named_modules() if _hides_dropout(module)]
-
-
-def _drops(module: nn.Module, stochastic_depth: bool) -> bool:
-    """Return whether a module drops, by its type: the name AlphaDropout does not begin with "Dropout"."""
-    if isinstance(module, StochasticDepth):
-        return stochastic_depth and module.p > 0
-    return isinstance(module, _DropoutNd) and module.p > 0
-
-
-def _hides_dropout(module: nn.Module) -> bool:
-    if isinstance(module, nn.MultiheadAttention):
-        return bool(module.dropout > 0)
-    if isinstance(module, nn.RNNBase):
-        return module.dropout > 0 and module.num_layers > 1
-    if isinstance(module, _DropoutNd) or type(module).__module__.startswith("torch.nn."):
-        return False
-    if not _calls_dropout(type(module).forward):
-        return False
-    rates = [value for key, value in vars(module).items() if "drop" in key.lower() and isinstance(value, int | float)]
-    # Without a rate among the attributes, it is written into the code.
-    return not rates or any(rate > 0 for rate in rates)
-
-
-def _calls_dropout(forward: Callable[..., object]) -> bool:
-    try:
-        source = inspect.getsource(forward)
-    except (OSError, TypeError):
-        return False
-    return any(
-        f"{prefix}dropout{kind}(" in source for prefix in ("F.", "functional.") for kind in ("", "1d", "2d", "3d")
-    )

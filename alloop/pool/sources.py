@@ -72,11 +72,6 @@ class Skipped:
     names: Counter[str] = dataclasses.field(default_factory=Counter)
     special: int = 0
 
-    @property
-    def hidden(self) -> int:
-        """Number of files and folders in `names`."""
-        return self.names.total()
-
 
 @runtime_checkable
 class ImageSource(Protocol):

@@ -7,7 +7,6 @@ EfficientNet-Lite0; 200 random images fit the temperature, `--labels` others tra
 
 import argparse
 import csv
-import dataclasses
 import os
 import random
 import sys
@@ -22,7 +21,8 @@ from alloop.config.load import validate_config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob
 from alloop.engine.score_file import read_log_probs
-from alloop.evaluation.metrics import measure
+from alloop.evaluation.intervals import statistics_of
+from alloop.evaluation.metrics import accuracy
 from alloop.files import sha256_of
 from alloop.records import ImageRef
 
@@ -81,11 +81,18 @@ def measured(scratch: Path, pairs: list, mode: str, train: dict, options: argpar
     parts = list(read_log_probs(LocalExecutor().submit(score).path))
     log_probs = np.concatenate([rows.numpy() for _, rows in parts])
     truth = np.array([targets[ref.image_id] for ref in rest])
-    found = dataclasses.asdict(measure(log_probs, truth))
-    shown = {key: round(found[key], 4) for key in ("accuracy", "nll", "ece")}
+    found = measure(log_probs, truth)
+    shown = {key: round(value, 4) for key, value in found.items()}
     history = {key: value for key, value in trained.history.items() if key in ("best_epoch", "epochs", "stopped")}
     return {"mode": mode, **train, **shown, "temperature": round(trained.calibration.temperature, 3), **history,
             "train_seconds": round(seconds)}  # fmt: skip
+
+
+def measure(log_probs, targets) -> dict[str, float]:
+    """Accuracy, NLL and ECE."""
+    statistics, whole = statistics_of(log_probs, targets), np.ones((1, len(targets)))
+    found = {name: float(statistics[name](whole)[0]) for name in ("nll", "ece")}
+    return {"accuracy": accuracy(np.exp(log_probs), targets), **found}
 
 
 if __name__ == "__main__":

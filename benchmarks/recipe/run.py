@@ -33,7 +33,8 @@ from alloop.calibration.temperature import apply_temperature, fit_temperature
 from alloop.engine.build import HEAD_DECAY, HEAD_PRIOR, HeadRecipe
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective
-from alloop.evaluation.metrics import measure
+from alloop.evaluation.intervals import statistics_of
+from alloop.evaluation.metrics import accuracy
 from alloop.losses.multi_head import assign_specialties, class_weights
 from alloop.losses.named import find_loss
 from alloop.models.backbones import Backbone, load_backbone
@@ -207,8 +208,8 @@ def compare(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[dict[str, objec
                 plain = measure(before.double().numpy(), y[test])
                 yield {
                     "set": name, "seed": seed, "labels": n_labels, "method": method, "n_test": len(test),
-                    "accuracy": plain.accuracy, "nll": plain.nll, "ece": plain.ece,
-                    "nll_calibrated": after.nll, "ece_calibrated": after.ece,
+                    **plain,
+                    "nll_calibrated": after["nll"], "ece_calibrated": after["ece"],
                     "temperature": temperature, "seconds": seconds,
                 }  # fmt: skip
 
@@ -258,6 +259,13 @@ def main() -> None:
                 writer.writerow(rounded)
                 file.flush()
             print(f"{name}: done", file=sys.stderr)
+
+
+def measure(log_probs, targets) -> dict[str, float]:
+    """Accuracy, NLL and ECE."""
+    statistics, whole = statistics_of(log_probs, targets), np.ones((1, len(targets)))
+    found = {name: float(statistics[name](whole)[0]) for name in ("nll", "ece")}
+    return {"accuracy": accuracy(np.exp(log_probs), targets), **found}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from alloop.labeling.label_config import (
     check_config,
     check_names,
     extended_config,
-    extra_choices,
     find_controls,
     is_generated,
     prediction,
@@ -94,7 +93,6 @@ def test_an_alias_is_what_annotations_will_say():
     found = control(xml)
 
     assert found.choices == ("cat", "dog", "other")
-    assert extra_choices(found, ("cat", "dog")) == ("other",)
 
 
 def test_the_servers_own_reading_of_the_labels_counts():

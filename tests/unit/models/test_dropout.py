@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-import torchvision
-from torch import nn
 
-from alloop.models.dropout import HeadDropout, active_dropout, stochastic_logits, unreachable_dropout
+from alloop.models.dropout import HeadDropout
 from alloop.models.heads import MultiHead
 from alloop.predictive import mutual_information
 from alloop.seeds import derive_seed
@@ -23,20 +21,6 @@ def _features(n: int, d: int = 6) -> torch.Tensor:
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-class _Functional(nn.Module):
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.drop_rate = rate
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(x, p=self.drop_rate, training=self.training)
-
-
-def _network(rate: float = 0.5) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(rate), nn.Linear(8, 3))
 
 
 def test_a_pass_is_the_heads_on_masked_features_by_hand():
@@ -173,101 +157,3 @@ def test_a_seed_or_a_generator_but_not_both_and_not_neither():
         HeadDropout().logits(_heads(), _features(2))
     with pytest.raises(ValueError, match="either"):
         HeadDropout().logits(_heads(), _features(2), seed=0, generator=_generator())
-
-
-def test_only_dropout_is_switched_on_and_every_mode_comes_back():
-    model = _network().train()
-    model[1].eval()
-    before = {name: module.training for name, module in model.named_modules()}
-
-    with active_dropout(model) as names:
-        assert names == ["3"]
-        assert [name for name, module in model.named_modules() if module.training] == ["3"]
-
-    assert {name: module.training for name, module in model.named_modules()} == before
-
-
-def test_modes_come_back_after_an_error_too():
-    model = _network().eval()
-
-    with pytest.raises(RuntimeError), active_dropout(model):
-        raise RuntimeError
-
-    assert not any(module.training for module in model.modules())
-
-
-@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
-def test_every_kind_of_dropout_is_found(kind):
-    with active_dropout(nn.Sequential(nn.Linear(2, 2), kind(0.1))) as names:
-        assert names == ["1"]
-
-
-def test_a_network_that_drops_nothing_is_refused_unless_allowed():
-    with pytest.raises(ValueError, match="no active dropout"), active_dropout(_network(rate=0.0)):
-        pass
-    with active_dropout(_network(rate=0.0), allow_none=True) as names:
-        assert names == []
-
-
-def test_stochastic_depth_is_optional():
-    model = nn.Sequential(torchvision.ops.StochasticDepth(0.2, "row"), nn.Dropout(0.1))
-
-    with active_dropout(model) as names:
-        assert names == ["1"]
-    with active_dropout(model, stochastic_depth=True) as names:
-        assert names == ["0", "1"]
-
-
-@pytest.mark.parametrize(
-    ("module", "is_hidden"),
-    [
-        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
-        (nn.MultiheadAttention(4, 2), False),
-        (nn.LSTM(4, 4, num_layers=2, dropout=0.1), True),
-        (nn.LSTM(4, 4, num_layers=2), False),
-        (_Functional(0.1), True),
-        (_Functional(0.0), False),
-        (nn.Dropout(0.5), False),
-    ],
-)
-def test_dropout_that_modes_do_not_reach_is_detected(module, is_hidden):
-    assert bool(unreachable_dropout(nn.Sequential(module))) == is_hidden
-
-
-def test_unreachable_dropout_is_refused_by_name():
-    model = nn.Sequential(nn.Dropout(0.5), _Functional(0.1))
-
-    with pytest.raises(ValueError, match="dropout in 1 is not a module"), active_dropout(model):
-        pass
-    with active_dropout(model, allow_unreachable=True) as names:
-        assert names == ["0"]
-
-
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"])
-def test_published_networks_hide_no_dropout(name):
-    with torch.device("meta"):
-        model = getattr(torchvision.models, name)()
-
-    assert unreachable_dropout(model) == []
-
-
-def test_passes_through_a_network_are_members_that_depend_on_the_seed_alone():
-    model, inputs = _network(), torch.randn(5, 4, generator=_generator())
-    state = torch.get_rng_state()
-
-    logits = stochastic_logits(model, inputs, passes=3, seed=1)
-
-    assert logits.shape == (3, 5, 3)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(stochastic_logits(model, inputs, passes=3, seed=1), logits)
-    assert not torch.equal(logits[0], logits[1])
-    assert not torch.equal(stochastic_logits(model, inputs, passes=3, seed=2), logits)
-
-
-def test_batch_statistics_do_not_change_in_stochastic_passes():
-    model = _network()
-    before = model[1].running_mean.clone()
-
-    stochastic_logits(model, torch.randn(5, 4), passes=3, seed=1)
-
-    assert torch.equal(model[1].running_mean, before)

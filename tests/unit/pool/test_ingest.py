@@ -76,7 +76,7 @@ def test_hidden_files_and_what_systems_strew_about_are_left_out_and_counted(tmp_
     skipped = Skipped()
 
     assert names(expand([str(tmp_path)], skipped), tmp_path) == ["a.png"]
-    assert skipped.hidden == 5
+    assert skipped.names.total() == 5
 
 
 def test_what_is_plainly_no_image_is_counted_and_anything_else_is_tried(tmp_path):
