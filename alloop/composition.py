@@ -272,6 +272,11 @@ BACKENDS: Mapping[str, str] = {
 DEFAULT_BACKEND = "label-studio"
 BACKEND_GROUP = "alloop.labeling"  # the entry points by which others add theirs
 
+# Name of an executor → its class, an `alloop.executor.Executor` that is made without arguments.
+EXECUTORS: Mapping[str, str] = {"local": "alloop.engine.executor_local:LocalExecutor"}
+DEFAULT_EXECUTOR = "local"
+EXECUTOR_GROUP = "alloop.executors"  # the entry points by which others add theirs
+
 
 def check_backend(name: str) -> None:
     """Refuse an unknown labeling back end.

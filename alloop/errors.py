@@ -9,6 +9,7 @@
     ├── LabelError              exit 1   labels that cannot be used: unknown class, too few
     ├── ModelError              exit 1   backbone, weights, a model or cache file that is damaged
     ├── DeviceError             exit 1   the device has too little memory
+    ├── WorkerKilled            exit 1   a process that worked on a job was killed
     ├── LabelingError           exit 1   the labeling back end refused: wrong token, project gone, other label config
     └── TemporaryError          exit 75  try again later
         ├── ServerUnavailable            the labeling server is down, slow or gives invalid answers
@@ -70,6 +71,10 @@ class ModelError(AlloopError):
 
 
 class DeviceError(AlloopError):
+    pass
+
+
+class WorkerKilled(AlloopError):
     pass
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -51,10 +52,11 @@ class Session:
         return click.get_current_context().with_resource(open_project(self.workspace, check_schema=check_schema))
 
     def executor(self) -> "Executor":
-        """Return the executor that runs this command's jobs."""
-        from alloop.engine.executor_local import LocalExecutor
+        """Make the executor of this command's jobs: the one that ALLOOP_EXECUTOR names, or the local one."""
+        from alloop.composition import DEFAULT_EXECUTOR
+        from alloop.executor import VARIABLE, find_executor
 
-        return LocalExecutor()
+        return find_executor(os.environ.get(VARIABLE) or DEFAULT_EXECUTOR)
 
     def tools(self) -> "Tools":
         """Open the workspace until the command ends, and return it with all that work on it needs."""

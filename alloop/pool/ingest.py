@@ -5,19 +5,17 @@ fast.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
-import multiprocessing
-import signal
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
-from alloop.errors import PoolError
+from alloop.errors import PoolError, WorkerKilled
+from alloop.executor import Executor
 from alloop.pool import pixels
 from alloop.pool.hashing import fingerprint
 from alloop.pool.sources import Fetched, find_source
+from alloop.progress import Progress, silent
 from alloop.records import ImageFile, UnreadableFile
 
 _CHUNK = 16  # number of files that a process gets at once
@@ -58,7 +56,7 @@ def inspect_file(location: str, max_pixels: int, may_be_cut: bool = False) -> Im
 
 
 def inspect_files(
-    locations: Iterable[str], max_pixels: int, workers: int, may_be_cut: bool = False
+    locations: Iterable[str], executor: Executor, max_pixels: int, workers: int, may_be_cut: bool = False
 ) -> Iterator[ImageFile | UnreadableFile]:
     """Run `inspect_file` on all locations, in order, with `workers` processes; with 0 or 1 in this process.
 
@@ -68,57 +66,29 @@ def inspect_files(
     Raises:
         PoolError: A process was killed, most likely because memory ran out.
     """
-    if workers <= 1:
-        yield from (inspect_file(location, max_pixels, may_be_cut) for location in locations)
-        return
     remaining = iter(locations)
     chunks = iter(lambda: list(itertools.islice(remaining, _CHUNK)), [])
     first = next(chunks, [])
-    if len(first) < _CHUNK:  # starting processes would take longer than the work
-        yield from (inspect_file(location, max_pixels, may_be_cut) for location in first)
-        return
-    yield from _inspect_chunks(itertools.chain([first], chunks), max_pixels, workers, may_be_cut)
-
-
-def _inspect_chunks(
-    chunks: Iterator[list[str]], max_pixels: int, workers: int, may_be_cut: bool
-) -> Iterator[ImageFile | UnreadableFile]:
-    # Processes instead of threads, because Pillow's limits and warnings are global, and hashing holds the GIL.
-    # Spawned, because forking a process that has threads (a progress bar's, torch's) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
-    pending: deque[Future[list[ImageFile | UnreadableFile]]] = deque()
+    n = workers if len(first) == _CHUNK else 1  # starting processes takes longer than reading a few files
+    jobs = (_Chunk(tuple(chunk), max_pixels, may_be_cut) for chunk in itertools.chain([first], chunks))
     try:
-        for chunk in chunks:
-            with _interrupts_held():  # the first one starts the processes
-                pending.append(executor.submit(_inspect_chunk, chunk, max_pixels, may_be_cut))
-            if len(pending) >= workers * _AHEAD:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool as error:
+        with contextlib.closing(executor.run_all(jobs, n, ahead=_AHEAD, in_order=True)) as chunks_read:
+            for found in chunks_read:
+                yield from found
+    except WorkerKilled as error:
         raise PoolError(
             f"A process that reads images was killed while {workers} were at work; most likely memory ran out.",
             "Run the command again with fewer workers, or lower [pool] max_pixels. Images added so far are kept.",
         ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _inspect_chunk(locations: list[str], max_pixels: int, may_be_cut: bool) -> list[ImageFile | UnreadableFile]:
-    return [inspect_file(location, max_pixels, may_be_cut) for location in locations]
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Job that reads a few files."""
 
+    locations: tuple[str, ...]
+    max_pixels: int
+    may_be_cut: bool
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Delay Ctrl-C until started processes ignore it; this process receives it at the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches all processes of the terminal; only the first one reacts.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def run(self, progress: Progress = silent) -> list[ImageFile | UnreadableFile]:
+        return [inspect_file(location, self.max_pixels, self.may_be_cut) for location in self.locations]

@@ -1,26 +1,26 @@
 """The cells of an experiment: each is computed once and kept as a JSON file, here or in several processes."""
 
-import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
 import multiprocessing
 import re
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from alloop.errors import AlloopError, WorkspaceError
+from alloop.errors import AlloopError, WorkerKilled, WorkspaceError
+from alloop.executor import Executor
 from alloop.files import explain_os_error, make_output_folder
 from alloop.processes import start_time
+from alloop.progress import Progress, silent
 
 Plan = TypeVar("Plan")
 Value = TypeVar("Value")
@@ -76,61 +76,51 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 
 
 def run_cells(
-    plans: Sequence[Plan], work: Callable[[Plan], None], jobs: int, deadline: Deadline
+    plans: Sequence[Plan], work: Callable[[Plan], None], executor: Executor, at_once: int, deadline: Deadline
 ) -> Iterator[tuple[Plan, str | None]]:
-    """Compute cells, in order of beginning; as many at once as there are jobs.
+    """Compute cells, and yield them as they are done.
 
     Args:
-        plans: Each is handed to `work`; with several jobs both go to other processes.
-        work: Computes and keeps one cell. A cell in which it raises is failed; the others go on.
-        jobs: 1: here.
-        deadline: What is not begun by then is not yielded.
+        plans: Plans of the cells, in the order in which they begin. With several at once, they go to other processes.
+        work: Function that computes and keeps one cell. If it raises, the cell has failed; the others go on.
+        executor: Runs the cells.
+        at_once: Number of cells computed at the same time; 1: in this process.
+        deadline: Time after which no cell begins; cells that did not begin are not yielded.
 
     Yields:
-        A plan that is done, and why it failed, or None.
+        (plan, reason of its failure or None).
     """
-    if jobs == 1:
-        for plan in plans:
-            if deadline.is_over():
-                return
-            yield plan, _attempt(work, plan)
-        return
-    context = multiprocessing.get_context("spawn")
-    workers = concurrent.futures.ProcessPoolExecutor(jobs, context, _prepare_worker)
-    waiting = iter(plans)
-    running: dict[concurrent.futures.Future[str | None], Plan] = {}
+    in_time = itertools.takewhile(lambda _: not deadline.is_over(), plans)
+    jobs = (_CellJob(plan, work, is_alone=at_once == 1) for plan in in_time)
     try:
-        while True:
-            room = 0 if deadline.is_over() else jobs - len(running)
-            for plan in itertools.islice(waiting, room):
-                running[workers.submit(_attempt, work, plan)] = plan
-            if not running:
-                return
-            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                yield running.pop(future), future.result()
-    except BrokenProcessPool as error:
+        with contextlib.closing(executor.run_all(jobs, at_once)) as done:
+            yield from done
+    except WorkerKilled as error:
         raise AlloopError(
             "A process that computed a result was killed, perhaps because memory ran out.",
             "Run the same command again to continue. Fewer --jobs need less memory.",
         ) from error
-    finally:
-        workers.shutdown(wait=False, cancel_futures=True)
-        # Whoever is interrupted wants to stop now, not after the cells that have begun.
-        for process in multiprocessing.active_children() if running else ():
-            process.terminate()
 
 
-def _attempt(work: Callable[[Plan], None], plan: Plan) -> str | None:
-    try:
-        work(plan)
-    except AlloopError as error:
-        return error.message
-    except Exception as error:  # a strategy of somebody else's may raise anything
-        return f"{type(error).__name__}: {error}"
-    return None
+@dataclasses.dataclass(frozen=True)
+class _CellJob(Generic[Plan]):
+    """Job that computes one cell.
 
+    Attributes:
+        is_alone: False if other cells are computed at the same time, so that each gets one thread.
+    """
 
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of us
-    torch.set_num_threads(1)
+    plan: Plan
+    work: Callable[[Plan], None]
+    is_alone: bool
+
+    def run(self, progress: Progress = silent) -> tuple[Plan, str | None]:
+        if not self.is_alone:
+            torch.set_num_threads(1)
+        try:
+            self.work(self.plan)
+        except AlloopError as error:
+            return self.plan, error.message
+        except Exception as error:  # a strategy of somebody else's may raise anything
+            return self.plan, f"{type(error).__name__}: {error}"
+        return self.plan, None

@@ -209,7 +209,8 @@ def simulate(
     failed: dict[tuple[str, int], str] = {}
     done = computed = len(plans) - len(todo)
     progress("strategies × seeds", done, len(plans))
-    for plan, why in run_cells(todo, partial(run_cell, executor), min(settings.jobs, max(1, len(todo))), deadline):
+    at_once = min(settings.jobs, max(1, len(todo)))
+    for plan, why in run_cells(todo, partial(run_cell, executor), executor, at_once, deadline):
         done += 1
         if why is not None:
             failed[plan.arm.name, plan.seed] = why

@@ -8,6 +8,7 @@ from command_line import alloop
 from factories import make_project, write_settings
 from toys.installed import install
 from toys.notebook import Backend, Notebook
+from toys.other_executor import LOG
 
 from alloop.records import Outcome
 
@@ -65,6 +66,40 @@ def test_an_unknown_back_end_is_refused_with_those_that_exist(tmp_path: Path, mo
 
     assert refused.code == 2
     assert "there is no labeling back end 'paper'; there are: label-studio, csv, oracle, notebook." in refused.err
+
+
+EXECUTOR = "[alloop.executors]\nremembering = toys.other_executor:Remembering"
+
+
+def test_jobs_run_where_another_package_says(tmp_path: Path, monkeypatch):
+    install(monkeypatch, tmp_path / "site", EXECUTOR)
+    monkeypatch.setenv("ALLOOP_EXECUTOR", "remembering")
+    monkeypatch.setenv(LOG, str(tmp_path / "log"))
+    project = make_project(tmp_path / "project", n=30)
+
+    assert alloop("run", "--rounds", "2", "-C", project.folder).code == 0
+
+    assert set((tmp_path / "log").read_text().split()) == {"TrainJob", "ScoreJob", "FeatureJob"}
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "message"),
+    [
+        ("remembering = not_installed_anywhere:X", "remembering", "cannot be imported: ModuleNotFoundError"),
+        ("remembering = toys.notebook:Notebook", "remembering", "remembering is not an Executor"),
+        ("remembering = toys.other_executor:LOG", "remembering", "remembering is not an Executor"),
+        ("remembering = toys.other_executor:Remembering", "remebering", "did you mean 'remembering'?"),
+    ],
+)
+def test_an_executor_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch, line, name, message):
+    install(monkeypatch, tmp_path / "site", f"[alloop.executors]\n{line}")
+    project = make_project(tmp_path / "project", n=4)
+    monkeypatch.setenv("ALLOOP_EXECUTOR", name)
+
+    refused = alloop("run", "-C", project.folder)
+
+    assert refused.code == 2
+    assert message in refused.err
 
 
 class Misnamed(Notebook):

@@ -107,7 +107,9 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
     fresh = _fresh(bench, files, said, added)
     workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
     settings = project.config.pool
-    found = inspect_files(fresh, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept")
+    found = inspect_files(
+        fresh, bench.executor, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept"
+    )
     while batch := list(itertools.islice(found, BATCH)):
         leaders.reach(max((file.depth or 0 for file in batch if isinstance(file, ImageFile)), default=0))
         _add_batch(bench, batch, leaders, said, added)
@@ -287,7 +289,7 @@ def look_again(bench: Workbench) -> int:
     # Files are read even if time and size are as recorded: another file may have taken the place of a missing one.
     same = [place.path for place in missed if place.sha256 and has_hash(place.path, place.sha256, None)]
     others = {place.path for place in there}.difference(same)
-    read = inspect_files(others, max_pixels=project.config.pool.max_pixels, workers=1)
+    read = inspect_files(others, bench.executor, project.config.pool.max_pixels, workers=1)
     readable = [found.path for found in read if isinstance(found, ImageFile)]
     if same:
         with transaction(project.database) as session:

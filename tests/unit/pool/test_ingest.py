@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from alloop.config.load import FILE_NAME
+from alloop.engine.executor_local import LocalExecutor
 from alloop.errors import PoolError
 from alloop.files import OUTPUT_MARK
 from alloop.pool import ingest, left_out, sources
@@ -35,7 +36,7 @@ def inspect_file(path: Path, max_pixels: int) -> ImageFile | UnreadableFile:
 
 
 def inspect_files(paths: Iterable[Path], max_pixels: int, workers: int) -> Iterator[ImageFile | UnreadableFile]:
-    return ingest.inspect_files(map(str, paths), max_pixels, workers)
+    return ingest.inspect_files(map(str, paths), LocalExecutor(), max_pixels, workers)
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 10), seed: int = 0) -> Path:
@@ -348,13 +349,14 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path, moment
     script = tmp_path / "endless.py"
     script.write_text(
         "import itertools, signal, sys, time\n"
+        "from alloop.engine.executor_local import LocalExecutor\n"
         "from alloop.pool.ingest import inspect_files\n"
         "if __name__ == '__main__':\n"
         # A shell's background job ignores Ctrl-C, and so does whatever it starts, such as these tests.
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    try:\n"
         f"        {'print(0, flush=True)' if moment == 'while the workers start' else 'pass'}\n"
-        "        for result in inspect_files(itertools.repeat(sys.argv[1]), 10**6, workers=2):\n"
+        "        for result in inspect_files(itertools.repeat(sys.argv[1]), LocalExecutor(), 10**6, workers=2):\n"
         "            time.sleep(0.3)  # until the workers wait for more\n"
         "            print('one', flush=True)\n"
         "            time.sleep(60)\n"
@@ -378,8 +380,9 @@ def test_no_paths_are_no_results():
     assert list(inspect_files([], MANY, workers=4)) == []
 
 
-def test_ingest_hashing_and_cache_do_not_import_torch():
-    code = "import sys, alloop.pool.ingest, alloop.pool.hashing, alloop.pool.cache; assert 'torch' not in sys.modules"
+def test_ingest_hashing_cache_and_local_executor_do_not_import_torch():
+    rooms = "alloop.engine.executor_local, alloop.pool.ingest, alloop.pool.hashing, alloop.pool.cache"
+    code = f"import sys, {rooms}; assert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)
 

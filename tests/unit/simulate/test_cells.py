@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from alloop.engine.executor_local import LocalExecutor
 from alloop.errors import AlloopError, WorkspaceError
 from alloop.simulate.cells import Deadline, digest_of, read_cell_file, run_cells, scratch_folder
 
@@ -21,7 +22,7 @@ def _touch(path: Path) -> None:
 def test_a_cell_that_fails_says_why_and_the_others_go_on(tmp_path: Path):
     plans = [tmp_path / name for name in ("one", "bad", "refused", "two")]
 
-    done = dict(run_cells(plans, _touch, 1, Deadline(None)))
+    done = dict(run_cells(plans, _touch, LocalExecutor(), 1, Deadline(None)))
 
     assert [done[plan] for plan in plans] == [
         None,
@@ -35,7 +36,7 @@ def test_a_cell_that_fails_says_why_and_the_others_go_on(tmp_path: Path):
 def test_several_jobs_compute_every_cell_in_other_processes(tmp_path: Path):
     plans = [tmp_path / name for name in ("one", "bad", "two")]
 
-    done = dict(run_cells(plans, _touch, 2, Deadline(None)))
+    done = dict(run_cells(plans, _touch, LocalExecutor(), 2, Deadline(None)))
 
     assert set(done) == set(plans)
     assert done[tmp_path / "bad"] is not None
@@ -43,7 +44,7 @@ def test_several_jobs_compute_every_cell_in_other_processes(tmp_path: Path):
 
 
 def test_nothing_is_begun_after_the_deadline(tmp_path: Path):
-    assert list(run_cells([tmp_path / "one"], _touch, 1, Deadline(0))) == []
+    assert list(run_cells([tmp_path / "one"], _touch, LocalExecutor(), 1, Deadline(0))) == []
     assert not (tmp_path / "one").exists()
 
 
