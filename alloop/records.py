@@ -88,9 +88,10 @@ class LocationStatus(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
-    """Readable image file on disk, before it is added to the database.
+    """Readable image file, before it is added to the database.
 
     Attributes:
+        path: Location of the image: the path of a local file, or a URI whose scheme names a source.
         depth: Number of bits that hold the largest value of an image with more than 8 bits a channel; None for others.
     """
 
@@ -119,9 +120,10 @@ class UnreadableFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Image of the pool, with one path at which its bytes were last seen.
+    """Image of the pool, with one location at which its bytes were last seen.
 
     Attributes:
+        path: Location of the image, as in `ImageFile`.
         depth: Number of bits at which the image is read, the same for all images of the pool with more than 8 bits a
             channel: their largest number is white. None for an image with 8 bits.
         is_admitted: True if `pool add` has accepted these bytes: a file that ends too early is then read as far as it

@@ -16,7 +16,7 @@ from alloop.config.schema import Config, ImagesConfig, LabelingConfig, LabelStud
 from alloop.labeling import local_install, local_server
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
-from alloop.pool.picture import as_png
+from alloop.pool.picture import PICTURES
 from alloop.simulate.browser_people import BrowserPerson, create_annotator_account
 
 PASSWORD = "correct-horse-battery"
@@ -107,7 +107,7 @@ class LabelStudioServer:
         # unless a test asks for the server's own workspace.
         folder = self.workspace if url is None and key is None else self.workspace / "elsewhere"
         environ = {} if url is None and key is None else {"LABEL_STUDIO_API_KEY": key or self.credentials.token}
-        return build_annotator(config, folder, workspace_key or uuid.uuid4().hex, environ, as_png)
+        return build_annotator(config, folder, workspace_key or uuid.uuid4().hex, environ, PICTURES)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from alloop.labeling.annotator import Annotator
+from alloop.labeling.pictures import Pictures
 from alloop.labeling.settings import Settings
-from alloop.records import ImageRef
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,15 +23,14 @@ class Setup:
         folder: The workspace.
         workspace_key: Key of the workspace, which never changes. It finds the project of an interrupted creation.
         environ: Environment variables; secrets come from here.
-        as_png: Function that converts an image to PNG with the pixels that the model gets, for images that other
-            programs show differently.
+        pictures: The images of the pool.
     """
 
     settings: Settings
     folder: Path
     workspace_key: str
     environ: Mapping[str, str]
-    as_png: Callable[[ImageRef], bytes]
+    pictures: Pictures
 
 
 def accept(settings: Settings) -> None:

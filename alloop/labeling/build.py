@@ -1,15 +1,15 @@
 """Creation of the annotator that `[labeling] backend` names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from alloop.composition import BACKEND_GROUP, BACKENDS, check_backend
 from alloop.errors import ConfigError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.pictures import Pictures
 from alloop.labeling.settings import Settings
 from alloop.plugins import load_named, package_of
-from alloop.records import ImageRef
 
 _WAY_OUT = "set another [labeling] backend"
 
@@ -47,7 +47,7 @@ def build_annotator(
     folder: Path,
     workspace_key: str,
     environ: Mapping[str, str],
-    as_png: Callable[[ImageRef], bytes],
+    pictures: Pictures,
 ) -> Annotator:
     """Make the annotator of the back end that `[labeling] backend` names. Nothing is asked of a server yet.
 
@@ -60,7 +60,7 @@ def build_annotator(
     name = settings.labeling.backend
     backend = find_backend(name)
     backend.check(settings)
-    annotator = backend.build(Setup(settings, folder, workspace_key, environ, as_png))
+    annotator = backend.build(Setup(settings, folder, workspace_key, environ, pictures))
     if annotator.source != name:  # status finds the back end's project by this name, without a connection
         raise ConfigError(
             f"The labeling back end {name} calls itself {annotator.source!r}.",

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from alloop.composition import CLASSIFICATION
@@ -15,6 +15,7 @@ from alloop.files import from_folder, make_output_folder, write_bytes, write_jso
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.backend import Backend, Setup
 from alloop.labeling.label_config import TASKS
+from alloop.labeling.pictures import Pictures
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
 from alloop.labeling.wording import Wording
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
@@ -56,8 +57,7 @@ class CsvAnnotator:
     Args:
         folder: Folder of the sheets.
         classes: Class names; they decide which word means "skip".
-        as_png: Function that converts an image to PNG with the pixels that the model gets, for images that other
-            programs would show differently.
+        pictures: The images of the pool.
         preannotate: True to show the model's guess in a column of its own.
         annotations_per_image: Number of rows per image, for different people.
         push_batch: Number of rows per sheet.
@@ -68,7 +68,7 @@ class CsvAnnotator:
         self,
         folder: Path,
         classes: Sequence[str],
-        as_png: Callable[[ImageRef], bytes],
+        pictures: Pictures,
         *,
         preannotate: bool = False,
         annotations_per_image: int = 1,
@@ -78,7 +78,7 @@ class CsvAnnotator:
     ) -> None:
         self._wording = wording
         self._folder = folder
-        self._as_png = as_png
+        self._pictures = pictures
         # If a class is called "skip", people write (skip) to skip an image.
         self.skip_word = "(skip)" if "skip" in {name.lower() for name in classes} else "skip"
         self._preannotate = preannotate
@@ -213,7 +213,7 @@ class CsvAnnotator:
         place = self._folder.absolute() / _PICTURES / f"{image.key}.png"
         if not place.exists():
             make_output_folder(place.parent)
-            write_bytes(place, self._as_png(image))
+            write_bytes(place, self._pictures.as_png(image))
         return str(place)
 
     def _task_answers(self, key: str, cells: _Seen) -> TaskAnswers:
@@ -322,7 +322,7 @@ def _build(setup: Setup) -> Annotator:
     return CsvAnnotator(
         from_folder(setup.folder, labeling.csv.folder),
         setup.settings.project.classes,
-        setup.as_png,
+        setup.pictures,
         preannotate=labeling.preannotate,
         annotations_per_image=labeling.annotations_per_image,
         workspace_key=setup.workspace_key,

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from PIL import Image
 
 from alloop.errors import LabelingError, PoolError
 from alloop.labeling.connection import Connection, Unanswered, retrying
+from alloop.labeling.pictures import Pictures
 from alloop.records import ImageRef
 
 STORAGE_TITLE = "alloop images (do not sync)"
@@ -28,7 +30,6 @@ _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": 
 _SHOWN = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".apng"})
 
 Pause = Callable[[int], None]
-AsPng = Callable[[ImageRef], bytes]  # a picture with the pixels that the model gets (pool/picture.py)
 
 
 class ImageUrls(Protocol):
@@ -38,7 +39,7 @@ class ImageUrls(Protocol):
         """Return the addresses for the tasks, by sha256. Safe to repeat."""
         ...
 
-    def file(self, address: str) -> Path | None:
+    def file(self, address: str) -> str | None:
         """Return the local file that an address shows; None for a copy on the server or an address not made here."""
         ...
 
@@ -50,14 +51,15 @@ class SharedFolder:
     here: Path
     there: str
 
-    def path_here(self, name: str) -> Path | None:
+    def path_here(self, name: str) -> str | None:
         """Return the local file for a path on the server; None if it is outside the folder. Reverse of `name_there`."""
         root = posixpath.normpath(self.there) if self.there else ""
         inside = posixpath.relpath(name, root) if root else posixpath.normpath(name)
-        return None if inside == ".." or inside.startswith(("../", "/")) else self.here / inside
+        return None if inside == ".." or inside.startswith(("../", "/")) else str(self.here / inside)
 
-    def name_there(self, path: Path) -> str | None:
+    def name_there(self, file: str) -> str | None:
         """Return the server's path of a file; None if the file is outside the folder."""
+        path = Path(os.path.abspath(file))  # noqa: PTH100 - Path.absolute keeps `..`
         for inside, root in ((path, self.here), (path.resolve(), self.here.resolve())):
             if inside.is_relative_to(root):
                 return posixpath.join(self.there, inside.relative_to(root).as_posix())
@@ -96,7 +98,7 @@ class LocalFiles:
             self._register(project_id, storage)
         return {sha256: _LOCAL_FILES + quote(posixpath.relpath(place, self._root)) for sha256, place in places.items()}
 
-    def file(self, address: str) -> Path | None:
+    def file(self, address: str) -> str | None:
         if not address.startswith(_LOCAL_FILES):
             return None
         place = posixpath.join(self._root, unquote(address.removeprefix(_LOCAL_FILES)))
@@ -104,9 +106,8 @@ class LocalFiles:
         return next((path for path in found if path is not None), None)
 
     def _place(self, image: ImageRef) -> str:
-        path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
         for folder in self._folders:
-            if (place := folder.name_there(path)) is not None:
+            if (place := folder.name_there(image.path)) is not None:
                 return place
         known = ", ".join(str(folder.here) for folder in self._folders) or "none"
         raise LabelingError(
@@ -166,13 +167,13 @@ class UrlPrefix:
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
         return {image.sha256: self._url(image) for image in images}
 
-    def file(self, address: str) -> Path | None:
+    def file(self, address: str) -> str | None:
         if not address.startswith(self._prefix):
             return None
         return self._folder.path_here(unquote(address.removeprefix(self._prefix)))
 
     def _url(self, image: ImageRef) -> str:
-        name = self._folder.name_there(Path(os.path.abspath(image.path)))  # noqa: PTH100 - Path.absolute keeps `..`
+        name = self._folder.name_there(image.path)
         if name is None:
             raise LabelingError(
                 f"{image.path} is outside [labeling.images] root ({self._folder.here}), so it has no address.",
@@ -184,10 +185,10 @@ class UrlPrefix:
 class Uploads:
     """Images that are uploaded and named by their key. An image is uploaded only once."""
 
-    def __init__(self, connection: Connection, pause: Pause, as_png: AsPng) -> None:
+    def __init__(self, connection: Connection, pause: Pause, pictures: Pictures) -> None:
         self._connection = connection
         self._pause = pause
-        self._as_png = as_png
+        self._pictures = pictures
         self._known: dict[str, str] | None = None
 
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
@@ -195,11 +196,11 @@ class Uploads:
             self._known = self._list(project_id)
         known = self._known
         missing = [image for image in {image.key: image for image in images}.values() if image.key not in known]
-        for files in _in_parcels(missing, self._as_png):
+        for files in _in_parcels(missing, self._pictures):
             known |= self._send(project_id, files)
         return {image.sha256: known[image.key] for image in images}
 
-    def file(self, address: str) -> Path | None:
+    def file(self, address: str) -> str | None:
         return None
 
     def _send(self, project_id: int, files: Mapping[str, tuple[str, bytes, str]]) -> dict[str, str]:
@@ -233,25 +234,28 @@ class Uploads:
 
 
 class Mixed:
-    """Serves images that browsers show correctly in one way, and uploads the others as PNG.
+    """Serves local files that browsers show correctly in one way, and uploads the other images.
 
-    The others are formats that browsers do not show, such as TIFF, and images with more than 8 bits a channel. Browsers
-    show only the upper 8 bits of these: 12-bit data would be nearly black.
+    The others are images that are not files of this machine, formats that browsers do not show, such as TIFF, and
+    images with more than 8 bits a channel. Browsers show only the upper 8 bits of these: 12-bit data would be nearly
+    black.
     """
 
-    def __init__(self, way: ImageUrls, uploads: Uploads) -> None:
+    def __init__(self, way: ImageUrls, uploads: Uploads, pictures: Pictures) -> None:
         self._way = way
         self._uploads = uploads
+        self._pictures = pictures
 
     def urls(self, project_id: int, images: Sequence[ImageRef]) -> Mapping[str, str]:
-        shown = [image for image in images if _is_shown(image)]
-        others = [image for image in images if not _is_shown(image)]
+        is_served = [_is_shown(image) and self._pictures.local_file(image) is not None for image in images]
+        shown = list(itertools.compress(images, is_served))
+        others = [image for image, served in zip(images, is_served, strict=True) if not served]
         found = dict(self._way.urls(project_id, shown)) if shown else {}
         if others:
             found.update(self._uploads.urls(project_id, others))
         return found
 
-    def file(self, address: str) -> Path | None:
+    def file(self, address: str) -> str | None:
         return self._way.file(address)
 
 
@@ -259,38 +263,38 @@ def _is_shown(image: ImageRef) -> bool:
     return image.depth is None and Path(image.path).suffix.lower() in _SHOWN
 
 
-def browser_file(image: ImageRef, as_png: AsPng) -> tuple[str, bytes, str]:
+def browser_file(image: ImageRef, pictures: Pictures) -> tuple[str, bytes, str]:
     """Return name, bytes and media type of a file that shows the model's pixels: the image's own file, or a PNG.
 
     Raises:
         LabelingError: The file cannot be read, or holds other bytes than the image.
     """
-    path = Path(image.path)
     try:
-        data = path.read_bytes()
+        data = pictures.read(image)
         if hashlib.sha256(data).hexdigest() != image.sha256:
             raise LabelingError(
-                f"{path} was replaced since it was added to the pool, so it was not uploaded.",
+                f"{image.path} was replaced since it was added to the pool, so it was not uploaded.",
                 "Run `alloop pool add`, then run this command again.",
             )
         with Image.open(io.BytesIO(data)) as opened:
             suffix = _SUFFIX.get(opened.format or "") if image.depth is None else None
         if suffix is None:
-            data, suffix = as_png(image), ".png"
+            data, suffix = pictures.as_png(image), ".png"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, PoolError) as error:
+        reason = error.message.rstrip(".") if isinstance(error, PoolError) else error
         raise LabelingError(
-            f"{path} cannot be read for upload: {error}.", "Look at it with `alloop pool check`."
+            f"{image.path} cannot be read for upload: {reason}.", "Look at it with `alloop pool check`."
         ) from error
     media_type = {"jpg": "jpeg"}.get(suffix[1:], suffix[1:])
     return f"{image.key}{suffix}", data, f"image/{media_type}"
 
 
-def _in_parcels(images: Sequence[ImageRef], as_png: AsPng) -> Iterator[dict[str, tuple[str, bytes, str]]]:
+def _in_parcels(images: Sequence[ImageRef], pictures: Pictures) -> Iterator[dict[str, tuple[str, bytes, str]]]:
     """Yield groups of files that fit into one request, read only when needed."""
     parcel: dict[str, tuple[str, bytes, str]] = {}
     size = 0
     for image in images:
-        file = browser_file(image, as_png)
+        file = browser_file(image, pictures)
         if parcel and (len(parcel) == _FILES_PER_UPLOAD or size + len(file[1]) > _BYTES_PER_UPLOAD):
             yield parcel
             parcel, size = {}, 0

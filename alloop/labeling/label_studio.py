@@ -264,7 +264,7 @@ class LabelStudioAnnotator:
             for annotation in sorted(row.get("annotations") or [], key=lambda annotation: int(annotation["id"]))
         )
         file = self._images.file(str(row["data"].get(self._opened.control.data_key) or ""))
-        return TaskAnswers(task, answers, None if file is None else str(file))
+        return TaskAnswers(task, answers, file)
 
     def _user(self, completed_by: Any) -> str:
         user_id = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by

@@ -15,7 +15,7 @@ from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, Projec
 
 if TYPE_CHECKING:
     from alloop.labeling.connection import Connection
-    from alloop.labeling.images import ImageUrls, Uploads
+    from alloop.labeling.images import ImageUrls
 
 URL_VARIABLE = "LABEL_STUDIO_URL"
 KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
@@ -31,7 +31,7 @@ def _check_classes(settings: Settings) -> None:
 def _build(setup: Setup) -> Annotator:
     # Importing the SDK takes a second or two, and checking class names does not need it.
     from alloop.labeling.connection import Connection
-    from alloop.labeling.images import Uploads
+    from alloop.labeling.images import Mixed, Uploads
     from alloop.labeling.label_studio import LabelStudioAnnotator
     from alloop.labeling.label_studio_project import ProjectPlan
 
@@ -48,8 +48,9 @@ def _build(setup: Setup) -> Annotator:
         annotations_per_image=labeling.annotations_per_image,
         project_id=own.project_id,
     )
-    uploads = Uploads(connection, _pause, setup.as_png)
-    images = _image_urls(labeling.images, setup.folder, local, connection, uploads)
+    uploads = Uploads(connection, _pause, setup.pictures)
+    way = _way(labeling.images, setup.folder, local, connection)
+    images = uploads if way is None else Mixed(way, uploads, setup.pictures)
     return LabelStudioAnnotator(connection, images, plan, own.push_batch, settle=min(own.timeout, 30.0))
 
 
@@ -93,25 +94,22 @@ def _read_key(path: Path) -> str:
     return key
 
 
-def _image_urls(
-    images: ImagesSettings,
-    folder: Path,
-    local: local_server.Credentials | None,
-    connection: "Connection",
-    uploads: "Uploads",
-) -> "ImageUrls":
-    from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, UrlPrefix
+def _way(
+    images: ImagesSettings, folder: Path, local: local_server.Credentials | None, connection: "Connection"
+) -> "ImageUrls | None":
+    """Return the way in which browsers get local files; None if they are uploaded."""
+    from alloop.labeling.images import LocalFiles, SharedFolder, UrlPrefix
 
     if images.via == "upload":
-        return uploads
+        return None
     if images.via == "url":
         if images.root is None or images.url_prefix is None:
             raise ConfigError('[labeling.images] via = "url" needs both root and url_prefix.')
-        return Mixed(UrlPrefix(from_folder(folder, images.root), images.url_prefix), uploads)
+        return UrlPrefix(from_folder(folder, images.root), images.url_prefix)
     if local is not None:
         shared: Sequence[SharedFolder] = [SharedFolder(Path(here), there) for here, there in local.folders]
         way_out = "Run `alloop labelstudio up`, which lets the server read all folders of the pool."
-        return Mixed(LocalFiles(connection, local.document_root, shared, _pause, way_out), uploads)
+        return LocalFiles(connection, local.document_root, shared, _pause, way_out)
     if images.root is None:
         raise ConfigError(
             '[labeling.images] via is "local-files", but [labeling.images] root is not set.',
@@ -120,7 +118,7 @@ def _image_urls(
         )
     root = from_folder(folder, images.root)
     there = images.server_root or str(root)
-    return Mixed(LocalFiles(connection, there, [SharedFolder(root, there)], _pause), uploads)
+    return LocalFiles(connection, there, [SharedFolder(root, there)], _pause)
 
 
 def _pause(attempt: int) -> None:

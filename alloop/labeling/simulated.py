@@ -51,6 +51,8 @@ class Truth:
             self._by_sha256[sha256] = said
         if name:
             self._by_name[os.path.abspath(self._folder / name)] = said  # noqa: PTH100
+            if "/" in name:
+                self._by_name[name] = said  # a location that is not a path
             _note(self._by_name, Path(name).name, said)
             self._files[composed(Path(name).name)] = os.path.abspath(self._folder / name)  # noqa: PTH100
             plain = composed(file_spellings(name)[-1])
@@ -74,7 +76,7 @@ class Truth:
         if image.sha256 in self._by_sha256:
             return self._by_sha256[image.sha256]
         path = Path(os.path.abspath(image.path))  # noqa: PTH100 - Path.absolute keeps `..`
-        names = (str(path), str(path.resolve()), path.name)
+        names = (image.path, str(path), str(path.resolve()), path.name)
         for known, spelled in ((self._by_name, names), (self._by_letters, tuple(map(composed, names)))):
             name = next((name for name in spelled if name in known), None)
             if name is not None and (os.sep in name or not self._is_of_another(image)):

@@ -32,7 +32,7 @@ _NOT_IMAGES = frozenset(
 
 
 @final
-class LocalFiles:
+class LocalDisk:
     """Files on the disks of this machine."""
 
     is_lasting = False
@@ -112,7 +112,7 @@ class LocalFiles:
         return _path(location)
 
 
-LOCAL_FILES = LocalFiles()
+LOCAL_DISK = LocalDisk()
 
 
 def full_path(name: str, folder: str) -> str:

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+from pathlib import Path
+from typing import final
 
 from PIL import Image
 
 from alloop.errors import PoolError
 from alloop.pool import pixels
-from alloop.pool.sources import read_bytes
+from alloop.pool.sources import find_source, read_bytes
 from alloop.records import ImageRef
 
 
@@ -18,17 +20,6 @@ def picture_of(image: ImageRef) -> Image.Image:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
     """
     return decode_bytes(read_verified(image), image.path, image.depth, may_be_cut=image.is_admitted)
-
-
-def as_png(image: ImageRef) -> bytes:
-    """Return an image as PNG, for browsers that would not show it, or would show other pixels than the model gets.
-
-    Raises:
-        PoolError: As `picture_of`.
-    """
-    buffer = io.BytesIO()
-    picture_of(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def decode_bytes(data: bytes, location: str, depth: int | None = None, *, may_be_cut: bool = False) -> Image.Image:
@@ -58,3 +49,22 @@ def read_verified(image: ImageRef) -> bytes:
             "Run `alloop pool add` on it: the new content is another image, with labels of its own.",
         )
     return data
+
+
+@final
+class PoolPictures:
+    """Images of the pool for labeling back ends."""
+
+    def read(self, image: ImageRef) -> bytes:
+        return read_bytes(image.path)
+
+    def as_png(self, image: ImageRef) -> bytes:
+        buffer = io.BytesIO()
+        picture_of(image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def local_file(self, image: ImageRef) -> Path | None:
+        return find_source(image.path).local_file(image.path)
+
+
+PICTURES = PoolPictures()

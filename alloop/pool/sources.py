@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from alloop.plugins import list_installed, load_named
 
 LOCAL = "file"
 SOURCES: Mapping[str, str] = {
-    LOCAL: "alloop.pool.local_files:LOCAL_FILES",
+    LOCAL: "alloop.pool.local_files:LOCAL_DISK",
     "row": "alloop.pool.given:GIVEN_ROWS",
 }
 SOURCE_GROUP = "alloop.sources"  # the entry points by which others add theirs; the name is the scheme
@@ -141,6 +141,9 @@ class ImageSource(Protocol):
         ...
 
 
+Sources = Callable[[str], ImageSource]  # finds the source of a location, such as `find_source`
+
+
 def find_source(location: str) -> ImageSource:
     """Return the source of a location, or of a name that a user wrote.
 
@@ -193,8 +196,9 @@ def full_name(name: str, folder: str) -> str:
 
 
 def name_of(location: str) -> str:
-    """Return the last part of a location, such as a file's name."""
-    return location.rpartition("/")[2] or location
+    """Return the last part of a location, such as a file's name, without the scheme."""
+    _, slash, name = location.rpartition("/")
+    return name if slash else location.partition(":")[2] or location
 
 
 def folder_of(location: str) -> str:

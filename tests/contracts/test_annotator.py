@@ -18,7 +18,7 @@ from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
-from alloop.pool.picture import as_png
+from alloop.pool.picture import PICTURES
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 TRUE_LABELS = ["cat", "dog", "cat", "zebra", "dog"]  # zebra is no class of ours
@@ -72,7 +72,7 @@ class SheetsWorld(World):
     clock: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1_700_000_000))
 
     def new(self):
-        return CsvAnnotator(self.folder, ("cat", "dog"), as_png, push_batch=2)
+        return CsvAnnotator(self.folder, ("cat", "dog"), PICTURES, push_batch=2)
 
     def answer(self, task_id, value):
         self._fill(task_id, value or "skip")

@@ -14,7 +14,7 @@ from toys.installed import install
 
 from alloop.errors import PoolError, SourceUnreachable
 from alloop.pool.ingest import inspect_file
-from alloop.pool.local_files import LOCAL_FILES
+from alloop.pool.local_files import LOCAL_DISK
 from alloop.pool.sources import ImageSource, Skipped, folder_of, name_of
 from alloop.records import ImageFile, UnreadableFile
 
@@ -46,7 +46,7 @@ def local_world(folder: Path) -> World:
         os.utime(path, (moment, moment))
         return str(path)
 
-    return World(LOCAL_FILES, str(folder), put, lambda location: Path(location).unlink())
+    return World(LOCAL_DISK, str(folder), put, lambda location: Path(location).unlink())
 
 
 def memory_world() -> World:

@@ -10,7 +10,7 @@ from alloop.labeling import local_server
 from alloop.labeling.build import build_annotator
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.simulated import SimulatedAnnotator
-from alloop.pool.picture import as_png
+from alloop.pool.picture import PICTURES
 from alloop.records import ImageRef
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -18,7 +18,7 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 
 def build(folder: Path, environ: dict[str, str] | None = None, **labeling: object):
     config = Config.model_validate({"project": {"classes": ["cat", "dog"]}, "labeling": labeling}, strict=False)
-    return build_annotator(config, folder, "key", environ or {}, as_png)
+    return build_annotator(config, folder, "key", environ or {}, PICTURES)
 
 
 def give_local_server(folder: Path, url: str = "http://127.0.0.1:20123") -> local_server.Credentials:
@@ -67,11 +67,11 @@ def test_only_label_studio_cannot_ask_for_a_class_that_reads_like_a_field(tmp_pa
         return Config.model_validate({"project": {"classes": ["cat", "$5"]}, "labeling": labeling}, strict=False)
 
     with pytest.raises(ConfigError, match=r"class '\$5'"):
-        build_annotator(classes(images=UPLOAD), tmp_path, "key", {"LABEL_STUDIO_API_KEY": TOKEN}, as_png)
+        build_annotator(classes(images=UPLOAD), tmp_path, "key", {"LABEL_STUDIO_API_KEY": TOKEN}, PICTURES)
 
-    assert isinstance(build_annotator(classes(backend="csv"), tmp_path, "key", {}, as_png), CsvAnnotator)
+    assert isinstance(build_annotator(classes(backend="csv"), tmp_path, "key", {}, PICTURES), CsvAnnotator)
     own = classes(images=UPLOAD, label_studio={"project_id": 5})  # its interface is looked at when it is opened
-    assert build_annotator(own, tmp_path, "key", {"LABEL_STUDIO_API_KEY": TOKEN}, as_png).source == "label-studio"
+    assert build_annotator(own, tmp_path, "key", {"LABEL_STUDIO_API_KEY": TOKEN}, PICTURES).source == "label-studio"
 
 
 def test_no_key_is_explained_with_every_way_out(tmp_path: Path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from alloop.errors import LabelingError
 from alloop.labeling.images import LocalFiles, Mixed, SharedFolder, UrlPrefix, browser_file
-from alloop.pool.picture import as_png
+from alloop.pool.picture import PICTURES
 from alloop.records import ImageRef
 
 
@@ -100,7 +100,7 @@ def test_what_browsers_draw_is_uploaded_as_it_is_under_its_true_suffix(tmp_path:
     path = tmp_path / "misnamed.dat"
     Image.new("RGB", (3, 2), "red").save(path, format=form)
 
-    name, data, media_type = browser_file(ref(path), as_png)
+    name, data, media_type = browser_file(ref(path), PICTURES)
 
     assert name == ref(path).sha256 + suffix
     assert data == path.read_bytes()
@@ -112,7 +112,7 @@ def test_other_formats_become_png_in_every_mode(tmp_path: Path, mode: str):
     path = tmp_path / "scan.tiff"
     Image.new(mode, (3, 2)).save(path)
 
-    name, data, _ = browser_file(ref(path), as_png)
+    name, data, _ = browser_file(ref(path), PICTURES)
 
     assert name.endswith(".png")
     with Image.open(io.BytesIO(data)) as opened:
@@ -125,7 +125,7 @@ def test_people_see_deep_images_with_the_pixels_of_the_model(tmp_path: Path, for
     Image.fromarray(np.array([[0, 1000, 4095]], dtype=np.uint16)).save(path)
     image = dataclasses.replace(ref(path), depth=12)
 
-    name, data, media_type = browser_file(image, as_png)
+    name, data, media_type = browser_file(image, PICTURES)
 
     assert (name, media_type) == (f"{image.key}.png", "image/png")
     with Image.open(io.BytesIO(data)) as opened:
@@ -142,7 +142,7 @@ def test_deep_images_go_by_upload_whatever_the_way_of_the_others(tmp_path: Path)
             return {image.sha256: self.name for image in images}
 
     images = [ImageRef(1, "a", "/p/1.png"), ImageRef(2, "b", "/p/2.png", 12), ImageRef(3, "c", "/p/3.tiff")]
-    ways = Mixed(Fake("file"), Fake("upload"))  # type: ignore[arg-type]
+    ways = Mixed(Fake("file"), Fake("upload"), PICTURES)  # type: ignore[arg-type]
 
     assert ways.urls(1, images) == {"a": "file", "b": "upload", "c": "upload"}
 
@@ -154,7 +154,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | None):
         path.write_bytes(content)
 
     with pytest.raises(LabelingError, match=r"bad\.png cannot be read for upload"):
-        browser_file(ref(path), as_png)
+        browser_file(ref(path), PICTURES)
 
 
 def test_a_file_that_was_replaced_is_not_uploaded_under_the_name_of_another(tmp_path: Path):
@@ -164,7 +164,7 @@ def test_a_file_that_was_replaced_is_not_uploaded_under_the_name_of_another(tmp_
     Image.new("RGB", (3, 2), "blue").save(path)
 
     with pytest.raises(LabelingError, match=r"pet\.png was replaced since it was added"):
-        browser_file(before, as_png)
+        browser_file(before, PICTURES)
 
 
 @pytest.mark.parametrize("name", ["pets/a b#c%.png", "pets/ümläut 猫.png", "pets/deep/x&y=1.png"])
@@ -176,7 +176,7 @@ def test_an_address_leads_back_to_its_file(name: str):
 
     for way in (local, deeper, web):
         (address,) = way.urls(1, [image]).values()
-        assert way.file(address) == Path(image.path)
+        assert way.file(address) == image.path
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from alloop.pool.local_files import LOCAL_FILES
+from alloop.pool.local_files import LOCAL_DISK
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
 
 def found(folder: Path, name: str) -> Path | None:
-    location = LOCAL_FILES.find(name, folder)
+    location = LOCAL_DISK.find(name, folder)
     return None if location is None else Path(location)
 
 
