@@ -24,7 +24,7 @@ HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # where the whole set canno
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """Where to compute, how many images at a time, and how many processes decode them."""
+    """Device, batch size, and number of processes that decode images."""
 
     device: torch.device
     batch_size: int
@@ -33,7 +33,7 @@ class Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class HeadRecipe:
-    """How heads are fitted to fixed features; benchmarks/recipe says how the defaults were found.
+    """Recipe of heads on fixed features. The defaults were found in benchmarks/recipe.
 
     Attributes:
         steps: Most L-BFGS iterations.
@@ -42,9 +42,10 @@ class HeadRecipe:
             nobody has labeled yet gets a probability of nearly 0 everywhere, and one image of it in the holdout spoils
             NLL and temperature.
         loss_scale: See `losses.multi_head`.
-        updates: Of Adam, where L-BFGS cannot be used: mini-batches of 64, learning rate 0.1 with a cosine to 0.
-        mixing: Of features; needs mini-batches.
-        dropout: Of features; needs mini-batches.
+        updates: Number of updates of Adam (mini-batches of 64, learning rate 0.1, cosine to 0), if L-BFGS cannot be
+            used.
+        mixing: Mixing of features; needs mini-batches.
+        dropout: Dropout of features; needs mini-batches.
     """
 
     steps: int
@@ -56,16 +57,16 @@ class HeadRecipe:
     dropout: HeadDropout | None = None
 
     def has_one_solution(self, loss: Loss) -> bool:
-        """Whether the heads minimize a smooth function of all labels, which L-BFGS solves."""
+        """True if the heads minimize a smooth function of all labels, which L-BFGS solves."""
         return loss.rule.is_smooth and not self.mixing.is_on and self.dropout is None
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneRecipe:
-    """How trunk and heads are trained together.
+    """Recipe of training trunk and heads together.
 
     Attributes:
-        learning_rate: Of the heads; the trunk's is a tenth of it.
+        learning_rate: Learning rate of the heads; the trunk's is a tenth of it.
         patience: Epochs without a better validation NLL before stopping.
     """
 

@@ -47,7 +47,7 @@ def rotate(features: Float[Tensor, "N D"]) -> Float[Tensor, "N R"]:
 def calibrate_apart(
     method: str, n_labels: int, seed: int, cross_validate: Callable[[], tuple[Tensor, Tensor]] | None
 ) -> Calibration:
-    """What scoring should apply, fitted without the test set.
+    """Fit the calibrator for scoring without the test set.
 
     The models of the folds saw a fifth fewer labels than the one that is kept, and are a little less sure and less
     right than it is; what they are fitted to is at least never an image that they were trained on.
@@ -55,7 +55,7 @@ def calibrate_apart(
     Args:
         method: `[calibration] method`.
         n_labels: Training labels; below 50 everything stays as it is.
-        seed: Of folds within the fit.
+        seed: Seed of folds within the fit.
         cross_validate: Gives out-of-fold log p̄ [N, K] and targets [N]; called only where it is needed. None: cannot be
             had, since the whole network is trained.
     """

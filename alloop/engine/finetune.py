@@ -49,7 +49,7 @@ class Labeled:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is trained, and how: everything that stays the same over epochs. Modules are changed in place."""
+    """Modules and settings of a training, which stay the same over epochs. Modules are changed in place."""
 
     backbone: Backbone
     heads: MultiHead

@@ -48,7 +48,7 @@ def fit_heads(
 
 
 class _Problem:
-    """What is minimized, over all labels or over some of them."""
+    """Function that training minimizes, over all labels or some of them."""
 
     def __init__(
         self, heads: MultiHead, features: Tensor, targets: Tensor, objective: Objective, recipe: HeadRecipe

@@ -22,7 +22,8 @@ class Fitted:
     """A trained network and what it says of the holdout.
 
     Attributes:
-        holdout_member_log_probs: Of every member [M, N, K], uncalibrated; the rows are the images that could be read.
+        holdout_member_log_probs: Predictions of every member [M, N, K], uncalibrated, for the images that could be
+            read.
         holdout_ids: Their image ids [N], in the job's order.
         history: JSON-able.
         failed: Images that could not be read.

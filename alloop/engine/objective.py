@@ -1,4 +1,4 @@
-"""What training minimizes: a loss, what each head and each class weighs, as one function of logits and targets."""
+"""Objective of training: a loss with weights of heads and classes, as one function of logits and targets."""
 
 import dataclasses
 

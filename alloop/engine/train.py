@@ -158,7 +158,7 @@ def _finetune(
 
 
 def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> tuple[Labeled, Labeled]:
-    """What is fitted to, and what early stopping watches: nothing in frozen mode.
+    """Split labels into those that are fitted and those that early stopping watches (none in frozen mode).
 
     The heads that fine-tuning starts from are fitted to the first part only. Had they seen the other one, its NLL would
     be near 0 before the first epoch, and no epoch could ever look better.
@@ -202,7 +202,7 @@ def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images:
 
 
 def _without_weights(fitted: Fitted) -> Fitted:
-    """What is kept of a network while the next one trains."""
+    """Return the part of a network that is kept while the next one trains."""
     return dataclasses.replace(fitted, network=Network(fitted.network.heads, {}))
 
 
@@ -237,7 +237,7 @@ def _objective(job: TrainJob, specialties: Specialties, labels: Tensor) -> Objec
 
 
 def _specialties(job: TrainJob, number: int) -> Specialties:
-    """Which classes each head of a network weighs strongly; what the previous version had stays."""
+    """Return the specialties of each head of a network. Those of the previous version are kept."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
     generator = torch.Generator().manual_seed(derive_seed(seed, "specialties"))
     n_heads = job.config.model.n_heads
@@ -280,7 +280,7 @@ def _check_enough(targets: Sequence[Target], coding: Coding) -> None:
 
 
 def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
-    """What model.json records. Of the settings only those that shape a model: others may hold secrets."""
+    """Return the content of model.json. It holds only settings that shape a model, because others may hold secrets."""
     return {
         "classes": list(job.classes),
         "config": {

@@ -24,7 +24,7 @@ class TrunkWriter:
 
     Args:
         path: None: nothing is written, and every method does nothing.
-        n_rows: Of all images, readable or not.
+        n_rows: Number of all images, readable or not.
     """
 
     def __init__(self, path: Path | None, n_rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Which state may follow which, and how a query stands. Pure."""
+"""Order of round states, and status of queries. Pure functions."""
 
 from collections.abc import Sequence
 

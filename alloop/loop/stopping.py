@@ -1,4 +1,4 @@
-"""When there is nothing more to ask: each rule is one plain sentence with its evidence. Pure."""
+"""Stop rules: each one gives a plain sentence with its evidence. Pure functions."""
 
 import dataclasses
 import enum
@@ -10,7 +10,7 @@ from alloop.records import Agreement, Ending, Interval
 
 
 class Standing(enum.StrEnum):
-    """What the evidence says of a rule."""
+    """State of a rule by the evidence."""
 
     HOLDS = "holds"
     NOT = "does not hold"
@@ -35,16 +35,16 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the rules look at.
+    """Evidence for the rules.
 
     Attributes:
         n_labels: Labels there are, holdout included.
         n_open: Queries that are not answered yet: labels to come.
         n_askable: Images that could be asked about now.
         n_rounds: Rounds that asked something.
-        accuracy: Of the newest model on the holdout.
+        accuracy: Accuracy of the newest model on the holdout.
         doubling: Accuracy that twice the training labels are expected to bring.
-        agreements: Of the rounds that were scored, oldest first.
+        agreements: Agreements of the scored rounds, oldest first.
     """
 
     n_labels: int
@@ -75,7 +75,7 @@ def list_rules(settings: LoopConfig, evidence: Evidence) -> list[Rule]:
 
 
 def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
-    """How many images to ask about now: the configured number, or what the label budget leaves.
+    """Return the number of images to ask about now: the configured number, within the label budget.
 
     Queries that are still open count as labels to come.
     """

@@ -122,7 +122,7 @@ def default_backup(project: Project) -> Path:
 
 
 def check_database(project: Project) -> str:
-    """Whether the database is sound.
+    """Check that the database is intact.
 
     Returns:
         Its schema, which is the one that this alloop works with.

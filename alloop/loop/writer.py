@@ -115,7 +115,7 @@ def _beat(database: Engine, holder: str, clock: Clock, done: threading.Event) ->
 
 
 def _died_here(holder: str) -> bool:
-    """Whether the holder was a process of this machine that is no more. In doubt it is taken to live."""
+    """Return whether the holder was a process of this machine that has ended. In doubt it counts as running."""
     before, _, after = holder.partition(" pid ")
     pid, _, mark = after.partition(" #")
     machine, _, rest = mark.partition(".")
@@ -125,7 +125,7 @@ def _died_here(holder: str) -> bool:
 
 
 def _machine() -> str:
-    """Where process ids mean the same: containers may share a name, and every one counts its processes from 1."""
+    """Return the id of the process namespace, since containers may share a host name and count processes from 1."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]  # noqa: PTH115

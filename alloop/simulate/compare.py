@@ -49,7 +49,7 @@ SplitKind = Literal["stratified", "holdout"]
 
 @dataclasses.dataclass(frozen=True)
 class CompareSettings:
-    """What to compare.
+    """Settings of a comparison.
 
     Attributes:
         config: Shared by all methods, but for what makes a method.
@@ -119,7 +119,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What is known. `missing` cells were not begun for want of time; `failed` ones say why they cannot be."""
+    """Results of a comparison. `missing` cells were not started because time was up; `failed` cells have a reason."""
 
     methods: tuple[Method, ...]
     cells: tuple[Cell, ...]
@@ -274,7 +274,7 @@ def uncalibrated(config: Config) -> Config:
 
 
 def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settings: CompareSettings) -> str:
-    """What a cell depends on; a file with another digest is another cell."""
+    """Return the digest of everything a cell depends on."""
     # Without defaults: a setting that a later alloop adds changes nothing by being there.
     dumped = config.model_dump(mode="json", include={"project", "model", "train"}, exclude_defaults=True)
     content = {
@@ -395,8 +395,8 @@ def measure_stages(
         test: Raw log p̄ [N, K] that all is measured on.
         test_targets: Class positions [N].
         calibrators: Names.
-        seed: Of folds and bootstrap draws.
-        draws: Of the bootstrap.
+        seed: Seed of folds and bootstrap draws.
+        draws: Number of bootstrap draws.
     """
     stages = {RAW: measure_stage(test, test_targets, seed, draws=draws)}
     for name in calibrators:

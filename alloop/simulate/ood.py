@@ -1,4 +1,4 @@
-"""How well a trained model's scores tell strange images from those it knows: every score × every metric."""
+"""Detection of strange images by a trained model: every score × every metric."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

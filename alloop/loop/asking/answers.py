@@ -1,4 +1,4 @@
-"""What annotators did → annotation versions, settled queries, labels."""
+"""Recording of answers: annotation versions, status of queries, labels."""
 
 import dataclasses
 import datetime as dt
@@ -22,7 +22,7 @@ from alloop.store.workspace import key_prefix
 
 @dataclasses.dataclass
 class Recorded:
-    """What a pull brought.
+    """Result of a pull.
 
     Attributes:
         new, edited, deleted: Annotation versions written.
@@ -64,7 +64,7 @@ class Place:
     annotations_per_image: int
 
     def scope(self, task_id: str) -> str:
-        """What the stored ids of a task's annotations begin with: servers number annotations and tasks each anew."""
+        """Return the prefix of stored ids of a task's annotations, because each server numbers annotations from 1."""
         return f"{self.project_ref}/{task_id}/"
 
 

@@ -1,4 +1,4 @@
-"""Which images may be asked about now."""
+"""Images that may be asked about now."""
 
 from sqlalchemy.orm import Session
 

@@ -55,7 +55,7 @@ def choose_images(
 
 
 def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ...]]:
-    """Which strategy can choose, and why it is not the one that is set.
+    """Return the strategy that can choose, and the reason if it is not the configured one.
 
     Without a model those that look at nothing but features choose by themselves. In place of the others max-herding
     takes typical images by pretrained features; without these the batch is drawn uniformly.
@@ -75,7 +75,7 @@ def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ..
 
 
 def has_learned_features(model: ModelConfig) -> bool:
-    """Whether features tell images apart before anything is trained. Factories of one's own are taken to."""
+    """Return whether features are useful before training. User factories are assumed to give useful features."""
     is_own = ":" in model.backbone and not model.backbone.startswith("timm:")
     return model.weights != "none" or is_own or model.backbone == "pixels"
 
@@ -178,9 +178,9 @@ def within_quota(
         ask: (eligible, kept, k, seed) → choice.
         classes: Predicted class of each candidate [N].
         counts: How many of each class the batch has already.
-        limit: Of one class.
+        limit: Largest number of images of one class.
         k: At most N.
-        seed: Of the first asking; others derive theirs.
+        seed: Seed of the first call of `ask`; later calls derive theirs.
     """
     counts = counts.copy()
     kept: list[int] = []

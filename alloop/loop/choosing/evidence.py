@@ -1,4 +1,4 @@
-"""What a strategy needs to see of images, read or computed: predictions, members, features, what is labeled."""
+"""Input of strategies, read or computed: predictions, members, features and labels."""
 
 import dataclasses
 import logging
@@ -46,14 +46,14 @@ class Known:
 
 
 def needs_of(name: str) -> frozenset[Need]:
-    """What a strategy has to see. One of another package may say so in its attribute `needs`."""
+    """Return the needs of a strategy. A strategy of another package may have an attribute `needs`."""
     if name in STRATEGIES:
         return STRATEGIES[name].needs
     return frozenset(getattr(find_strategy(name), "needs", BY_DEFAULT))
 
 
 def wide_needs(name: str) -> frozenset[Need]:
-    """What must be kept for a strategy when images are scored, besides their narrow scores.
+    """Return the data that scoring must store for a strategy, besides scores of images.
 
     A score of each image is kept as such, whatever it is computed from.
     """
@@ -63,7 +63,7 @@ def wide_needs(name: str) -> frozenset[Need]:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Where the parts come from.
+    """Sources of the parts of candidates.
 
     Attributes:
         scores, model: None where the round trained no model.
@@ -81,7 +81,7 @@ class Evidence:
         """The candidates [N] as this strategy needs them.
 
         Args:
-            name: Of the strategy.
+            name: Name of the strategy.
             refs: The candidates; those of a round with a model have scores.
             keys: [N].
             drawn: Images that this batch has already; they count as being asked about.
@@ -156,7 +156,7 @@ class Evidence:
 
 
 def own_bytes(needs: frozenset[Need], size: Size) -> float:
-    """What the candidates themselves take, float32."""
+    """Return the memory of the candidates themselves, in float32."""
     per_image = 0
     if Need.CALIBRATED_LOG_PROBS in needs:
         per_image += size.classes
@@ -169,7 +169,7 @@ def own_bytes(needs: frozenset[Need], size: Size) -> float:
 
 
 def describe_cost(name: str, size: Size, cost: Cost) -> str:
-    """What choosing will take, in words."""
+    """Describe the time and memory that choosing will take."""
     seconds = cost.operations / OPERATIONS_PER_SECOND
     time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} s"
     return (

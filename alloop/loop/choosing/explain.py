@@ -179,7 +179,7 @@ def _standing(
     labels: dict[int, str],
     queries: Sequence[QueryRecord],
 ) -> str:
-    """Whether the image can be asked about now, and if not, why."""
+    """Describe whether the image can be asked about now, with the reason if not."""
     if any(query.status is QueryStatus.OPEN for query in queries):
         return "It is being asked about now."
     if split is Split.HOLDOUT:

@@ -1,4 +1,4 @@
-"""What can be said of one image and the questions about it: plain data, no tensors."""
+"""Explanation of one image and the questions about it: plain data, no tensors."""
 
 import dataclasses
 from collections.abc import Mapping

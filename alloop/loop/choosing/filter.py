@@ -1,4 +1,4 @@
-"""Which images may be asked about: `[acquisition] only`, a glob of paths or a condition on what is known of images."""
+"""Filter `[acquisition] only`: a glob of paths, or a condition on facts about images."""
 
 import contextlib
 import fnmatch
@@ -47,7 +47,7 @@ def find_matching(session: Session, only: str) -> frozenset[int]:
 
 
 def is_glob(only: str) -> bool:
-    """Whether this is a glob of paths rather than a condition."""
+    """Return whether the text is a glob of paths and not a condition."""
     return any(mark in only for mark in "*?[") and not _COMPARES.search(only)
 
 

@@ -37,7 +37,7 @@ class PoolScores:
         return place < len(self._sorted) and int(self._sorted[place]) == image_id
 
     def has(self, name: str) -> bool:
-        """Whether every image has this score of its own."""
+        """Return whether the file holds this score."""
         return name in self.scores.uncertainty
 
     def values(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -64,7 +64,7 @@ class PoolScores:
         return read_rows(self._path, "log_probs", np.asarray(image_ids, dtype=np.int64))
 
     def member_log_probs(self, image_ids: Sequence[int], strategy: str) -> Tensor:
-        """What every member said [M, N, K], uncalibrated.
+        """Read the predictions of every member [M, N, K], uncalibrated.
 
         Raises:
             ModelError: It was not kept.
@@ -125,5 +125,5 @@ def load_scores(project: Project, current: RoundRecord, settings: AcquisitionCon
 
 
 def features_beside(scores: Path) -> Path:
-    """Where features by a trained trunk lie."""
+    """Return the path of the features of a trained trunk."""
     return scores.with_name("features.npy")

@@ -26,7 +26,7 @@ NO_LIMIT = 1e6  # GiB; what fitted then is not refused now
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Whether the same images came out.
+    """Result of a replay.
 
     Attributes:
         n: Images that the round chose, the holdout not counted.

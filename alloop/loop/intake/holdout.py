@@ -49,10 +49,10 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
 
 
 def growth_size(settings: Config, room: int | None = None) -> int:
-    """How many images a later round adds: the configured share of its batch, at least one; what the budget leaves.
+    """Return the number of images that a later round adds: its share of the batch, at least one, within the budget.
 
     Args:
-        settings: Of the round.
+        settings: Settings of the round.
         room: Labels that the budget leaves; None without one.
     """
     share = settings.evaluation.holdout_growth

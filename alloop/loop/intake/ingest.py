@@ -55,7 +55,7 @@ BATCH = 200  # files per transaction: what a killed ingest has to look at again
 
 @dataclasses.dataclass
 class Added:
-    """What an ingest found."""
+    """Result of adding images."""
 
     new: int = 0
     known: int = 0  # the same bytes were in the pool already, under this or another name

@@ -299,7 +299,7 @@ class FileFinder:
         return next(filter(None, itertools.chain(exact, alike)), None)
 
     def count(self, name: str) -> int:
-        """How many images have this file name."""
+        """Count the images with this file name."""
         return max(len(self._by_name.get(spelled, ())) for spelled in file_spellings(name))
 
     def of_row(self, row: Row, path: Path, refusal: type[AlloopError], undone: str) -> str:

@@ -1,4 +1,4 @@
-"""How many unlabeled images kept their predicted class from one round to the next."""
+"""Share of unlabeled images whose predicted class stayed the same from one round to the next."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ class Before:
 
 
 def find_before(session: Session, number: int) -> Before | None:
-    """Which scores a round's are held against."""
+    """Find the earlier scores to compare a round's scores with."""
     earlier = [row for row in list_rounds(session) if row.number < number and row.scores_path is not None]
     return Before(earlier[-1].number, str(earlier[-1].scores_path)) if earlier else None
 

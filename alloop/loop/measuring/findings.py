@@ -1,4 +1,4 @@
-"""What the recorded rounds show: is the newest model better, did asking well help, what would one more round bring.
+"""Findings of the recorded rounds: progress of the model, effect of active learning, expected gain of a round.
 
 Read from rows and the small files beside the models; nothing is trained and no image is touched.
 """
@@ -63,7 +63,7 @@ class Outlook:
     Attributes:
         gain: Accuracy that one more batch is expected to bring; None before three rounds were measured.
         doubling: The same for twice the training labels.
-        hours: Of annotators, for one batch; None where the back end does not say how long answers take.
+        hours: Annotators' time for one batch; None if the back end does not report times.
         seconds: Median of one label.
     """
 
@@ -124,7 +124,7 @@ def gather_findings(session: Session, project: Project) -> Findings:
 
 
 def gather_evidence(session: Session, project: Project, n_askable: int) -> Evidence:
-    """What the rules that are configured look at, and no more: a loop asks in every round."""
+    """Gather the evidence of the configured stop rules only, because every round needs it."""
     settings = project.config.loop
     needs_curve = settings.stop_when_flat
     rounds = _measured(session, project) if needs_curve or settings.target_accuracy is not None else []
@@ -135,7 +135,7 @@ def gather_evidence(session: Session, project: Project, n_askable: int) -> Evide
 
 
 def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions | None:
-    """What the newest measured model says of the holdout, with probabilities."""
+    """Return the predictions of the newest measured model for the holdout."""
     rounds = _measured(session, project)
     return None if not rounds else _predictions(project, rounds[-1], whole=True)
 
@@ -175,7 +175,7 @@ def _better(project: Project, rounds: Sequence[_Measured]) -> Better | None:
 
 
 def _together(predictions: Sequence[HoldoutPredictions | None]) -> npt.NDArray[np.bool_] | None:
-    """Whether each model is right [P, N] about the images that all of them saw, by the newest labels of these.
+    """Return whether each model is right [P, N] about the images that all models predicted, by their newest labels.
 
     Images that later rounds drew are left out: they stand for another population.
     """
@@ -194,7 +194,7 @@ def _together(predictions: Sequence[HoldoutPredictions | None]) -> npt.NDArray[n
 
 
 def _unbiased(session: Session) -> Unbiased | None:
-    """Of the newest closed round that had a model when it asked."""
+    """Estimate the accuracy from the newest closed round that had a model when it asked."""
     closed = {row.number for row in list_rounds(session) if row.state is RoundState.CLOSED}
     queries = [query for query in list_queries(session) if query.predicted is not None and query.round_number in closed]
     if not queries:

@@ -1,4 +1,4 @@
-"""What a model says of each labeled holdout image, beside the model: so that two models meet on the same images."""
+"""Predictions of a model for the labeled holdout images, stored next to it. Models can be compared image by image."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def write_holdout(
         grown: [N].
         calibrated_log_probs: [N, K].
         coding: Translates targets and predictions into labels.
-        model_sha256: Of the model that says it.
+        model_sha256: Checksum of the model.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -83,7 +83,7 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
 
     Args:
         path: Where.
-        model_sha256: Of the model.
+        model_sha256: Checksum of the model.
         whole: Read log-probabilities too.
     """
     columns = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])

@@ -48,7 +48,7 @@ def find_arms(image_ids: Sequence[int], reasons: Mapping[int, Reason]) -> Arms:
     """The arms of equally many labels that these images allow.
 
     Args:
-        image_ids: Of the training images, as the job has them.
+        image_ids: Ids of the training images, in the job's order.
         reasons: Image → why it was asked about first, in the order asked.
     """
     position = {image_id: at for at, image_id in enumerate(image_ids)}
@@ -144,7 +144,7 @@ def _train_arms(tools: Tools, job: TrainJob, result: TrainResult, arms: Arms) ->
 
 
 def _correct(tools: Tools, job: TrainJob, labels: Sequence[int], out: Path) -> npt.NDArray[np.bool_]:
-    """Whether a model of these labels is right about each holdout image that can be read."""
+    """Return whether a model of these labels is right about each readable holdout image."""
     arm = dataclasses.replace(
         job,
         images=tuple(job.images[at] for at in labels),

@@ -1,4 +1,4 @@
-"""Which changes of alloop.toml would make earlier rounds mean something else."""
+"""Changes of alloop.toml that would invalidate earlier rounds."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

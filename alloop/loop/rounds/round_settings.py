@@ -125,7 +125,7 @@ def _check(session: Session, config: Config, current: RoundRecord, before: Confi
 
 
 def is_free(session: Session, current: RoundRecord, *, anew: bool = False) -> bool:
-    """Whether a round may take today's settings: nothing depends on those it has."""
+    """Return whether a round may take the current settings: nothing depends on its old ones yet."""
     if current.state not in (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED):
         return False
     return anew or (current.scores_path is None and find_model(session, current.id) is None)

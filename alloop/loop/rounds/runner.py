@@ -36,7 +36,7 @@ logger = logging.getLogger("alloop")
 
 
 class Stage(enum.StrEnum):
-    """How a run ended."""
+    """Outcome of a run."""
 
     WAITING = "waiting"  # for annotators
     ADVANCED = "advanced"  # a round was closed; run again for the next
@@ -45,7 +45,7 @@ class Stage(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunResult:
-    """Where a run ended.
+    """Result of a run.
 
     Attributes:
         asked, open, answered: Numbers of queries of that round; answered ones have a label.
@@ -65,7 +65,7 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What a caller may ask of a run.
+    """Options of a run.
 
     Attributes:
         rounds: How many rounds may be closed before the run ends; None: as many as there are.
@@ -233,7 +233,7 @@ class _Run:
             return find_stop(self._project.config.loop, gather_evidence(session, self._project, n_askable))
 
     def _is_still_stopped(self) -> bool:
-        """Whether nothing has changed since a stop rule ended the last round: neither rules nor labels."""
+        """Return whether rules and labels are unchanged since a stop rule ended the last round."""
         with reading(self._project.database) as session:
             last, model, is_open = find_last_round(session), find_last_model(session), count_pool(session).open > 0
         if is_open:
@@ -253,7 +253,7 @@ class _Run:
             return bool(list_unsent(session))
 
     def _was_never_sent(self, number: int) -> bool:
-        """Whether every question was taken back before it became a task, so that there is nobody to wait for."""
+        """Return whether every question was withdrawn before it became a task, so that no answer can come."""
         with reading(self._project.database) as session:
             queries = list_queries(session, find_round(session, number).id)
         return all(query.status is QueryStatus.WITHDRAWN and query.task_id is None for query in queries)

@@ -353,7 +353,7 @@ def _coding(config: Config) -> Coding:
 
 
 def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:
-    """What each head was a specialist in, as long as the number of heads is the same."""
+    """Return the specialties of each head of the previous model, if the number of heads is the same."""
     if len(before) != config.model.n_networks * config.model.n_heads:
         return ()
     return tuple(tuple(name for name in part if name in config.project.classes) for part in before)

@@ -62,8 +62,6 @@ def modules() -> list[Path]:
 def docstrings() -> Iterator[tuple[str, str]]:
     for path in modules():
         name = str(path.relative_to(ROOT))
-        if name in EXCEPTIONS:
-            continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node, clean=False)
@@ -79,45 +77,3 @@ def missing_citations(path: Path) -> Iterator[str]:
             continue
         headings = re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", file.read_text("utf-8"), re.MULTILINE)
         yield from (f"{document} section {number}" for number in sections if number and number not in headings)
-
-
-# Files that still have to be rewritten; nothing may be added.
-EXCEPTIONS = frozenset(
-    {
-        "alloop/engine/build.py",
-        "alloop/engine/cross_validate.py",
-        "alloop/engine/finetune.py",
-        "alloop/engine/fit_heads.py",
-        "alloop/engine/members.py",
-        "alloop/engine/objective.py",
-        "alloop/engine/train.py",
-        "alloop/engine/trunk_file.py",
-        "alloop/loop/asking/answers.py",
-        "alloop/loop/choosing/askable.py",
-        "alloop/loop/choosing/batch.py",
-        "alloop/loop/choosing/evidence.py",
-        "alloop/loop/choosing/explain.py",
-        "alloop/loop/choosing/explanation.py",
-        "alloop/loop/choosing/filter.py",
-        "alloop/loop/choosing/pool_scores.py",
-        "alloop/loop/choosing/replay.py",
-        "alloop/loop/choosing/selection.py",
-        "alloop/loop/intake/holdout.py",
-        "alloop/loop/intake/ingest.py",
-        "alloop/loop/intake/labels.py",
-        "alloop/loop/measuring/agreement.py",
-        "alloop/loop/measuring/findings.py",
-        "alloop/loop/measuring/holdout_file.py",
-        "alloop/loop/measuring/matched.py",
-        "alloop/loop/rounds/history.py",
-        "alloop/loop/rounds/round_settings.py",
-        "alloop/loop/rounds/runner.py",
-        "alloop/loop/rounds/steps.py",
-        "alloop/loop/state.py",
-        "alloop/loop/stopping.py",
-        "alloop/loop/workspace.py",
-        "alloop/loop/writer.py",
-        "alloop/simulate/compare.py",
-        "alloop/simulate/ood.py",
-    }
-)
