@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alloop.composition import OOD_SCORES
 from alloop.config.schema import Config
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
@@ -17,7 +18,7 @@ from alloop.engine.finetune import trunk_features
 from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
-from alloop.engine.ood_score import ood_score
+from alloop.engine.ood_score import ModelOutputs, ood_score
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
@@ -150,7 +151,8 @@ class Classifier:
             ModelError: The model was trained on another backbone, or the images have another depth than its images.
         """
         for outputs in self.outputs(images, progress):
-            yield self._with_odin(outputs, progress) if self._ood_name == "odin" else self._predicted(outputs)
+            needs_images = OOD_SCORES[self._ood_name].needs_images
+            yield self._with_odin(outputs, progress) if needs_images else self._predicted(outputs)
 
     def outputs(self, images: Sequence[ImageRef], progress: Progress = silent) -> Iterator[Outputs]:
         """Logits and features of images, batch by batch, as `predict` uses them.
@@ -197,7 +199,8 @@ class Classifier:
             # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
             is_lost = self._passes.loss.rule.normalizes_logits
             shown = mean_log_probs(outputs.logits.log_softmax(dim=-1)) if is_lost else calibrated
-            ood = ood_score(self._ood_name, outputs.logits, outputs.lengths, members, shown)
+            seen = ModelOutputs(outputs.logits, outputs.lengths, members, shown.unsqueeze(0))
+            ood = ood_score(self._ood_name, seen)
         return Predictions(outputs.images, outputs.failed, outputs.features, members, pooled, calibrated, ood)
 
     def _calibrated(self, pooled_log_probs: Tensor) -> Tensor:

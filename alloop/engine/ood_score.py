@@ -1,4 +1,7 @@
-"""OOD scores of images, from what a model gives. `engine.odin` has the one that needs pixels and a gradient."""
+"""OOD scores of images, computed from a model's outputs. `engine.odin` has the score that needs pixels."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -7,29 +10,42 @@ from torch import Tensor
 from alloop.evaluation import ood
 
 
-def ood_score(
-    name: str,
-    logits: Float[Tensor, "M B K"],
-    lengths: Float[Tensor, "M B"],
-    member_log_probs: Float[Tensor, "M B K"],
-    calibrated_log_probs: Float[Tensor, "B K"],
-) -> Float[Tensor, "B"]:
-    """Score of every image: the higher, the less it resembles the training images.
+@dataclasses.dataclass(frozen=True)
+class ModelOutputs:
+    """Outputs of a model that OOD scores are computed from.
+
+    Attributes:
+        logits: Raw logits.
+        lengths: L1 norms of the features that each member saw, from `HeadPasses.lengths`.
+        member_log_probs: Uncalibrated prediction of every member.
+        shown_log_probs: Prediction for the scores of one distribution: a single row, or rows whose mean it is.
+    """
+
+    logits: Float[Tensor, "M B K"]
+    lengths: Float[Tensor, "M B"]
+    member_log_probs: Float[Tensor, "M B K"]
+    shown_log_probs: Float[Tensor, "P B K"]
+
+
+# All scores of `composition.OOD_SCORES` that need no images. Energy and max logit are means over members.
+SCORES: Mapping[str, Callable[[ModelOutputs], Tensor]] = {
+    "msp": lambda outputs: ood.msp(outputs.shown_log_probs),
+    "entropy": lambda outputs: ood.entropy(outputs.shown_log_probs),
+    "gen": lambda outputs: ood.gen(outputs.shown_log_probs),
+    "max-logit": lambda outputs: ood.max_logit(outputs.logits),
+    "energy": lambda outputs: ood.energy(outputs.logits),
+    # GradNorm uses the norm of the features only, so one number that has this norm is enough.
+    "gradnorm": lambda outputs: ood.gradnorm(outputs.lengths.unsqueeze(-1), outputs.logits),
+    "mutual-information": lambda outputs: ood.mutual_information(outputs.member_log_probs),
+}
+
+
+def ood_score(name: str, outputs: ModelOutputs) -> Float[Tensor, "B"]:
+    """Score every image: the higher, the less it resembles the training images.
 
     Args:
-        name: `[acquisition] ood_score`; not "odin", for which see `engine.odin`.
-        logits: Raw logits. Energy and max logit are means over members.
-        lengths: L1 norms from `HeadPasses.lengths`, for GradNorm.
-        member_log_probs: Uncalibrated prediction of every member, for mutual information.
-        calibrated_log_probs: Log p̄, for scores that are computed from one distribution.
+        name: A key of `SCORES`.
+        outputs: Outputs of the model for these images.
     """
     with torch.inference_mode():
-        if name == "gradnorm":
-            # Features count by their norm only: one number that has it will do.
-            return ood.gradnorm(lengths.unsqueeze(-1), logits).float()
-        if name in ("energy", "max-logit"):
-            return (ood.energy if name == "energy" else ood.max_logit)(logits).float()
-        if name == "mutual-information":
-            return ood.mutual_information(member_log_probs).float()
-        of_pooled = {"msp": ood.msp, "entropy": ood.entropy, "gen": ood.gen}
-        return of_pooled[name](calibrated_log_probs.unsqueeze(0)).float()
+        return SCORES[name](outputs).float()

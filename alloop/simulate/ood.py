@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alloop.composition import OOD_SCORES
 from alloop.engine.classifier import Classifier
 from alloop.engine.features import Failed
+from alloop.engine.ood_score import SCORES, ModelOutputs, ood_score
 from alloop.errors import LabelError, ModelError, PoolError
 from alloop.evaluation import ood
 from alloop.evaluation.ood_metrics import measure_ood, ood_intervals
@@ -92,16 +94,12 @@ def measure_strangers(
         PoolError: An image cannot be read.
     """
     lengths, logits, log_probs = _outputs(model, [*inside, *outside])
+    outputs = ModelOutputs(logits, lengths, log_probs, log_probs)
     scores = {
-        "MSP": ood.msp(log_probs),
-        "entropy": ood.entropy(log_probs),
-        "GEN": ood.gen(log_probs),
-        "max logit": ood.max_logit(logits),
-        "energy": ood.energy(logits),
-        "GradNorm": ood.gradnorm(lengths.unsqueeze(-1), logits),
+        OOD_SCORES[name].title: ood_score(name, outputs)
+        for name in SCORES
+        if len(log_probs) > 1 or not OOD_SCORES[name].of_several
     }
-    if len(log_probs) > 1:
-        scores["mutual information"] = ood.mutual_information(log_probs)
     n = len(inside)
     found = {name: _measured(name, values[:n], values[n:], seed, draws) for name, values in scores.items()}
     if odin_images and model.is_repeatable:
@@ -110,7 +108,8 @@ def measure_strangers(
             _odin(model, [images[p] for p in generator.permutation(len(images))[:odin_images]])
             for images in (inside, outside)
         ]
-        found["ODIN"] = _measured("ODIN", of_each[0], of_each[1], seed, draws)
+        title = OOD_SCORES["odin"].title
+        found[title] = _measured(title, of_each[0], of_each[1], seed, draws)
     return found
 
 

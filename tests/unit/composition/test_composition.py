@@ -17,6 +17,7 @@ from alloop.composition import (
     loss_parameters,
 )
 from alloop.config.schema import Config
+from alloop.engine.ood_score import SCORES
 from alloop.losses import named
 
 
@@ -79,6 +80,7 @@ def test_every_name_has_a_function():
     assert set(named._FUNCTIONS) == set(LOSSES)
     assert {"none", *perturb._LOG_WEIGHTS} == set(PERTURBATIONS)
     assert [*choose._FITS, "auto"] == list(CALIBRATORS)
+    assert [*SCORES] == [name for name, rule in OOD_SCORES.items() if not rule.needs_images]
 
 
 @pytest.mark.parametrize(
