@@ -29,7 +29,8 @@ RELIABLE = 20
 EQUAL = 1e-9  # nats
 
 _NOTE = (
-    "Beyond about {} images the joint entropy is mostly noise of {:,} samples; mutual-information with power scales."
+    "Beyond about {} images the joint entropy is mostly noise of {:,} samples. For large batches use "
+    "mutual-information with [acquisition] perturb = power."
 )
 
 

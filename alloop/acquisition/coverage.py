@@ -99,7 +99,7 @@ def probcover(candidates: Candidates, k: int, seed: int) -> Choice:
     n_clusters = known if known > 1 else WITHOUT_LABELS
     radius = pure_radius(unit_(candidates.features), n_clusters, seed)
     choice = herd(candidates, k, seed, ball(radius))
-    note = f"The radius is {radius:.3f}, at which {PURITY:.0%} of the balls hold one of {n_clusters} clusters only."
+    note = f"The radius is {radius:.3f}, at which {PURITY:.0%} of the balls hold only one of {n_clusters} clusters."
     return dataclasses.replace(choice, notes=(note, *choice.notes))
 
 
@@ -275,8 +275,10 @@ def _rest(picked: list[int], scores: list[float], k: int, weights: npt.NDArray[n
     order = np.argsort(-weights, kind="stable")
     more = order[~np.isin(order, picked)][:missing]
     choice = completed([*picked, *more.tolist()], [*scores, *[0.0] * missing], k, len(weights))
-    what = "by key" if np.ptp(weights) == 0 else "the most uncertain"
-    return dataclasses.replace(choice, notes=(f"{len(picked)} images cover all there is; the rest is {what}.",))
+    what = "by key" if np.ptp(weights) == 0 else "by uncertainty"
+    return dataclasses.replace(
+        choice, notes=(f"{len(picked)} images cover the whole pool; the rest is chosen {what}.",)
+    )
 
 
 def _smallest_distance(labeled: Float[Tensor, "L D"]) -> tuple[float, str]:
@@ -286,6 +288,6 @@ def _smallest_distance(labeled: Float[Tensor, "L D"]) -> tuple[float, str]:
         apart = squared[squared > NO_DISTANCE]
         smallest = min(smallest, float(apart.min()) if len(apart) else torch.inf)
     if smallest == torch.inf:
-        return 1.0, "The kernel is 1 wide: there are no two labeled images to take a distance from."
+        return 1.0, "The kernel is 1 wide: there are no two different labeled images whose distance could be used."
     sigma = float(np.sqrt(smallest))
     return sigma, f"The kernel is {sigma:.3f} wide, the smallest distance between two labeled images."

@@ -76,7 +76,10 @@ def uniform(keys: Keys, seed: int) -> npt.NDArray[np.float64]:
     return (np.asarray(bits >> np.uint64(11), dtype=np.float64) + 0.5) / 2.0**53
 
 
-_ZEROS = "{} of {} images have a score of 0 and are drawn only when no others are left; explore above 0 changes that."
+_ZEROS = (
+    "{} of {} images have a score of 0 and are drawn only if no others are left. [acquisition] explore above 0 changes "
+    "that."
+)
 
 
 def _power(scores: npt.NDArray[np.float64], keys: Keys, beta: float) -> npt.NDArray[np.float64]:

@@ -72,8 +72,8 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
         n_sources=SOURCES,
     )
     note = (
-        f"The model is {sureness:.0%} sure of the pool (1 - mean entropy / ln K): an image's own entropy counts with "
-        f"that power, nearness to labeled images with the factor {1 - sureness:.2f}; the kernel is {sigma:.3f} wide."
+        f"The model is {sureness:.0%} sure of the pool (1 - mean entropy / ln K). This is the exponent of an image's "
+        f"own entropy; coverage by labeled images has the factor {1 - sureness:.2f}. The kernel is {sigma:.3f} wide."
     )
     return dataclasses.replace(choice, notes=(note, *choice.notes))
 

@@ -97,7 +97,7 @@ def test_an_image_is_found_by_hash_path_or_name_and_said_in_words(asked: Project
 
     assert said[0] == said[1] == said[2]
     assert f"Round 0 asked about it as number {query.rank}: chosen by max-herding (seed), score" in said[0]
-    assert "There is no model yet, which margin needs" in said[0]
+    assert "margin needs a model, and there is none yet" in said[0]
 
 
 @pytest.mark.parametrize(

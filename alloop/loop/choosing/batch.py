@@ -71,7 +71,7 @@ def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ..
         )
     if name in STRATEGIES and STRATEGIES[name].needs == {Need.FEATURES}:
         return name, ()
-    return COLD, (f"There is no model yet, which {name} needs: {COLD} took typical images by the backbone's features.",)
+    return COLD, (f"{name} needs a model, and there is none yet: {COLD} chose typical images by features.",)
 
 
 def has_learned_features(model: ModelConfig) -> bool:
@@ -109,7 +109,7 @@ class _Strategy:
             return ask(np.arange(len(rest)), _NONE, k, seed)
         if scores is None:
             choice = ask(np.arange(len(rest)), _NONE, k, seed)
-            note = "There is no model yet, so class_quota had no predicted classes to count."
+            note = "There is no model yet, so [acquisition] class_quota could not be applied."
             return dataclasses.replace(choice, notes=(*choice.notes, note))
         predicted = np.array(scores.predicted([ref.image_id for ref in (*refs, *taken)]), dtype=object)
         _, classes = np.unique(predicted.astype(str), return_inverse=True)
@@ -193,8 +193,8 @@ def within_quota(
         is_full = len(eligible) == 0
         if is_full:
             notes.append(
-                f"Only images of classes that had their quota of {limit} were left: {k - len(kept)} of them filled the "
-                "batch up."
+                f"{k - len(kept)} images exceed the quota of {limit} per class, because no images of other classes "
+                "were left."
             )
             eligible = left
         step = seed if attempt == 0 else derive_seed(seed, "quota", attempt)

@@ -204,18 +204,20 @@ def _unbiased(session: Session) -> Unbiased | None:
     labels = {label.image_id: label.consensus.value for label in list_labels(session, Split.TRAIN)}
     risk = drawn_risk(mine, labels)
     if risk is None:
-        says = f"Round {number}'s answers say nothing about the rest: none was drawn with a known probability."
+        says = f"Round {number}'s answers give no estimate for the pool: none was drawn with a known probability."
         return Unbiased(number, None, 0.0, 0, 0, 0, says)
     if risk.interval is None:
-        worth = f"its {risk.answered} of {risk.drawn} drawn answers are worth {risk.effective:.1f} images"
-        says = f"No accuracy from round {number}'s own answers: {worth}, and a number needs {SMALLEST}."
+        worth = (
+            f"its {risk.answered} of {risk.drawn} drawn answers have an effective sample size of {risk.effective:.1f}"
+        )
+        says = f"No accuracy from round {number}'s own answers: {worth}, and at least {SMALLEST} is needed."
         return Unbiased(number, None, risk.effective, risk.drawn, risk.answered, risk.pool, says)
     error = risk.interval
     accuracy = Interval(1 - error.value, 1 - error.high, 1 - error.low, error.n, error.method)
     missing = "" if risk.answered == risk.drawn else f", {risk.drawn - risk.answered} drawn without a label"
     says = (
         f"Accuracy of round {number}'s model on the {risk.pool} images it drew from: {percent(accuracy)} "
-        f"(LURE, {risk.answered} answers worth {risk.effective:.0f}{missing})."
+        f"(LURE, {risk.answered} answers, effective sample size {risk.effective:.0f}{missing})."
     )
     return Unbiased(number, accuracy, risk.effective, risk.drawn, risk.answered, risk.pool, says)
 
@@ -260,9 +262,9 @@ def _outlook(session: Session, project: Project, rounds: Sequence[_Measured]) ->
 
 def _outlook_words(config: Config, gain: Interval | None, hours: float | None, median: float | None) -> str:
     size = f"One more round of {config.loop.batch_size}"
-    brings = f"about {points(gain)}" if gain is not None else "its gain cannot be told before three rounds are measured"
+    brings = f"about {points(gain)}" if gain is not None else "its gain can be estimated after three measured rounds"
     if hours is None or median is None:
-        return f"{size}: {brings}; how long it takes people is not known."
+        return f"{size}: {brings}; the time that people need is not known yet."
     time = f"{hours:.1f} annotator hours" if hours >= 1 else f"{60 * hours:.0f} annotator minutes"
     return f"{size}: {brings}, about {time} (median {median:.2g} s a label)."
 

@@ -333,7 +333,7 @@ def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
     if current.state not in states:
         wanted = " or ".join(f"'{state}'" for state in states)
         raise AlloopError(
-            f"Round {number} is '{current.state}', this step needs it to be {wanted}.",
+            f"Round {number} is '{current.state}', but this step needs it to be {wanted}.",
             "Run `alloop run`, which takes the next step.",
         )
     return current

@@ -121,7 +121,7 @@ def test_when_all_is_covered_the_rest_is_said_to_be_by_key():
 
     assert choice.positions.tolist() == [0, 1, 2]
     assert choice.scores.tolist() == [0, 0, 0]
-    assert choice.notes == ("0 images cover all there is; the rest is by key.",)
+    assert choice.notes == ("0 images cover the whole pool; the rest is chosen by key.",)
 
 
 def test_the_radius_ends_where_the_first_twentieth_of_the_balls_meet_another_cluster():

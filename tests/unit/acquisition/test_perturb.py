@@ -74,7 +74,8 @@ def test_scores_of_0_come_last_and_evenly():
     for position in (0, 2, 4):
         assert sum(choice.positions[2] == position for choice in choices) == pytest.approx(200, abs=40)
     assert choices[0].notes == (
-        "3 of 5 images have a score of 0 and are drawn only when no others are left; explore above 0 changes that.",
+        "3 of 5 images have a score of 0 and are drawn only if no others are left. [acquisition] explore above 0 "
+        "changes that.",
     )
 
 

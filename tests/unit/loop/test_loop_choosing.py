@@ -55,9 +55,7 @@ def test_where_only_full_classes_are_left_the_batch_is_filled_up_and_that_is_sai
     choice = within_quota(ask, np.array([0, 0, 0, 1]), NONE, limit=1, k=4, seed=0)
 
     assert choice.positions.tolist() == [0, 3, 1, 2]
-    assert choice.notes == (
-        "Only images of classes that had their quota of 1 were left: 2 of them filled the batch up.",
-    )
+    assert choice.notes == ("2 images exceed the quota of 1 per class, because no images of other classes were left.",)
 
 
 def test_probabilities_hold_only_as_long_as_no_class_was_shut_out():

@@ -205,7 +205,7 @@ def test_answers_drawn_with_known_probability_measure_the_rest_of_the_pool(proje
     assert unbiased.accuracy.value == pytest.approx(0.75)
     assert unbiased.accuracy.low < 0.75 < unbiased.accuracy.high
     assert unbiased.says.startswith("Accuracy of round 1's model on the 600 images it drew from: 75.0 % [")
-    assert unbiased.says.endswith("(LURE, 60 answers worth 60).")
+    assert unbiased.says.endswith("(LURE, 60 answers, effective sample size 60).")
 
 
 def test_images_that_a_strategy_drew_count_by_the_probability_of_being_drawn_next(project: Project):
@@ -235,8 +235,8 @@ def test_too_few_drawn_answers_give_no_number_and_say_so(project: Project):
     assert unbiased is not None
     assert unbiased.accuracy is None
     assert unbiased.says == (
-        "No accuracy from round 1's own answers: its 40 of 60 drawn answers are worth 40.0 images, and a number needs "
-        "50."
+        "No accuracy from round 1's own answers: its 40 of 60 drawn answers have an effective sample size of 40.0, and "
+        "at least 50 is needed."
     )
 
 
