@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from alloop.errors import did_you_mean
 from alloop.plugins import list_installed
 
-# A task is what people answer about an image and what models learn. Its name is the key of the tables `TASKS` in the
-# rooms where tasks differ: `consensus`, and others named there.
+# Name of a task: the kind of answer that people give about an image and that models learn. Every room in which tasks
+# differ has a table `TASKS` with one entry for each task: consensus, labeling.label_config, engine.targets,
+# acquisition.rows, evaluation.measures and report.shown.
 CLASSIFICATION = "classification"
 
 

@@ -22,6 +22,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
         WorkspaceError: The disk is full; an earlier file stays as it was.
     """
     started = time.perf_counter()
+    task = job.config.project.task
     model = Classifier.open(job.model, job.config, job.cache, job.device, is_calibrated=job.is_calibrated)
     features_out = job.features_out if model.has_own_trunk else None
     failed: list[tuple[int, str]] = []
@@ -29,7 +30,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     with (
         TrunkWriter(features_out, len(job.images) + len(job.labeled)) as trunk_rows,
         atomic_path(job.out) as temporary,
-        ScoreWriter(temporary, model.version, job.model.sha256, keep_members=job.keep_members) as writer,
+        ScoreWriter(temporary, model.version, job.model.sha256, task, keep_members=job.keep_members) as writer,
     ):
         for predictions in model.predict(job.images, progress):
             failed += predictions.failed

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +14,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from alloop.acquisition.rows import TASKS as RULES
+from alloop.acquisition.rows import image_scores
 from alloop.acquisition.scores import SCORES
 from alloop.composition import STRATEGIES, Need
 from alloop.engine.classifier import Predictions
 from alloop.engine.model_files import ModelVersion
+from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
 
@@ -30,9 +32,9 @@ class Scores:
     """The narrow columns of a score file [N], in its order.
 
     Attributes:
-        predicted: Class names.
-        entropy: Nats.
-        confidence: 1 - entropy / ln K, in [0, 1].
+        predicted: Labels that the model guesses; for a classification, names of classes.
+        entropy: Predictive entropy in nats.
+        confidence: Certainty in [0, 1]; for a classification, 1 - entropy / ln K.
         uncertainty: Strategy → scores [N], higher is more uncertain; those that need several members only with several.
         ood: OOD scores [N], higher is more unlike the training images; None in files of before there were any.
         has_members: There is a column of what every member said.
@@ -56,9 +58,11 @@ class Scores:
 class ScoreWriter:
     """Writes rows as they come; a row group is on disk before the next one is collected."""
 
-    def __init__(self, path: Path, version: ModelVersion, model_sha256: str, *, keep_members: bool = False) -> None:
+    def __init__(
+        self, path: Path, version: ModelVersion, model_sha256: str, task: str, *, keep_members: bool = False
+    ) -> None:
         self._path = path
-        self._classes = np.array(version.classes, dtype=object)
+        self._coding, self._rule = CODINGS[task](version.classes), RULES[task]
         n_members = version.n_members
         self._n_kept = n_members if keep_members else 0
         self._rows = max(1, GROUP_VALUES // (len(version.classes) * (1 + self._n_kept)))
@@ -93,19 +97,21 @@ class ScoreWriter:
         if not images:
             return
         n_classes, alone = log_probs.shape[1], log_probs.unsqueeze(0)
-        entropy = SCORES["entropy"].function(alone)
+        entropy = image_scores(self._rule, SCORES["entropy"].function, alone)
         others = (
-            SCORES[name]
-            .function(predictions.member_log_probs if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone)
-            .float()
+            image_scores(
+                self._rule,
+                SCORES[name].function,
+                predictions.member_log_probs if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone,
+            ).float()
             for name in self._names
         )
         columns = [
             pa.array([image.image_id for image in images], pa.int64()),
             pa.array([image.sha256 for image in images], pa.string()),
-            pa.array(self._classes[log_probs.argmax(dim=1).numpy()], pa.string()),
+            pa.array(self._coding.guess(log_probs.numpy()), pa.string()),
             pa.array(entropy.numpy()),
-            pa.array((1 - entropy / math.log(n_classes)).clamp(0, 1).numpy()),
+            pa.array(self._rule.certainty(entropy, n_classes).numpy()),
             pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
             pa.array(predictions.ood.numpy()),
             *(pa.array(values.numpy()) for values in others),
