@@ -17,7 +17,7 @@ from alloop.plugins import list_installed
 CLASSIFICATION = "classification"
 
 
-class Place(enum.StrEnum):
+class LossPlace(enum.StrEnum):
     """Terms in which a loss replaces cross-entropy if there are several heads."""
 
     BOTH = "on every head and on the pooled prediction"
@@ -63,7 +63,7 @@ class LossRule:
     """
 
     parameters: Mapping[str, Parameter]
-    place: Place = Place.BOTH
+    place: LossPlace = LossPlace.BOTH
     is_plain: bool = False
     is_smooth: bool = False
     needs_raw_logits: bool = False
@@ -85,7 +85,7 @@ LOSSES: Mapping[str, LossRule] = {
     "cross-entropy": LossRule({}, is_plain=True, is_smooth=True),
     "label-smoothing": LossRule({"epsilon": Parameter(0.05, 0.0, 1.0)}, is_smooth=True),
     "mbls": LossRule(
-        {"margin": Parameter(10.0, 0.0), "alpha": Parameter(0.1, 0.0)}, Place.HEADS, needs_raw_logits=True
+        {"margin": Parameter(10.0, 0.0), "alpha": Parameter(0.1, 0.0)}, LossPlace.HEADS, needs_raw_logits=True
     ),
     # Below 1 the slope is infinite where the true class has probability 1.
     "focal": LossRule({"gamma": Parameter(3.0, 1.0, also=0.0)}, is_smooth=True),
@@ -94,15 +94,15 @@ LOSSES: Mapping[str, LossRule] = {
     "entropy-hinge": LossRule({"beta": _BETA, "threshold": Parameter(0.5, 0.0)}),
     "mmce": LossRule(
         {"weight": Parameter(2.0, 0.0), "width": Parameter(0.4, 0.0, excludes_low=True)},
-        Place.POOLED,
+        LossPlace.POOLED,
         takes_soft_targets=False,
         smallest_batch=16,
     ),
     "dca": LossRule(
-        {"alpha": Parameter(1.0, 0.0), "beta": Parameter(5.0, 0.0)}, Place.POOLED, takes_soft_targets=False
+        {"alpha": Parameter(1.0, 0.0), "beta": Parameter(5.0, 0.0)}, LossPlace.POOLED, takes_soft_targets=False
     ),
     "logit-norm": LossRule(
-        {"tau": Parameter(0.04, 0.0, excludes_low=True)}, Place.HEADS, needs_raw_logits=True, normalizes_logits=True
+        {"tau": Parameter(0.04, 0.0, excludes_low=True)}, LossPlace.HEADS, needs_raw_logits=True, normalizes_logits=True
     ),
 }
 

@@ -243,21 +243,21 @@ def _arm_commits(around: Callable[..., Any]) -> None:
 
 def _arm_requests(part: str, around: Callable[..., Any]) -> None:
     """Arm those that match `part`; without it, all that change something on the server."""
-    from alloop.labeling.connection import Connection
+    from alloop.labeling.connection import ServerConnection
 
-    send = Connection.send
+    send = ServerConnection.send
 
     def matches(method: str, path: str) -> bool:
         if not part:
             return method != "GET"
         return f"{method} {path}".startswith(part) or (part.startswith("…") and path.endswith(part[1:]))
 
-    def sent(self: Connection, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+    def sent(self: ServerConnection, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
         if matches(method, path):
             return around(lambda: send(self, method, path, *args, **kwargs))
         return send(self, method, path, *args, **kwargs)
 
-    Connection.send = sent
+    ServerConnection.send = sent
 
 
 def _arm_files(around: Callable[..., Any]) -> None:

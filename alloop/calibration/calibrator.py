@@ -37,7 +37,7 @@ class Unchanged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
+class FittedCalibrator:
     """Calibrator with its evidence. NLLs are in nats per image, on the images it was fitted to.
 
     Attributes:
@@ -63,12 +63,12 @@ class Fitted:
 
 def describe(
     calibrator: Calibrator, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], note: str = ""
-) -> Fitted:
+) -> FittedCalibrator:
     """Return a calibrator with its evidence on the data it was fitted to."""
     before, after = prepare(log_probs), calibrator.apply(log_probs)
     n, n_classes = before.shape
     labels = targets.detach().cpu().long()
-    return Fitted(
+    return FittedCalibrator(
         calibrator=calibrator,
         n=n,
         class_counts=tuple(torch.bincount(labels, minlength=n_classes).tolist()),

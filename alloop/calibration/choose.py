@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alloop.calibration.calibrator import (
     Calibrator,
-    Fitted,
+    FittedCalibrator,
     Unchanged,
     check_targets,
     describe,
@@ -57,7 +57,7 @@ def smallest_sample(name: str, n_classes: int = 2, *, is_auto: bool = False) -> 
 
 def fit_calibrator(
     name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int = 0, n_folds: int = N_FOLDS
-) -> Fitted:
+) -> FittedCalibrator:
     """Fit a calibrator to held-out predictions, with the evidence for it.
 
     Args:
@@ -83,7 +83,7 @@ def fit_calibrator(
 
 def cross_fit(
     name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
-) -> tuple[Float[Tensor, "N K"], Fitted]:
+) -> tuple[Float[Tensor, "N K"], FittedCalibrator]:
     """Return cross-fitted log-probabilities, and the calibrator fitted to all images.
 
     Each image gets the calibrator of the other folds, so no image calibrates itself. "auto" chooses separately for each
@@ -132,7 +132,7 @@ def choose_calibrator(
     return best, note
 
 
-def to_json(fitted: Fitted) -> dict[str, Any]:
+def to_json(fitted: FittedCalibrator) -> dict[str, Any]:
     """Convert to plain numbers, strings and lists. `from_json` is the reverse."""
     whole = {field.name: getattr(fitted, field.name) for field in dataclasses.fields(fitted)}
     calibrator: Any = fitted.calibrator
@@ -142,7 +142,7 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def from_json(data: Mapping[str, Any]) -> Fitted:
+def from_json(data: Mapping[str, Any]) -> FittedCalibrator:
     """Read the result of `to_json`.
 
     Raises:
@@ -153,7 +153,7 @@ def from_json(data: Mapping[str, Any]) -> Fitted:
     if kind is None:
         raise ValueError(f"there is no calibrator '{data['calibrator']['name']}'")
     calibrator = kind(**{key: _tuples(value) for key, value in numbers.items()})
-    return Fitted(**{**data, "calibrator": calibrator, "class_counts": tuple(data["class_counts"])})
+    return FittedCalibrator(**{**data, "calibrator": calibrator, "class_counts": tuple(data["class_counts"])})
 
 
 def _candidates(n: int, n_classes: int) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from alloop.cli._tables import Lines, for_page, print_lines
 from alloop.report.calibration import ReliabilityData, ScoreHistogram, draw_confidence, draw_ood, draw_reliability
-from alloop.report.overview import Page, Picture, Section, write_page
-from alloop.simulate.compare import Cell as Measured
+from alloop.report.overview import Page, Picture, ReportSection, write_page
 from alloop.simulate.compare import CompareSettings, Comparison
+from alloop.simulate.compare import MethodCell as Measured
 from alloop.simulate.labeled import LabeledImages
 from alloop.simulate.methods import Method
-from alloop.simulate.summary import Row, summarize_ood
+from alloop.simulate.summary import MethodRow, summarize_ood
 
 UNITS = {"accuracy": ("ACC %", 100, 1), "ece": ("ECE %", 100, 1), "nll": ("NLL", 1, 3), "brier": ("Brier", 1, 3)}
 
@@ -18,7 +18,7 @@ def _columns() -> list[str]:
     return ["method", *(title for title, _, _ in UNITS.values()), "rank", "train s (×)", "score ms/image (×)"]
 
 
-def _cells(row: Row, stage: str) -> list[tuple[str, int]]:
+def _cells(row: MethodRow, stage: str) -> list[tuple[str, int]]:
     """Return (text, place) for each cell of a line of the table."""
     cells = [(row.method, 0)]
     for metric, (_, scale, digits) in UNITS.items():
@@ -34,13 +34,13 @@ def _with_ratio(text: str, ratio: float | None) -> str:
     return text if ratio is None else f"{text} ({ratio:.2f})"
 
 
-def _titles(settings: CompareSettings, rows: tuple[Row, ...]) -> dict[str, str]:
+def _titles(settings: CompareSettings, rows: tuple[MethodRow, ...]) -> dict[str, str]:
     seeds = f"{rows[0].n_seeds} seeds, {rows[0].n_test} images each" if rows else ""
     after = {name: f"After {name} ({seeds})" for name in settings.calibrators}
     return {"raw": f"Without post-hoc calibration ({seeds})", **after}
 
 
-def _notes(comparison: Comparison, rows: tuple[Row, ...]) -> list[str]:
+def _notes(comparison: Comparison, rows: tuple[MethodRow, ...]) -> list[str]:
     notes = ["Mean ± standard deviation over seeds (ddof 0). ¹ best, ² second best. Rank: mean over ACC, ECE, NLL."]
     if rows and rows[0].n_test < 1000:
         low, high = (100 * end for end in rows[0].ece_interval)
@@ -71,7 +71,7 @@ def _ood_lines(comparison: Comparison) -> list[list[tuple[str, int]]]:
     ]
 
 
-def _tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...]) -> list[Lines]:
+def _tables(settings: CompareSettings, comparison: Comparison, rows: tuple[MethodRow, ...]) -> list[Lines]:
     found = [
         (title, _columns(), [_cells(row, stage) for row in rows]) for stage, title in _titles(settings, rows).items()
     ]
@@ -81,12 +81,14 @@ def _tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, 
     return found if rows else []
 
 
-def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[Row, ...], page: Path) -> None:
+def print_tables(settings: CompareSettings, comparison: Comparison, rows: tuple[MethodRow, ...], page: Path) -> None:
     """Print the tables and notes about them on stdout."""
     print_lines(_tables(settings, comparison, rows), _notes(comparison, rows), page)
 
 
-def write_report(settings: CompareSettings, data: LabeledImages, comparison: Comparison, rows: tuple[Row, ...]) -> Path:
+def write_report(
+    settings: CompareSettings, data: LabeledImages, comparison: Comparison, rows: tuple[MethodRow, ...]
+) -> Path:
     """Write the pictures of every method and the page with all results; return the path of the page."""
     tables = for_page(_tables(settings, comparison, rows))
     firsts = {cell.method: cell for cell in sorted(comparison.cells, key=lambda cell: -cell.seed)}
@@ -101,7 +103,7 @@ def write_report(settings: CompareSettings, data: LabeledImages, comparison: Com
     return page
 
 
-def _section(method: Method, cell: Measured, out: Path) -> Section:
+def _section(method: Method, cell: Measured, out: Path) -> ReportSection:
     """Draw the pictures of a method."""
     stem = method.name.replace("/", "+")
     pictures = [
@@ -115,7 +117,7 @@ def _section(method: Method, cell: Measured, out: Path) -> Section:
         pictures.append(Picture(f"Strange images by each score of {method.name}", out / f"ood-{stem}.png"))
         histograms = [ScoreHistogram(n, s.edges, s.inside, s.outside, s.metrics["auroc"]) for n, s in cell.ood.items()]
         draw_ood(histograms, method.name, pictures[2].path)
-    return Section(method.name, f"{method.summary}. The pictures are of seed {cell.seed}.", pictures)
+    return ReportSection(method.name, f"{method.summary}. The pictures are of seed {cell.seed}.", pictures)
 
 
 def _panels(cell: Measured) -> list[ReliabilityData]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from alloop.cli._tables import Lines, for_page, print_lines
 from alloop.evaluation.learning_curves import Reached
 from alloop.report.curves import Band, draw_bands
-from alloop.report.overview import Page, Picture, Section, write_page
-from alloop.simulate.curve_table import CurveTable, Row
+from alloop.report.overview import Page, Picture, ReportSection, write_page
+from alloop.simulate.curve_table import CurveRow, CurveTable
 from alloop.simulate.run import Simulation
 
 SHOWN = 10  # budgets in a table
@@ -26,7 +26,7 @@ def write_report(table: CurveTable, simulation: Simulation, about: str, out: Pat
         picture = Picture("Accuracy against labels for each strategy", out / "curves.png")
         bands = [Band(row.strategy, row.mean, row.std) for row in table.rows]
         draw_bands(table.budgets, bands, f"Mean of {_seeds(table)}", picture.path)
-        sections.append(Section("Learning curves", "", [picture]))
+        sections.append(ReportSection("Learning curves", "", [picture]))
     page = out / "index.html"
     notes = [about, *_notes(table, simulation)]
     write_page(Page("Strategies compared", notes, for_page(_tables(table)), sections), page)
@@ -83,7 +83,7 @@ def _wins(table: CurveTable) -> Lines:
     return "Seeds and later budgets at which the row is better than the column, %", columns, lines
 
 
-def _ahead(row: Row) -> str:
+def _ahead(row: CurveRow) -> str:
     if row.ahead is None:
         return "–"
     mean, low, high = (100 * value for value in row.ahead[-1])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alloop.report.overview import Cell, Table
+from alloop.report.overview import ReportTable, TableCell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,9 +104,9 @@ def _width(grid: "Grid") -> int:
     return console.measure(grid).maximum
 
 
-def for_page(tables: Sequence[Lines]) -> list[Table]:
+def for_page(tables: Sequence[Lines]) -> list[ReportTable]:
     """The same tables for a page."""
     return [
-        Table(title, columns, [[Cell(text, place) for text, place in cells] for cells in lines])
+        ReportTable(title, columns, [[TableCell(text, place) for text, place in cells] for cells in lines])
         for title, columns, lines in tables
     ]

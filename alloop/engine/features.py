@@ -17,7 +17,7 @@ from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.given import Given
 from alloop.pool.cache import FeatureCache
-from alloop.pool.dataset import Batch, ImageDataset, collate
+from alloop.pool.dataset import ImageBatch, ImageDataset, collate
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 
@@ -85,7 +85,7 @@ def depth_of_all(images: Sequence[ImageRef]) -> int | None:
 
 def trunk_batches(
     images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware
-) -> Iterator[tuple[int, dict[int, ImageRef], Batch, Tensor]]:
+) -> Iterator[tuple[int, dict[int, ImageRef], ImageBatch, Tensor]]:
     """Run images through the trunk, in the order given; memory is O(batch).
 
     Yields:
@@ -103,7 +103,7 @@ def trunk_batches(
         yield done, refs, batch, rows
 
 
-def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Batch]:
+def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[ImageBatch]:
     """Decoded images at the trunk's size, uint8 [B, 3, S, S], in the order given."""
     # Worker processes get the preprocessing, not the weights.
     look = dataclasses.replace(backbone, module=nn.Identity())

@@ -21,7 +21,7 @@ from alloop.losses.mixing import mix
 from alloop.losses.named import Loss
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
-from alloop.pool.dataset import Batch, ImageDataset, collate
+from alloop.pool.dataset import ImageBatch, ImageDataset, collate
 from alloop.predictive import mean_log_probs
 from alloop.progress import Progress
 from alloop.records import ImageRef
@@ -213,7 +213,7 @@ def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
 
 
-def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[Batch]:
+def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[ImageBatch]:
     """Shuffled random views, uint8 [B, 3, S, S]; which ones depends on the seed and the number of workers."""
     mode = v2.InterpolationMode(setup.backbone.interpolation)
     size, antialias = setup.backbone.image_size, mode is not v2.InterpolationMode.NEAREST

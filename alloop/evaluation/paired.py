@@ -15,7 +15,7 @@ Verdict = Literal["yes", "no", "cannot tell"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Comparison:
+class PairedComparison:
     """Comparison of a model with an earlier one.
 
     Attributes:
@@ -37,7 +37,7 @@ class Comparison:
         return "no" if self.p < 0.05 and self.gain.high < 0 else "cannot tell"
 
 
-def compare_paired(new: Correct, old: Correct, generator: np.random.Generator) -> Comparison:
+def compare_paired(new: Correct, old: Correct, generator: np.random.Generator) -> PairedComparison:
     """Compare two models on the same N images, which neither was trained on.
 
     Raises:
@@ -47,7 +47,7 @@ def compare_paired(new: Correct, old: Correct, generator: np.random.Generator) -
         raise ValueError(f"{len(new)} images against {len(old)}")
     only_new, only_old = int((new & ~old).sum()), int((old & ~new).sum())
     gain = bootstrap_gain(only_new, only_old, len(new), generator)
-    return Comparison(gain, only_new, only_old, mcnemar(only_new, only_old))
+    return PairedComparison(gain, only_new, only_old, mcnemar(only_new, only_old))
 
 
 def mcnemar(only_new: int, only_old: int) -> float:

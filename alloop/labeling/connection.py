@@ -49,7 +49,7 @@ class NotFound(LabelingError):
     """Error 404: the resource does not exist, or this account cannot see it."""
 
 
-class Connection:
+class ServerConnection:
     """Requests to one server with one key.
 
     Args:

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 from PIL import Image
 
 from alloop.errors import LabelingError, PoolError
-from alloop.labeling.connection import Connection, Unanswered, retrying
+from alloop.labeling.connection import ServerConnection, Unanswered, retrying
 from alloop.labeling.pictures import Pictures
 from alloop.records import ImageRef
 
@@ -79,7 +79,7 @@ class LocalFiles:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ServerConnection,
         document_root: str,
         folders: Sequence[SharedFolder],
         pause: Pause,
@@ -185,7 +185,7 @@ class UrlPrefix:
 class Uploads:
     """Images that are uploaded and named by their key. An image is uploaded only once."""
 
-    def __init__(self, connection: Connection, pause: Pause, pictures: Pictures) -> None:
+    def __init__(self, connection: ServerConnection, pause: Pause, pictures: Pictures) -> None:
         self._connection = connection
         self._pause = pause
         self._pictures = pictures

@@ -8,7 +8,7 @@ from typing import Any
 
 from alloop.errors import LabelingError, ServerUnavailable
 from alloop.labeling import label_studio_tasks as task_list
-from alloop.labeling.connection import Connection, Fate, Unanswered
+from alloop.labeling.connection import Fate, ServerConnection, Unanswered
 from alloop.labeling.images import ImageUrls
 from alloop.labeling.label_config import HASH_KEY, TASK_KEY, prediction, read_annotation, read_time
 from alloop.labeling.label_studio_project import (
@@ -42,7 +42,7 @@ class LabelStudioAnnotator:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ServerConnection,
         images: ImageUrls,
         plan: ProjectPlan,
         push_batch: int = 500,

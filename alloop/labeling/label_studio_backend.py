@@ -14,7 +14,7 @@ from alloop.labeling.label_config import TASKS, check_names
 from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
 
 if TYPE_CHECKING:
-    from alloop.labeling.connection import Connection
+    from alloop.labeling.connection import ServerConnection
     from alloop.labeling.images import ImageUrls
 
 URL_VARIABLE = "LABEL_STUDIO_URL"
@@ -30,7 +30,7 @@ def _check_classes(settings: Settings) -> None:
 
 def _build(setup: Setup) -> Annotator:
     # Importing the SDK takes a second or two, and checking class names does not need it.
-    from alloop.labeling.connection import Connection
+    from alloop.labeling.connection import ServerConnection
     from alloop.labeling.images import Mixed, Uploads
     from alloop.labeling.label_studio import LabelStudioAnnotator
     from alloop.labeling.label_studio_project import ProjectPlan
@@ -38,7 +38,7 @@ def _build(setup: Setup) -> Annotator:
     labeling, project = setup.settings.labeling, setup.settings.project
     own = labeling.label_studio
     url, key, local = _address(own, setup.folder, setup.environ)
-    connection = Connection(url, key, own.timeout)
+    connection = ServerConnection(url, key, own.timeout)
     plan = ProjectPlan(
         title=_title(project),
         workspace_key=setup.workspace_key,
@@ -95,7 +95,7 @@ def _read_key(path: Path) -> str:
 
 
 def _way(
-    images: ImagesSettings, folder: Path, local: local_server.Credentials | None, connection: "Connection"
+    images: ImagesSettings, folder: Path, local: local_server.Credentials | None, connection: "ServerConnection"
 ) -> "ImageUrls | None":
     """Return the way in which browsers get local files; None if they are uploaded."""
     from alloop.labeling.images import LocalFiles, SharedFolder, UrlPrefix

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alloop.errors import LabelingError
-from alloop.labeling.connection import Connection, NotFound, retrying
+from alloop.labeling.connection import NotFound, ServerConnection, retrying
 from alloop.labeling.label_config import (
     check_config,
     check_names,
@@ -62,7 +62,7 @@ class OpenProject:
 
 
 def open_project(
-    connection: Connection,
+    connection: ServerConnection,
     plan: ProjectPlan,
     project_ref: str | None,
     pause: Callable[[int], None],
@@ -95,7 +95,7 @@ def open_project(
     return OpenProject(row["id"], control, row.get("model_version") or "", int(row.get("task_number") or 0), _born(row))
 
 
-def find_project(connection: Connection, project_id: int) -> dict[str, Any]:
+def find_project(connection: ServerConnection, project_id: int) -> dict[str, Any]:
     """Return the server's description of the project.
 
     Raises:
@@ -151,7 +151,7 @@ def _born(row: dict[str, Any]) -> str:
     return write_time(read_time(row["created_at"]))
 
 
-def _check_born(connection: Connection, row: dict[str, Any], created_at: str | None) -> None:
+def _check_born(connection: ServerConnection, row: dict[str, Any], created_at: str | None) -> None:
     """Compare the time of creation. Ids repeat on other servers, and on some servers after a deletion."""
     if created_at and _born(row) != created_at:
         raise LabelingError(
@@ -162,7 +162,7 @@ def _check_born(connection: Connection, row: dict[str, Any], created_at: str | N
         )
 
 
-def _find_by_key(connection: Connection, plan: ProjectPlan) -> dict[str, Any] | None:
+def _find_by_key(connection: ServerConnection, plan: ProjectPlan) -> dict[str, Any] | None:
     """Return the oldest project that this workspace created earlier."""
     found: list[int] = []
     number = 1
@@ -175,7 +175,7 @@ def _find_by_key(connection: Connection, plan: ProjectPlan) -> dict[str, Any] | 
     return find_project(connection, min(found)) if found else None
 
 
-def _create(connection: Connection, plan: ProjectPlan, pause: Callable[[int], None]) -> dict[str, Any]:
+def _create(connection: ServerConnection, plan: ProjectPlan, pause: Callable[[int], None]) -> dict[str, Any]:
     body = {
         "title": plan.title,
         "description": f"Images chosen by alloop. Please keep the next word: {_marker(plan)}",
@@ -192,7 +192,7 @@ def _marker(plan: ProjectPlan) -> str:
     return _MARKER + plan.workspace_key
 
 
-def _fit_config(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
+def _fit_config(connection: ServerConnection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
     """Add classes to an interface that alloop wrote. An interface that a person edited is not changed."""
     xml = row["label_config"]
     if not is_generated(xml, plan.wording):
@@ -210,7 +210,7 @@ def _has_all(xml: str, plan: ProjectPlan) -> bool:
     return len(extended_config(xml, plan.classes, plan.wording).splitlines()) == len(xml.strip().splitlines())
 
 
-def _fit_settings(connection: Connection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
+def _fit_settings(connection: ServerConnection, plan: ProjectPlan, row: dict[str, Any]) -> dict[str, Any]:
     changes = {name: value for name, value in plan.settings().items() if row.get(name) != value}
     # A run that was interrupted after its last import has not set the model whose scores order the queue.
     newest = newest_tasks(connection, row["id"], "id,predictions,model_version,created_at", _LOOK_BACK)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from alloop.labeling.connection import Connection
+from alloop.labeling.connection import ServerConnection
 from alloop.labeling.label_config import HASH_KEY, TASK_KEY, read_time
 from alloop.records import ListedTask
 
@@ -50,7 +50,7 @@ def task_number(ref: str) -> int:
 
 
 def refs_by_key(
-    connection: Connection, project_id: int, wanted: Mapping[str, str], n_tasks: int
+    connection: ServerConnection, project_id: int, wanted: Mapping[str, str], n_tasks: int
 ) -> dict[str, list[str]]:
     """Find the tasks that have each key and show its image, lowest number first. Keys without a task are absent.
 
@@ -75,37 +75,37 @@ def refs_by_key(
     return {key: sorted(refs, key=task_number) for key, refs in found.items()}
 
 
-def all_tasks(connection: Connection, project_id: int) -> list[ListedTask]:
+def all_tasks(connection: ServerConnection, project_id: int) -> list[ListedTask]:
     """List all tasks of the project that alloop pushed, from this workspace or another one."""
     rows = _by_id(connection, project_id, "id,data")
     return [task for row in rows if (task := listed_task(row)) is not None]
 
 
-def existing_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
+def existing_refs(connection: ServerConnection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
     """Return those of `refs` that still exist."""
     return _refs(_some(connection, project_id, "task_only", "id,data", refs)) & set(refs)
 
 
-def some_rows(connection: Connection, project_id: int, refs: Sequence[str]) -> Iterator[Row]:
+def some_rows(connection: ServerConnection, project_id: int, refs: Sequence[str]) -> Iterator[Row]:
     """Yield number and data of those tasks of `refs` that exist."""
     wanted = set(refs)
     rows = _some(connection, project_id, "task_only", "id,data", refs)
     return (row for row in rows if task_ref(row) in wanted)
 
 
-def untouched_refs(connection: Connection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
+def untouched_refs(connection: ServerConnection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
     """Return those of `refs` that exist and have no annotation, skip or draft."""
     # `drafts` lists only the drafts of the key's user; `draft_exists` covers all users.
     rows = _some(connection, project_id, "all", "id,data,annotations,draft_exists", refs)
     return _refs(row for row in rows if row["annotations"] == [] and row["draft_exists"] is False) & set(refs)
 
 
-def newest_tasks(connection: Connection, project_id: int, include: str, n: int) -> list[Row]:
+def newest_tasks(connection: ServerConnection, project_id: int, include: str, n: int) -> list[Row]:
     """List the newest tasks, newest first."""
     return _page(connection, project_id, "all", include, [], ordering="-tasks:id", size=n)
 
 
-def changed_since(connection: Connection, project_id: int, since: str | None, size: int) -> Iterator[list[Row]]:
+def changed_since(connection: ServerConnection, project_id: int, since: str | None, size: int) -> Iterator[list[Row]]:
     """Yield pages of tasks whose annotations changed at or after `since`, oldest change first.
 
     A task that is changed meanwhile moves to the end of the list, and the tasks behind it move up by one. Page numbers
@@ -129,7 +129,7 @@ def changed_since(connection: Connection, project_id: int, since: str | None, si
         cursor, number = (last, 1) if last != cursor else (cursor, number + 1)
 
 
-def _by_id(connection: Connection, project_id: int, include: str) -> Iterator[Row]:
+def _by_id(connection: ServerConnection, project_id: int, include: str) -> Iterator[Row]:
     """Yield all tasks by id. Deletions meanwhile cannot make it skip a task."""
     last = 0
     while True:
@@ -141,7 +141,9 @@ def _by_id(connection: Connection, project_id: int, include: str) -> Iterator[Ro
         last = int(rows[-1]["id"])
 
 
-def _some(connection: Connection, project_id: int, fields: str, include: str, refs: Sequence[str]) -> Iterator[Row]:
+def _some(
+    connection: ServerConnection, project_id: int, fields: str, include: str, refs: Sequence[str]
+) -> Iterator[Row]:
     numbers = [task_number(ref) for ref in refs]
     for start in range(0, len(numbers), 200):
         chunk = numbers[start : start + 200]
@@ -153,7 +155,7 @@ def _refs(rows: Iterable[Row]) -> frozenset[str]:
 
 
 def _page(
-    connection: Connection,
+    connection: ServerConnection,
     project_id: int,
     fields: str,
     include: str,

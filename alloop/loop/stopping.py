@@ -34,7 +34,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Evidence:
+class StopEvidence:
     """Evidence for the rules.
 
     Attributes:
@@ -56,13 +56,13 @@ class Evidence:
     agreements: Sequence[Agreement] = ()
 
 
-def find_stop(settings: LoopConfig, evidence: Evidence) -> Rule | None:
+def find_stop(settings: LoopConfig, evidence: StopEvidence) -> Rule | None:
     """Return the first rule that holds and is configured to stop the loop, or None."""
     rules = list_rules(settings, evidence)
     return next((rule for rule in rules if rule.stops and rule.standing is Standing.HOLDS), None)
 
 
-def list_rules(settings: LoopConfig, evidence: Evidence) -> list[Rule]:
+def list_rules(settings: LoopConfig, evidence: StopEvidence) -> list[Rule]:
     """Every rule, whether it is configured or not."""
     return [
         _budget(settings, evidence),
@@ -84,7 +84,7 @@ def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
     return max(0, min(settings.batch_size, settings.label_budget - n_labels - n_open))
 
 
-def _budget(settings: LoopConfig, evidence: Evidence) -> Rule:
+def _budget(settings: LoopConfig, evidence: StopEvidence) -> Rule:
     name, budget = Ending.LABEL_BUDGET, settings.label_budget
     if budget is None:
         return Rule(name, Standing.NOT, f"no label_budget is set; there are {evidence.n_labels} labels", stops=False)
@@ -95,7 +95,7 @@ def _budget(settings: LoopConfig, evidence: Evidence) -> Rule:
     return Rule(name, Standing.NOT, f"label budget not reached: {counted}", stops=True)
 
 
-def _rounds(settings: LoopConfig, evidence: Evidence) -> Rule:
+def _rounds(settings: LoopConfig, evidence: StopEvidence) -> Rule:
     name, limit, n = Ending.ROUND_LIMIT, settings.max_rounds, evidence.n_rounds
     if limit is None:
         return Rule(name, Standing.NOT, f"no max_rounds is set; {n} rounds have asked", stops=False)
@@ -104,7 +104,7 @@ def _rounds(settings: LoopConfig, evidence: Evidence) -> Rule:
     return Rule(name, Standing.NOT, f"round limit not reached: {n} of {limit} rounds", stops=True)
 
 
-def _exhausted(evidence: Evidence) -> Rule:
+def _exhausted(evidence: StopEvidence) -> Rule:
     name = Ending.POOL_EXHAUSTED
     if evidence.n_askable == 0:
         because = "pool exhausted: every image is labeled, being asked, set aside, or a near copy of one that is"

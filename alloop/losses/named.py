@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.composition import LOSSES, LossRule, Place, loss_parameters
+from alloop.composition import LOSSES, LossPlace, LossRule, loss_parameters
 from alloop.losses.batch_calibration import dca_loss, mmce_loss
 from alloop.losses.cross_entropy import Reduction, Targets, cross_entropy
 from alloop.losses.entropy_penalty import entropy_regularized
@@ -50,7 +50,7 @@ class Loss:
         """
         with torch.autocast(logits.device.type, enabled=False):
             wide = check_finite(widen(logits))
-            if self.rule.place is Place.POOLED:
+            if self.rule.place is LossPlace.POOLED:
                 return self.pooled_term(self.log_probs(wide), targets, weights, reduction)
             return self.head_term(wide, targets, weights, reduction)
 
@@ -96,7 +96,7 @@ def _terms(name: str, values: dict[str, float]) -> tuple[Term, Term]:
     rule, function = LOSSES[name], _FUNCTIONS[name]
     if rule.needs_raw_logits:
         return lambda z, q, w, r: function(z, q, weights=w, reduction=r, **values), cross_entropy
-    if rule.place is Place.POOLED:
+    if rule.place is LossPlace.POOLED:
         return _of_logits(cross_entropy), lambda lp, q, w, r: function(lp, q, class_weights=w, reduction=r, **values)
 
     def term(log_probs: Tensor, targets: Targets, weights: Tensor | None, reduction: Reduction) -> Tensor:

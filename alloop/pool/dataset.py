@@ -25,7 +25,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
+class ImageBatch:
     """Batch of readable images, with the unreadable ones.
 
     Attributes:
@@ -40,7 +40,7 @@ class Batch:
     image_ids: tuple[int, ...]
     failed: tuple[tuple[int, str], ...]
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> "ImageBatch":
         """Pin the images; DataLoader(pin_memory=True) calls this."""
         return dataclasses.replace(self, images=self.images.pin_memory(), positions=self.positions.pin_memory())
 
@@ -78,10 +78,10 @@ def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def collate(items: Sequence[Item]) -> ImageBatch:
     """Stack the readable images in order; `collate_fn` of a DataLoader over an ImageDataset."""
     read = [(item, item.image) for item in items if item.image is not None]
-    return Batch(
+    return ImageBatch(
         images=torch.stack([image for _, image in read]) if read else torch.empty(0),
         positions=torch.tensor([item.position for item, _ in read], dtype=torch.int64),
         image_ids=tuple(item.image_id for item, _ in read),

@@ -8,7 +8,7 @@ from alloop.errors import PoolError
 from alloop.loop.choosing.explanation import Asked, Explanation
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
-from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, write_page
 from alloop.report.shown import Shown
 
 SIDE = 320  # pixels of a picture's longer side
@@ -59,24 +59,24 @@ def write_explanation(found: Explanation, path: Path, shown: Shown) -> None:
             for each in found.neighbors
         ]
         sections = [
-            Section("The image", found.path, pictures),
-            Section("Nearest labeled images", found.note, _pictures(near, Path(folder), "near")),
+            ReportSection("The image", found.path, pictures),
+            ReportSection("Nearest labeled images", found.note, _pictures(near, Path(folder), "near")),
         ]
         asked = [describe_query(each) for each in found.asked]
         write_page(Page(f"{found.sha256[:12]}", (found.standing, *asked), _tables(found, shown), sections), path)
 
 
-def _tables(found: Explanation, shown: Shown) -> list[Table]:
+def _tables(found: Explanation, shown: Shown) -> list[ReportTable]:
     tables = []
     if found.probs:
-        rows = [[Cell(part), Cell(share)] for part, share in shown.prediction(found.probs)]
-        tables.append(Table(f"Prediction of {found.model}", shown.heads, rows))
+        rows = [[TableCell(part), TableCell(share)] for part, share in shown.prediction(found.probs)]
+        tables.append(ReportTable(f"Prediction of {found.model}", shown.heads, rows))
     if found.ranks:
         rows = [
-            [Cell(name), Cell(f"{rank.value:.4f}"), Cell(f"{rank.rank} of {rank.of}")]
+            [TableCell(name), TableCell(f"{rank.value:.4f}"), TableCell(f"{rank.rank} of {rank.of}")]
             for name, rank in found.ranks.items()
         ]
-        tables.append(Table(f"Scores in round {found.round_number}", ["score", "value", "rank"], rows))
+        tables.append(ReportTable(f"Scores in round {found.round_number}", ["score", "value", "rank"], rows))
     return tables
 
 

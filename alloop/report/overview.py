@@ -13,7 +13,7 @@ _TEMPLATE = Path(__file__).with_name("comparison.html.jinja")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Cell of a table; `place` is 1 for the best of its column, 2 for the second best, else 0."""
 
     text: str
@@ -21,10 +21,10 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class ReportTable:
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     note: str = ""
 
 
@@ -42,7 +42,7 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class ReportSection:
     title: str
     text: str = ""
     pictures: Sequence[Picture] = ()
@@ -52,8 +52,8 @@ class Section:
 class Page:
     title: str
     notes: Sequence[str]
-    tables: Sequence[Table]
-    sections: Sequence[Section]
+    tables: Sequence[ReportTable]
+    sections: Sequence[ReportSection]
 
 
 def render_page(page: Page) -> str:

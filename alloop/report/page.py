@@ -13,7 +13,7 @@ from alloop.records import CurvePoint, Interval
 from alloop.report.calibration import ReliabilityData, draw_reliability
 from alloop.report.curves import draw_curves
 from alloop.report.gather import RoundReport, StatusReport, describe_measured, describe_people, gather_status
-from alloop.report.overview import Cell, Page, Picture, Section, Table, write_page
+from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, write_page
 from alloop.report.shown import TASKS, Shown
 from alloop.store.session import reading
 
@@ -36,7 +36,7 @@ def write_report(project: Project, path: Path) -> Path:
     return path
 
 
-def make_page(status: StatusReport, shown: Shown, sections: Sequence[Section] = ()) -> Page:
+def make_page(status: StatusReport, shown: Shown, sections: Sequence[ReportSection] = ()) -> Page:
     """Return the page with words, tables and pictures."""
     pool, found = status.pool, status.findings
     notes = [
@@ -82,13 +82,13 @@ def _pictures(
     shown: Shown,
     curve: Sequence[CurvePoint],
     holdout: HoldoutPredictions | None,
-) -> list[Section]:
+) -> list[ReportSection]:
     sections = []
     if curve:
         path = folder / "curve.png"
         draw_curves({status.name: curve}, "Learning curve", path)
         words = ", ".join(f"{point.n_labels} labels {percent(point.accuracy)}" for point in curve)
-        sections.append(Section("Learning curve", "", [Picture(f"Holdout accuracy: {words}", path)]))
+        sections.append(ReportSection("Learning curve", "", [Picture(f"Holdout accuracy: {words}", path)]))
     measured = [row for row in status.rounds if row.metrics]
     if holdout is not None and measured:
         data = reliability(holdout, shown, f"{measured[-1].model}", measured[-1].metrics.get("ece"))
@@ -97,11 +97,11 @@ def _pictures(
             draw_reliability([data], path)
             text = "How often the last model is right, by how sure it says it is. Bars on the diagonal are honest."
             picture = Picture(f"Reliability diagram, ECE {100 * data.ece:.1f} %, {data.n} images", path)
-            sections.append(Section("Reliability of the last model", text, [picture]))
+            sections.append(ReportSection("Reliability of the last model", text, [picture]))
     return sections
 
 
-def _rounds(rounds: Sequence[RoundReport], shown: Shown) -> Table:
+def _rounds(rounds: Sequence[RoundReport], shown: Shown) -> ReportTable:
     titles = (metric.title for metric in shown.metrics)
     columns = ("round", "state", "labels", "N", *titles, "answered", "closed because")
     rows = []
@@ -116,37 +116,46 @@ def _rounds(rounds: Sequence[RoundReport], shown: Shown) -> Table:
             f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
             row.closed_because or "",
         )
-        rows.append([Cell(text) for text in texts])
-    return Table("Rounds", columns, rows)
+        rows.append([TableCell(text) for text in texts])
+    return ReportTable("Rounds", columns, rows)
 
 
-def _rules(found: Findings) -> Table:
-    rows = [
-        [Cell(rule.name), Cell(rule.standing.value), Cell("yes" if rule.stops else "no"), Cell(rule.because)]
-        for rule in found.rules
-    ]
-    return Table("Stop rules", ("rule", "says", "stops the loop", "evidence"), rows)
-
-
-def _classes(status: StatusReport) -> Table:
-    rows = [
-        [Cell(name), Cell(str(status.class_counts.get(name, 0))), Cell(str(status.class_counts_holdout.get(name, 0)))]
-        for name in status.classes
-    ]
-    return Table("Labels per class", ("class", "to train on", "holdout"), rows)
-
-
-def _annotators(status: StatusReport) -> Table:
+def _rules(found: Findings) -> ReportTable:
     rows = [
         [
-            Cell(name),
-            Cell(str(counts.get("label", 0))),
-            Cell(str(counts.get("skip", 0))),
-            Cell(str(counts.get("empty", 0))),
+            TableCell(rule.name),
+            TableCell(rule.standing.value),
+            TableCell("yes" if rule.stops else "no"),
+            TableCell(rule.because),
+        ]
+        for rule in found.rules
+    ]
+    return ReportTable("Stop rules", ("rule", "says", "stops the loop", "evidence"), rows)
+
+
+def _classes(status: StatusReport) -> ReportTable:
+    rows = [
+        [
+            TableCell(name),
+            TableCell(str(status.class_counts.get(name, 0))),
+            TableCell(str(status.class_counts_holdout.get(name, 0))),
+        ]
+        for name in status.classes
+    ]
+    return ReportTable("Labels per class", ("class", "to train on", "holdout"), rows)
+
+
+def _annotators(status: StatusReport) -> ReportTable:
+    rows = [
+        [
+            TableCell(name),
+            TableCell(str(counts.get("label", 0))),
+            TableCell(str(counts.get("skip", 0))),
+            TableCell(str(counts.get("empty", 0))),
         ]
         for name, counts in status.annotators.items()
     ]
-    return Table("Who labeled how many", ("annotator", "labels", "skipped", "empty"), rows)
+    return ReportTable("Who labeled how many", ("annotator", "labels", "skipped", "empty"), rows)
 
 
 def _number(interval: Interval | None, factor: float, digits: int) -> str:

@@ -77,7 +77,7 @@ class CompareSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class CellStage:
     """Predictions before or after a calibrator, measured.
 
     Attributes:
@@ -96,7 +96,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class MethodCell:
     """One method with one seed.
 
     Attributes:
@@ -113,7 +113,7 @@ class Cell:
     n_test: int
     train_seconds: float
     score_seconds: float
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, CellStage]
     ood: Mapping[str, OodScore] = dataclasses.field(default_factory=dict)
 
 
@@ -122,7 +122,7 @@ class Comparison:
     """Results of a comparison. `missing` cells were not started because time was up; `failed` cells have a reason."""
 
     methods: tuple[Method, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[MethodCell, ...]
     missing: tuple[tuple[str, int], ...] = ()
     failed: tuple[tuple[str, int, str], ...] = ()
     trained: int = 0
@@ -155,7 +155,7 @@ def compare(
     trunk_seconds = 0.0
     if any(cell.read() is None for cell in planned):
         trunk_seconds = _warm(settings, data, progress)
-    cells: list[Cell] = []
+    cells: list[MethodCell] = []
     missing: list[tuple[str, int]] = []
     failed: list[tuple[str, int, str]] = []
     trained = 0
@@ -176,7 +176,7 @@ def compare(
     return Comparison(settings.methods, tuple(cells), tuple(missing), tuple(failed), trained)
 
 
-def read_cell(path: Path) -> Cell | None:
+def read_cell(path: Path) -> MethodCell | None:
     """A finished cell; None where there is none.
 
     Raises:
@@ -185,9 +185,9 @@ def read_cell(path: Path) -> Cell | None:
     return read_cell_file(path, _build_cell)
 
 
-def _build_cell(data: Any) -> Cell:
+def _build_cell(data: Any) -> MethodCell:
     stages = {
-        name: Stage(
+        name: CellStage(
             metrics=stage["metrics"],
             intervals={key: (low, high) for key, (low, high) in stage["intervals"].items()},
             count=tuple(stage["count"]),
@@ -205,7 +205,7 @@ def _build_cell(data: Any) -> Cell:
         )
         for name, score in data.pop("ood", {}).items()
     }
-    return Cell(**data, stages=stages, ood=scores)
+    return MethodCell(**data, stages=stages, ood=scores)
 
 
 # -- one cell ---------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class _Plan:
     parts: Parts
     path: Path
 
-    def read(self) -> Cell | None:
+    def read(self) -> MethodCell | None:
         return read_cell(self.path)
 
 
@@ -298,14 +298,16 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
     return digest_of(content)
 
 
-def _run(plan: _Plan, settings: CompareSettings, data: LabeledImages, executor: Executor, trunk_seconds: float) -> Cell:
+def _run(
+    plan: _Plan, settings: CompareSettings, data: LabeledImages, executor: Executor, trunk_seconds: float
+) -> MethodCell:
     with tempfile.TemporaryDirectory(dir=settings.out, prefix=".cell-") as scratch:
         trained, scored = train_and_score(plan.config, plan.parts, plan.seed, settings, data, executor, Path(scratch))
         log_probs = _read(scored, data, np.concatenate([plan.parts.calibration, plan.parts.test]))
         ood = _strangers(plan, settings, data, trained) if settings.strangers else {}
     n = len(plan.parts.calibration)
     seconds = trunk_seconds + scored.seconds / max(1, scored.n_images)
-    return Cell(
+    return MethodCell(
         method=plan.method.name,
         seed=plan.seed,
         n_train=len(plan.parts.train),
@@ -386,7 +388,7 @@ def measure_stages(
     calibrators: Sequence[str],
     seed: int,
     draws: int = DRAWS,
-) -> dict[str, Stage]:
+) -> dict[str, CellStage]:
     """Measure raw predictions, and the same after each calibrator.
 
     Args:
@@ -415,7 +417,7 @@ def measure_stage(
     seed: int,
     calibrator: Mapping[str, Any] | None = None,
     draws: int = DRAWS,
-) -> Stage:
+) -> CellStage:
     """Every metric of predictions [N, K] with its interval."""
     rows: npt.NDArray[np.float64] = log_probs.double().numpy()
     probs = np.exp(rows)
@@ -426,7 +428,7 @@ def measure_stage(
         "accuracy": wilson(round(accuracy(probs, targets) * n), n),
         **bootstrap_all(statistics, n, generator, draws),
     }
-    return Stage(
+    return CellStage(
         metrics={name: interval.value for name, interval in measured.items()},
         intervals={name: (interval.low, interval.high) for name, interval in measured.items()},
         count=tuple(bins.count.tolist()),

@@ -13,14 +13,14 @@ from alloop.composition import strategy_name
 from alloop.errors import LabelError
 from alloop.evaluation.learning_curves import Curves, Reached, area, difference, labels_to_match, wins
 from alloop.seeds import derive_seed
-from alloop.simulate.run import Cell, Simulation
+from alloop.simulate.run import Simulation, StrategyCell
 from alloop.simulate.summary import write_csv
 
 RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class CurveRow:
     """Results of a strategy over the seeds that all strategies have. Standard deviations are over seeds (ddof 0).
 
     Attributes:
@@ -55,7 +55,7 @@ class CurveTable:
 
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[CurveRow, ...]
     wins: tuple[tuple[float, ...], ...]
     n_test: tuple[int, ...]
 
@@ -66,7 +66,7 @@ def tabulate(simulation: Simulation) -> CurveTable:
     Raises:
         LabelError: A run has no round, because there was no image to ask about.
     """
-    by_arm: dict[str, dict[int, Cell]] = {name: {} for name in simulation.arms}
+    by_arm: dict[str, dict[int, StrategyCell]] = {name: {} for name in simulation.arms}
     for cell in simulation.cells:
         by_arm[cell.strategy][cell.seed] = cell
     present = {name: cells for name, cells in by_arm.items() if cells}
@@ -93,7 +93,9 @@ def tabulate(simulation: Simulation) -> CurveTable:
     return CurveTable(budgets, tuple(seeds), rows, won, tuple(sorted({cell.n_test for cell in every})))
 
 
-def _row(name: str, cells: Sequence[Cell], budgets: Sequence[int], curves: Curves, reference: Curves | None) -> Row:
+def _row(
+    name: str, cells: Sequence[StrategyCell], budgets: Sequence[int], curves: Curves, reference: Curves | None
+) -> CurveRow:
     x = np.array(budgets, dtype=np.float64)
     areas = area(x, curves)
     # All strategies use the same draws of seeds, so that their intervals are comparable.
@@ -103,7 +105,7 @@ def _row(name: str, cells: Sequence[Cell], budgets: Sequence[int], curves: Curve
         parts = [part.tolist() for part in difference(curves, reference, draws[1])]
         ahead = tuple(zip(*parts, strict=True))
     rest = [cell.rest for cell in cells if cell.rest is not None]
-    return Row(
+    return CurveRow(
         strategy=name,
         mean=tuple(curves.mean(axis=0).tolist()),
         std=tuple(curves.std(axis=0).tolist()),
@@ -132,7 +134,7 @@ def write_tables(simulation: Simulation, table: CurveTable, out: Path) -> None:
     write_csv(out / "strategies.csv", [_line(row) for row in table.rows])
 
 
-def _lines(cell: Cell) -> list[dict[str, object]]:
+def _lines(cell: StrategyCell) -> list[dict[str, object]]:
     asked = itertools.accumulate(len(batch) for batch in cell.picks)
     return [
         {
@@ -152,7 +154,7 @@ def _lines(cell: Cell) -> list[dict[str, object]]:
     ]
 
 
-def _line(row: Row) -> dict[str, object]:
+def _line(row: CurveRow) -> dict[str, object]:
     match = row.to_match
     return {
         "strategy": row.strategy,

@@ -58,7 +58,7 @@ class DemoSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class DemoArm:
     """Result of one strategy. `rest` is the accuracy, against the truth, on images never asked about, if any."""
 
     workspace: Path
@@ -70,7 +70,7 @@ class Arm:
 class DemoResult:
     """Results of both arms. `url` is the address of the server if it keeps running."""
 
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, DemoArm]
     url: str | None
 
 
@@ -106,7 +106,7 @@ def run_demo(settings: DemoSettings, executor: Executor, progress: Progress = si
             run(arms[DEFAULT_STRATEGY], RunOptions(rounds=None))
         run(arms["random"], RunOptions(rounds=None))
         measured = {
-            name: Arm(tools.project.folder, read_curve(tools.project), accuracy_on_rest(tools, truth))
+            name: DemoArm(tools.project.folder, read_curve(tools.project), accuracy_on_rest(tools, truth))
             for name, tools in arms.items()
         }
     return DemoResult(measured, url)

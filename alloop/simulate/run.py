@@ -71,7 +71,7 @@ class SimulateSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class StrategyCell:
     """Result of one strategy with one seed. All tuples but `picks` have one number per batch.
 
     Attributes:
@@ -106,7 +106,7 @@ class Simulation:
     """Results of a simulation. `missing` cells were not started because time was up; `failed` cells have a reason."""
 
     arms: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[StrategyCell, ...]
     missing: tuple[tuple[str, int], ...] = ()
     failed: tuple[tuple[str, int, str], ...] = ()
     computed: int = 0
@@ -259,7 +259,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _run(executor: Executor, plan: CellPlan, folder: Path) -> Cell:
+def _run(executor: Executor, plan: CellPlan, folder: Path) -> StrategyCell:
     shutil.copyfile(plan.base.database, folder / "alloop.db")
     seconds: dict[tuple[int, RoundState], float] = {}
 
@@ -272,7 +272,7 @@ def _run(executor: Executor, plan: CellPlan, folder: Path) -> Cell:
         return _measure(plan, tools, seconds, ended)
 
 
-def _measure(plan: CellPlan, tools: Tools, seconds: Mapping[tuple[int, RoundState], float], ended: str) -> Cell:
+def _measure(plan: CellPlan, tools: Tools, seconds: Mapping[tuple[int, RoundState], float], ended: str) -> StrategyCell:
     truth = plan.base.read_truth()
     rows = {sha256: row for row, sha256 in enumerate(truth)}
     picks = []
@@ -304,7 +304,7 @@ def _measure(plan: CellPlan, tools: Tools, seconds: Mapping[tuple[int, RoundStat
         rest = accuracy_on_rest(tools, truth)
     count = range(len(picks))
     asking = (RoundState.TRAINED, RoundState.SCORED, RoundState.SELECTED, RoundState.PUSHED)
-    return Cell(
+    return StrategyCell(
         strategy=plan.arm.name,
         seed=plan.seed,
         picks=tuple(picks),
@@ -324,9 +324,9 @@ def _measure(plan: CellPlan, tools: Tools, seconds: Mapping[tuple[int, RoundStat
     )
 
 
-def _read(data: Any) -> Cell:
+def _read(data: Any) -> StrategyCell:
     tuples = {
         key: tuple(data[key])
         for key in ("n_labels", "accuracy", "seconds", "select_seconds", "score_seconds", "train_seconds")
     }
-    return Cell(**{**data, **tuples, "picks": tuple(tuple(batch) for batch in data["picks"])})
+    return StrategyCell(**{**data, **tuples, "picks": tuple(tuple(batch) for batch in data["picks"])})

@@ -12,7 +12,7 @@ import numpy as np
 
 from alloop.evaluation.ranks import average_rank
 from alloop.files import write_bytes, write_json
-from alloop.simulate.compare import RAW, Cell, Comparison
+from alloop.simulate.compare import RAW, Comparison, MethodCell
 from alloop.simulate.methods import BASELINE
 
 Key = TypeVar("Key")
@@ -31,7 +31,7 @@ class Mean:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class MethodRow:
     """Results of one method.
 
     Attributes:
@@ -56,7 +56,7 @@ class Row:
     ece_interval: tuple[float, float]
 
 
-def summarize(comparison: Comparison) -> tuple[Row, ...]:
+def summarize(comparison: Comparison) -> tuple[MethodRow, ...]:
     """Return a row for every method with cells, over the seeds that all of these methods have.
 
     Without a common seed there are no rows. Methods without cells are ignored.
@@ -95,7 +95,7 @@ def summarize_ood(comparison: Comparison) -> dict[tuple[str, str], dict[str, Mea
     }
 
 
-def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tuple[Path, Path, Path]:
+def write_tables(comparison: Comparison, rows: Sequence[MethodRow], out: Path) -> tuple[Path, Path, Path]:
     """Write `cells.csv` (per cell and stage), `summary.csv` (per method and stage), `comparison.json` (everything).
 
     With strange images, also write `ood.csv`, a line per cell and score.
@@ -120,7 +120,7 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> tupl
     return paths
 
 
-def to_json(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
+def to_json(comparison: Comparison, rows: Sequence[MethodRow]) -> dict[str, Any]:
     """Convert to plain data: the table, all cells with their reliability bins, and missing or failed cells."""
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -130,7 +130,7 @@ def to_json(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _stages(used: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, dict[str, Mean]]]:
+def _stages(used: Mapping[str, Sequence[MethodCell]]) -> dict[str, dict[str, dict[str, Mean]]]:
     """Return method → stage → metric → mean, with places among the methods."""
     names = list(next(iter(used.values()))[0].stages)
     metrics = list(next(iter(used.values()))[0].stages[RAW].metrics)
@@ -164,14 +164,14 @@ def _ranks(stages: Mapping[str, Mapping[str, Mapping[str, Mean]]]) -> dict[str, 
 def _row(
     name: str,
     summary: str,
-    cells: Sequence[Cell],
+    cells: Sequence[MethodCell],
     stages: Mapping[str, Mapping[str, Mean]],
     ranks: Mapping[str, float],
-    base: Sequence[Cell] | None,
-) -> Row:
+    base: Sequence[MethodCell] | None,
+) -> MethodRow:
     train = statistics.fmean(cell.train_seconds for cell in cells)
     score = statistics.fmean(cell.score_seconds for cell in cells)
-    return Row(
+    return MethodRow(
         method=name,
         summary=summary,
         n_seeds=len(cells),
@@ -186,7 +186,7 @@ def _row(
     )
 
 
-def _cell_lines(cell: Cell) -> list[dict[str, object]]:
+def _cell_lines(cell: MethodCell) -> list[dict[str, object]]:
     start = {
         "method": cell.method, "seed": cell.seed, "n_train": cell.n_train, "n_calibration": cell.n_calibration,
         "n_test": cell.n_test,
@@ -212,7 +212,7 @@ def _ends(intervals: Mapping[str, tuple[float, float]]) -> dict[str, str]:
     }
 
 
-def _summary_lines(row: Row) -> list[dict[str, object]]:
+def _summary_lines(row: MethodRow) -> list[dict[str, object]]:
     return [
         {
             "method": row.method,

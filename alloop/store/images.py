@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
 from alloop.store.session import in_chunks
-from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, NearDuplicate, Query
+from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, NearDuplicate, QueryRow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -499,7 +499,9 @@ def count_pool(session: Session) -> PoolCounts:
     unreadable = session.scalar(
         select(func.count()).select_from(ImageLocation).where(ImageLocation.status == LocationStatus.UNREADABLE.value)
     )
-    is_open = session.scalar(select(func.count()).select_from(Query).where(Query.status == QueryStatus.OPEN.value))
+    is_open = session.scalar(
+        select(func.count()).select_from(QueryRow).where(QueryRow.status == QueryStatus.OPEN.value)
+    )
     groups = session.scalar(select(func.count(NearDuplicate.group_id.distinct())))
     return PoolCounts(
         images=sum(by_split.values()),

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from alloop.records import Query as Pick
-from alloop.records import QueryStatus, Reason
+from alloop.records import Query, QueryStatus, Reason
 from alloop.store.session import in_chunks
-from alloop.store.tables import Image, Query, Round, Task
+from alloop.store.tables import Image, QueryRow, Round, Task
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class QueryRecord:
     gone: bool
 
 
-def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_prefix: str, now: dt.datetime) -> None:
+def add_queries(session: Session, round_id: int, picks: Sequence[Query], key_prefix: str, now: dt.datetime) -> None:
     """Add the queries of a batch, all of them open. Their keys are `{key_prefix}-{image_id}`."""
     rows = [
         {
@@ -61,22 +60,22 @@ def add_queries(session: Session, round_id: int, picks: Sequence[Pick], key_pref
         for pick in picks
     ]
     if rows:
-        session.execute(insert(Query), rows)
+        session.execute(insert(QueryRow), rows)
 
 
 def list_queries(session: Session, round_id: int | None = None, status: QueryStatus | None = None) -> list[QueryRecord]:
     """List queries by round and rank."""
     query = _query()
     if round_id is not None:
-        query = query.where(Query.round_id == round_id)
+        query = query.where(QueryRow.round_id == round_id)
     if status is not None:
-        query = query.where(Query.status == status.value)
+        query = query.where(QueryRow.status == status.value)
     return _records(session, query)
 
 
 def list_unsent(session: Session) -> list[QueryRecord]:
     """List the open queries without a task, of all rounds, by round and rank."""
-    return _records(session, _query().where(Query.status == QueryStatus.OPEN.value, Task.id.is_(None)))
+    return _records(session, _query().where(QueryRow.status == QueryStatus.OPEN.value, Task.id.is_(None)))
 
 
 def list_pushed(session: Session, source: str, project_ref: str) -> dict[str, QueryRecord]:
@@ -89,7 +88,7 @@ def find_by_keys(session: Session, keys: Iterable[str]) -> dict[str, QueryRecord
     """Return key → query for keys of this database."""
     found: dict[str, QueryRecord] = {}
     for chunk in in_chunks(keys):
-        for record in _records(session, _query().where(Query.key.in_(chunk))):
+        for record in _records(session, _query().where(QueryRow.key.in_(chunk))):
             found[record.key] = record
     return found
 
@@ -119,12 +118,12 @@ def set_tasks_gone(session: Session, query_ids: Sequence[int], now: dt.datetime)
 def set_keys(session: Session, keys: Mapping[int, str]) -> None:
     """Give queries new keys: query id → key."""
     for query_id, key in keys.items():
-        session.execute(update(Query).where(Query.id == query_id).values(key=key))
+        session.execute(update(QueryRow).where(QueryRow.id == query_id).values(key=key))
 
 
 def drop_open_tasks(session: Session, source: str) -> int:
     """Drop the tasks of open queries, so that the queries are pushed again; return the number of tasks."""
-    is_open = select(Query.id).where(Query.status == QueryStatus.OPEN.value)
+    is_open = select(QueryRow.id).where(QueryRow.status == QueryStatus.OPEN.value)
     dropped = session.execute(delete(Task).where(Task.source == source, Task.query_id.in_(is_open)))
     return int(dropped.rowcount)  # type: ignore[attr-defined]
 
@@ -133,8 +132,8 @@ def count_open_by_source(session: Session) -> dict[str, int]:
     """Count the open queries that have a task, by back end."""
     query = (
         select(Task.source, func.count())
-        .join(Query, Query.id == Task.query_id)
-        .where(Query.status == QueryStatus.OPEN.value, Task.gone_at.is_(None))
+        .join(QueryRow, QueryRow.id == Task.query_id)
+        .where(QueryRow.status == QueryStatus.OPEN.value, Task.gone_at.is_(None))
         .group_by(Task.source)
         .order_by(Task.source)
     )
@@ -144,38 +143,38 @@ def count_open_by_source(session: Session) -> dict[str, int]:
 def set_status(session: Session, query_id: int, status: QueryStatus, now: dt.datetime) -> None:
     """Set the status of a query."""
     settled_at = None if status is QueryStatus.OPEN else now
-    session.execute(update(Query).where(Query.id == query_id).values(status=status.value, settled_at=settled_at))
+    session.execute(update(QueryRow).where(QueryRow.id == query_id).values(status=status.value, settled_at=settled_at))
 
 
 def has_open_query(session: Session, image_id: int) -> bool:
     """Return whether the image has an open query."""
-    where = (Query.image_id == image_id, Query.status == QueryStatus.OPEN.value)
-    return session.scalar(select(Query.id).where(*where).limit(1)) is not None
+    where = (QueryRow.image_id == image_id, QueryRow.status == QueryStatus.OPEN.value)
+    return session.scalar(select(QueryRow.id).where(*where).limit(1)) is not None
 
 
 def list_open_images(session: Session) -> set[int]:
     """List the images with an open query."""
-    return set(session.scalars(select(Query.image_id).where(Query.status == QueryStatus.OPEN.value)))
+    return set(session.scalars(select(QueryRow.image_id).where(QueryRow.status == QueryStatus.OPEN.value)))
 
 
 def list_asked_images(session: Session, reason: Reason) -> set[int]:
     """List the images with a query of this reason that was not withdrawn."""
-    where = (Query.reason == reason.value, Query.status != QueryStatus.WITHDRAWN.value)
-    return set(session.scalars(select(Query.image_id).where(*where)))
+    where = (QueryRow.reason == reason.value, QueryRow.status != QueryStatus.WITHDRAWN.value)
+    return set(session.scalars(select(QueryRow.image_id).where(*where)))
 
 
 def list_ever_asked(session: Session) -> set[int]:
     """List the images that have a query, withdrawn or not."""
-    return set(session.scalars(select(Query.image_id)))
+    return set(session.scalars(select(QueryRow.image_id)))
 
 
 def list_first_reasons(session: Session) -> dict[int, Reason]:
     """Return image → reason of its first query, in the order asked. Withdrawn queries do not count."""
     query = (
-        select(Query.image_id, Query.reason)
-        .join(Round, Round.id == Query.round_id)
-        .where(Query.status != QueryStatus.WITHDRAWN.value)
-        .order_by(Round.number, Query.rank)
+        select(QueryRow.image_id, QueryRow.reason)
+        .join(Round, Round.id == QueryRow.round_id)
+        .where(QueryRow.status != QueryStatus.WITHDRAWN.value)
+        .order_by(Round.number, QueryRow.rank)
     )
     reasons: dict[int, Reason] = {}
     for image_id, reason in session.execute(query):
@@ -186,36 +185,38 @@ def list_first_reasons(session: Session) -> dict[int, Reason]:
 def list_skipped_images(session: Session) -> dict[int, int]:
     """Return image → number of the last round in which somebody skipped it."""
     query = (
-        select(Query.image_id, func.max(Round.number))
-        .join(Round, Round.id == Query.round_id)
-        .where(Query.status == QueryStatus.SKIPPED.value)
-        .group_by(Query.image_id)
+        select(QueryRow.image_id, func.max(Round.number))
+        .join(Round, Round.id == QueryRow.round_id)
+        .where(QueryRow.status == QueryStatus.SKIPPED.value)
+        .group_by(QueryRow.image_id)
     )
     return {image_id: number for image_id, number in session.execute(query)}
 
 
 def count_by_status(session: Session, round_id: int) -> dict[QueryStatus, int]:
     """Count the queries of a round by status."""
-    query = select(Query.status, func.count()).where(Query.round_id == round_id).group_by(Query.status)
+    query = select(QueryRow.status, func.count()).where(QueryRow.round_id == round_id).group_by(QueryRow.status)
     return {QueryStatus(status): n for status, n in session.execute(query)}
 
 
 def count_rounds_asked(session: Session) -> int:
     """Count the rounds that have queries."""
-    return session.scalar(select(func.count(Query.round_id.distinct()))) or 0
+    return session.scalar(select(func.count(QueryRow.round_id.distinct()))) or 0
 
 
-def _query() -> "Select[Query, int, str, str | None, dt.datetime | None]":
+def _query() -> "Select[QueryRow, int, str, str | None, dt.datetime | None]":
     return (
-        select(Query, Round.number, Image.sha256, Task.external_id, Task.gone_at)
-        .join(Round, Round.id == Query.round_id)
-        .join(Image, Image.id == Query.image_id)
-        .outerjoin(Task, Task.query_id == Query.id)
-        .order_by(Round.number, Query.rank)
+        select(QueryRow, Round.number, Image.sha256, Task.external_id, Task.gone_at)
+        .join(Round, Round.id == QueryRow.round_id)
+        .join(Image, Image.id == QueryRow.image_id)
+        .outerjoin(Task, Task.query_id == QueryRow.id)
+        .order_by(Round.number, QueryRow.rank)
     )
 
 
-def _records(session: Session, query: "Select[Query, int, str, str | None, dt.datetime | None]") -> list[QueryRecord]:
+def _records(
+    session: Session, query: "Select[QueryRow, int, str, str | None, dt.datetime | None]"
+) -> list[QueryRecord]:
     return [
         QueryRecord(
             id=row.id,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from alloop.errors import AlloopError, DatabaseError
 from alloop.records import Agreement, Calibration, Ending, Interval, ModelFiles, RoundState
-from alloop.store.tables import Metric, ModelVersion, Round, RoundAgreement
+from alloop.store.tables import Metric, ModelVersionRow, Round, RoundAgreement
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def add_model(session: Session, values: Mapping[str, Any], calibration: Calibrat
         now: Time of recording.
     """
     drop_model(session, values["round_id"])
-    row = ModelVersion(**values, calibration=dataclasses.asdict(calibration), created_at=now)
+    row = ModelVersionRow(**values, calibration=dataclasses.asdict(calibration), created_at=now)
     session.add(row)
     session.flush()
     return row.id
@@ -173,22 +173,22 @@ def add_model(session: Session, values: Mapping[str, Any], calibration: Calibrat
 
 def drop_model(session: Session, round_id: int) -> None:
     """Delete the model version of a round and its metrics."""
-    earlier = select(ModelVersion.id).where(ModelVersion.round_id == round_id)
+    earlier = select(ModelVersionRow.id).where(ModelVersionRow.round_id == round_id)
     session.execute(delete(Metric).where(Metric.model_version_id.in_(earlier)))
-    session.execute(delete(ModelVersion).where(ModelVersion.round_id == round_id))
+    session.execute(delete(ModelVersionRow).where(ModelVersionRow.round_id == round_id))
 
 
 def find_model(session: Session, round_id: int) -> ModelRecord | None:
     """Find the model version of a round; None if the round had too few labels."""
-    row = session.scalar(select(ModelVersion).where(ModelVersion.round_id == round_id))
+    row = session.scalar(select(ModelVersionRow).where(ModelVersionRow.round_id == round_id))
     return None if row is None else _model(row)
 
 
 def find_last_model(session: Session, up_to: int | None = None) -> ModelRecord | None:
     """Find the newest model version, of all rounds or of rounds up to a number."""
-    query = select(ModelVersion).order_by(ModelVersion.id.desc()).limit(1)
+    query = select(ModelVersionRow).order_by(ModelVersionRow.id.desc()).limit(1)
     if up_to is not None:
-        query = query.join(Round, Round.id == ModelVersion.round_id).where(Round.number <= up_to)
+        query = query.join(Round, Round.id == ModelVersionRow.round_id).where(Round.number <= up_to)
     row = session.scalar(query)
     return None if row is None else _model(row)
 
@@ -247,7 +247,7 @@ def _round(row: Round) -> RoundRecord:
     )
 
 
-def _model(row: ModelVersion) -> ModelRecord:
+def _model(row: ModelVersionRow) -> ModelRecord:
     return ModelRecord(
         id=row.id,
         round_id=row.round_id,

@@ -48,7 +48,7 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
-class Base(DeclarativeBase):
+class TableBase(DeclarativeBase):
     """Base of all tables. Every constraint has a name, so that a migration can drop it on any database."""
 
     metadata = MetaData(
@@ -68,7 +68,7 @@ def _one_of(column: str, values: type[Any]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-class Workspace(Base):
+class Workspace(TableBase):
     """Workspace of this database, in one row. Task keys and the server's project contain its uuid.
 
     `near_copies` is the distance that the images were grouped with, or "off"; empty before the first grouping.
@@ -82,7 +82,7 @@ class Workspace(Base):
     __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
 
 
-class Image(Base):
+class Image(TableBase):
     """Image of the pool. Files with the same bytes are one image."""
 
     __tablename__ = "image"
@@ -99,7 +99,7 @@ class Image(Base):
     __table_args__ = (_one_of("split", Split), CheckConstraint("length(sha256) = 64", name="sha256"))
 
 
-class ImageLocation(Base):
+class ImageLocation(TableBase):
     """Path at which an image was found. A path without an image is a file that could not be read, with the reason."""
 
     __tablename__ = "image_location"
@@ -118,7 +118,7 @@ class ImageLocation(Base):
     )
 
 
-class NearDuplicate(Base):
+class NearDuplicate(TableBase):
     """Near-duplicate group of an image. A group is named by its first member, which also belongs to it."""
 
     __tablename__ = "near_duplicate"
@@ -127,7 +127,7 @@ class NearDuplicate(Base):
     distance: Mapped[int]
 
 
-class ImageAttribute(Base):
+class ImageAttribute(TableBase):
     """Attribute of an image, such as the site or year, for conditions in `[acquisition] only`."""
 
     __tablename__ = "image_attribute"
@@ -136,7 +136,7 @@ class ImageAttribute(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
-class Round(Base):
+class Round(TableBase):
     """Round, with its exact settings. `matched` is its comparison of acquired with random labels."""
 
     __tablename__ = "round"
@@ -166,7 +166,7 @@ class Round(Base):
     )
 
 
-class HoldoutDraw(Base):
+class HoldoutDraw(TableBase):
     """A uniform draw of holdout images: the first one from the pool, those of later rounds from the rest of it."""
 
     __tablename__ = "holdout_draw"
@@ -177,7 +177,7 @@ class HoldoutDraw(Base):
     __table_args__ = (CheckConstraint("n_images BETWEEN 1 AND n_groups", name="n_images"),)
 
 
-class HoldoutImage(Base):
+class HoldoutImage(TableBase):
     """The draw that an image came into the holdout with. Images of a test set have none."""
 
     __tablename__ = "holdout_image"
@@ -185,7 +185,7 @@ class HoldoutImage(Base):
     round_id: Mapped[int] = mapped_column(ForeignKey("holdout_draw.round_id"), index=True)
 
 
-class Selection(Base):
+class Selection(TableBase):
     """Selection of a round: settings and strategy of its choice. The candidates are in a file under runs/.
 
     Rounds that chose before there was such a file have none, and the earliest ones recorded no settings either.
@@ -203,7 +203,7 @@ class Selection(Base):
     __table_args__ = (CheckConstraint("(path IS NULL) = (sha256 IS NULL)", name="file"),)
 
 
-class RoundAgreement(Base):
+class RoundAgreement(TableBase):
     """Share of the images scored in a round and in an earlier one whose predicted class stayed the same."""
 
     __tablename__ = "agreement"
@@ -214,7 +214,7 @@ class RoundAgreement(Base):
     __table_args__ = (CheckConstraint("share >= 0 AND share <= 1", name="share"),)
 
 
-class ModelVersion(Base):
+class ModelVersionRow(TableBase):
     """Trained model, with its training labels and calibration. The arrays are files."""
 
     __tablename__ = "model_version"
@@ -236,7 +236,7 @@ class ModelVersion(Base):
     created_at: Mapped[dt.datetime]
 
 
-class Metric(Base):
+class Metric(TableBase):
     """Metric of a model version, with its sample and its uncertainty."""
 
     __tablename__ = "metric"
@@ -253,7 +253,7 @@ class Metric(Base):
     __table_args__ = (UniqueConstraint("model_version_id", "split", "name"),)
 
 
-class Query(Base):
+class QueryRow(TableBase):
     """Question about one image. An image has at most one open query."""
 
     __tablename__ = "query"
@@ -290,7 +290,7 @@ class Query(Base):
     )
 
 
-class Task(Base):
+class Task(TableBase):
     """Task of a query in the labeling back end: one task per query, one query per task."""
 
     __tablename__ = "task"
@@ -304,7 +304,7 @@ class Task(Base):
     __table_args__ = (UniqueConstraint("source", "project_ref", "external_id"),)
 
 
-class Annotation(Base):
+class Annotation(TableBase):
     """Answer as given. Rows are only added: an edit is a new version, a deletion is a tombstone."""
 
     __tablename__ = "annotation"
@@ -328,7 +328,7 @@ class Annotation(Base):
     )
 
 
-class Label(Base):
+class Label(TableBase):
     """Label for training, derived from the annotations. Labels can be rebuilt at any time."""
 
     __tablename__ = "label"
@@ -339,7 +339,7 @@ class Label(Base):
     derived_at: Mapped[dt.datetime]
 
 
-class SyncState(Base):
+class SyncState(TableBase):
     """Project of this workspace in a back end, and the progress of pulling from it."""
 
     __tablename__ = "sync_state"
@@ -357,7 +357,7 @@ class SyncState(Base):
     n_foreign: Mapped[int | None]
 
 
-class Event(Base):
+class Event(TableBase):
     """Log entry: who did what, and when. For people: the program adds entries and reads none. Never holds a secret."""
 
     __tablename__ = "event"
@@ -369,7 +369,7 @@ class Event(Base):
     data: Mapped[dict[str, Any]]
 
 
-class Lease(Base):
+class LeaseRow(TableBase):
     """Lease of the only writer. It expires if its holder dies."""
 
     __tablename__ = "lease"

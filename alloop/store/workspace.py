@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from alloop.errors import DatabaseError, LeaseHeld
-from alloop.store.tables import Event, Lease, SyncState, Workspace
+from alloop.store.tables import Event, LeaseRow, SyncState, Workspace
 
 LEASE = "writer"
 
@@ -112,20 +112,22 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
     Raises:
         LeaseHeld: Another process holds a lease that has not expired.
     """
-    row = session.get(Lease, LEASE)
+    row = session.get(LeaseRow, LEASE)
     if row is None:
         try:
             with session.begin_nested():
-                session.execute(insert(Lease).values(name=LEASE, holder=holder, acquired_at=now, expires_at=expires_at))
+                session.execute(
+                    insert(LeaseRow).values(name=LEASE, holder=holder, acquired_at=now, expires_at=expires_at)
+                )
         except IntegrityError:
-            row = session.get(Lease, LEASE)
+            row = session.get(LeaseRow, LEASE)
         else:
             return
     if row is None:
         raise LeaseHeld("Another alloop took the lease at the same moment.", "Try again in a moment.")
     taken = session.execute(
-        update(Lease)
-        .where(Lease.name == LEASE, (Lease.holder == holder) | (Lease.expires_at <= now))
+        update(LeaseRow)
+        .where(LeaseRow.name == LEASE, (LeaseRow.holder == holder) | (LeaseRow.expires_at <= now))
         .values(holder=holder, acquired_at=row.acquired_at if row.holder == holder else now, expires_at=expires_at)
     )
     if taken.rowcount == 0:  # type: ignore[attr-defined]
@@ -138,13 +140,13 @@ def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.d
 
 def find_lease_holder(session: Session) -> str | None:
     """Find the present or last holder of the lease."""
-    row = session.get(Lease, LEASE)
+    row = session.get(LeaseRow, LEASE)
     return None if row is None else row.holder
 
 
 def drop_lease(session: Session, holder: str) -> None:
     """Release the lease."""
-    session.execute(delete(Lease).where(Lease.name == LEASE, Lease.holder == holder))
+    session.execute(delete(LeaseRow).where(LeaseRow.name == LEASE, LeaseRow.holder == holder))
 
 
 def find_sync(session: Session, source: str) -> Sync | None:

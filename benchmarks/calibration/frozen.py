@@ -25,7 +25,7 @@ from alloop.evaluation.intervals import DRAWS
 from alloop.simulate.compare import CompareSettings, Comparison, compare
 from alloop.simulate.labeled import LabeledImages, Parts
 from alloop.simulate.methods import find_methods
-from alloop.simulate.summary import Row, summarize, write_tables
+from alloop.simulate.summary import MethodRow, summarize, write_tables
 
 SETS = {"trashnet": None, "cifar10": 112}  # name → image size; None: that of the weights
 N_LABELS, N_CALIBRATION, N_SEEDS = 600, 200, 5
@@ -112,7 +112,7 @@ def random_parts(images: data.ImageSet, seed: int) -> Parts:
     return Parts(order[:N_LABELS], order[N_LABELS:end], test if len(test) else order[end:])
 
 
-def markdown(name: str, rows: Sequence[Row]) -> str:
+def markdown(name: str, rows: Sequence[MethodRow]) -> str:
     """The table of the README."""
     lines = [
         f"\n{name}, {rows[0].n_test} test images, {rows[0].n_seeds} seeds: mean ± standard deviation (ddof 0)\n",
@@ -132,7 +132,7 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def of_calibrators(name: str, rows: Sequence[Row]) -> str:
+def of_calibrators(name: str, rows: Sequence[MethodRow]) -> str:
     """ECE and NLL after each calibrator, the best of a line in bold."""
     stages = list(rows[0].stages)
     lines = [f"\n{name}: ECE % / NLL after each calibrator, mean over seeds\n", f"| method | {' | '.join(stages)} |"]

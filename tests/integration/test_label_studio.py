@@ -18,7 +18,7 @@ from PIL import Image
 
 from alloop.config.schema import ImagesConfig
 from alloop.errors import LabelingError, ServerUnavailable
-from alloop.labeling.connection import Connection
+from alloop.labeling.connection import ServerConnection
 from alloop.labeling.label_studio_project import find_project
 from alloop.records import ImageRef, Outcome, OutgoingTask
 from alloop.simulate.browser_people import label_all
@@ -123,7 +123,7 @@ def test_an_expired_personal_access_token_is_said_to_be():
     expired = f"{part({'alg': 'HS256'})}.{part({'token_type': 'refresh', 'exp': 1_000_000_000})}.c2lnbmF0dXJl"
 
     with pytest.raises(LabelingError, match="has expired"):
-        Connection("http://localhost:8080", expired)
+        ServerConnection("http://localhost:8080", expired)
 
 
 def test_a_disabled_legacy_token_is_explained(label_studio: LabelStudioServer):
@@ -541,7 +541,7 @@ def test_a_server_that_is_down_is_a_temporary_error():
 
         began = time.monotonic()
         with pytest.raises(ServerUnavailable, match="cannot be reached") as caught:
-            Connection(url, "0" * 40, timeout=5.0, patience=0.01).read("api/projects/")
+            ServerConnection(url, "0" * 40, timeout=5.0, patience=0.01).read("api/projects/")
 
     assert url in caught.value.message
     assert time.monotonic() - began < 60

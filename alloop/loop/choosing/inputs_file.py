@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
 from alloop.loop.choosing.evidence import Known
-from alloop.loop.choosing.selection import Candidates
+from alloop.loop.choosing.selection import AskableImages
 from alloop.records import ImageRef
 
 
-def write_inputs(path: Path, candidates: Candidates, known: Known) -> str:
+def write_inputs(path: Path, candidates: AskableImages, known: Known) -> str:
     """Write the file as a whole, and return its SHA-256.
 
     A row with a key is a candidate, in the order of choosing; a row with a label is a known image. Names and hashes of
@@ -41,7 +41,7 @@ def write_inputs(path: Path, candidates: Candidates, known: Known) -> str:
 
 def read_inputs(
     path: Path, sha256: str, find_refs: Callable[[Iterable[int]], Mapping[int, ImageRef]]
-) -> tuple[Candidates, Known]:
+) -> tuple[AskableImages, Known]:
     """Read what a round chose from.
 
     Args:
@@ -66,7 +66,7 @@ def read_inputs(
     ]
     keys = table["key"].drop_null().to_numpy()
     labels = table["label"].drop_null().to_numpy()
-    candidates = Candidates(
+    candidates = AskableImages(
         refs=tuple(refs[: len(keys)]),
         keys=keys,
         n_groups=int(metadata["alloop.n_groups"]),

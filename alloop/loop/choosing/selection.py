@@ -30,7 +30,7 @@ from alloop.store.rounds import RoundRecord, find_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidates:
+class AskableImages:
     """Images to choose from, one of each group of near copies.
 
     Attributes:
@@ -61,7 +61,7 @@ class Situation:
 
     current: RoundRecord
     config: Config
-    candidates: Candidates
+    candidates: AskableImages
     known: Known
     model: ModelFiles | None
     n: int
@@ -158,7 +158,7 @@ def _candidates(
     askable: Sequence[ImageRef],
     groups: Mapping[int, int],
     sizes: Sizes,
-) -> Candidates:
+) -> AskableImages:
     """Return the largest image of each group of near copies among the askable images, and among those with a score."""
     settings, refs = config.acquisition, list(askable)
     if scores is not None:
@@ -172,7 +172,7 @@ def _candidates(
         refs = [refs[position] for position in np.sort(order[:most])]
         notes = (f"Chosen from a uniform sample of {most:,} of {n_groups:,} images ([acquisition] max_candidates).",)
     keys = tie_keys([ref.sha256 for ref in refs], derive_seed(seed, "ties"))
-    return Candidates(tuple(refs), keys, n_groups, notes)
+    return AskableImages(tuple(refs), keys, n_groups, notes)
 
 
 def _known(session: Session, config: Config) -> Known:
@@ -209,7 +209,7 @@ def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
     ]
 
 
-def _query(pick: Pick, candidates: Candidates, batch: Batch, scores: PoolScores | None, rank: int) -> Query:
+def _query(pick: Pick, candidates: AskableImages, batch: Batch, scores: PoolScores | None, rank: int) -> Query:
     """A uniform draw's probability is that among all groups, also where a cap looked at some of them only."""
     image_id = candidates.refs[pick.position].image_id
     is_drawn, probability = pick.reason is Reason.RANDOM, pick.probability

@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 from alloop.config.schema import Config
 from alloop.evaluation.curve import Curve, covariance_of, fit_curve
 from alloop.evaluation.measures import TASKS
-from alloop.evaluation.paired import Comparison, Verdict, compare_paired
+from alloop.evaluation.paired import PairedComparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
 from alloop.loop.intake.test_set import bought
 from alloop.loop.measuring.holdout_file import HoldoutPredictions, read_holdout
-from alloop.loop.stopping import Evidence, Rule, list_rules, percent, points
+from alloop.loop.stopping import Rule, StopEvidence, list_rules, percent, points
 from alloop.project import Project
 from alloop.records import Agreement, CurvePoint, Ending, Interval, Reason, RoundState, Split
 from alloop.seeds import derive_seed
@@ -39,7 +39,7 @@ class Better:
     round_number: int
     before: int
     verdict: Verdict
-    comparison: Comparison | None
+    comparison: PairedComparison | None
     says: str
 
 
@@ -123,7 +123,7 @@ def gather_findings(session: Session, project: Project) -> Findings:
     )
 
 
-def gather_evidence(session: Session, project: Project, n_askable: int) -> Evidence:
+def gather_evidence(session: Session, project: Project, n_askable: int) -> StopEvidence:
     """Gather the evidence of the configured stop rules only, because every round needs it."""
     settings = project.config.loop
     needs_curve = settings.stop_when_flat
@@ -291,8 +291,8 @@ def _evidence(
     n_askable: int,
     doubling: Interval | None,
     agreements: Sequence[Agreement],
-) -> Evidence:
-    return Evidence(
+) -> StopEvidence:
+    return StopEvidence(
         n_labels=bought(project.config, pool),
         n_open=pool.open,
         n_askable=n_askable,

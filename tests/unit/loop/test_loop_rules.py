@@ -12,7 +12,7 @@ from alloop.errors import HistoryError
 from alloop.loop.intake.holdout import holdout_size
 from alloop.loop.rounds.history import check_history
 from alloop.loop.state import NEXT, settle
-from alloop.loop.stopping import Evidence, Rule, Standing, batch_size, find_stop, list_rules
+from alloop.loop.stopping import Rule, Standing, StopEvidence, batch_size, find_stop, list_rules
 from alloop.records import Agreement, Answer, Interval, Outcome, QueryStatus, RoundState
 
 CLASSES = ("cat", "dog")
@@ -90,7 +90,7 @@ def test_states_follow_each_other_once_from_created_to_closed():
 def test_a_loop_stops_when_its_budget_rounds_or_pool_are_used_up(loop: dict, counts: dict, reason: str | None):
     given = {"n_labels": 10, "n_open": 0, "n_askable": 10, "n_rounds": 1, **counts}
 
-    found = find_stop(make_config(loop=loop).loop, Evidence(**given))
+    found = find_stop(make_config(loop=loop).loop, StopEvidence(**given))
 
     assert (found is None) == (reason is None)
     assert found is None or found.because.startswith(reason or "")
@@ -99,7 +99,7 @@ def test_a_loop_stops_when_its_budget_rounds_or_pool_are_used_up(loop: dict, cou
 
 def found_rules(loop: dict, **evidence: object) -> dict[str, Rule]:
     given = {"n_labels": 10, "n_open": 0, "n_askable": 10, "n_rounds": 1, **evidence}
-    return {rule.name: rule for rule in list_rules(make_config(loop=loop).loop, Evidence(**given))}
+    return {rule.name: rule for rule in list_rules(make_config(loop=loop).loop, StopEvidence(**given))}
 
 
 ACCURACY = Interval(0.9, 0.87, 0.93, 400, "wilson 95%")
@@ -177,7 +177,7 @@ def test_predictions_are_stable_after_three_rounds_in_a_row(shares: tuple[float,
 def test_rules_that_are_not_configured_are_shown_and_stop_nothing():
     flat = Interval(0.0, -0.001, 0.001, 5, "power law 95%")
     stable = tuple(Agreement(number + 1, number, 1.0, 500) for number in range(1, 4))
-    evidence = Evidence(10, 0, 10, 1, ACCURACY, flat, stable)
+    evidence = StopEvidence(10, 0, 10, 1, ACCURACY, flat, stable)
     settings = make_config().loop
 
     rules = list_rules(settings, evidence)

@@ -4,14 +4,16 @@ import base64
 import re
 from pathlib import Path
 
-from alloop.report.overview import Cell, Page, Picture, Section, Table, render_page, write_page
+from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, render_page, write_page
 
 
 def _page(tmp_path: Path, title: str = "Methods compared") -> Page:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"\x89PNG pixels")
-    table = Table("Raw", ["method", "ACC %"], [[Cell("SL1H"), Cell("80.0 ± 1.0", place=1)]], note="a note")
-    return Page(title, ["first"], [table], [Section("SL1H", "one head", [Picture("Reliability", picture)])])
+    table = ReportTable(
+        "Raw", ["method", "ACC %"], [[TableCell("SL1H"), TableCell("80.0 ± 1.0", place=1)]], note="a note"
+    )
+    return Page(title, ["first"], [table], [ReportSection("SL1H", "one head", [Picture("Reliability", picture)])])
 
 
 def test_pictures_are_inside_the_page_and_nothing_else_is_loaded(tmp_path: Path):

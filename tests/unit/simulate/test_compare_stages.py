@@ -10,7 +10,7 @@ import torch
 
 from alloop.errors import WorkspaceError
 from alloop.files import write_json
-from alloop.simulate.compare import Cell, measure_stage, measure_stages, read_cell
+from alloop.simulate.compare import MethodCell, measure_stage, measure_stages, read_cell
 from alloop.simulate.ood import OodScore
 
 
@@ -58,11 +58,11 @@ def test_calibration_mends_what_is_too_sure_and_never_changes_the_raw_stage(n_ca
     assert stages["temperature"].calibrator["n"] == (n_calibration or 500)
 
 
-def _cell() -> Cell:
+def _cell() -> MethodCell:
     log_probs, targets = _overconfident(60)
     stages = measure_stages(log_probs, targets, log_probs, targets, ("temperature",), seed=0)
     strange = OodScore({"auroc": 0.8}, {"auroc": (0.7, 0.9)}, (0.0, 0.5, 1.0), (3, 1), (1, 3))
-    return Cell("SL1H", 0, 10, 60, 60, 1.5, 0.01, stages, {"MSP": strange})
+    return MethodCell("SL1H", 0, 10, 60, 60, 1.5, 0.01, stages, {"MSP": strange})
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path):

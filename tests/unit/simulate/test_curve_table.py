@@ -7,12 +7,12 @@ import pytest
 from alloop.errors import LabelError
 from alloop.evaluation.learning_curves import Reached
 from alloop.simulate.curve_table import table_json, tabulate
-from alloop.simulate.run import Cell, Simulation
+from alloop.simulate.run import Simulation, StrategyCell
 
 
-def _cell(strategy: str, seed: int, *accuracy: float) -> Cell:
+def _cell(strategy: str, seed: int, *accuracy: float) -> StrategyCell:
     n = len(accuracy)
-    return Cell(
+    return StrategyCell(
         strategy=strategy,
         seed=seed,
         picks=tuple((4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3) for i in range(n)),

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from alloop.simulate.compare import Cell, Comparison, Stage
+from alloop.simulate.compare import CellStage, Comparison, MethodCell
 from alloop.simulate.methods import find_method
 from alloop.simulate.summary import summarize, write_tables
 
 
-def _stage(accuracy: float, ece: float, nll: float) -> Stage:
+def _stage(accuracy: float, ece: float, nll: float) -> CellStage:
     metrics = {"accuracy": accuracy, "ece": ece, "nll": nll, "brier": nll / 2, "mce": 0.5}
-    return Stage(metrics, {"ece": (0.0, 0.1)}, (1, 3), (0.4, 0.8), (0.0, 1.0))
+    return CellStage(metrics, {"ece": (0.0, 0.1)}, (1, 3), (0.4, 0.8), (0.0, 1.0))
 
 
-def _cell(method: str, seed: int, accuracy: float, ece: float, nll: float, seconds: float = 1.0) -> Cell:
+def _cell(method: str, seed: int, accuracy: float, ece: float, nll: float, seconds: float = 1.0) -> MethodCell:
     stages = {"raw": _stage(accuracy, ece, nll), "temperature": _stage(accuracy, ece / 2, nll)}
-    return Cell(method, seed, 6, 2, 4, train_seconds=seconds, score_seconds=seconds / 1000, stages=stages)
+    return MethodCell(method, seed, 6, 2, 4, train_seconds=seconds, score_seconds=seconds / 1000, stages=stages)
 
 
-def _comparison(*cells: Cell) -> Comparison:
+def _comparison(*cells: MethodCell) -> Comparison:
     return Comparison(tuple(find_method(name) for name in ("SL1H", "4HML", "LS")), cells)
 
 

@@ -21,7 +21,7 @@ from alloop.store.migrate import current_revision, head_revision, migrations_fol
 from alloop.store.rounds import list_agreements, list_rounds
 from alloop.store.selections import list_selections
 from alloop.store.session import connect, reading, transaction
-from alloop.store.tables import Base
+from alloop.store.tables import TableBase
 
 SCHEMAS = Path(__file__).parents[2] / "assets" / "schemas"
 
@@ -39,7 +39,7 @@ def test_the_migrations_make_what_the_tables_say(database: Engine):
         options = {"compare_type": True, "include_object": ignore_expression_index}
         context = MigrationContext.configure(connection, opts=options)
 
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, TableBase.metadata) == []
 
 
 # SQLAlchemy, on the index that `ignore_expression_index` is about; this is about constraints
@@ -49,14 +49,14 @@ def test_check_constraints_are_those_of_the_tables(database: Engine):
     inspector = inspect(database)
     wanted = {
         (table.name, str(constraint.name))
-        for table in Base.metadata.sorted_tables
+        for table in TableBase.metadata.sorted_tables
         for constraint in table.constraints
         if isinstance(constraint, CheckConstraint)
     }
 
     found = {
         (table, str(check["name"]))
-        for table in Base.metadata.tables
+        for table in TableBase.metadata.tables
         for check in inspector.get_check_constraints(table)
     }
 
@@ -84,7 +84,7 @@ def test_an_empty_database_is_refused_and_then_upgraded(new_database: Engine):
 
     assert current_revision(new_database) == head_revision()
     require_current(new_database)
-    assert set(inspect(new_database).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+    assert set(inspect(new_database).get_table_names()) == {*TableBase.metadata.tables, "alembic_version"}
 
 
 def test_upgrading_twice_changes_nothing(database: Engine):
