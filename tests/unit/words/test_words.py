@@ -44,6 +44,15 @@ def test_documents_outside_of_the_repository_are_not_cited():
     assert not cited, "\n".join(cited)
 
 
+def test_every_file_in_the_picture_of_the_architecture_exists():
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs" / "architecture.md").read_text("utf-8"))
+
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "alloop" / name).exists()]
+
+    assert named
+    assert not missing, "\n".join(missing)
+
+
 @pytest.mark.parametrize(
     ("docstring", "is_fine"),
     [
