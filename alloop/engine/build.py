@@ -1,4 +1,4 @@
-"""From settings to numbers and modules. Nothing else reads [model] and [train]."""
+"""Numbers and modules built from settings. No other file reads the sections [model] and [train]."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from alloop.seeds import derive_seed
 
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
 NO_MIXING = Mixing()
-HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # where the whole set cannot be taken at once
+HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # for mini-batches, where L-BFGS cannot be used
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """Device, batch size, and number of processes that decode images."""
+    """Device, number of images that pass the trunk at once, and number of processes that decode images."""
 
     device: torch.device
     batch_size: int
@@ -33,19 +33,19 @@ class Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class HeadRecipe:
-    """Recipe of heads on fixed features. The defaults were found in benchmarks/recipe.
+    """Recipe for fitting heads to fixed features. benchmarks/recipe says how the defaults were found.
 
     Attributes:
-        steps: Most L-BFGS iterations.
+        steps: Most iterations of L-BFGS.
         weight_decay: Factor of half the squared weights, averaged over heads, for features of mean squared norm 1.
-        prior: How many images at the center of all features count as evenly of every class. Without it a class that
-            nobody has labeled yet gets a probability of nearly 0 everywhere, and one image of it in the holdout spoils
-            NLL and temperature.
+        prior: Number of imaginary images at the center of all features that belong to every class alike. Without them
+            a class that nobody has labeled yet gets a probability of nearly 0 everywhere, and one image of this class
+            in the holdout spoils NLL and temperature.
         loss_scale: See `losses.multi_head`.
-        updates: Number of updates of Adam (mini-batches of 64, learning rate 0.1, cosine to 0), if L-BFGS cannot be
-            used.
-        mixing: Mixing of features; needs mini-batches.
-        dropout: Dropout of features; needs mini-batches.
+        updates: Number of updates of Adam, which is used where L-BFGS cannot be: mini-batches of 64, learning rate 0.1
+            with a cosine to 0.
+        mixing: Mixing of features. It needs mini-batches.
+        dropout: Dropout of features. It needs mini-batches.
     """
 
     steps: int
@@ -63,11 +63,11 @@ class HeadRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneRecipe:
-    """Recipe of training trunk and heads together.
+    """Recipe for training trunk and heads together.
 
     Attributes:
-        learning_rate: Learning rate of the heads; the trunk's is a tenth of it.
-        patience: Epochs without a better validation NLL before stopping.
+        learning_rate: Learning rate of the heads. The trunk learns at a tenth of it.
+        patience: Number of epochs without a better validation NLL before training stops.
     """
 
     epochs: int
@@ -81,16 +81,16 @@ class FinetuneRecipe:
 
 
 def build_hardware(config: Config, device: str | None) -> Hardware:
-    """The device asked for (an argument beats the settings), and the batch size for running a trunk there."""
+    """Return the device and the batch size for running a trunk there. `device` overrides the settings."""
     chosen = choose_device(device or config.model.device)
     batch_size = config.train.batch_size or (256 if chosen.type == "cuda" else 32)
     return Hardware(chosen, batch_size, config.train.workers)
 
 
 def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
-    """The trunk that [model] names, on the CPU, in eval mode. A weights file is relative to the first search path.
+    """Return the trunk that [model] names, on the CPU, in eval mode. The first search path holds its weights file.
 
-    Untrained trunks that are fine-tuned start from other weights in each network of an ensemble.
+    In each network of an ensemble an untrained trunk starts from other weights, if it is fine-tuned.
     """
     model = config.model
     seed = derive_seed(config.project.seed, "backbone")
@@ -103,13 +103,13 @@ def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: in
 
 
 def build_dropout(config: Config) -> HeadDropout | None:
-    """Dropout before the heads, or None without MC dropout."""
+    """Return the dropout before the heads, or None without MC dropout."""
     model = config.model
     return HeadDropout(model.dropout, model.n_passes) if model.uncertainty == "mc-dropout" else None
 
 
 def build_head_recipe(config: Config) -> HeadRecipe:
-    """The recipe of frozen mode; in finetune mode [train] is about what follows the first fit."""
+    """Return the recipe for heads. In finetune mode the settings in [train] belong to the fine-tuning that follows."""
     train = config.train
     if config.model.mode == "finetune":
         return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale, dropout=build_dropout(config))
@@ -126,7 +126,7 @@ def build_head_recipe(config: Config) -> HeadRecipe:
 
 
 def build_finetune_recipe(config: Config) -> FinetuneRecipe:
-    """The recipe of finetune mode."""
+    """Return the recipe for finetune mode."""
     train = config.train
     return FinetuneRecipe(
         epochs=train.epochs or 40,
@@ -141,12 +141,12 @@ def build_finetune_recipe(config: Config) -> FinetuneRecipe:
 
 
 def build_loss(config: Config) -> Loss:
-    """The loss that [train] names, its parameters set."""
+    """Return the loss that [train] names, with its parameters."""
     return find_loss(config.train.loss, config.train.loss_parameters)
 
 
 def build_mixing(config: Config) -> Mixing:
-    """Return how [train] mixes batches."""
+    """Return the mixing of batches that [train] asks for."""
     train = config.train
     return Mixing(
         kind=train.mixing,
@@ -157,7 +157,7 @@ def build_mixing(config: Config) -> Mixing:
 
 
 def search_paths(cache: Path) -> tuple[Path, ...]:
-    """Folders in which a user's own factory is searched: the workspace, then the current folder.
+    """Return the folders that may hold a user's own factory: the workspace, then the current folder.
 
     The workspace is the folder that holds the cache. Links are not resolved: the cache may be a link to another disk.
     """

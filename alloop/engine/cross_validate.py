@@ -1,4 +1,4 @@
-"""Fits the calibrator to the training labels, where all others are a test set that only measures."""
+"""Calibration by cross-validation on the training labels, for workspaces whose holdout is a test set."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,13 +16,13 @@ N_FOLDS = 5
 
 
 def out_of_fold(targets: Tensor, seed: int, predict: Callable[[Tensor, Tensor], Tensor], n_classes: int) -> Tensor:
-    """Log p̄ [N, K] of labeled images, each predicted by a model of the other folds.
+    """Return log p̄ [N, K] of labeled images, each predicted by a model that was trained on the other folds.
 
     Args:
-        targets: [N], at least as many as folds.
-        seed: Draws the folds.
-        predict: (positions to train on, positions to predict) → log p̄ [n, K] of the latter.
-        n_classes: K.
+        targets: Classes [N]. There are at least as many images as folds.
+        seed: Seed for the folds.
+        predict: Function (positions to train on, positions to predict) → log p̄ [n, K] of the latter.
+        n_classes: Number of classes K.
     """
     rows = torch.full((len(targets), n_classes), torch.nan, dtype=torch.float64)
     for rest, fold in draw_folds(targets.numpy(), seed, N_FOLDS):
@@ -31,15 +31,15 @@ def out_of_fold(targets: Tensor, seed: int, predict: Callable[[Tensor, Tensor], 
 
 
 def rotate(features: Float[Tensor, "N D"]) -> Float[Tensor, "N R"]:
-    """The same images in no more dimensions than there are of them: all distances and inner products stay.
+    """Rotate features into at most N dimensions. All distances and inner products stay the same.
 
-    Linear heads with squared-norm decay do not see a rotation, and what lies outside the span of their images decays to
-    nothing: what they say of these images stays the same. Features that are few already stay as they are.
+    The predictions of linear heads with squared-norm decay do not change under a rotation, because the part of their
+    weights outside the span of the images decays to 0. With fewer features than images nothing is done.
     """
     n, n_features = features.shape
     if n >= n_features:
         return features
-    # Of the transpose: Q [D, N] spans the rows, and R is what each row is in it.
+    # Q [D, N] of the transpose is a basis of the rows, and the columns of R are the rows in this basis.
     turned: Tensor = torch.linalg.qr(features.double().T, mode="r").R.T
     return turned.float()
 
@@ -47,17 +47,17 @@ def rotate(features: Float[Tensor, "N D"]) -> Float[Tensor, "N R"]:
 def calibrate_apart(
     method: str, n_labels: int, seed: int, cross_validate: Callable[[], tuple[Tensor, Tensor]] | None
 ) -> Calibration:
-    """Fit the calibrator for scoring without the test set.
+    """Fit a calibrator for scoring without the test set.
 
-    The models of the folds saw a fifth fewer labels than the one that is kept, and are a little less sure and less
-    right than it is; what they are fitted to is at least never an image that they were trained on.
+    The models of the folds saw a fifth fewer labels than the model that is kept, so they are slightly less confident
+    and less accurate. In return, no image was predicted by a model that was trained on it.
 
     Args:
         method: `[calibration] method`.
-        n_labels: Training labels; below 50 everything stays as it is.
-        seed: Seed of folds within the fit.
-        cross_validate: Gives out-of-fold log p̄ [N, K] and targets [N]; called only where it is needed. None: cannot be
-            had, since the whole network is trained.
+        n_labels: Number of training labels. Below 50 nothing is calibrated.
+        seed: Seed for the folds within the fit.
+        cross_validate: Function that gives out-of-fold log p̄ [N, K] and targets [N], called only if needed. None if
+            the whole network is trained, because training it for every fold would take too long.
     """
     if method == "none":
         return Calibration(1.0, 0, None, None, method="none")

@@ -1,4 +1,4 @@
-"""Heads on fixed features: a small problem, solved to the end rather than trained for a while."""
+"""Fit heads to fixed features. The problem is small, so it is solved to convergence where the loss allows it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from alloop.losses.multi_head import multi_head_loss
 from alloop.models.heads import MultiHead
 
 _HISTORY = 20  # updates that L-BFGS remembers
-_SMALL = 5_000_000  # N * D up to which one thread is the fastest: many short operations, 20 times slower on busy cores
+_SMALL = 5_000_000  # N * D up to which one thread is fastest: many short operations, 20 times slower on busy cores
 
 
 def fit_heads(
@@ -29,13 +29,14 @@ def fit_heads(
 ) -> tuple[MultiHead, dict[str, object]]:
     """Fit M heads to labeled features, in float32, on the features' device (alloop keeps features on the CPU).
 
-    Minimizes the objective, plus decay, plus the cross-entropy of `recipe.prior` images that lie at the features'
-    center and belong to every class alike (not under LogitNorm, for which a center has no logits to normalize). Smooth
-    losses go to L-BFGS with all labels at once; other ones, mixed features and dropout to Adam in mini-batches, which
-    minimizes the same sum. How the numbers were found: benchmarks/recipe.
+    The heads minimize the objective, plus weight decay, plus the cross-entropy of `recipe.prior` imaginary images at
+    the center of the features, which belong to every class alike. LogitNorm has no such images, because the logits at
+    the center cannot be normalized. Smooth losses are solved by L-BFGS with all labels at once. Other losses, mixed
+    features and dropout go to Adam in mini-batches, which minimizes the same sum. benchmarks/recipe says how the
+    numbers were found.
 
     Returns:
-        The heads, and what happened, JSON-able.
+        The heads, and a JSON-able record of the fit.
     """
     heads = MultiHead(features.shape[1], n_heads, n_classes, generator).to(features.device)
     heads.standardize_by(features)
@@ -48,7 +49,7 @@ def fit_heads(
 
 
 class _Problem:
-    """Function that training minimizes, over all labels or some of them."""
+    """Function to minimize, over all labels or a batch of them."""
 
     def __init__(
         self, heads: MultiHead, features: Tensor, targets: Tensor, objective: Objective, recipe: HeadRecipe
@@ -59,7 +60,7 @@ class _Problem:
         self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes, device=features.device)
 
     def on(self, heads: MultiHead, features: Tensor) -> "_Problem":
-        """The same problem with other heads, of other features of the same images."""
+        """Return the same problem with other heads and other features of the same images."""
         return _Problem(heads, features, self.targets, self._objective, self.recipe)
 
     def value(self, features: Tensor, targets: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class _Problem:
         decay = 0.5 * recipe.weight_decay * heads.weight.square().sum() / heads.n_heads
         if not self._objective.loss.rule.has_prior:
             return loss + decay
-        at_center = heads.bias.unsqueeze(1)  # what the heads say of an image whose standardized features are 0
+        at_center = heads.bias.unsqueeze(1)  # logits of an image whose standardized features are 0
         weights = self._objective.head_weights
         prior = multi_head_loss(at_center, self._even, weights, loss_scale=recipe.loss_scale)
         return loss + decay + prior * recipe.prior / len(self.features)
@@ -80,8 +81,8 @@ class _Problem:
 def _solve_in_span(problem: _Problem) -> dict[str, object]:
     """Solve in no more dimensions than there are images.
 
-    Whatever part of a weight is orthogonal to all of them changes no logit and decays to nothing, so the solution lies
-    in their span, and a rotation of that changes neither logits nor decay.
+    The part of a weight that is orthogonal to all images changes no logit and decays to 0, so the solution lies in the
+    span of the images. A rotation within the span changes neither logits nor decay.
     """
     heads, features = problem.heads, problem.features
     n, n_features = features.shape
@@ -143,7 +144,7 @@ def _descend(problem: _Problem, generator: torch.Generator) -> dict[str, object]
 
 
 def _batches(n: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled positions without end; batches of one pass differ in size by at most one."""
+    """Yield batches of shuffled positions without end. The batches of one pass differ in size by at most one."""
     n_batches = max(1, round(n / HEAD_BATCH))
     while True:
         yield from torch.randperm(n, generator=generator).tensor_split(n_batches)
@@ -156,7 +157,7 @@ def _value_of_all(problem: _Problem) -> float:
 
 @contextlib.contextmanager
 def _threads_for(features: Tensor) -> Iterator[None]:
-    """One thread for a small problem; its result then does not depend on how many there are, either."""
+    """Use one thread for a small problem. Its result then does not depend on the number of cores either."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if features.numel() <= _SMALL else before)
     try:

@@ -1,4 +1,4 @@
-"""Objective of training: a loss with weights of heads and classes, as one function of logits and targets."""
+"""Objective of training: a loss with weights for heads and classes, as one function of logits and targets."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ class Objective:
 
     Attributes:
         loss: Any of `composition.LOSSES`.
-        head_weights: ω [M, K]; None where all heads have the same loss.
-        class_weights: Against imbalance [K]; None weighs all classes alike.
+        head_weights: Weights ω [M, K] of classes in the loss of each head. None if all heads have the same loss.
+        class_weights: Weights [K] against imbalance. None weighs all classes alike.
         loss_scale: See `losses.multi_head`.
     """
 
@@ -29,7 +29,7 @@ class Objective:
     loss_scale: LossScale
 
     def __call__(self, logits: Float[Tensor, "M B K"], targets: Targets) -> Tensor:
-        """The mean over a batch. Raises ValueError for logits that are not finite."""
+        """Return the mean loss of a batch. Raises ValueError for logits that are not finite."""
         if self.loss.rule.is_plain and self.class_weights is None:
             return multi_head_loss(logits, targets, self.head_weights, loss_scale=self.loss_scale)
         return composed_loss(
@@ -46,9 +46,9 @@ class Objective:
 
 
 def balanced_weights(targets: Int[Tensor, "N"], n_classes: int) -> Float[Tensor, "K"]:
-    """N / (K' n_k) for the K' classes that have labels, so that each counts alike and the mean over labels is 1.
+    """Return weights N / (K' n_k) for the K' classes that have labels: these classes count alike, and the mean is 1.
 
-    Classes without labels weigh 1: no label uses that.
+    Classes without labels get weight 1, which no label uses.
     """
     counts = torch.bincount(targets, minlength=n_classes)
     n_present = int((counts > 0).sum())

@@ -42,15 +42,16 @@ from alloop.seeds import derive_seed
 
 @explained_shortage()
 def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
-    """Fit the heads (and in finetune mode the trunk), calibrate on the holdout (or apart from a test set), save.
+    """Fit the heads and, in finetune mode, the trunk. Then calibrate, and save the model version.
 
-    The same job on the same machine gives the same bytes: images are sorted by content hash, and every random choice
-    comes from the job's seed.
+    The calibrator is fitted to the holdout, or to the training labels if the holdout is a test set. The same job on the
+    same machine gives the same bytes: images are sorted by content hash, and all random choices come from the seed of
+    the job.
 
     Raises:
         LabelError: The labels are of fewer than two classes.
-        ModelError: The backbone or its weights cannot be had.
-        WorkspaceError: The disk is full; nothing is left half-written.
+        ModelError: The backbone or its weights are not available.
+        WorkspaceError: The disk is full. No half-written file stays.
     """
     started = time.perf_counter()
     _check_labels(job)
@@ -90,7 +91,7 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
 
 
 def _fit(job: TrainJob, number: int, specialties: Specialties, hardware: Hardware, progress: Progress) -> Fitted:
-    """One network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
+    """Fit one network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
     backbone = build_backbone(job.config, search_paths(job.cache), number)
     with deterministic():
@@ -138,7 +139,7 @@ def _finetune(
     new_norms: tuple[Norm, ...],
     progress: Progress,
 ) -> Fitted:
-    """Go on from a fit to the untrained trunk's features."""
+    """Train trunk and heads together, from heads that were fitted to the features of the untrained trunk."""
     images, targets = _sorted_by_content(job.images, job.targets)
     images, labels = _readable(images, targets, probe.failed, _coding(job))
     train, validation = _parts(job, seed, images, labels)
@@ -158,10 +159,10 @@ def _finetune(
 
 
 def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> tuple[Labeled, Labeled]:
-    """Split labels into those that are fitted and those that early stopping watches (none in frozen mode).
+    """Return the part to fit to and the part that early stopping watches, which is empty in frozen mode.
 
-    The heads that fine-tuning starts from are fitted to the first part only. Had they seen the other one, its NLL would
-    be near 0 before the first epoch, and no epoch could ever look better.
+    The heads that fine-tuning starts from are fitted to the first part only. If they had seen the second part, its NLL
+    would be near 0 before the first epoch, and no epoch could look better.
     """
     whole = Labeled(images, labels)
     if job.config.model.mode == "frozen":
@@ -172,7 +173,7 @@ def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> 
 def _cross_validate(
     job: TrainJob, parts: Sequence[Specialties], hardware: Hardware, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Out-of-fold log p̄ [N, K] of the training images by heads of the same recipe, and their targets [N]."""
+    """Return out-of-fold log p̄ [N, K] of the training images by heads of the same recipe, and their targets [N]."""
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features(images, build_backbone(job.config, search_paths(job.cache)), job.cache, hardware)
     images, labels = _readable(images, targets, failed, _coding(job))
@@ -202,12 +203,12 @@ def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images:
 
 
 def _without_weights(fitted: Fitted) -> Fitted:
-    """Return the part of a network that is kept while the next one trains."""
+    """Drop the trunk of a network, so that it is not in memory while the next one trains."""
     return dataclasses.replace(fitted, network=Network(fitted.network.heads, {}))
 
 
 def _pool(job: TrainJob, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
-    """Log p̄ [N, K], float64, of the holdout images that every network could read, and targets, in the job's order."""
+    """Return log p̄ [N, K], float64, and targets of the holdout images that every network could read, in job order."""
     kept = set(fitted[0].holdout_ids).intersection(*(one.holdout_ids for one in fitted))
     rows = [
         one.holdout_member_log_probs[:, [place for place, image_id in enumerate(one.holdout_ids) if image_id in kept]]
@@ -237,7 +238,7 @@ def _objective(job: TrainJob, specialties: Specialties, labels: Tensor) -> Objec
 
 
 def _specialties(job: TrainJob, number: int) -> Specialties:
-    """Return the specialties of each head of a network. Those of the previous version are kept."""
+    """Classes that each head of a network weighs strongly. Heads keep their classes from the previous version."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
     generator = torch.Generator().manual_seed(derive_seed(seed, "specialties"))
     n_heads = job.config.model.n_heads
@@ -280,7 +281,7 @@ def _check_enough(targets: Sequence[Target], coding: Coding) -> None:
 
 
 def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
-    """Return the content of model.json. It holds only settings that shape a model, because others may hold secrets."""
+    """Content of model.json. It holds only the settings that shape a model, because others may hold secrets."""
     return {
         "classes": list(job.classes),
         "config": {
