@@ -13,8 +13,7 @@ from alloop.composition import OOD_SCORES
 from alloop.config.schema import Config
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
-from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_batches
-from alloop.engine.finetune import trunk_features
+from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_batches, trunk_features
 from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores

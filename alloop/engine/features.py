@@ -103,7 +103,22 @@ def trunk_batches(
         yield done, refs, batch, rows
 
 
-def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[ImageBatch]:
+def trunk_features(
+    backbone: Backbone, images: Sequence[ImageRef], hardware: Hardware
+) -> tuple[Tensor, list[int], Failed]:
+    """Features [N, D] of the images that could be read, their positions, and those that could not."""
+    backbone.module.eval()
+    rows = [torch.empty(0, backbone.n_features)]
+    positions: list[int] = []
+    failed: list[tuple[int, str]] = []
+    for _, _, batch, features in trunk_batches(images, backbone, hardware):
+        failed += batch.failed
+        positions += batch.positions.tolist()
+        rows.append(features)
+    return torch.cat(rows), positions, tuple(failed)
+
+
+def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Batch]:
     """Decoded images at the trunk's size, uint8 [B, 3, S, S], in the order given."""
     # Worker processes get the preprocessing, not the weights.
     look = dataclasses.replace(backbone, module=nn.Identity())

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from alloop.engine.batch_norm import Norm
 from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import may_fit_smaller, release_memory
-from alloop.engine.features import Failed, trunk_batches
+from alloop.engine.features import Failed, trunk_features
 from alloop.engine.objective import Objective
 from alloop.errors import ModelError
 from alloop.losses.mixing import mix
@@ -145,21 +145,6 @@ def pooled_log_probs(
     features, positions, failed = trunk_features(backbone, images, hardware)
     with torch.inference_mode():
         return mean_log_probs(loss.log_probs(copy.deepcopy(heads).cpu()(features))), positions, failed
-
-
-def trunk_features(
-    backbone: Backbone, images: Sequence[ImageRef], hardware: Hardware
-) -> tuple[Tensor, list[int], Failed]:
-    """Features [N, D] of the images that could be read, their positions, and those that could not."""
-    backbone.module.eval()
-    rows = [torch.empty(0, backbone.n_features)]
-    positions: list[int] = []
-    failed: list[tuple[int, str]] = []
-    for _, _, batch, features in trunk_batches(images, backbone, hardware):
-        failed += batch.failed
-        positions += batch.positions.tolist()
-        rows.append(features)
-    return torch.cat(rows), positions, tuple(failed)
 
 
 class _Best:

@@ -21,8 +21,8 @@ from alloop.engine.build import (
 from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.cross_validate import calibrate_apart, out_of_fold, rotate
 from alloop.engine.device import deterministic, explained_shortage
-from alloop.engine.features import Failed, depth_of_all, ensure_features
-from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified, trunk_features
+from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_features
+from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import TrainJob, TrainResult
