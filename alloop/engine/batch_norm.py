@@ -16,18 +16,18 @@ MOST_IMAGES = 2048  # more than enough for a mean and a variance per channel
 
 
 def settle_statistics(backbone: Backbone, images: Sequence[ImageRef], hardware: Hardware) -> tuple[Norm, ...]:
-    """Give batch normalization that has no statistics yet those of these images, layer upon layer, in one pass.
+    """Give batch normalization without statistics those of these images, layer after layer, in one pass.
 
-    Layers of a network from scratch have a mean of 0 and a variance of 1 still: they normalize nothing, and heads
-    fitted to such features are of little use. Weights that were trained before come with statistics, which stay.
+    In a network from scratch all means are 0 and all variances are 1, so the layers normalize nothing, and heads fitted
+    to such features are of little use. Statistics that came with trained weights stay.
 
     Args:
-        backbone: Changed in place; left in eval mode.
-        images: The same ones in the same order give the same statistics.
-        hardware: Where it runs, and in batches of how many.
+        backbone: Trunk to change in place. It is left in eval mode.
+        images: Images of which the first 2048 are used. The same images in the same order give the same statistics.
+        hardware: Device and batch size.
 
     Returns:
-        The layers that had none.
+        The layers that had no statistics.
     """
     fresh = tuple(module for module in backbone.module.modules() if isinstance(module, Norm) and _is_untouched(module))
     if not fresh:

@@ -1,4 +1,4 @@
-"""Fits the calibrator that [calibration] names to the holdout, and applies one that a model version carries."""
+"""Fit the calibrator that [calibration] names to the holdout, and apply the calibrator of a model version."""
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +12,13 @@ from alloop.records import Calibration
 def calibrate(
     method: str, pooled_log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int
 ) -> tuple[Float[Tensor, "N K"], Calibration]:
-    """Calibrated log p̄ in which no image was calibrated by itself, and the calibrator fitted on all.
+    """Return cross-fitted calibrated log p̄, in which no image calibrated itself, and the calibrator fitted to all.
 
     Args:
         method: `[calibration] method`.
-        pooled_log_probs: Uncalibrated log p̄; may have no rows.
-        targets: [N].
-        seed: Draws the folds.
+        pooled_log_probs: Uncalibrated log p̄ [N, K]. N may be 0.
+        targets: Class positions [N].
+        seed: Seed for the folds.
     """
     calibrated, fitted = cross_fit(method, pooled_log_probs, targets, seed)
     data = to_json(fitted)
@@ -35,7 +35,7 @@ def calibrate(
 
 
 def apply_calibration(calibration: Calibration, pooled_log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """Calibrated log p̄, float32."""
+    """Return calibrated log p̄, float32."""
     with torch.inference_mode():
         if calibration.fitted is None:
             return apply_temperature(pooled_log_probs.double(), calibration.temperature).float()

@@ -103,7 +103,7 @@ def _tf32_settings() -> list[tuple[Any, str, object]]:
 
 
 def list_devices() -> list[str]:
-    """Names of what this machine can compute on."""
+    """Return the names of the devices of this machine."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of a driver that does not fit; `_why_not_cuda` reports it
         has_cuda = torch.cuda.is_available()
@@ -178,16 +178,16 @@ def release_memory() -> None:
 
 
 def in_halves(work: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-    """`work(items)` along dim 0, in two halves (again and again) where the device's memory does not suffice.
+    """Return `work(items)`. If the memory of the device does not suffice, halve the items along dim 0, repeatedly.
 
-    Says so in the log. A single item that does not fit is an error.
+    Each halving is logged. A single item that does not fit is an error.
     """
     try:
         return work(items)
     except RuntimeError as error:
         if not may_fit_smaller(error) or len(items) < 2:
             raise
-    # Not inside the block: the exception holds the tensors of the failed call.
+    # Outside the except block, since the exception holds the tensors of the failed call.
     release_memory()
     half = len(items) // 2
     log.warning("out of memory with a batch of %d images: going on with %d", len(items), half)

@@ -1,4 +1,4 @@
-"""Features of images, computed once: decode, trunk, cache; piece by piece, so that it goes on where it stopped."""
+"""Features of images by a trunk. Those of a published trunk are cached in pieces, so that a stopped run continues."""
 
 import dataclasses
 import time
@@ -23,13 +23,13 @@ from alloop.records import ImageRef
 
 Failed = tuple[tuple[int, str], ...]  # image ids that could not be read now, and why
 
-SHARD_ROWS = 8192  # features held back before they are written
-SHARD_SECONDS = 30.0  # and for how long: what a killed run has to do again
+SHARD_ROWS = 8192  # most features that wait in memory before they are written
+SHARD_SECONDS = 30.0  # longest wait: the work that a killed run has to do again
 
 
 @explained_shortage()
 def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
-    """Features of images, computed where the cache lacks them; memory is that of the result."""
+    """Return features of images, computed if the cache lacks them. The memory is that of the result."""
     hardware = build_hardware(job.config, job.device)
     backbone = build_backbone(job.config, search_paths(job.cache))
     cache, failed = ensure_features(job.images, backbone, job.cache, hardware, progress)
@@ -43,22 +43,22 @@ def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
 
 
 def count_features(job: FeatureJob) -> int:
-    """D, before anything is computed."""
+    """Return the number of features D without computing any."""
     return build_backbone(job.config, search_paths(job.cache)).n_features
 
 
 def ensure_features(
     images: Sequence[ImageRef], backbone: Backbone, cache: Path, hardware: Hardware, progress: Progress = silent
 ) -> tuple[FeatureCache, Failed]:
-    """Compute those features that the cache does not have yet.
+    """Compute the features that the cache does not have yet.
 
-    They are written every half minute, and when something interrupts; an interrupted run goes on where it stopped.
+    Features are written every half minute and at an interruption. An interrupted run continues where it stopped.
 
     Returns:
-        The cache, and the images that it still lacks since they could not be read.
+        The cache, and the images that it still lacks, because they could not be read.
 
     Raises:
-        ModelError: Features were given, but not of all images.
+        ModelError: Features were given instead of a trunk, but not for all images.
     """
     features = FeatureCache(cache / "features", backbone.fingerprint(), backbone.n_features)
     lacking = set(features.missing([image.key for image in images]))
@@ -89,7 +89,7 @@ def trunk_batches(
     """Run images through the trunk, in the order given; memory is O(batch).
 
     Yields:
-        How many images are done, the batch's images by position, the batch, and the features [B, D] of those of its
+        The number of images done, the images of the batch by position, the batch, and the features [B, D] of the
         images that could be read.
     """
     trunk = backbone.module.to(hardware.device)
@@ -119,7 +119,7 @@ def trunk_features(
 
 
 def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Batch]:
-    """Decoded images at the trunk's size, uint8 [B, 3, S, S], in the order given."""
+    """Decode images at the size of the trunk, uint8 [B, 3, S, S], in the order given."""
     # Worker processes get the preprocessing, not the weights.
     look = dataclasses.replace(backbone, module=nn.Identity())
     workers = hardware.workers if len(images) > 4 * hardware.batch_size else 0  # starting processes takes a while
@@ -128,10 +128,10 @@ def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardw
 
 
 def run_trunk(trunk: nn.Module, backbone: Backbone, images: Tensor, hardware: Hardware) -> Tensor:
-    """Images uint8 [B, 3, S, S] through a trunk in eval mode: features [B, D], in full float32, on the CPU.
+    """Run images uint8 [B, 3, S, S] through a trunk in eval mode. Features [B, D] are full float32, on the CPU.
 
     Raises:
-        ModelError: The trunk gives something else, or numbers that are not finite.
+        ModelError: The trunk gives another shape, or numbers that are not finite.
     """
 
     def run(part: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def run_trunk(trunk: nn.Module, backbone: Backbone, images: Tensor, hardware: Ha
 
 
 class _Shards:
-    """Collects rows until they are worth a shard; writes the rest at the end, also when the end is an error."""
+    """Collect rows, and write them when they are worth a shard. The rest is written at the end, even after an error."""
 
     def __init__(self, cache: FeatureCache) -> None:
         self._cache = cache

@@ -29,8 +29,8 @@ from alloop.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 
-SMALLEST_CROP = 0.5  # share of the image's area that an augmented view shows at least
-TRUNK_RATE = 0.1  # of the heads' learning rate
+SMALLEST_CROP = 0.5  # smallest share of the area of an image that an augmented view shows
+TRUNK_RATE = 0.1  # learning rate of the trunk, as a share of that of the heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Labeled:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Modules and settings of a training, which stay the same over epochs. Modules are changed in place."""
+    """Modules to train, objective, recipe and hardware: everything that stays over epochs. Modules change in place."""
 
     backbone: Backbone
     heads: MultiHead
@@ -59,9 +59,9 @@ class Setup:
     new_norms: tuple[Norm, ...] = ()  # batch normalization that started without statistics, and learns them
 
     def learn(self, batch_size: int) -> None:
-        """The trunk in training mode, but for batch normalization that came with statistics.
+        """Put the trunk into training mode, except for batch normalization that came with statistics.
 
-        Nor does a lone image have any to learn from.
+        A batch of one image has no statistics to learn from, so all batch normalization stays in eval mode for it.
         """
         self.backbone.module.train()
         for module in self.backbone.module.modules():
@@ -73,7 +73,7 @@ class Setup:
             module.to(self.hardware.device).requires_grad_(wanted)
 
     def prepare(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, 3, S, S] normalized, on the device, and mixed if the recipe says so; and their targets."""
+        """Return images [B, 3, S, S] on the device, normalized and mixed as the recipe says, and their targets."""
         device, mixing = self.hardware.device, self.recipe.mixing
         normalized, labels = self.backbone.normalize(images.to(device)), targets.to(device)
         if not mixing.is_on:
@@ -81,7 +81,7 @@ class Setup:
         return mix(normalized, labels, self.heads.n_classes, mixing, generator)
 
     def logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Raw logits [M, B, K] of prepared images; the trunk in mixed precision on CUDA, the heads never."""
+        """Raw logits [M, B, K] of prepared images. On CUDA the trunk runs in mixed precision, the heads never do."""
         device = self.hardware.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             features = self.backbone.module(images)
@@ -94,12 +94,12 @@ class Setup:
 def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progress: Progress) -> dict[str, object]:
     """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features of `train`.
 
-    Early stopping watches the NLL of log p̄ on `validation`, whose labels nothing was fitted to; the untrained trunk
-    counts as epoch 0, so that what comes out is never worse there than what went in. Batch normalization keeps
-    statistics that came with trained weights: batches of a few dozen images would spoil them.
+    Early stopping watches the NLL of log p̄ on `validation`, which nothing is fitted to. The untrained trunk counts as
+    epoch 0, so the result is never worse there than the start. Batch normalization keeps statistics that came with
+    trained weights: batches of a few dozen images would spoil them.
 
     Returns:
-        Losses per epoch and which one was kept, JSON-able.
+        Losses of every epoch and the number of the epoch that was kept, JSON-able.
 
     Source: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054).
     """
@@ -123,7 +123,7 @@ def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progr
 
 
 def split_stratified(labeled: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
-    """Training and validation part; of each class the share, rounded, but never its last image."""
+    """Split off a share of each class, rounded, for validation. The last training image of a class is never taken."""
     generator = torch.Generator().manual_seed(seed)
     held: set[int] = set()
     for target in sorted(set(labeled.targets.tolist())):
@@ -140,7 +140,7 @@ def pooled_log_probs(
 ) -> tuple[Tensor, list[int], Failed]:
     """Uncalibrated log p̄ [N, K] of the images that could be read, their positions, and those that could not.
 
-    Without dropout: what early stopping looks at.
+    Early stopping looks at these predictions. They are made without dropout.
     """
     features, positions, failed = trunk_features(backbone, images, hardware)
     with torch.inference_mode():
@@ -148,14 +148,14 @@ def pooled_log_probs(
 
 
 class _Best:
-    """The weights of the epoch with the lowest validation NLL; the last epoch's where there is no validation part."""
+    """Weights of the epoch with the lowest validation NLL, or of the last epoch without a validation part."""
 
     def __init__(self, nll: float, setup: Setup) -> None:
         self.epoch, self._nll, self._waited = 0, nll, 0
         self._states = _copy_states(setup)
 
     def offer(self, nll: float, epoch: int, setup: Setup) -> int:
-        """Keep these weights if they are better. Returns for how many epochs none was."""
+        """Keep these weights if they are better. Return the number of epochs since the last better ones."""
         if math.isnan(nll) or nll < self._nll:
             self._states = _copy_states(setup)
             self.epoch, self._nll, self._waited = epoch, nll, 0
@@ -174,7 +174,7 @@ def _copy_states(setup: Setup) -> list[dict[str, Tensor]]:
     """Copy the weights of trunk and heads to the CPU.
 
     Raises:
-        ModelError: A weight is not finite. The loss alone does not show it, since it was computed before the last step.
+        ModelError: A weight is not finite. The loss does not show this, because it was computed before the last step.
     """
     modules = (setup.backbone.module, setup.heads)
     if not all(bool(torch.isfinite(weight).all()) for module in modules for weight in module.parameters()):
@@ -198,8 +198,8 @@ def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
 
 
-def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[ImageBatch]:
-    """Shuffled random views, uint8 [B, 3, S, S]; which ones depends on the seed and the number of workers."""
+def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[Batch]:
+    """Shuffled random views, uint8 [B, 3, S, S]. They depend on the seed and on the number of workers."""
     mode = v2.InterpolationMode(setup.backbone.interpolation)
     size, antialias = setup.backbone.image_size, mode is not v2.InterpolationMode.NEAREST
     views = v2.Compose(
@@ -246,9 +246,9 @@ def _step(
     pieces: int,
     generator: torch.Generator,
 ) -> tuple[float, int]:
-    """One update from a batch, taken in as many pieces as the memory demands. Returns its loss and that number.
+    """Update once from a batch, in as many pieces as the memory demands. Return the loss and the number of pieces.
 
-    A piece is mixed, and compared with itself by MMCE and DCA, as a batch of its own.
+    Mixing, MMCE and DCA treat each piece as a batch of its own.
     """
     while True:
         optimizer.zero_grad()
@@ -261,7 +261,7 @@ def _step(
         except RuntimeError as error:
             if not may_fit_smaller(error) or pieces >= len(images):
                 raise
-        # Not inside the block: the exception holds the tensors of the failed try.
+        # Outside the except block, since the exception holds the tensors of the failed try.
         optimizer.zero_grad()
         release_memory()
         pieces = min(2 * pieces, len(images))
@@ -279,7 +279,7 @@ def _diverged() -> ModelError:
 
 
 def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> float:
-    """Add the gradients of a part of a batch; returns its part of the loss."""
+    """Add the gradients of a part of a batch, and return its part of the loss."""
     if not len(images):
         return 0.0
     setup.learn(len(images))
@@ -293,7 +293,7 @@ def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, gener
 
 
 def _validate(setup: Setup, validation: Labeled) -> float:
-    """Mean NLL of log p̄, in nats; nan without a validation part."""
+    """Mean NLL of log p̄ in nats, or nan without a validation part."""
     log_probs, positions, _ = pooled_log_probs(
         setup.backbone, setup.heads, setup.objective.loss, validation.images, setup.hardware
     )

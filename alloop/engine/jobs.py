@@ -56,13 +56,13 @@ class TrainResult:
     """A model version on disk and what is known about it.
 
     Attributes:
-        calibration: What scoring applies, fitted on the whole labeled holdout.
+        calibration: Calibrator for scoring, fitted to the whole labeled holdout.
         holdout_calibrated_log_probs: Calibrated log p̄ of the labeled holdout [N, K], float32, in the job's order.
-            Cross-fitted: no image was calibrated by itself. Empty when the holdout is. Images in `failed` have no row.
-        history: Losses per epoch and what was decided, JSON-able, for the record.
+            Cross-fitted: no image was calibrated by itself. No rows without a holdout, or for images in `failed`.
+        history: Losses of every epoch and decisions, JSON-able, for the record.
         seconds: Wall time.
         holdout_pooled_log_probs: The same rows before calibration.
-        failed: Training and holdout images that could not be read now, with the reason; they took no part.
+        failed: Training and holdout images that took no part, because they could not be read, with the reasons.
     """
 
     files: ModelFiles
@@ -86,10 +86,10 @@ class ScoreJob:
             (1 - entropy / ln K), log_probs fixed-size list<float32>[K] (calibrated log p̄), ood float32 (higher is more
             unlike the training images), and a float32 column for each other strategy, named like it; in the order of
             `images`. The classes, the model's sha256 and the temperature are in the file's metadata.
-        is_calibrated: False: log_probs, and all that is computed from them, as the model said them.
-        keep_members: Also a column `members` of fixed-size list<float32>[M * K]: what every member said, uncalibrated.
-        features_out: Where features of the trained trunk go, of `images` and of `labeled`; the first network's of an
-            ensemble. None, or a model whose trunk is as published: nothing is written, as the feature cache has them.
+        is_calibrated: False leaves the calibrator out: log_probs and everything computed from them are uncalibrated.
+        keep_members: Adds a column `members`, fixed-size list<float32>[M * K]: uncalibrated predictions of all members.
+        features_out: File for the features of `images` and `labeled` by the trained trunk, in an ensemble by that of
+            the first network. Nothing is written if this is None or the trunk is published: the cache has them then.
         labeled: Training images, for `features_out` only.
     """
 
@@ -112,7 +112,7 @@ class ScoreJob:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreResult:
-    """A written score file and its checksum. `failed` are images that could not be read now, with the reason."""
+    """A written score file and its checksum. `failed` are the images that could not be read, with the reasons."""
 
     path: Path
     sha256: str
@@ -123,7 +123,7 @@ class ScoreResult:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureJob:
-    """Features of images by the trunk that [model] names, as published; computed where the cache lacks them."""
+    """Get features of images by the published trunk that [model] names. Those that the cache lacks are computed."""
 
     config: Config
     images: tuple[ImageRef, ...]
@@ -138,7 +138,7 @@ class FeatureJob:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureResult:
-    """Features [N, D] of the images that could be read, in the job's order, and which those are."""
+    """Features [N, D] and ids of the images that could be read, in the order of the job."""
 
     image_ids: npt.NDArray[np.int64]
     features: npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Networks of an ensemble, trained one after another and kept on disk: a killed run goes on with the next one."""
+"""Networks of an ensemble, trained one after another and kept on disk, so that a killed run continues with the next."""
 
 import dataclasses
 import hashlib
@@ -19,14 +19,13 @@ from alloop.files import explain_os_error, sha256_of, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A trained network and what it says of the holdout.
+    """A trained network and its predictions for the holdout.
 
     Attributes:
-        holdout_member_log_probs: Predictions of every member [M, N, K], uncalibrated, for the images that could be
-            read.
-        holdout_ids: Their image ids [N], in the job's order.
-        history: JSON-able.
-        failed: Images that could not be read.
+        holdout_member_log_probs: Predictions of every member [M, N, K] for the holdout images that could be read.
+        holdout_ids: Ids of these images [N], in the order of the job.
+        history: Record of the training, JSON-able.
+        failed: Images that could not be read, and the reasons.
     """
 
     network: Network
@@ -37,7 +36,7 @@ class Fitted:
 
 
 class Members:
-    """Fitted networks in order. One alone stays in memory; of several, only the one that is asked for is."""
+    """Fitted networks in order. A single network stays in memory; several are on disk, and one is read at a time."""
 
     def __init__(self, job: TrainJob, n_networks: int) -> None:
         self._n = n_networks
@@ -46,10 +45,10 @@ class Members:
         self._only: Fitted | None = None
 
     def fit(self, number: int, train: Callable[[int], Fitted]) -> Fitted:
-        """A network: the one an interrupted run of the same job left behind, or a new one.
+        """Return the network that an interrupted run of the same job left, or train a new one.
 
         Raises:
-            ModelError: It diverged. An ensemble with such a member is none.
+            ModelError: Training of the network diverged, so the ensemble is rejected.
         """
         if self._n == 1:
             self._only = _checked(train(number), number)
@@ -64,7 +63,7 @@ class Members:
         return kept
 
     def networks(self) -> Iterator[Network]:
-        """All of them, one at a time."""
+        """Yield the networks, one at a time."""
         if self._only is not None:
             yield self._only.network
             return
@@ -72,11 +71,11 @@ class Members:
             yield read_network(self._weights(number))
 
     def clear(self) -> None:
-        """They are part of a model version now."""
+        """Delete the files, once the networks are part of a model version."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, number: int) -> Fitted | None:
-        """Return the network that an interrupted run of the same job left; None without one, or where it is damaged."""
+        """Return the network that an interrupted run of the same job left; None without one, or if it is damaged."""
         try:
             data = json.loads((self._folder / f"member-{number}.json").read_bytes())
             if data["key"] != self._key or sha256_of(self._weights(number)) != data["weights_sha256"]:
@@ -94,7 +93,7 @@ class Members:
     def _write(self, number: int, fitted: Fitted) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         record = self._folder / f"member-{number}.json"
-        record.unlink(missing_ok=True)  # what follows is not its weights any more
+        record.unlink(missing_ok=True)  # it does not describe the weights that are written next
         write_network(fitted.network, self._weights(number))
         whole = {
             "key": self._key,
@@ -122,7 +121,7 @@ def _checked(fitted: Fitted, number: int) -> Fitted:
 
 
 def _key(job: TrainJob) -> str:
-    """Digest of all that a network depends on, except where it is trained."""
+    """Digest of everything that a network depends on, except the device."""
     config = job.config
     uses = (("train", job.images, job.targets), ("holdout", job.holdout, job.holdout_targets))
     lines = [config.model.model_dump_json(), config.train.model_dump_json(), str(config.project.seed), str(job.seed)]

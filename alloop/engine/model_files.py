@@ -1,4 +1,4 @@
-"""A model version on disk: a `.safetensors` for each network, and `model.json`; written whole, checked before use."""
+"""A model version on disk: a `.safetensors` for each network, and `model.json`. Written whole, checked before use."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ FORMAT = 2  # 1 had one network, and a temperature
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One trained network. `trunk` is its trunk's state by name; empty in frozen mode, where it is as published."""
+    """One trained network. `trunk` is the state of its trunk by name; empty if the trunk is the published one."""
 
     heads: MultiHead  # in eval mode, on the CPU
     trunk: dict[str, Tensor]
@@ -39,10 +39,11 @@ class ModelVersion:
     """A loaded model version.
 
     Attributes:
-        network: The first network, or the only one.
-        files: The weights of every network, in order.
-        classes: Names in the order of the outputs.
-        metadata: All of model.json.
+        network: First network, or the only one.
+        files: Weight files of all networks, in order.
+        classes: Class names in the order of the outputs.
+        calibration: Calibrator of the version.
+        metadata: Content of model.json.
     """
 
     network: Network
@@ -65,24 +66,24 @@ class ModelVersion:
         return ModelConfig.model_validate(self.metadata["config"]["model"]).n_members
 
     def as_trained(self, config: Config) -> Config:
-        """Settings with [model] and [train] as this version was trained; where to compute stays as it is now."""
+        """Return settings with [model] and [train] as this version was trained. Device and workers stay as they are."""
         stored = self.metadata["config"]
         model = ModelConfig.model_validate({**stored["model"], "device": config.model.device})
         train = TrainConfig.model_validate({**stored["train"], "workers": config.train.workers})
         return config.model_copy(update={"model": model, "train": train})
 
     def load_network(self, position: int) -> Network:
-        """One network of an ensemble; the caller decides how many are in memory."""
+        """Return one network of an ensemble. The caller decides how many are in memory."""
         return self.network if position == 0 else read_network(self.files[position])
 
 
 def save_version(
     out: Path, networks: Iterable[Network], calibration: Calibration, metadata: Mapping[str, Any]
 ) -> ModelFiles:
-    """Write a model version; the folder `out` appears as a whole or not at all, and replaces an earlier one.
+    """Write a model version. The folder `out` appears as a whole or not at all, and replaces an earlier one.
 
-    `model.json` holds the SHA-256 of all weights, and the version's own checksum is that of `model.json`: it proves
-    every file. Networks may be made one at a time: each is written before the next one is asked for.
+    `model.json` holds the SHA-256 of all weights. The checksum of the version is that of `model.json`, so it covers
+    every file. Each network is written before the next one is asked for.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -120,7 +121,7 @@ def load_model(files: ModelFiles) -> ModelVersion:
     """Read a model version after checking that it is whole. Nothing is unpickled.
 
     Raises:
-        ModelError: It is missing, damaged, or of a newer alloop.
+        ModelError: The version is missing, damaged, or written by a newer alloop.
     """
     again = f"Train it again with `alloop train`; {files.folder} can be deleted."
     try:
@@ -140,14 +141,14 @@ def load_model(files: ModelFiles) -> ModelVersion:
 
 
 def write_network(network: Network, path: Path) -> None:
-    """Weights as safetensors."""
+    """Write the weights of a network as safetensors."""
     tensors = {f"heads.{name}": tensor for name, tensor in network.heads.state_dict().items()}
     tensors |= {f"trunk.{name}": tensor for name, tensor in network.trunk.items()}
     _write_weights({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
 
 
 def read_network(path: Path) -> Network:
-    """Heads and trunk of one file, on the CPU. Nothing is unpickled."""
+    """Read heads and trunk from one file, on the CPU. Nothing is unpickled."""
     parts: dict[str, dict[str, Tensor]] = {"heads": {}, "trunk": {}}
     for name, tensor in safetensors.torch.load_file(path).items():
         part, _, rest = name.partition(".")
@@ -160,7 +161,7 @@ def read_network(path: Path) -> Network:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a model's numbers depend on."""
+    """Return the versions of the libraries that the numbers of a model depend on."""
     names = ("alloop", "torch", "torchvision", "numpy", "scikit-learn", "safetensors")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -172,21 +173,21 @@ def library_versions() -> dict[str, str]:
 def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(tensors, path)
-    except safetensors.SafetensorError as error:  # how safetensors reports what the file system refused
+    except safetensors.SafetensorError as error:  # safetensors reports errors of the file system in this way
         raise OSError(_errno_in(str(error)), str(error)) from error
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _errno_in(text: str) -> int:
-    """The number in Rust's `No space left on device (os error 28)`."""
+    """Error number in Rust's text `No space left on device (os error 28)`; 5, an I/O error, without a number."""
     _, _, rest = text.partition("os error ")
     digits = rest.split(")")[0]
     return int(digits) if digits.isdecimal() else 5
 
 
 def _take_name(temporary: Path, out: Path) -> None:
-    """Rename a finished folder; one that is there already moves aside first and is then deleted."""
+    """Rename a finished folder. An older one of that name moves aside first and is then deleted."""
     if not out.exists():
         temporary.rename(out)
         return

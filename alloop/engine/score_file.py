@@ -1,4 +1,4 @@
-"""The columnar file of a pool's scores: written in row groups, read by column."""
+"""Scores of a pool in a columnar file: written in row groups, read by column."""
 
 import dataclasses
 import json
@@ -24,21 +24,21 @@ from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
 
-GROUP_VALUES = 4_000_000  # probabilities in a row group: what a writer or reader holds at once
+GROUP_VALUES = 4_000_000  # probabilities in a row group, which a writer or reader holds in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The narrow columns of a score file [N], in its order.
+    """Narrow columns of a score file [N], in the order of the file.
 
     Attributes:
-        predicted: Labels that the model guesses; for a classification, names of classes.
-        entropy: Predictive entropy in nats.
-        confidence: Certainty in [0, 1]; for a classification, 1 - entropy / ln K.
-        uncertainty: Strategy → scores [N], higher is more uncertain; those that need several members only with several.
-        ood: OOD scores [N], higher is more unlike the training images; None in files of before there were any.
-        has_members: There is a column of what every member said.
-        features_sha256: Checksum of the file of features beside it; None where there is none.
+        predicted: Names of the predicted classes.
+        entropy: Predictive entropies, in nats.
+        confidence: 1 - entropy / ln K, in [0, 1].
+        uncertainty: Strategy → scores [N], higher is more uncertain. Scores of several members need several members.
+        ood: OOD scores [N], higher means less like the training images; None if the file has no such column.
+        has_members: True if the file has a column with the predictions of every member.
+        features_sha256: Checksum of the file of features next to the scores; None without such a file.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class Scores:
 
 
 class ScoreWriter:
-    """Writes rows as they come; a row group is on disk before the next one is collected."""
+    """Writes predictions as they come. A row group is on disk before the next one is collected."""
 
     def __init__(
         self, path: Path, version: ModelVersion, model_sha256: str, task: str, *, keep_members: bool = False
@@ -125,7 +125,7 @@ class ScoreWriter:
             self._flush()
 
     def set_features(self, sha256: str) -> None:
-        """Name the file of features that belongs to these scores by its checksum."""
+        """Record the checksum of the file of features that belongs to these scores."""
         self._writer.add_key_value_metadata({"alloop.features_sha256": sha256})
 
     def _flush(self) -> None:
@@ -136,7 +136,7 @@ class ScoreWriter:
 
 
 def read_scores(path: Path) -> Scores:
-    """All narrow columns of a score file.
+    """Read all narrow columns of a score file.
 
     Raises:
         ModelError: The file is missing or damaged.
@@ -163,7 +163,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def read_predicted(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
-    """Image ids [N] and the names of their predicted classes [N].
+    """Read image ids [N] and the names of the predicted classes [N].
 
     Raises:
         ModelError: The file is missing or damaged.
@@ -174,9 +174,9 @@ def read_predicted(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.ob
 
 
 def read_rows(path: Path, column: str, image_ids: npt.NDArray[np.int64]) -> Tensor:
-    """A wide column, `log_probs` [n, K] or `members` [n, M * K], of these images in this order, float32.
+    """Read a wide column, `log_probs` [n, K] or `members` [n, M * K], of images in the order given, float32.
 
-    Memory is that of the result and of one row group.
+    The memory is that of the result and of one row group.
 
     Raises:
         ModelError: The file is damaged, has no such column, or lacks one of the images.
@@ -206,7 +206,7 @@ def read_rows(path: Path, column: str, image_ids: npt.NDArray[np.int64]) -> Tens
 
 
 def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-    """Image ids [B] and calibrated log p̄ [B, K], one row group at a time."""
+    """Yield image ids [B] and calibrated log p̄ [B, K], one row group at a time."""
     with _opened(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["image_id", "log_probs"])

@@ -1,6 +1,6 @@
-"""Features by a trained trunk, beside the scores that it gave: one .npy file a round, read by memory map.
+"""Features by a trained trunk, stored next to the scores: one .npy file for each round, read by memory map.
 
-In frozen mode there is none, as the feature cache serves every round.
+Models with a published trunk have no such file, because the feature cache serves every round.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from alloop.errors import ModelError
 from alloop.files import atomic_path, explain_os_error, sha256_of
 from alloop.records import ImageRef
 
-NOBODY = -1  # image id of a row that was not filled, since its image could not be read
+NOBODY = -1  # image id of an empty row, whose image could not be read
 
 
 class TrunkWriter:
     """Writes features as they come to a file of known length: fields `image_id` int64 and `features` float32 [D].
 
     Args:
-        path: None: nothing is written, and every method does nothing.
-        n_rows: Number of all images, readable or not.
+        path: Place of the file. None writes nothing: all methods do nothing.
+        n_rows: Number of images, readable or not.
     """
 
     def __init__(self, path: Path | None, n_rows: int) -> None:
@@ -53,7 +53,7 @@ class TrunkWriter:
             self._place.__exit__(kind, error, trace)
 
     def add(self, images: Sequence[ImageRef], features: Tensor) -> None:
-        """The next rows: features [B, D]."""
+        """Write features [B, D] into the next rows."""
         if self._path is None or not images:
             return
         rows = self._rows if self._rows is not None else self._begin(features.shape[1])
@@ -63,7 +63,7 @@ class TrunkWriter:
         self._n_filled = end
 
     def finish(self) -> str | None:
-        """The checksum of the file; None where nothing is written."""
+        """Complete the file and return its checksum; None if nothing is written."""
         if self._path is None:
             return None
         rows = self._rows if self._rows is not None else self._begin(0)
@@ -87,7 +87,7 @@ class TrunkWriter:
 def read_trunk_features(
     path: Path, sha256: str, image_ids: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Features [n, D] of those of the images that the file has, and which these are [N].
+    """Return features [n, D] of the images that the file has, and a mask [N] of these images.
 
     Raises:
         ModelError: The file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The scores of a round's pool, looked up by image."""
+"""Scores of a round's pool, looked up by image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ AGAIN = "Score again with `alloop score`."
 
 
 class PoolScores:
-    """The scores of a round by image id, whatever order the file has.
+    """Scores of a round by image id, in whatever order the file has them.
 
-    Columns that an older file lacks, or that were not kept, are refused when they are asked for, with the way out.
+    A column that was not kept raises an error when it is asked for, with the way to get it.
     """
 
     def __init__(self, scores: Scores, settings: AcquisitionConfig, path: Path = Path("scores.parquet")) -> None:
-        """The settings say what is suspect; `path` is where the wide columns are."""
+        """`settings` say which images are suspect. `path` is the file with the wide columns."""
         self.scores = scores
         self._path = path
         self._order = np.argsort(scores.image_ids, kind="stable")
@@ -37,37 +37,37 @@ class PoolScores:
         return place < len(self._sorted) and int(self._sorted[place]) == image_id
 
     def has(self, name: str) -> bool:
-        """Return whether the file holds this score."""
+        """Return True if every image has this score of its own."""
         return name in self.scores.uncertainty
 
     def values(self, name: str, image_ids: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Scores [N] by the name of a strategy, in the order asked; higher means ask sooner.
+        """Return scores [N] by the name of a strategy, in the order asked. Higher means ask sooner.
 
         Raises:
-            ModelError: They were made by an alloop that did not know the strategy, or for a model with fewer members.
+            ModelError: The file has no such scores, for example because the model has too few members.
         """
         if not self.has(name):
             raise ModelError(f"The scores of this round do not have {name}.", AGAIN)
         return self.scores.uncertainty[name][self.positions(image_ids)].astype(np.float64)
 
     def predicted(self, image_ids: Sequence[int]) -> list[str]:
-        """The most probable class of each."""
+        """Return the most probable class of each image."""
         return [self.scores.predicted[position] for position in self.positions(image_ids)]
 
     def guess(self, image_id: int) -> tuple[str, float]:
-        """(predicted class, confidence in [0, 1]) of one image."""
+        """Return (predicted class, confidence in [0, 1]) of one image."""
         position = int(self.positions([image_id])[0])
         return self.scores.predicted[position], float(self.scores.confidence[position])
 
     def calibrated_log_probs(self, image_ids: Sequence[int]) -> Tensor:
-        """Calibrated log p̄ [N, K]."""
+        """Read calibrated log p̄ [N, K]."""
         return read_rows(self._path, "log_probs", np.asarray(image_ids, dtype=np.int64))
 
     def member_log_probs(self, image_ids: Sequence[int], strategy: str) -> Tensor:
         """Read the predictions of every member [M, N, K], uncalibrated.
 
         Raises:
-            ModelError: It was not kept.
+            ModelError: The predictions of members were not kept.
         """
         if not self.scores.has_members:
             raise ModelError(
@@ -80,10 +80,10 @@ class PoolScores:
     def features(
         self, image_ids: Sequence[int], strategy: str
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Features [n, D] by the trained trunk of those images that have some, and which these are [N].
+        """Read features [n, D] by the trained trunk, and a mask [N] of the images that have features.
 
         Raises:
-            ModelError: They were not kept, or are damaged.
+            ModelError: The features were not kept, or are damaged.
         """
         sha256 = self.scores.features_sha256
         if sha256 is None:
@@ -94,15 +94,15 @@ class PoolScores:
         return read_trunk_features(features_beside(self._path), sha256, np.asarray(image_ids, dtype=np.int64))
 
     def positions(self, image_ids: Sequence[int]) -> npt.NDArray[np.intp]:
-        """Rows of images in the file; all of them must be there."""
+        """Return the rows of images in the file. All of the images must be there."""
         return self._order[np.searchsorted(self._sorted, np.asarray(image_ids, dtype=np.int64))]
 
 
 def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
-    """Images whose OOD score lies above the pool's quantile: at most 1 - quantile of them, none where scores are equal.
+    """Return the images whose OOD score lies above the quantile of the pool: at most a share of 1 - quantile.
 
-    The quantile is one of the scores themselves (the smallest that at least that share does not exceed), so that in a
-    pool of fewer than 1 / (1 - quantile) images there is no suspect.
+    The quantile is one of the scores (the smallest that at least this share of images does not exceed). A pool with
+    equal scores, or with fewer than 1 / (1 - quantile) images, has no suspects.
     """
     if scores.ood is None or not len(scores.ood):
         return frozenset()
@@ -111,7 +111,7 @@ def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
 
 
 def load_scores(project: Project, current: RoundRecord, settings: AcquisitionConfig) -> PoolScores | None:
-    """The scores of a round, or None where it has none.
+    """Return the scores of a round, or None if it has none.
 
     Raises:
         ModelError: The file is missing or damaged.
@@ -125,5 +125,5 @@ def load_scores(project: Project, current: RoundRecord, settings: AcquisitionCon
 
 
 def features_beside(scores: Path) -> Path:
-    """Return the path of the features of a trained trunk."""
+    """Return the path of the features by a trained trunk."""
     return scores.with_name("features.npy")

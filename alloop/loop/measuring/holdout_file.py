@@ -1,4 +1,4 @@
-"""Predictions of a model for the labeled holdout images, stored next to it. Models can be compared image by image."""
+"""Predictions of a model for the labeled holdout images, stored next to it. Two models can be compared by image."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ from alloop.records import ImageRef
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HoldoutPredictions:
-    """The rows of a file [N], in its order.
+    """Rows of a file [N], in the order of the file.
 
     Attributes:
-        targets: The class that people had given when the file was written.
-        predicted: The class that the model gives.
-        grown: Whether the image was drawn in a later round.
+        targets: Class that people had given when the file was written.
+        predicted: Class that the model predicts.
+        grown: True if the image was drawn in a later round.
         calibrated_log_probs: [N, K], each image by a calibrator that was fitted without it; None where not read.
     """
 
@@ -51,11 +51,11 @@ def write_holdout(
     """Write the file as a whole.
 
     Args:
-        path: Where.
-        refs: The images [N].
+        path: Place of the file.
+        refs: Images [N].
         targets: [N].
-        grown: [N].
-        calibrated_log_probs: [N, K].
+        grown: True for images that were drawn in a later round [N].
+        calibrated_log_probs: Predictions [N, K], each image by a calibrator that was fitted without it.
         coding: Translates targets and predictions into labels.
         model_sha256: Checksum of the model.
 
@@ -79,10 +79,10 @@ def write_holdout(
 
 
 def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> HoldoutPredictions | None:
-    """Read the file of a model; None where there is none, or it is damaged or another model's.
+    """Read the file of a model; None if the file is missing, damaged, or of another model.
 
     Args:
-        path: Where.
+        path: Place of the file.
         model_sha256: Checksum of the model.
         whole: Read log-probabilities too.
     """
