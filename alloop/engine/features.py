@@ -118,7 +118,7 @@ def trunk_features(
     return torch.cat(rows), positions, tuple(failed)
 
 
-def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Batch]:
+def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[ImageBatch]:
     """Decode images at the size of the trunk, uint8 [B, 3, S, S], in the order given."""
     # Worker processes get the preprocessing, not the weights.
     look = dataclasses.replace(backbone, module=nn.Identity())

@@ -198,7 +198,7 @@ def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
 
 
-def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[Batch]:
+def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[ImageBatch]:
     """Shuffled random views, uint8 [B, 3, S, S]. They depend on the seed and on the number of workers."""
     mode = v2.InterpolationMode(setup.backbone.interpolation)
     size, antialias = setup.backbone.image_size, mode is not v2.InterpolationMode.NEAREST

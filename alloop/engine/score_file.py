@@ -32,9 +32,9 @@ class Scores:
     """Narrow columns of a score file [N], in the order of the file.
 
     Attributes:
-        predicted: Names of the predicted classes.
+        predicted: Labels that the model guesses; for a classification, names of classes.
         entropy: Predictive entropies, in nats.
-        confidence: 1 - entropy / ln K, in [0, 1].
+        confidence: Certainty in [0, 1]; for a classification, 1 - entropy / ln K.
         uncertainty: Strategy → scores [N], higher is more uncertain. Scores of several members need several members.
         ood: OOD scores [N], higher means less like the training images; None if the file has no such column.
         has_members: True if the file has a column with the predictions of every member.

@@ -53,7 +53,7 @@ def test_an_ensemble_predicts_the_mean_probability_of_its_networks(toys, heads, 
         )
         monkey = pytest.MonkeyPatch()
         with monkey.context() as patch:
-            patch.setattr("alloop.engine.score.load_model", lambda _, part=part: part)
+            patch.setattr("alloop.engine.classifier.load_model", lambda _, part=part: part)
             job = toys.score_job(result.files, config, out=toys.root / f"{number}.parquet")
             alone.append(_log_probs(run_score(job)).exp())
     torch.testing.assert_close(scored.exp(), torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)
