@@ -12,7 +12,6 @@ from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
 from alloop.loop.writer import Clock, Lease, actor, utc_now, writer
 from alloop.pool.picture import PICTURES
-from alloop.pool.sources import Sources, find_source
 from alloop.progress import Progress, silent
 from alloop.project import Project
 
@@ -23,7 +22,6 @@ class Tools:
 
     Attributes:
         executor: Runs training, scoring and feature jobs.
-        sources: Function that finds the image source of a location.
         annotator: Function that makes the labeling back end of `[labeling]` for the workspace's key.
         clock: Function that returns the time now, in UTC.
         user: Name for the event log and for messages to others who want to work on the workspace.
@@ -32,7 +30,6 @@ class Tools:
 
     project: Project
     executor: Executor
-    sources: Sources = find_source
     annotator: Callable[[str], Annotator]
     clock: Clock = utc_now
     user: str

@@ -243,7 +243,8 @@ def _is_not_image(name: str, skipped: Skipped) -> bool:
 
 
 def _location(path: Path) -> str:
-    return printable(str(path))
+    text = str(path)
+    return text if text.isascii() else printable(text)
 
 
 def _path(location: str) -> Path:

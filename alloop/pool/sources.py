@@ -3,13 +3,16 @@
 A location is a URI, and its scheme names the source. A location without a known scheme is a path of a local file, so
 the paths in a database and in alloop.toml are locations too. alloop's own sources are listed in `SOURCES`. Other
 packages add theirs through the entry points `alloop.sources`, each of which leads to an `ImageSource`.
+
+Sources are not handed around: the location alone names its source, also in a job that runs in another process or on
+another machine.
 """
 
 import dataclasses
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -139,9 +142,6 @@ class ImageSource(Protocol):
     def local_file(self, location: str) -> Path | None:
         """Return the file on this machine that holds the image, for programs that open files; None if there is none."""
         ...
-
-
-Sources = Callable[[str], ImageSource]  # finds the source of a location, such as `find_source`
 
 
 def find_source(location: str) -> ImageSource:
