@@ -179,7 +179,7 @@ def test_images_that_cannot_be_read_are_named_and_take_no_part(toys):
 
     reasons = dict(result.failed)
     assert set(reasons) == {toys.images[3].image_id, toys.images[20].image_id}
-    assert "not there any more" in reasons[toys.images[3].image_id]
+    assert "does not exist any more" in reasons[toys.images[3].image_id]
     assert result.holdout_calibrated_log_probs.shape == (59, 3)
     assert result.calibration.n == 59
     right = result.holdout_calibrated_log_probs.argmax(1) == np.delete(toys.targets[15:75], 5)

@@ -112,7 +112,7 @@ def test_two_that_move_a_round_cannot_both_win(database: Engine):
     with transaction(database) as session:
         set_state(session, started.id, RoundState.CREATED, RoundState.TRAINED)
 
-    with pytest.raises(DatabaseError, match="not 'created' any more"), transaction(database) as session:
+    with pytest.raises(DatabaseError, match="no longer 'created'"), transaction(database) as session:
         set_state(session, started.id, RoundState.CREATED, RoundState.SCORED)
 
     with reading(database) as session:
@@ -188,5 +188,5 @@ def test_a_file_that_changes_while_somebody_who_may_not_write_reads_it_is_to_be_
 def test_a_full_disk_is_explained_where_sqlite_speaks_of_the_disk_only(tmp_path: Path):
     database = connect(sqlite_url(tmp_path / "alloop.db"))
 
-    with pytest.raises(DatabaseError, match=r"disk I/O error\.\n.*free some space"), transaction(database):
+    with pytest.raises(DatabaseError, match=r"disk I/O error\.\n.*Free some space"), transaction(database):
         raise OperationalError("SELECT 1", None, sqlite3.OperationalError("disk I/O error"))
