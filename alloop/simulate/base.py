@@ -18,7 +18,8 @@ from alloop.errors import PoolError
 from alloop.executor import Executor
 from alloop.files import write_bytes
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import ImportedLabel, judge_of, listed_images, record_imported
+from alloop.loop.intake.labels import ImportedLabel, judge_of, record_imported
+from alloop.loop.intake.named_images import listed_images
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.workbench import make_tools, open_workbench
 from alloop.loop.workspace import backup_database, upgrade_database

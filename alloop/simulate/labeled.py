@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alloop.errors import LabelError
-from alloop.loop.intake.labels import find_named
+from alloop.loop.intake.named_images import find_named
 from alloop.names import as_answer, clean
 from alloop.pool.depth import share_depth, with_own_depth
 from alloop.pool.left_out import is_left_out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alloop.errors import PoolError
 from alloop.loop.choosing.filter import OWN
-from alloop.loop.intake.labels import FileFinder
+from alloop.loop.intake.named_images import FileFinder
 from alloop.loop.workbench import Workbench
 from alloop.spreadsheet import Row, read_table
 from alloop.store.images import find_image_ids, list_attribute_names, list_locations, set_attributes

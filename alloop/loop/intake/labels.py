@@ -3,11 +3,9 @@
 import csv
 import dataclasses
 import datetime as dt
-import itertools
 import json
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -15,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import ProjectConfig
 from alloop.consensus import TASKS, Judge
-from alloop.errors import AlloopError, LabelError, did_you_mean
+from alloop.errors import LabelError, did_you_mean
 from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
+from alloop.loop.intake.named_images import FileFinder
 from alloop.loop.intake.near_copies import update_splits
-from alloop.loop.intake.presence import find_replaced, has_hash
+from alloop.loop.intake.presence import find_replaced
 from alloop.loop.workbench import Workbench
-from alloop.names import composed, file_spellings
-from alloop.pool.sources import LOCAL, content_hash, find_source, name_of, scheme_of
+from alloop.pool.sources import find_source, name_of
 from alloop.project import Project
 from alloop.records import Answer, Consensus, Outcome
 from alloop.spreadsheet import Row, read_table
@@ -33,7 +31,7 @@ from alloop.store.annotations import (
     list_labels,
     set_labels,
 )
-from alloop.store.images import Location, find_image_ids, list_locations
+from alloop.store.images import find_image_ids, list_locations
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
@@ -120,34 +118,6 @@ def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
         recorded = record_imported(session, labels, judge, path.name, bench.now())
         add_event(session, bench.user, "labels import", bench.now(), file=path.name, labels=recorded)
     return recorded, len(labels) - recorded
-
-
-def listed_images(path: Path) -> list[str]:
-    """Return the locations of the images that a CSV with the columns `file` and `label` names.
-
-    Raises:
-        LabelError: The column is missing, or a file is not there.
-    """
-    files = []
-    for row in _read_rows(path):
-        if not row.file:
-            raise LabelError(f"{path}, line {row.line} names no file.", "It needs the columns 'file' and 'label'.")
-        files.append(find_named(path, row))
-    return files
-
-
-def find_named(path: Path, row: Row) -> str:
-    """Return the location of the image that a row of a table names, relative to the table's own folder.
-
-    Raises:
-        LabelError: The file does not exist.
-    """
-    folder = path.absolute().parent
-    found = find_source(row.file).find(row.file, folder)
-    if found is None:
-        where = f"{path}, line {row.line}"
-        raise LabelError(f"{where} names {folder / row.file}, which does not exist.", "Correct the table.")
-    return found
 
 
 def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
@@ -243,7 +213,7 @@ def _read_rows(path: Path) -> tuple[Row, ...]:
 
 
 def _imported_rows(
-    path: Path, find: "FileFinder", judge: Judge, classes: Sequence[str]
+    path: Path, find: FileFinder, judge: Judge, classes: Sequence[str]
 ) -> Iterator[tuple[int, ImportedLabel]]:
     return ((row.line, _imported(row, path, find, judge, classes)) for row in _read_rows(path))
 
@@ -262,7 +232,7 @@ def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[I
     return [label for _, label in first.values()]
 
 
-def _imported(row: Row, path: Path, find: "FileFinder", judge: Judge, classes: Sequence[str]) -> ImportedLabel:
+def _imported(row: Row, path: Path, find: FileFinder, judge: Judge, classes: Sequence[str]) -> ImportedLabel:
     value = judge.spelled(row.get("label"))
     if not judge.is_known(value):
         raise LabelError(
@@ -271,73 +241,3 @@ def _imported(row: Row, path: Path, find: "FileFinder", judge: Judge, classes: S
         )
     found = find.of_row(row, path, LabelError, "Nothing was imported.")
     return ImportedLabel(found, value)
-
-
-class FileFinder:
-    """File names as people write them → content hash."""
-
-    def __init__(self, locations: Sequence[Location], base: Path) -> None:
-        self._base = base
-        self._places = {location.path: location for location in locations}
-        self._by_path = {location.path: location.sha256 for location in locations if location.sha256}
-        self._hashes = set(self._by_path.values())
-        self._by_name: dict[str, set[str]] = {}
-        # Names with letters beyond ASCII are found in both Unicode forms (NFC, NFD) if they mean only one image.
-        self._by_letters: dict[str, set[str]] = {}
-        for path, sha256 in self._by_path.items():
-            name = os.path.basename(path)  # noqa: PTH119 (strings, a million of them)
-            self._by_name.setdefault(name, set()).add(sha256)
-            if not path.isascii():
-                self._by_letters.setdefault(composed(path), set()).add(sha256)
-            if not name.isascii():
-                self._by_letters.setdefault(composed(name), set()).add(sha256)
-
-    def __call__(self, name: str) -> str | None:
-        spellings = file_spellings(name)
-        exact = (self._find(self._by_path.get, self._by_name, spelled) for spelled in spellings)
-        alike = (self._find(self._alone, self._by_letters, composed(spelled)) for spelled in spellings)
-        return next(filter(None, itertools.chain(exact, alike)), None)
-
-    def count(self, name: str) -> int:
-        """Count the images with this file name."""
-        return max(len(self._by_name.get(spelled, ())) for spelled in file_spellings(name))
-
-    def of_row(self, row: Row, path: Path, refusal: type[AlloopError], undone: str) -> str:
-        """The image that a table's row names in `sha256` or `file`; refused, with the reason, where it names none."""
-        where, name = f"{path}, line {row.line}", row.file
-        found = row.get("sha256").lower() or self._content(name) or self(name)
-        if found is None and (n := self.count(name)) > 1:
-            raise refusal(
-                f"{where}: {n} images are called {name}.",
-                f"Write its path (from the file's own folder, or in full), or its sha256. {undone}",
-            )
-        if found is None or found not in self._hashes:
-            raise refusal(
-                f"{where}: {name or row.get('sha256')} is not in the pool, or was replaced since it was added.",
-                f"Add the images with `alloop pool add` first. {undone}",
-            )
-        return found
-
-    def _content(self, name: str) -> str | None:
-        """Return the hash of the bytes that a file has now, whatever is recorded; None if the file does not exist."""
-        for spelled in filter(None, file_spellings(name)):
-            path = self._full(spelled)
-            stamp = find_source(path).stamp(path)
-            if stamp is not None and stamp.is_file:
-                known = self._places.get(path)
-                same = known is not None and known.sha256 is not None and has_hash(path, known.sha256, known)
-                return known.sha256 if known is not None and same else content_hash(path)
-        return None
-
-    def _find(self, by_path: Callable[[str], str | None], by_name: Mapping[str, set[str]], name: str) -> str | None:
-        named = by_name.get(name, set())
-        alone = next(iter(named)) if len(named) == 1 else None
-        return by_path(self._full(name)) or by_path(name) or alone
-
-    def _full(self, name: str) -> str:
-        """Return the location that a name in the table means. A table has no globs and no `~`."""
-        return name if scheme_of(name) != LOCAL else os.path.normpath(self._base / name)
-
-    def _alone(self, path: str) -> str | None:
-        found = self._by_letters.get(composed(path), set())
-        return next(iter(found)) if len(found) == 1 else None

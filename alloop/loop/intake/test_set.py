@@ -6,7 +6,8 @@ from alloop.config.schema import Config
 from alloop.errors import ConfigError, PoolError
 from alloop.files import from_folder
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import import_labels, listed_images
+from alloop.loop.intake.labels import import_labels
+from alloop.loop.intake.named_images import listed_images
 from alloop.loop.intake.near_copies import list_groups
 from alloop.loop.workbench import Workbench
 from alloop.pool.sources import expand, full_name
