@@ -22,13 +22,13 @@ def settle(answers: Sequence[Answer], judge: Judge, annotations_per_image: int) 
 
     Args:
         answers: Current answers, without deleted ones.
-        judge: Tells which answers are votes.
+        judge: Judge that decides which answers are votes.
         annotations_per_image: Number of different people who must answer.
     """
     voters = {answer.annotator for answer in answers if judge.vote(answer) is not None}
     outcomes = {answer.outcome for answer in answers}
     if voters:
-        # After a file was replaced, further people would see another image: the answers so far have to be enough.
+        # After a file was replaced, other people would see another image, so the existing answers must be enough.
         is_over = len(voters) >= annotations_per_image or Outcome.OUTDATED in outcomes
         return QueryStatus.ANSWERED if is_over else QueryStatus.OPEN
     if Outcome.LABEL in outcomes:

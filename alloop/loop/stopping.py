@@ -19,12 +19,12 @@ class Standing(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule.
+    """Stop rule with its state.
 
     Attributes:
-        name: Reason for closing a round when the rule holds.
+        name: Reason for closing a round if the rule holds.
         because: The same as a sentence with the evidence.
-        stops: True if the settings name the rule, so that the loop ends when it holds.
+        stops: True if the settings use the rule, so that the loop ends when it holds.
     """
 
     name: Ending
@@ -38,12 +38,12 @@ class StopEvidence:
     """Evidence for the rules.
 
     Attributes:
-        n_labels: Labels there are, holdout included.
-        n_open: Queries that are not answered yet: labels to come.
-        n_askable: Images that could be asked about now.
-        n_rounds: Rounds that asked something.
+        n_labels: Number of labels, with the holdout.
+        n_open: Number of unanswered queries.
+        n_askable: Number of images that could be asked about now.
+        n_rounds: Number of rounds that asked about images.
         accuracy: Accuracy of the newest model on the holdout.
-        doubling: Accuracy that twice the training labels are expected to bring.
+        doubling: Expected gain in accuracy from doubling the training labels.
         agreements: Agreements of the scored rounds, oldest first.
     """
 
@@ -63,7 +63,7 @@ def find_stop(settings: LoopConfig, evidence: StopEvidence) -> Rule | None:
 
 
 def list_rules(settings: LoopConfig, evidence: StopEvidence) -> list[Rule]:
-    """Every rule, whether it is configured or not."""
+    """List all rules, configured or not."""
     return [
         _budget(settings, evidence),
         _rounds(settings, evidence),
@@ -77,7 +77,7 @@ def list_rules(settings: LoopConfig, evidence: StopEvidence) -> list[Rule]:
 def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
     """Return the number of images to ask about now: the configured number, within the label budget.
 
-    Queries that are still open count as labels to come.
+    Open queries count as labels.
     """
     if settings.label_budget is None:
         return settings.batch_size
@@ -156,13 +156,13 @@ def _stable(settings: LoopConfig, agreements: Sequence[Agreement]) -> Rule:
 
 
 def percent(interval: Interval) -> str:
-    """`81.2 % [78.0, 84.1]`."""
+    """Write a share as `81.2 % [78.0, 84.1]`."""
     value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def points(interval: Interval) -> str:
-    """A difference in percentage points: `+1.2 pp [−0.5, 2.9]`."""
+    """Write a difference in percentage points as `+1.2 pp [−0.5, 2.9]`."""
     value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
     return f"{_signed(value)} pp [{_plain(low)}, {_plain(high)}]"
 

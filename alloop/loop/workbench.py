@@ -1,4 +1,4 @@
-"""The tools that the loop works with, handed to it as one object: reading takes `Tools`, steps take a `Workbench`."""
+"""Tools of the loop, handed to it as one object: functions that read take `Tools`, steps take a `Workbench`."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from alloop.project import Project
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tools:
-    """An open workspace and everything that work on it needs. The functions that are handed these parts make none.
+    """Open workspace with everything that work on it needs. Functions get these parts and do not create them.
 
     Attributes:
-        executor: Runs training, scoring and feature jobs.
+        executor: Executor of training, scoring and feature jobs.
         annotator: Function that makes the labeling back end of `[labeling]` for the workspace's key.
         clock: Function that returns the time now, in UTC.
         user: Name for the event log and for messages to others who want to work on the workspace.
-        progress: Told how far the work is.
+        progress: Function that receives the progress.
     """
 
     project: Project
@@ -39,7 +39,7 @@ class Tools:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workbench(Tools):
-    """Tools, and the lease of the workspace: what a step that writes takes as its first argument.
+    """Tools with the lease of the workspace; the first argument of steps that write.
 
     Attributes:
         lease: Proof that no other alloop writes to the workspace.
@@ -53,14 +53,14 @@ class Workbench(Tools):
 
 
 def make_tools(project: Project, executor: Executor, progress: Progress = silent) -> Tools:
-    """Return the usual tools for an open workspace: its own labeling back end, this machine's clock and user."""
+    """Return the tools for an open workspace: its labeling back end, this machine's clock and user."""
     annotator = partial(_build, project)
     return Tools(project=project, executor=executor, annotator=annotator, user=actor(), progress=progress)
 
 
 @contextlib.contextmanager
 def open_workbench(tools: Tools) -> Iterator[Workbench]:
-    """Take the lease of the workspace for as long as the block lasts.
+    """Take the lease of the workspace for the duration of the block.
 
     Raises:
         LeaseHeld: Another alloop is at work.

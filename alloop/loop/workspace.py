@@ -1,4 +1,4 @@
-"""Making a workspace, and looking after its database."""
+"""Creation of a workspace, and care of its database."""
 
 import contextlib
 import datetime as dt
@@ -44,10 +44,10 @@ def create_workspace(folder: Path, content: str) -> Path:
     """Write alloop.toml and create the database.
 
     Returns:
-        The path of alloop.toml.
+        Path of alloop.toml.
 
     Raises:
-        WorkspaceError: There is a workspace already, or the folder cannot be written.
+        WorkspaceError: The workspace already exists, or the folder cannot be written.
         ConfigError: The settings are refused; nothing is written.
     """
     path = folder / FILE_NAME
@@ -65,7 +65,7 @@ def create_workspace(folder: Path, content: str) -> Path:
 
 
 def upgrade_database(project: Project) -> None:
-    """Create the tables, or bring them to this alloop's schema; give a new database its identity."""
+    """Create the tables, or upgrade them to this version's schema; give a new database its identity."""
     upgrade(project.database)
     now = dt.datetime.now(dt.UTC)
     with transaction(project.database) as session:
@@ -74,10 +74,10 @@ def upgrade_database(project: Project) -> None:
 
 
 def backup_database(project: Project, target: Path) -> Path:
-    """Copy a SQLite database while others may be writing to it; the copy is checked before it takes its name.
+    """Copy a SQLite database, even while others write to it. The copy is checked before it takes its name.
 
     Raises:
-        DatabaseError: The database is not SQLite (its own tools are better), or the copy is not sound.
+        DatabaseError: The database is not SQLite, or the copy is damaged.
         WorkspaceError: The target exists or cannot be written.
     """
     if project.database.url.get_backend_name() != "sqlite":
@@ -98,7 +98,7 @@ def _open_source(path: Path) -> sqlite3.Connection:
 
 def _copy_sqlite(source: Path, target: Path) -> None:
     try:
-        # A connection's own `with` ends a transaction and closes nothing.
+        # The connection's own `with` only ends a transaction and does not close it.
         with (
             contextlib.closing(_open_source(source)) as reader,
             contextlib.closing(sqlite3.connect(target)) as copy,
@@ -116,7 +116,7 @@ def _copy_sqlite(source: Path, target: Path) -> None:
 
 
 def default_backup(project: Project) -> Path:
-    """A name beside the database that sorts by time."""
+    """Return the path of a new backup, named by date and time."""
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     return project.folder / "backups" / f"{Path(DATABASE_FILE).stem}-{stamp}.db"
 
@@ -125,10 +125,10 @@ def check_database(project: Project) -> str:
     """Check that the database is intact.
 
     Returns:
-        Its schema, which is the one that this alloop works with.
+        Schema of the database, which is the one that this alloop needs.
 
     Raises:
-        DatabaseError: It is damaged, or rows point at rows that are not there.
+        DatabaseError: The database is damaged, or rows refer to rows that do not exist.
     """
     with reading(project.database) as session:
         if project.database.url.get_backend_name() == "sqlite":

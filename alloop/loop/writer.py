@@ -1,4 +1,4 @@
-"""One writer at a time: the lease, its heartbeat, and the name of this process for others."""
+"""Lease of the only writer, its heartbeat, and the name of this process for others."""
 
 import contextlib
 import dataclasses
@@ -54,7 +54,7 @@ def actor() -> str:
 
 @contextlib.contextmanager
 def writer(database: Engine, user: str, clock: Clock = utc_now) -> Iterator[Lease]:
-    """Take the lease for as long as the block lasts: no other alloop changes this workspace meanwhile.
+    """Take the lease for the duration of the block, so that no other alloop changes this workspace.
 
     A holder that was killed on this machine is recognized by its process and replaced at once. A holder that died on
     another machine is replaced when its lease expires.
@@ -88,7 +88,7 @@ def writer(database: Engine, user: str, clock: Clock = utc_now) -> Iterator[Leas
 def check_writer(session: Session, lease: Lease) -> None:
     """Check that the lease still holds, before work outside the database that only the writer may do.
 
-    A machine that slept longer than the lease lasts wakes up in the middle of its work, and another alloop may have
+    A machine that slept longer than the lease lasts continues in the middle of its work, while another alloop may have
     taken over.
 
     Raises:
@@ -107,7 +107,7 @@ def _beat(database: Engine, holder: str, clock: Clock, done: threading.Event) ->
             with transaction(database) as session:
                 take_lease(session, holder, clock(), clock() + TERM)
         except LeaseHeld:
-            # Every change of state checks the old state, so whoever took over and we cannot both win.
+            # Every change of state checks the old state, so two writers cannot both succeed.
             logger.warning("this alloop lost its lease; another one has taken over")
             return
         except AlloopError as error:

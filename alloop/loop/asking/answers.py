@@ -25,12 +25,12 @@ class Recorded:
     """Result of a pull.
 
     Attributes:
-        new, edited, deleted: Annotation versions written.
+        new, edited, deleted: Numbers of written annotation versions.
         orphaned: Number of tasks that this workspace made but its database does not know, or knows with another image.
             The database was restored from a backup, or another copy of the workspace made them. They are not changed.
         foreign: Number of tasks in the same project that another workspace made. They are not changed.
-        unknown: New or edited answers whose value is not a class, as value → how many.
-        outdated: Number of answers that do not count, since the file that people saw has other bytes than the image.
+        unknown: Value → number of new or edited answers with this value, which is not a class.
+        outdated: Number of answers that do not count, because the file that people saw has other bytes than the image.
         lost: Open queries whose task was deleted on the server; their images return to the pool.
     """
 
@@ -55,7 +55,7 @@ class Place:
 
     Attributes:
         project_ref: Name of the project, different from those of all other servers (`named`).
-        judge: Tells which answers are votes.
+        judge: Judge that decides which answers are votes.
     """
 
     source: str
@@ -69,12 +69,12 @@ class Place:
 
 
 def named(project_ref: str, identity: str) -> str:
-    """A project's name that no project of any other server has."""
+    """Return a project's name that differs from those on all other servers."""
     return f"{project_ref}@{identity}" if identity else project_ref
 
 
 def judged_by(project: Project, source: str = "", project_ref: str = "") -> Place:
-    """Return the place with the rules of today's settings: a class added now makes old answers count."""
+    """Return the place with the current settings, so that a class added later makes old answers count."""
     labeling = project.config.labeling
     return Place(source, project_ref, judge_of(project.config.project), labeling.annotations_per_image)
 
@@ -87,14 +87,14 @@ def record_answers(
     now: dt.datetime,
     replaced: Collection[tuple[str, str]] = (),
 ) -> None:
-    """Record what these tasks hold now. Recording the same again writes nothing.
+    """Record the present answers of tasks. Recording the same answers again writes nothing.
 
-    A task counts for a query only if it has the query's key and asks about the query's image; others are left alone.
+    A task counts for a query only if it has the query's key and asks about the query's image. Other tasks are ignored.
 
     Args:
         session: Database session to write to.
         place: Source of the answers.
-        tasks: The tasks with all their answers now.
+        tasks: Tasks with all their present answers.
         recorded: Counters to add to.
         now: Time to record.
         replaced: (file, content hash of the image that a task asks about) for files that now have other bytes. New
@@ -111,8 +111,8 @@ def record_answers(
     fresh: list[AnnotationRecord] = []
     for found in ours:
         query = queries[found.task.key]
-        # What was answered to another task about the same image, perhaps in a project since given up, is not this
-        # task's to delete.
+        # Answers to another task about the same image, perhaps in an abandoned project, must not be deleted by this
+        # task.
         scope = place.scope(found.task.id)
         mine = _within(scope, known[query.id])
         target = _Target(query.image_id, query.id, scope, is_outdated=(found.file, query.sha256) in replaced)
@@ -156,13 +156,13 @@ def adopt_answers(
 
 
 def list_adopted(session: Session, place: Place) -> set[str]:
-    """Scopes of the tasks whose answers were adopted."""
+    """Return the scopes of the tasks whose answers were adopted."""
     records = list_current(session, source=place.source, adopted=True)
     return {record.answer.external_id.rpartition("/")[0] + "/" for record in records}
 
 
 def describe_orphaned(n: int) -> str:
-    """Message about tasks that this workspace made but its database does not know."""
+    """Return a message about tasks that this workspace made but its database does not know."""
     return (
         f"{n} tasks were made by this workspace, but its database does not know them: the database was restored from a "
         "backup, or another copy of the workspace made them. Their answers are not recorded. `alloop labels adopt` "
@@ -171,7 +171,7 @@ def describe_orphaned(n: int) -> str:
 
 
 def describe_outdated(n: int) -> str:
-    """Message about answers to questions whose image file was replaced."""
+    """Return a message about answers to questions whose image file was replaced."""
     return (
         f"{n} answers do not count, because the image file was replaced after the question was sent: people may have "
         "seen either picture. The answers are kept, the questions are withdrawn, and the new files are new images of "
@@ -186,7 +186,7 @@ def is_ours(task: ListedTask, queries: Mapping[str, QueryRecord]) -> bool:
 
 
 def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Recorded, now: dt.datetime) -> None:
-    """Record that tasks were deleted on the server. Answers pulled before stay; open queries are taken back."""
+    """Record that tasks were deleted on the server. Earlier answers stay; open queries are withdrawn."""
     set_tasks_gone(session, [query.id for query in queries], now)
     for query in queries:
         if query.status is QueryStatus.OPEN:
@@ -195,7 +195,7 @@ def record_lost(session: Session, queries: Sequence[QueryRecord], recorded: Reco
 
 
 def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord], now: dt.datetime) -> None:
-    """Bring the status of queries in line with their current annotations."""
+    """Update the status of queries from their current annotations."""
     wanted = {query.id: query for query in queries}
     answers: dict[int, list[Answer]] = {query_id: [] for query_id in wanted}
     for record in list_current(session, query_ids=list(wanted)):
@@ -210,12 +210,12 @@ def settle_queries(session: Session, place: Place, queries: Iterable[QueryRecord
 
 
 def resettle_unknown(session: Session, place: Place, now: dt.datetime) -> None:
-    """Look again at answers with an unknown class: the class may have been added since."""
+    """Check answers with an unknown class again, because the class may have been added."""
     settle_queries(session, place, list_queries(session, status=QueryStatus.UNKNOWN), now)
 
 
 def resettle_open(session: Session, place: Place, now: dt.datetime) -> None:
-    """Settle open queries that have enough answers by now, since annotations_per_image may have been lowered."""
+    """Settle open queries that have enough answers, since [labeling] annotations_per_image may have been lowered."""
     settle_queries(session, place, list_queries(session, status=QueryStatus.OPEN), now)
 
 
@@ -282,19 +282,19 @@ def _changes(
 
 
 def _is_recorded(answer: Answer, before: AnnotationRecord | None, target: _Target) -> bool:
-    """Return whether the newest version of an annotation already says the same."""
+    """Return whether the newest version of an annotation is the same."""
     if before is None:
         return False
     old = before.answer
     if target.is_outdated and old.outcome is not Outcome.DELETED:
         return True
-    # An outdated answer stays outdated when the old file is put back. Only a changed answer counts then.
+    # An outdated answer stays outdated if the old file is put back. Only a changed answer counts again.
     is_same = old.outcome in (answer.outcome, Outcome.OUTDATED)
     return is_same and (old.annotator, old.value) == (answer.annotator, answer.value)
 
 
 def _spelled(answer: Answer, judge: Judge, target: _Target) -> Answer:
-    """Return the answer as it is stored: with its full id, class names as in the settings, and a clean annotator."""
+    """Return the answer for storing: with its full id, class names as in the settings, and a cleaned annotator name."""
     value = None if answer.value is None else judge.spelled(answer.value)
     own_id, annotator = target.scope + answer.external_id, clean(answer.annotator)
     return dataclasses.replace(answer, external_id=own_id, value=value, annotator=annotator)

@@ -31,7 +31,7 @@ def is_overtaken(project: Project, annotator: Annotator) -> bool:
 
 
 def check_last_push(bench: Workbench, annotator: Annotator, *, take_over: bool = False) -> None:
-    """Compare the three ids. Called whenever the project was opened, and before every push.
+    """Compare the three ids. Called after opening the project, and before every push.
 
     A restored database continues with a warning: key and hash show which tasks are its own. A copy is stopped: it would
     record answers to questions of the other copy and ask people the same questions twice.
@@ -39,13 +39,13 @@ def check_last_push(bench: Workbench, annotator: Annotator, *, take_over: bool =
     Args:
         bench: Workbench of the workspace.
         annotator: Labeling back end. Its project is open and recorded in the database.
-        take_over: Continue here although another copy has pushed.
+        take_over: True to continue here although another copy has pushed.
 
     Raises:
-        LabelingError: Another copy has pushed, or none of our tasks is there.
+        LabelingError: Another copy has pushed, or the project holds none of our tasks.
     """
     there, known = annotator.last_push(), _known(bench.project, annotator)
-    if there is None:  # no push yet, somebody cleared the description, or this is not where our tasks are
+    if there is None:  # no push yet, the description was cleared, or our tasks are elsewhere
         _check_any_is_there(bench, annotator)
         return
     if there not in known and there != _in_folder(bench.project, annotator) and not take_over:
@@ -62,7 +62,9 @@ def check_last_push(bench: Workbench, annotator: Annotator, *, take_over: bool =
 
 
 def begin_push(bench: Workbench, annotator: Annotator) -> None:
-    """Store a new id for the push that follows. If this is killed midway, the next command still knows the id it finds.
+    """Store a new id for the next push.
+
+    If this is killed in the middle, the next command still knows the id that it finds.
 
     Raises:
         LabelingError: Another copy of the workspace has pushed.
@@ -76,10 +78,10 @@ def begin_push(bench: Workbench, annotator: Annotator) -> None:
 
 
 def _check_any_is_there(bench: Workbench, annotator: Annotator) -> None:
-    """Look for our tasks where a push is not remembered that the database knows: all of them would read as deleted.
+    """Look for our tasks if the project has lost the id of our last push. Otherwise all of them would count as deleted.
 
     Raises:
-        LabelingError: Questions are open, and none of our tasks is there.
+        LabelingError: Questions are open, but the project holds none of our tasks.
     """
     with reading(bench.project.database) as session:
         sync, n_open = find_sync(session, annotator.source), count_open_by_source(session).get(annotator.source, 0)
@@ -111,7 +113,7 @@ def _say_so(bench: Workbench, annotator: Annotator, *, take_over: bool) -> None:
 
 
 def _settle(bench: Workbench, annotator: Annotator, push_id: str) -> None:
-    """Store the id in the database and in the folder; write nothing if it is there already."""
+    """Store the id in the database and in the folder, unless it is already stored."""
     if _in_folder(bench.project, annotator) != push_id:
         write_json(_path(bench.project), {**_read(_path(bench.project)), annotator.source: push_id})
     with reading(bench.project.database) as session:

@@ -1,4 +1,4 @@
-"""Push and pull: where queries meet the people who answer them."""
+"""Push, pull and withdrawal of questions to people."""
 
 import dataclasses
 import logging
@@ -62,24 +62,24 @@ logger = logging.getLogger("alloop")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connection:
-    """An annotator with its project opened, and how its answers are judged."""
+    """Annotator with an open project, and the rules for its answers."""
 
     annotator: Annotator
     place: Place
 
 
 def connect_people(bench: Workbench, *, new_project: bool = False, take_over: bool = False) -> Connection:
-    """Open our project in the labeling back end; the first time, or with `new_project`, make one.
+    """Open the workspace's project in the labeling back end; create it the first time, or with `new_project`.
 
     Args:
         bench: Workbench of the workspace.
-        new_project: Give up the project there was.
-        take_over: Continue although another copy of the workspace has pushed to the project.
+        new_project: True to leave the old project and create a new one.
+        take_over: True to continue although another copy of the workspace has pushed to the project.
 
     Raises:
-        LabelingError: The project is gone or cannot hold our classes; the token is refused; another copy of the
-            workspace has pushed; or images are being asked about through another back end.
-        ServerUnavailable: The server is.
+        LabelingError: The project was deleted or cannot hold our classes, the token is refused, another copy of the
+            workspace has pushed, or images are being asked about through another back end.
+        ServerUnavailable: The server is unavailable.
     """
     annotator = _build_annotator(bench)
     with reading(bench.project.database) as session:
@@ -87,12 +87,12 @@ def connect_people(bench: Workbench, *, new_project: bool = False, take_over: bo
     if new_project:
         for source in (*elsewhere, annotator.source):
             _forget_project(bench, source)
-        annotator = _build_annotator(bench)  # the workspace has another key now
+        annotator = _build_annotator(bench)  # with the new key of the workspace
     elif elsewhere:
         raise _moved(elsewhere, annotator.source)
     connection = _open_project(bench, annotator)
     if new_project and is_overtaken(bench.project, connection.annotator):
-        # The project found belongs to the workspace that this one was copied from: this copy has not pushed yet.
+        # This copy has not pushed yet, so the found project belongs to the original workspace.
         _forget_project(bench, connection.annotator.source)
         connection = _open_project(bench, _build_annotator(bench))
     check_last_push(bench, connection.annotator, take_over=take_over)
@@ -126,14 +126,14 @@ def _moved(elsewhere: Mapping[str, int], backend: str) -> LabelingError:
 
 
 def push(bench: Workbench, number: int, people: Connection | None = None) -> int:
-    """Make a task of every open query that has none: SELECTED → PUSHED.
+    """Make a task for every open query without a task: SELECTED → PUSHED.
 
-    Queries were recorded when they were chosen. Keys that the server knows already, from a push that was interrupted,
-    are recorded; only the others are sent, a batch at a time, each recorded before the next. What such a push still had
-    on its way when we looked, and what is there twice now, is found afterwards.
+    Queries were recorded when they were chosen. Keys that the server knows from an interrupted push are recorded; the
+    others are sent in batches, each recorded before the next. Tasks of an interrupted push that arrive later, and
+    duplicates, are found afterwards.
 
     Returns:
-        How many tasks were made or found.
+        Number of tasks that were made or found.
     """
     people = people or connect_people(bench)
     with transaction(bench.project.database) as session:
@@ -165,7 +165,7 @@ def push(bench: Workbench, number: int, people: Connection | None = None) -> int
 
 
 def pull(bench: Workbench, people: Connection | None = None) -> Recorded:
-    """Record every answer that came since the last pull, page by page; then look for tasks that were deleted.
+    """Record all answers since the last pull, page by page; then look for deleted tasks.
 
     Answers to tasks that the database does not know, or knows with another image, are not recorded.
     """
@@ -191,7 +191,7 @@ def pull(bench: Workbench, people: Connection | None = None) -> Recorded:
         _settle_copies(bench, people, {query.key: query for query in pushed.values()})
     with transaction(bench.project.database) as session:
         resettle_open(session, place, bench.now())
-        # Read again: pages just recorded may have settled queries.
+        # Read again, because the recorded pages may have settled queries.
         now = list_pushed(session, place.source, place.project_ref)
         lost = [query for task_id, query in now.items() if task_id in pushed and task_id not in ours]
         record_lost(session, lost, recorded, bench.now())
@@ -261,15 +261,15 @@ def _follow_moves(bench: Workbench, people: Connection) -> None:
 
 
 def _hash_of(waiting: Mapping[str, QueryRecord], image_id: int) -> str:
-    """An image in words that has no path any more: another image lies where it was."""
+    """Return words for an image without a path, whose file was replaced by another image."""
     return next(f"image {query.sha256[:12]}" for query in waiting.values() if query.image_id == image_id)
 
 
 def withdraw(bench: Workbench, number: int, people: Connection | None = None) -> int:
-    """Take back a round's open queries whose tasks nobody has begun; answered ones are pulled first and kept.
+    """Withdraw a round's open queries whose tasks nobody has started. Answers are pulled first and kept.
 
     Returns:
-        How many queries were withdrawn.
+        Number of withdrawn queries.
     """
     people = people or connect_people(bench)
     never_sent = _withdraw_unsent(bench, number, people)
@@ -291,7 +291,7 @@ def withdraw(bench: Workbench, number: int, people: Connection | None = None) ->
 
 
 def _withdraw_unsent(bench: Workbench, number: int, people: Connection) -> int:
-    """Take back a round's queries that have no task, after recording the tasks that an interrupted push made."""
+    """Withdraw a round's queries without a task, after recording the tasks of an interrupted push."""
     with reading(bench.project.database) as session:
         by_key = {query.key: query for query in list_unsent(session) if query.round_number == number}
     there = _record_tasks(bench, people, _reconcile(people, by_key), by_key)
@@ -336,9 +336,9 @@ def _reconcile(people: Connection, by_key: Mapping[str, QueryRecord]) -> Mapping
 
 
 def _settle_copies(bench: Workbench, people: Connection, by_key: Mapping[str, QueryRecord]) -> None:
-    """See to it that each query has one task, even if a request of an interrupted push was carried out after we looked.
+    """Make sure that each query has one task, even if a request of an interrupted push was executed later.
 
-    The back end takes back copies that nobody has begun; the task that stays is the one we record.
+    The back end deletes copies that nobody has started. The task that stays is recorded.
     """
     found = _reconcile(people, by_key)
     with reading(bench.project.database) as session:
@@ -358,10 +358,10 @@ def _settle_copies(bench: Workbench, people: Connection, by_key: Mapping[str, Qu
 
 
 def _forget_project(bench: Workbench, source: str) -> None:
-    """Let the open queries be pushed again, to a project that does not exist yet. Answers pulled so far stay.
+    """Prepare the open queries for a push to a new project. Answers pulled so far stay.
 
     The workspace gets a new identity and its open queries get new keys, so that tasks of the old project or of a copy
-    of the workspace are never taken for new ones. If the project was given up already (the same command was killed
+    of the workspace are never taken for new ones. If the project was already dropped (the same command was killed
     before it made a new one), nothing changes.
     """
     with transaction(bench.project.database) as session:
@@ -393,7 +393,7 @@ def _sendable(
 
 
 def _while_writer(bench: Workbench, batches: Iterator[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
-    """Take batches one by one: taking the next one is what sends it."""
+    """Yield batches one by one while the lease holds; taking the next batch sends it."""
     while True:
         with reading(bench.project.database) as session:
             check_writer(session, bench.lease)

@@ -1,4 +1,4 @@
-"""Sentences about what needs a person's attention. `run` and `status` show the same ones."""
+"""Sentences about problems that a person should look at. `run` and `status` show the same ones."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -38,7 +38,7 @@ def list_warnings(session: Session, config: Config) -> list[str]:
 
 
 def describe_unknown(values: Iterable[tuple[str, int]], settings: ProjectConfig) -> list[str]:
-    """Sentences about answers that are not a class, each with the nearest class."""
+    """Return sentences about answers that are not a class, each with the nearest class."""
     judge, lines = judge_of(settings), []
     for value, n in values:
         if not judge.is_known(value):
@@ -51,12 +51,12 @@ def describe_unknown(values: Iterable[tuple[str, int]], settings: ProjectConfig)
 
 
 def describe_lost(n: int) -> list[str]:
-    """Sentence about open tasks that a pull did not find any more."""
+    """Return a sentence about open tasks that a pull no longer found."""
     return [f"{n} open tasks were deleted in the labeling project; their images are back in the pool."] if n else []
 
 
 def describe_strangers(orphaned: int, foreign: int) -> list[str]:
-    """Sentences about tasks in the labeling project that the database does not know."""
+    """Return sentences about tasks in the labeling project that the database does not know."""
     lines = [describe_orphaned(orphaned)] if orphaned else []
     if foreign:
         lines.append(f"{foreign} tasks in the labeling project belong to another workspace. They are not changed.")
@@ -68,7 +68,7 @@ def _with(queries: Iterable[QueryRecord], status: QueryStatus) -> Iterable[Query
 
 
 def _images(queries: Iterable[QueryRecord], what: str, hint: str = "") -> str:
-    """Sentence that names the first three images by their hashes; empty without images."""
+    """Return a sentence that names the first three images by their hashes; empty without images."""
     hashes = [query.sha256[:12] for query in queries]
     some = ", ".join(hashes[:3]) + (" …" if len(hashes) > 3 else "")
     return f"{len(hashes)} images {what}: {some}{hint}" if hashes else ""
@@ -79,6 +79,6 @@ def _unreadable(n: int) -> str:
 
 
 def _unlabeled(counts: Collection[str], classes: Sequence[str]) -> str:
-    """Sentence about classes without a training label; empty as long as no class has one."""
+    """Return a sentence about classes without a training label; empty while no class has one."""
     lacking = [name for name in classes if name not in counts]
     return f"No training label yet: {', '.join(lacking)}" if counts and lacking else ""

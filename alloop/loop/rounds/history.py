@@ -21,19 +21,19 @@ COMPARED = (
 
 
 def check_history(old: Mapping[str, Any], new: Config, used: Collection[str], *, accept: bool) -> list[str]:
-    """Compare today's settings with those of the last round.
+    """Compare the current settings with those of the last round.
 
     Args:
-        old: The frozen config of the last round.
-        new: The settings now.
+        old: Stored settings of the last round.
+        new: Current settings.
         used: Classes that annotators have answered with.
-        accept: Go on in spite of a changed model (`--accept-change`).
+        accept: True to accept a changed model (`--accept-change`).
 
     Returns:
-        What changed and was accepted or harmless, in words, for the log.
+        Accepted or harmless changes in words, for the log.
 
     Raises:
-        HistoryError: A class with labels was removed, the test set changed, or the model did and was not accepted.
+        HistoryError: A class with labels was removed, the test set changed, or the model changed without acceptance.
     """
     _check_test(old.get("evaluation", {}).get("test"), new)
     return _check_classes(old["project"]["classes"], new, used) + _check_model(old["model"], new, accept)
@@ -62,11 +62,11 @@ def _check_classes(before: Collection[str], new: Config, used: Collection[str]) 
 
 
 def _check_model(before: Mapping[str, Any], new: Config, accept: bool) -> list[str]:
-    # Rounds of an earlier alloop lack settings that came later: they ran with the defaults of these.
+    # Rounds of an earlier alloop lack newer settings; they ran with the defaults.
     then, now = ModelConfig.model_validate(before), new.model
     keys = [key for key in COMPARED if getattr(then, key) != getattr(now, key)]
     if "members" in keys and (then.uncertainty, then.n_members) == (now.uncertainty, now.n_members):
-        keys.remove("members")  # the default and the same number in figures
+        keys.remove("members")  # None and the default number mean the same
     changed = [f"[model] {key}: {getattr(then, key)!r} → {getattr(now, key)!r}" for key in keys]
     if changed and not accept:
         raise HistoryError(

@@ -46,11 +46,11 @@ def renew_settings(bench: Workbench, number: int, *, anew: bool = False, accept_
         bench: Workbench of the workspace.
         number: Number of the round.
         anew: True if the round's model will be trained again, so that nothing depends on the existing one.
-        accept_change: Accept a model that differs from that of earlier rounds.
+        accept_change: True to accept a model that differs from that of earlier rounds.
 
     Raises:
         HistoryError: A setting changed in a way that would invalidate earlier rounds.
-        ConfigError: The label budget leaves nothing to train on, or the test set is not there.
+        ConfigError: The label budget leaves no label to train on, or the test set does not exist.
     """
     project = bench.project
     with transaction(project.database) as session:
@@ -59,7 +59,7 @@ def renew_settings(bench: Workbench, number: int, *, anew: bool = False, accept_
             return
         before = validate_config(current.config, f"the config of round {number}")
         changes = list(_differences(freeze_config(before), freeze_config(project.config)))
-        # A call that was killed may have left round 0 without a holdout.
+        # A killed call may have left round 0 without a holdout.
         if not changes and (number > 0 or has_holdout(session)):
             return
         _check(session, project.config, current, before, accept_change)
@@ -85,7 +85,7 @@ def begin_holdout(session: Session, bench: Workbench, current: RoundRecord, seed
     """Draw the holdout in a round, and record the draw.
 
     Raises:
-        ConfigError: The label budget leaves nothing to train on.
+        ConfigError: The label budget leaves no label to train on.
     """
     config = bench.project.config
     drawn, of = draw_holdout(session, config.evaluation, seed)
@@ -104,21 +104,21 @@ def begin_holdout(session: Session, bench: Workbench, current: RoundRecord, seed
 def compared_with(session: Session, before: RoundRecord, config: Config) -> Mapping[str, Any]:
     """Return the settings that a later round's settings are compared with.
 
-    They are those of the round before, with the [model] table of the newest model up to it. Without a model there is no
-    accuracy to compare with, so the new [model] table is taken.
+    These are the settings of the round before, with the [model] section of the newest model up to it. Without a model
+    there is no accuracy to compare with, so the new [model] section is used.
     """
     model = find_last_model(session, up_to=before.number)
     return {**before.config, "model": freeze_config(config)["model"] if model is None else model.config["model"]}
 
 
 def _check(session: Session, config: Config, current: RoundRecord, before: Config, accept_change: bool) -> None:
-    # A [model] table that the round already has was accepted when the round began.
+    # A [model] section that the round already has was accepted when the round began.
     accept = accept_change or before.model == config.model
     if current.number > 0:
         old = compared_with(session, find_round(session, current.number - 1), config)
     else:
         now = freeze_config(config)
-        # Nothing was measured yet, so a test set may still replace the holdout.
+        # Before the first measurement, a test set may still replace the holdout.
         old = {**current.config, "model": now["model"]}
         old["evaluation"] = old["evaluation"] if before.evaluation.test is not None else now["evaluation"]
     check_history(old, config, list_values(session), accept=accept)

@@ -1,4 +1,4 @@
-"""Take steps until only a person can go on."""
+"""Runs: take steps until only a person can continue."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ from alloop.store.queries import count_by_status, list_queries, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
 from alloop.store.session import reading
 
-STOPPED = "stopped: "  # begins the sentence about a round that ended the loop
+STOPPED = "stopped: "  # beginning of the sentence about a round that ended the loop
 logger = logging.getLogger("alloop")
 
 
@@ -50,7 +50,7 @@ class RunResult:
     Attributes:
         asked, open, answered: Numbers of queries of that round; answered ones have a label.
         because: Reason why the round ended, or the state of its queries.
-        attention: Sentences about what needs a person's attention.
+        attention: Sentences about problems that a person should look at.
     """
 
     stage: Stage
@@ -68,12 +68,12 @@ class RunOptions:
     """Options of a run.
 
     Attributes:
-        rounds: How many rounds may be closed before the run ends; None: as many as there are.
-        wait: Keep polling while people work instead of ending, also while their server is down.
-        device: Overrides `[model] device`.
-        accept_change: Go on although the model's settings changed since the last round.
-        sleep: How waiting is done.
-        on_step: Told of every step: the round, the state it began in, and its wall seconds.
+        rounds: Number of rounds that may be closed before the run ends; None: no limit.
+        wait: True to keep polling while people work, even while their server is down.
+        device: Device instead of `[model] device`.
+        accept_change: True to continue although the model's settings changed since the last round.
+        sleep: Function that waits.
+        on_step: Function that is called after every step with the round, its state before, and wall seconds.
     """
 
     rounds: int | None = 1
@@ -85,9 +85,9 @@ class RunOptions:
 
 
 def run(tools: Tools, options: RunOptions) -> RunResult:
-    """Advance the workspace as far as it can go without a person.
+    """Advance the workspace as far as possible without a person.
 
-    While it waits for people (`wait`) it holds no lease, so that a round can be closed by hand meanwhile.
+    While it waits for people (`wait`), it holds no lease, so that a round can be closed by hand meanwhile.
 
     Raises:
         LeaseHeld: Another alloop is at work.
@@ -112,7 +112,7 @@ def run(tools: Tools, options: RunOptions) -> RunResult:
 def _say_unheeded(project: Project) -> None:
     with reading(project.database) as session:
         last, n_holdout = find_last_round(session), count_pool(session).holdout
-        # The first round takes today's settings as long as nothing depends on those it has, its holdout too.
+        # The first round takes the current settings, also for its holdout, until something depends on its own.
         if last is None or (last.number == 0 and is_free(session, last)):
             return
     for words in list_unheeded(last.config, project.config, n_holdout):
@@ -120,10 +120,10 @@ def _say_unheeded(project: Project) -> None:
 
 
 def check_filter(project: Project) -> None:
-    """Try `[acquisition] only` before anything is trained for it.
+    """Check `[acquisition] only` before a model is trained.
 
     Raises:
-        ConfigError: It is no condition on what is known of the images.
+        ConfigError: The setting is not a condition on facts about the images.
     """
     if (only := project.config.acquisition.only) is not None:
         with reading(project.database) as session:
@@ -135,8 +135,8 @@ class _SoFar:
     """State of one call of `run`, kept while it waits without the lease.
 
     Attributes:
-        connection: Open project in the labeling back end; None before somebody must be asked.
-        pulled: What the last pull brought.
+        connection: Open project in the labeling back end; None before it is needed.
+        pulled: Result of the last pull.
         closed: Number of rounds that were closed.
     """
 
@@ -146,7 +146,7 @@ class _SoFar:
 
 
 class _Run:
-    """The part of a call of `run` that happens under one lease."""
+    """Part of a call of `run` that happens under one lease."""
 
     def __init__(self, bench: Workbench, options: RunOptions, so_far: _SoFar) -> None:
         self._bench = bench
@@ -166,7 +166,7 @@ class _Run:
         return self._result(Stage.DONE, None)
 
     def _current(self) -> RoundRecord | None:
-        """The round to work on: the unclosed one or a new one; None when a stop rule held and still does."""
+        """Return the round to work on: the open one or a new one; None if a stop rule holds."""
         with reading(self._project.database) as session:
             last = find_last_round(session)
         if last is not None and last.state is not RoundState.CLOSED:
@@ -176,7 +176,7 @@ class _Run:
         return steps.start_round(self._bench, accept_change=self._options.accept_change)
 
     def _step(self, current: RoundRecord) -> Stage | None:
-        """One step; None to go on."""
+        """Take one step; return None to continue."""
         number, device, accept = current.number, self._options.device, self._options.accept_change
         match current.state:
             case RoundState.CREATED:
@@ -186,7 +186,7 @@ class _Run:
                     return self._stop(number, rule.name, rule.because)
                 steps.score(self._bench, number, device, accept_change=accept)
             case RoundState.SCORED:
-                # Agreement with the round before is known only now.
+                # The agreement with the round before is known only after scoring.
                 is_asked = self._project.config.loop.stop_when_stable
                 if is_asked and (rule := self._find_stop(number)) is not None:
                     return self._stop(number, rule.name, rule.because)
@@ -205,7 +205,7 @@ class _Run:
         except ServerUnavailable as error:
             if not self._options.wait:
                 raise
-            # Who waits for days outlives a restart of the server.
+            # A run that waits for days must survive a restart of the server.
             logger.warning("%s Trying again in %g s.", error.message, self._project.config.labeling.poll_seconds)
             return Stage.WAITING
         found = self._tally(number)
@@ -219,7 +219,7 @@ class _Run:
     def _fetch(self, number: int) -> None:
         self._so_far.pulled = people.pull(self._bench, self._people())
         if self._has_unsent():
-            # A push to a new project was interrupted; nobody could answer these.
+            # A push to a new project was interrupted, so nobody can answer these questions.
             people.push(self._bench, number, self._people())
 
     def _stop(self, number: int, ending: Ending, because: str) -> Stage:
@@ -243,7 +243,7 @@ class _Run:
         return self._find_stop(number) is not None and steps.current_digest(self._project) in (trained_on, None)
 
     def _people(self) -> Connection:
-        """Connected at most once, and only when somebody must be asked."""
+        """Return the connection to people, opened at most once and only when needed."""
         if self._so_far.connection is None:
             self._so_far.connection = people.connect_people(self._bench)
         return self._so_far.connection

@@ -1,4 +1,4 @@
-"""The steps of a round. Each one reads, computes, writes in one transaction, and can be run again after a crash."""
+"""Steps of a round. Each step reads, computes and writes in one transaction, and can be repeated after a crash."""
 
 import hashlib
 import logging
@@ -59,19 +59,19 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event, new_key_prefix
 
 logger = logging.getLogger("alloop")
-# Until queries exist nothing depends on a round's model or scores, so they may be made again.
+# Until queries exist, nothing depends on a round's model or scores, so they can be made again.
 BEFORE_SELECTION = (RoundState.CREATED, RoundState.TRAINED, RoundState.SCORED)
 
 
 def start_round(bench: Workbench, *, accept_change: bool = False) -> RoundRecord:
-    """Begin the next round with today's settings; the first one draws the holdout, or takes the test set for it.
+    """Start the next round with the current settings. The first round draws the holdout or reads the test set.
 
     Raises:
         HistoryError: A setting changed in a way that would invalidate earlier rounds.
         PoolError: There are no images yet.
-        SourceUnreachable: Much of the pool has vanished at once.
-        ConfigError: The label budget leaves nothing to train on, or the test set is not there.
-        LabelError: The test set has a class that is not one of ours.
+        SourceUnreachable: A large part of the pool is missing.
+        ConfigError: The label budget leaves no label to train on, or the test set does not exist.
+        LabelError: The test set has an unknown class.
     """
     project = bench.project
     require_reachable(project)
@@ -95,9 +95,9 @@ def start_round(bench: Workbench, *, accept_change: bool = False) -> RoundRecord
 
 
 def train(bench: Workbench, number: int, device: str | None = None, *, accept_change: bool = False) -> None:
-    """Train on all labels, calibrate and measure on the holdout: CREATED → TRAINED. Takes today's settings.
+    """Train on all labels, calibrate and measure on the holdout: CREATED → TRAINED. Use the current settings.
 
-    With labels of fewer than two classes there is nothing to train; the round goes on without a model.
+    With labels of fewer than two classes, the round continues without a model.
     """
     project = bench.project
     require_reachable(project)
@@ -137,7 +137,7 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
         if reasons is not None:
             matched = compare_arms(bench, without(job, grown), result, reasons)
     with transaction(project.database) as session:
-        # What an earlier model of this round gave.
+        # Results of an earlier model of this round.
         set_scores(session, current.id, None, None)
         set_agreement(session, current.id, None)
         set_matched(session, current.id, matched)
@@ -164,7 +164,7 @@ def score(
 ) -> None:
     """Score the unlabeled images with the round's model: TRAINED → SCORED. Without a model there are no scores.
 
-    What is kept beside the scores is what the strategy needs: the configured one, or `strategy`.
+    The data that the strategy needs (the configured one, or `strategy`) are stored with the scores.
     """
     project = bench.project
     require_reachable(project)
@@ -214,19 +214,19 @@ def select(
 ) -> int:
     """Choose the batch and record its queries: SCORED → SELECTED.
 
-    Files that vanished or broke since they were scored are recorded as such, and others take their place.
+    Files that are missing or unreadable since they were scored are recorded, and other images take their place.
 
     Args:
         bench: Workbench of the workspace.
-        number: The round.
-        n: Overrides `[loop] batch_size` for this round.
-        strategy: Overrides `[acquisition] strategy` for this round.
-        max_ram: Overrides `[acquisition] max_ram`, GiB.
-        device: Overrides `[model] device`, where features must be computed.
-        accept_change: Accept a model that differs from that of earlier rounds.
+        number: Number of the round.
+        n: Batch size of this round instead of `[loop] batch_size`.
+        strategy: Strategy of this round instead of `[acquisition] strategy`.
+        max_ram: Memory limit in GiB instead of `[acquisition] max_ram`.
+        device: Device for features instead of `[model] device`.
+        accept_change: True to accept a model that differs from that of earlier rounds.
 
     Returns:
-        How many images will be asked about; 0 when the pool is exhausted.
+        Number of images that will be asked about; 0 if the pool is exhausted.
     """
     project = bench.project
     renew_settings(bench, number, accept_change=accept_change)
@@ -254,10 +254,10 @@ def select(
 
 
 def with_strategy(config: Config, strategy: str | None, max_ram: float | None = None) -> Config:
-    """Settings with what flags say.
+    """Return settings with the strategy of a flag.
 
     Raises:
-        ConfigError: There is no such strategy, or it cannot work with the model.
+        ConfigError: The strategy is unknown, or it cannot work with the model.
     """
     given = {"strategy": strategy, "max_ram": max_ram}
     values = {name: value for name, value in given.items() if value is not None}
@@ -265,7 +265,7 @@ def with_strategy(config: Config, strategy: str | None, max_ram: float | None = 
 
 
 def close(bench: Workbench, number: int, ending: Ending, because: str) -> None:
-    """End a round, whatever its state. Open queries stay open: answers that come late still count.
+    """End a round in any state. Open queries stay open, so late answers still count.
 
     Args:
         bench: Workbench of the workspace.
@@ -286,7 +286,7 @@ def close(bench: Workbench, number: int, ending: Ending, because: str) -> None:
 
 
 def current_digest(project: Project) -> str | None:
-    """Digest of the labels as they are now; None when they are too few to train on."""
+    """Return the digest of the present labels; None if they are too few to train on."""
     with reading(project.database) as session:
         labeled, _ = _labeled(session, Split.TRAIN, project.config)
         holdout, _ = _labeled(session, Split.HOLDOUT, project.config)
@@ -301,7 +301,7 @@ def label_digest(
     labeled: Sequence[tuple[LabelRecord, ImageRef]],
     holdout: Sequence[tuple[LabelRecord, ImageRef]],
 ) -> str:
-    """SHA-256 of exactly what a model was made from: classes, and each image's hash, use and label."""
+    """Return the SHA-256 of a model's labels: classes, and each image's hash, use and label."""
     lines = [f"class {name}" for name in classes]
     for use, pairs in (("train", labeled), ("holdout", holdout)):
         lines += sorted(f"{use} {label.sha256} {label.consensus.value}" for label, _ in pairs)
@@ -340,7 +340,7 @@ def _expect(session: Session, number: int, *states: RoundState) -> RoundRecord:
 
 
 def _labeled(session: Session, split: Split, config: Config) -> tuple[list[tuple[LabelRecord, ImageRef]], int]:
-    """Return the labels of a split that models can learn and whose image is there, and the number of missing images."""
+    """Return learnable labels of a split with their images, and the number of learnable labels without an image."""
     coding = _coding(config)
     labels = [label for label in list_labels(session, split) if coding.encode(label.consensus.value) is not None]
     refs = {ref.image_id: ref for ref in list_refs(session, split, labeled=True)}
@@ -397,7 +397,7 @@ def _record_model(
 
 
 def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) -> HoldoutRows | None:
-    """The holdout images that could be read, as they were predicted; None where there are none."""
+    """Return the readable holdout images with their predictions; None without any."""
     failed = {image_id for image_id, _ in result.failed}
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
     kept = [(ref, target) for ref, target in pairs if ref.image_id not in failed]
@@ -413,7 +413,7 @@ def _holdout_rows(job: TrainJob, result: TrainResult, grown: Collection[int]) ->
 
 
 def _grow_holdout(session: Session, bench: Workbench, current: RoundRecord, seed: int) -> None:
-    """Draw what `[evaluation] holdout_growth` asks for, as far as the label budget allows."""
+    """Draw the images that `[evaluation] holdout_growth` adds, within the label budget."""
     config = bench.project.config
     counts, budget = count_pool(session), config.loop.label_budget
     n = growth_size(config, None if budget is None else budget - counts.labeled - counts.open)

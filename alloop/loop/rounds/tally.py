@@ -1,4 +1,4 @@
-"""Counts of a round's questions: with a label, settled without a label, or open. Pure."""
+"""Counts of a round's questions: with a label, closed without a label, or open. Pure functions."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ class Tally:
 
     Attributes:
         labeled: Questions that got enough answers for a label.
-        withdrawn: Questions whose task was deleted, or whose file vanished or changed; the image may be asked about
+        withdrawn: Questions whose task was deleted, or whose file is missing or changed. The image may be asked about
             again.
     """
 
@@ -40,7 +40,7 @@ class Tally:
         return self.labeled > 0 or (self.skipped > 0 and self.empty + self.unknown == 0)
 
     def describe(self) -> str:
-        """Return a sentence: how many images have a label, and why settled ones have none."""
+        """Return a sentence with the number of labeled images, and the reasons why others have no label."""
         reasons = {
             "skipped": self.skipped,
             "submitted without a class": self.empty,

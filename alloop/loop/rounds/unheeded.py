@@ -1,4 +1,4 @@
-"""Messages about changes of alloop.toml that do not affect what exists already, such as a drawn holdout."""
+"""Messages about changes of alloop.toml that do not affect existing results, such as a drawn holdout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from alloop.labeling.build import find_backend
 def list_unheeded(before: Mapping[str, Any], new: Config, n_holdout: int) -> list[str]:
     """List messages about settings that changed since the last round began but do not affect existing results.
 
-    Settings that count at once, or from the next round on, are not listed.
+    Settings that take effect at once, or from the next round on, are not listed.
 
     Args:
         before: Stored config of the last round.
@@ -28,7 +28,7 @@ def list_unheeded(before: Mapping[str, Any], new: Config, n_holdout: int) -> lis
 
 
 def _consequences(new: Config, n_holdout: int) -> dict[tuple[str, str], str]:
-    """Return (section, key) → consequence for each setting whose change comes too late for something."""
+    """Return (section, key) → consequence for each setting whose change comes too late for existing results."""
     drawn = (
         f"the holdout was drawn with the first round and keeps its {n_holdout} images. [evaluation] holdout_growth "
         "adds to it in later rounds."
