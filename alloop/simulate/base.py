@@ -18,7 +18,7 @@ from alloop.errors import PoolError
 from alloop.executor import Executor
 from alloop.files import write_bytes
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import ImportedLabel, judge_of, record_imported
+from alloop.loop.intake.labels import judge_of, record_imported
 from alloop.loop.intake.named_images import listed_images
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.workbench import make_tools, open_workbench
@@ -270,7 +270,7 @@ def _add_rows(
             raise PoolError("The pool has one row.", "Give more.")
         set_split(session, add_apart(session, tested, now), Split.HOLDOUT)
         if test is not None:
-            known = [ImportedLabel(*pair) for pair in _labels(tested, test, classes).items()]
+            known = _labels(tested, test, classes)
             record_imported(session, known, judge_of(project.config.project), "test", now)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from alloop.config.schema import ProjectConfig
 from alloop.errors import LabelError, PoolError
-from alloop.loop.intake.labels import ImportedLabel, judge_of, record_imported
+from alloop.loop.intake.labels import judge_of, record_imported
 from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
 from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.loop.workbench import Workbench
-from alloop.names import as_class, look
+from alloop.names import look
 from alloop.pool.hashing import NearDuplicateIndex, at_depth
 from alloop.pool.ingest import inspect_files
 from alloop.pool.sources import Skipped, expand, find_source, folder_of, full_name, name_of, scheme_of
@@ -96,7 +97,7 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
     project, progress, skipped = bench.project, bench.progress, Skipped()
     files = _find_files(project, paths, skipped)
     if labels_from_folders:
-        _check_folders(files, project.config.project.classes)
+        _check_folders(files, project.config.project)
     added = Added(skipped=skipped.not_images.total(), left_out=dict(skipped.names))
     added.dropped = _leave_out(bench, paths)
     added.regrouped = str(group_anew(bench) or "")
@@ -449,7 +450,7 @@ def _label_from_folders(session: Session, bench: Workbench, sha256s: Mapping[str
                 "Remove the wrong one, then add them again.",
             )
     judge = judge_of(bench.project.config.project)
-    labels = [ImportedLabel(sha256, judge.spelled(_class_folder(path))) for path, sha256 in sha256s.items()]
+    labels = {sha256: judge.spelled(_class_folder(path)) for path, sha256 in sha256s.items()}
     return record_imported(session, labels, judge, "folders", bench.now())
 
 
@@ -458,11 +459,12 @@ def _class_folder(location: str) -> str:
     return name_of(folder_of(location))
 
 
-def _check_folders(files: Sequence[str], classes: Sequence[str]) -> None:
-    odd = sorted({as_class(name, classes) for name in set(map(_class_folder, files))} - set(classes))
+def _check_folders(files: Sequence[str], settings: ProjectConfig) -> None:
+    judge = judge_of(settings)
+    odd = sorted(name for name in map(judge.spelled, set(map(_class_folder, files))) if not judge.is_known(name))
     if odd:
         raise LabelError(
-            f"The folder '{odd[0]}' is not one of the classes: {', '.join(classes)}.",
+            f"The folder '{odd[0]}' is not one of the classes: {', '.join(settings.classes)}.",
             "With --labels-from-folders every image lies in a folder named after its class. Add the class to "
             "alloop.toml, or leave that folder out.",
         )

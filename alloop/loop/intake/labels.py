@@ -1,11 +1,10 @@
 """From annotations to labels, and labels in and out as files."""
 
 import csv
-import dataclasses
 import datetime as dt
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -39,14 +38,6 @@ IMPORT = "import"
 ExportFormat = Literal["csv", "jsonl", "folders"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ImportedLabel:
-    """Label of an image that is known before anybody is asked."""
-
-    sha256: str
-    value: str
-
-
 def judge_of(settings: ProjectConfig) -> Judge:
     """Return the judge of the answers under `[project]`'s task and classes."""
     return TASKS[settings.task](settings.classes)
@@ -71,16 +62,20 @@ def agree(
     return {image_id: judge.agree(answers) for image_id, answers in given.items()}
 
 
-def record_imported(
-    session: Session, labels: Iterable[ImportedLabel], judge: Judge, origin: str, now: dt.datetime
-) -> int:
-    """Record labels known beforehand as annotations. A label that is recorded already is not recorded again.
+def record_imported(session: Session, labels: Mapping[str, str], judge: Judge, origin: str, now: dt.datetime) -> int:
+    """Record labels known beforehand as answers. A label that is recorded already is not recorded again.
+
+    Args:
+        session: Database session to write to.
+        labels: Content hash of an image → its label.
+        judge: Judge of the project's answers.
+        origin: Source of the labels, for example the name of a file.
+        now: Time of the answers.
 
     Returns:
         Number of new and changed labels.
     """
-    wanted = {label.sha256: label.value for label in labels}
-    ids = find_image_ids(session, wanted)
+    ids = find_image_ids(session, labels)
     found = list_current(session, image_ids=ids.values(), source=IMPORT)
     current = {record.answer.external_id: record for record in found}
     records = [
@@ -91,7 +86,7 @@ def record_imported(
             version=current[sha256].version + 1 if sha256 in current else 1,
             answer=Answer(sha256, f"{IMPORT}:{origin}", Outcome.LABEL, value, now),
         )
-        for sha256, value in wanted.items()
+        for sha256, value in labels.items()
         if sha256 in ids and (sha256 not in current or current[sha256].answer.value != value)
     ]
     add_annotations(session, records, now)
@@ -114,7 +109,7 @@ def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
     judge = judge_of(project)
     with transaction(bench.project.database) as session:
         find = FileFinder(list_locations(session), path.absolute().parent)
-        labels = _agreeing(path, _imported_rows(path, find, judge, project.classes))
+        labels = _agreeing(path, (_read_label(row, path, find, judge, project.classes) for row in _read_rows(path)))
         recorded = record_imported(session, labels, judge, path.name, bench.now())
         add_event(session, bench.user, "labels import", bench.now(), file=path.name, labels=recorded)
     return recorded, len(labels) - recorded
@@ -212,27 +207,22 @@ def _read_rows(path: Path) -> tuple[Row, ...]:
     return read_table(path, LabelError, ["label"], one_of=["file", "sha256"]).rows
 
 
-def _imported_rows(
-    path: Path, find: FileFinder, judge: Judge, classes: Sequence[str]
-) -> Iterator[tuple[int, ImportedLabel]]:
-    return ((row.line, _imported(row, path, find, judge, classes)) for row in _read_rows(path))
-
-
-def _agreeing(path: Path, labels: Iterable[tuple[int, ImportedLabel]]) -> list[ImportedLabel]:
-    """Each image once; two lines that say different things about the same image are refused."""
-    first: dict[str, tuple[int, ImportedLabel]] = {}
-    for line, label in labels:
-        before, other = first.setdefault(label.sha256, (line, label))
-        if other.value != label.value:
+def _agreeing(path: Path, labels: Iterable[tuple[int, str, str]]) -> dict[str, str]:
+    """Return content hash → label, from (line, content hash, label). Refuse two lines that disagree about an image."""
+    first: dict[str, tuple[int, str]] = {}
+    for line, sha256, value in labels:
+        before, other = first.setdefault(sha256, (line, value))
+        if other != value:
             raise LabelError(
-                f"{path}, line {line}: this image is '{label.value}' here and '{other.value}' in line "
-                f"{before} (sha256 {label.sha256[:12]}).",
+                f"{path}, line {line}: this image is '{value}' here and '{other}' in line "
+                f"{before} (sha256 {sha256[:12]}).",
                 "Keep one of the two lines. Nothing was imported.",
             )
-    return [label for _, label in first.values()]
+    return {sha256: value for sha256, (_, value) in first.items()}
 
 
-def _imported(row: Row, path: Path, find: FileFinder, judge: Judge, classes: Sequence[str]) -> ImportedLabel:
+def _read_label(row: Row, path: Path, find: FileFinder, judge: Judge, classes: Sequence[str]) -> tuple[int, str, str]:
+    """Return the line, the content hash of the image and the label of a row."""
     value = judge.spelled(row.get("label"))
     if not judge.is_known(value):
         raise LabelError(
@@ -240,4 +230,4 @@ def _imported(row: Row, path: Path, find: FileFinder, judge: Judge, classes: Seq
             "Add it to [project] classes, or correct the file. Nothing was imported.",
         )
     found = find.of_row(row, path, LabelError, "Nothing was imported.")
-    return ImportedLabel(found, value)
+    return row.line, found, value
