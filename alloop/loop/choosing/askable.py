@@ -10,10 +10,11 @@ from alloop.store.queries import list_asked_images, list_open_images, list_queri
 
 
 def list_askable(session: Session, settings: AcquisitionConfig, round_number: int) -> list[ImageRef]:
-    """Train images that are there, unlabeled, not being asked, not declined, and no near copy of one that is known.
+    """List train images with a file that are unlabeled, not asked or declined, and not near copies of known ones.
 
-    An image that was skipped comes back after `ask_skipped_after` rounds, or never. One that was answered with an
-    unknown class waits until somebody adds the class or corrects the answer. One submitted empty may be asked again.
+    A skipped image is asked about again after `ask_skipped_after` rounds, or never. An image with an unknown class
+    waits until somebody adds the class or corrects the answer. An image submitted without a class may be asked about
+    again.
     """
     labeled = [ref.image_id for ref in list_refs(session, Split.TRAIN, labeled=True)]
     groups = list_groups(session)
@@ -24,7 +25,7 @@ def list_askable(session: Session, settings: AcquisitionConfig, round_number: in
 
 
 def list_holdout_to_ask(session: Session) -> list[ImageRef]:
-    """Holdout images without a label that were never asked about, or whose task was lost."""
+    """List holdout images without a label that were never asked about, or whose task was lost."""
     asked = list_asked_images(session, Reason.HOLDOUT) | list_open_images(session)
     return [ref for ref in list_refs(session, Split.HOLDOUT, labeled=False) if ref.image_id not in asked]
 

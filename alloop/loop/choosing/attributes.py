@@ -18,10 +18,10 @@ _TAKEN = {*OWN, "sha256"}
 
 
 def add_attributes(bench: Workbench, path: Path) -> tuple[int, tuple[str, ...]]:
-    """Read a CSV with a column `file` or `sha256` and any others: each of these becomes an attribute of its images.
+    """Read a CSV with a column `file` or `sha256` and other columns, which become attributes of the images.
 
-    A file is found by its full path, by its path relative to the CSV, or by its name where only one image has it. What
-    an image had under such a name is replaced; an empty cell takes it away.
+    A file is found by its full path, by its path relative to the CSV, or by its name if only one image has it. Existing
+    values of these attributes are replaced; an empty cell removes the value.
 
     Returns:
         (images, names of the attributes).
@@ -50,7 +50,7 @@ def add_attributes(bench: Workbench, path: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def _check_names(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse names that differ only in capitals from an attribute that exists: SQL does not tell them apart."""
+    """Refuse names that differ from an existing attribute only in capitals, because SQL ignores capitals."""
     spelled = {name.lower(): name for name in known}
     for name in names:
         if (other := spelled.get(name.lower(), name)) != name:

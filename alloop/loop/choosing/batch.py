@@ -1,4 +1,4 @@
-"""One batch from the candidates: a uniform share, then the strategy, within quotas. No rows of the database."""
+"""Choice of a batch from the candidates: a uniform share, then the strategy, within quotas. No database rows."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ RANDOM, COLD = "random", "max-herding"
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Images by rank (positions are rows of the candidates), which strategy chose them, and what was decided."""
+    """Images by rank (positions are rows of the candidates), their strategy, and notes about decisions."""
 
     picks: tuple[Pick, ...]
     strategy: str
@@ -36,12 +36,12 @@ def choose_images(
     """Choose n of the candidates.
 
     Args:
-        refs: One of each group of near copies.
-        keys: [N], distinct.
-        evidence: What is known of them; its config says how to choose.
-        n: Fewer are chosen if there are fewer candidates.
-        seed: The round's.
-        notes: What was decided before.
+        refs: Candidates, one per group of near copies.
+        keys: Distinct keys [N].
+        evidence: Evidence about the candidates, with the settings of the choice.
+        n: Number of images; fewer are chosen if there are fewer candidates.
+        seed: Seed of the round.
+        notes: Notes about earlier decisions.
 
     Raises:
         As `Evidence.gather`.
@@ -57,8 +57,8 @@ def choose_images(
 def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ...]]:
     """Return the strategy that can choose, and the reason if it is not the configured one.
 
-    Without a model those that look at nothing but features choose by themselves. In place of the others max-herding
-    takes typical images by pretrained features; without these the batch is drawn uniformly.
+    Without a model, strategies that need only features choose by themselves. Instead of the others, max-herding takes
+    typical images by pretrained features; without such features the batch is drawn uniformly.
     """
     name = strategy_name(config.acquisition.strategy)
     if has_model or name == RANDOM:
@@ -81,7 +81,7 @@ def has_learned_features(model: ModelConfig) -> bool:
 
 
 class _Strategy:
-    """Chooses from the rest after the uniform share, as `[acquisition]` says; what `compose_batch` calls."""
+    """Choice from the rest after the uniform share, by `[acquisition]`; `compose_batch` calls it."""
 
     def __init__(self, name: str, refs: Sequence[ImageRef], keys: Keys, evidence: Evidence, n: int, seed: int) -> None:
         self._name = name
@@ -97,7 +97,7 @@ class _Strategy:
         refs, taken = [self._refs[at] for at in rest], [self._refs[at] for at in drawn]
         scores = self._evidence.scores
         if scores is not None and self._name in STRATEGIES and STRATEGIES[self._name].is_score:
-            # Narrow columns hold these scores for every image: nothing wide is read, however big the pool.
+            # Narrow columns hold these scores for every image, so nothing wide is read even for large pools.
             self._evidence.announce(self._name, len(refs), k)
             ids = [ref.image_id for ref in refs]
             values, entropies = scores.values(self._name, ids), scores.values("entropy", ids)
@@ -122,7 +122,7 @@ _NONE: Positions = np.empty(0, dtype=np.int64)
 
 
 class _OfScores:
-    """A score of each image: the highest, or a draw by it."""
+    """Choice by one score of each image: the highest scores, or a draw by the scores."""
 
     def __init__(
         self,
@@ -150,13 +150,13 @@ class _OfScores:
 
 
 class _OfCandidates:
-    """A strategy that looks at all of the batch."""
+    """Choice by a strategy that considers the whole batch."""
 
     def __init__(self, name: str, candidates: Candidates, settings: AcquisitionConfig) -> None:
         self._name, self._candidates, self._settings = name, candidates, settings
 
     def __call__(self, eligible: Positions, kept: Positions, k: int, seed: int) -> Choice:
-        """`kept` counts as being asked about."""
+        """Choose from the eligible; `kept` images count as being asked about."""
         everyone = len(eligible) == len(self._candidates)
         candidates = self._candidates if everyone else _part(self._candidates, eligible, kept)
         choice = choose(self._name, candidates, k, seed)
@@ -169,17 +169,17 @@ Ask = _OfScores | _OfCandidates
 def within_quota(
     ask: Ask, classes: npt.NDArray[np.intp], counts: npt.NDArray[np.intp], limit: int, k: int, seed: int
 ) -> Choice:
-    """Let a strategy choose k, at most `limit` of one predicted class.
+    """Let a strategy choose k images, at most `limit` of one predicted class.
 
-    What it chose over the quota is dropped together with its class, and it is asked again for the rest, with what was
-    kept counted as being asked about. Where only full classes are left the batch is filled up in spite of it.
+    Images over the quota are dropped together with their class, and the strategy chooses the rest again; kept images
+    count as being asked about. If only full classes are left, the batch exceeds the quota.
 
     Args:
         ask: (eligible, kept, k, seed) → choice.
         classes: Predicted class of each candidate [N].
-        counts: How many of each class the batch has already.
+        counts: Number of images of each class in the batch so far.
         limit: Largest number of images of one class.
-        k: At most N.
+        k: Number of images, at most N.
         seed: Seed of the first call of `ask`; later calls derive theirs.
     """
     counts = counts.copy()
@@ -206,7 +206,7 @@ def within_quota(
                 kept.append(position)
                 scores.append(score)
         attempt += 1
-    # Once a class was shut out, an image's chance is not what the draws say.
+    # Once a class is excluded, the probabilities of the draws are no longer known.
     probabilities = choice.probabilities if choice is not None and attempt == 1 else None
     return Choice(
         np.array(kept, dtype=np.int64), np.array(scores, dtype=np.float64), probabilities, tuple(dict.fromkeys(notes))
@@ -214,7 +214,7 @@ def within_quota(
 
 
 def _part(candidates: Candidates, eligible: Positions, kept: Positions) -> Candidates:
-    """Some of the candidates, with others counted as being asked about."""
+    """Return a part of the candidates, with others counted as being asked about."""
     rows = torch.from_numpy(eligible)
     features, labeled, labels = candidates.features, candidates.labeled, candidates.labels
     if features is not None and labeled is not None and labels is not None and len(kept):

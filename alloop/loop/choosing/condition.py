@@ -1,4 +1,4 @@
-"""Find texts that an SQL condition compares with numbers.
+"""Detection of texts that an SQL condition compares with numbers.
 
 SQLite does this without an error: it converts the number to text, or ranks every text above every number. Only
 conditions that SQLite has accepted are read here. Expressions whose type is not clear from the condition are skipped.
@@ -34,7 +34,7 @@ _TAKE_NUMBER = {"abs", "round"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """An operand of a comparison.
+    """Operand of a comparison.
 
     Attributes:
         kind: Type of the value. "digits" is a text that looks like a number: SQLite converts it only if it is compared
@@ -86,7 +86,7 @@ def find_text_as_number(condition: str, is_text: Mapping[str, bool]) -> Value | 
 
 def _tokens(condition: str) -> Iterator[_Token]:
     for match in _TOKEN.finditer(condition):
-        # NOT changes nothing about what is compared.
+        # NOT does not change the compared values.
         if match.lastgroup != "skip" and match[0].lower() != "not":
             yield _Token(str(match.lastgroup), match[0])
 
@@ -101,7 +101,7 @@ def _nested(tokens: Iterator[_Token]) -> _Items:
 
 
 class _Walk:
-    """Walks through a condition and collects the texts that are used as numbers."""
+    """Walk through a condition that collects the texts used as numbers."""
 
     def __init__(self, is_text: Mapping[str, bool]) -> None:
         self._is_text = is_text
@@ -141,7 +141,7 @@ class _Walk:
         return self._atom(items, is_condition=is_condition)
 
     def _atom(self, items: _Items, *, is_condition: bool) -> list[Value]:
-        """A value, a column, a call, or something in parentheses."""
+        """Read a value, a column, a call, or an expression in parentheses."""
         if not items:
             return []
         *before, last = items

@@ -23,14 +23,14 @@ from alloop.loop.workbench import Tools
 from alloop.records import ImageRef, ModelFiles
 
 GIB = 2**30
-BIG = 50_000  # candidates above which it is said beforehand what a strategy takes
-LONG = 30.0  # seconds, likewise
-BY_DEFAULT = frozenset({Need.CALIBRATED_LOG_PROBS, Need.FEATURES})  # what another package's strategy gets to see
+BIG = 50_000  # number of candidates above which the cost of a strategy is announced
+LONG = 30.0  # seconds above which the cost is announced
+BY_DEFAULT = frozenset({Need.CALIBRATED_LOG_PROBS, Need.FEATURES})  # default needs of another package's strategy
 _log = logging.getLogger("alloop")
 
 
 class Unreadable(Exception):
-    """Images turned out to be unreadable while their features were computed: (image id, reason) each."""
+    """Error: images were unreadable when their features were computed; (image id, reason) each."""
 
     def __init__(self, failed: Sequence[tuple[int, str]]) -> None:
         super().__init__(f"{len(failed)} images")
@@ -39,7 +39,7 @@ class Unreadable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Training images that are labeled or being asked about, and their classes [L]; -1 where there is no answer yet."""
+    """Training images that are labeled or being asked about, with their classes [L]; -1 without an answer yet."""
 
     refs: tuple[ImageRef, ...] = ()
     labels: npt.NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -66,8 +66,8 @@ class Evidence:
     """Sources of the parts of candidates.
 
     Attributes:
-        scores, model: None where the round trained no model.
-        device: Overrides `[model] device`.
+        scores, model: Scores and model of the round; None without a model.
+        device: Device instead of `[model] device`.
     """
 
     tools: Tools
@@ -78,18 +78,18 @@ class Evidence:
     device: str | None = None
 
     def gather(self, name: str, refs: Sequence[ImageRef], keys: Keys, drawn: Sequence[ImageRef], k: int) -> Candidates:
-        """The candidates [N] as this strategy needs them.
+        """Gather the candidates [N] with the parts that a strategy needs.
 
         Args:
             name: Name of the strategy.
-            refs: The candidates; those of a round with a model have scores.
-            keys: [N].
-            drawn: Images that this batch has already; they count as being asked about.
-            k: How many will be chosen; for the estimate of what that takes.
+            refs: Candidates; those of a round with a model have scores.
+            keys: Keys [N].
+            drawn: Images already in the batch; they count as being asked about.
+            k: Number of images to choose, for the estimate of the cost.
 
         Raises:
-            PoolError: It would take more memory than `[acquisition] max_ram`.
-            ModelError: A part was not kept when the images were scored.
+            PoolError: The choice would need more memory than `[acquisition] max_ram`.
+            ModelError: A part was not stored when the images were scored.
             Unreadable: Some of the candidates cannot be read.
         """
         needs = needs_of(name)
@@ -110,7 +110,7 @@ class Evidence:
         return candidates
 
     def features_of(self, name: str, refs: Sequence[ImageRef]) -> tuple[Tensor, npt.NDArray[np.bool_], dict[int, str]]:
-        """Features [n, D] of those of the images that have some, which these are [N], and why others have none."""
+        """Return the features [n, D] of images that have features, a mask of these [N], and reasons for the others."""
         if self.scores is not None and self.config.model.mode == "finetune":
             rows, found = self.scores.features([ref.image_id for ref in refs], name)
             return torch.from_numpy(rows), found, {}
@@ -119,20 +119,20 @@ class Evidence:
         return torch.from_numpy(result.features), found, dict(result.failed)
 
     def _features(self, name: str, refs: Sequence[ImageRef], known: Known) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of the candidates [N, D] and of what is known [L, D], and the labels [L] of the latter."""
+        """Return features of the candidates [N, D] and of known images [L, D], with the labels [L] of these."""
         rows, found, reasons = self.features_of(name, [*refs, *known.refs])
         lost = [refs[position].image_id for position in np.flatnonzero(~found[: len(refs)])]
         if lost:
             raise Unreadable([(image_id, reasons.get(image_id, "it has no features")) for image_id in lost])
-        # What is known and cannot be read any more takes no part.
+        # Known images that can no longer be read are left out.
         return rows[: len(refs)], rows[len(refs) :], torch.from_numpy(known.labels[found[len(refs) :]])
 
     def _feature_job(self, refs: Sequence[ImageRef]) -> FeatureJob:
         return FeatureJob(self.config, tuple(refs), self.tools.project.paths.cache, self.device)
 
     def announce(self, name: str, n: int, k: int) -> None:
-        """Say beforehand what choosing by scores that are there already takes, where there are many candidates."""
-        # One number of each image, whatever it was computed from.
+        """Announce the cost of choosing by existing scores, if there are many candidates."""
+        # One number per image.
         size = Size(n, 0, k, classes=1, members=1, features=0)
         if n > BIG:
             _log.info("%s", describe_cost(name, size, estimate(name, size)))

@@ -1,4 +1,4 @@
-"""Why an image was asked about, or how it stands now."""
+"""Explanation of an image: reasons for its questions, and its present state."""
 
 import dataclasses
 import os
@@ -29,20 +29,20 @@ from alloop.store.rounds import RoundRecord, find_model, list_rounds
 from alloop.store.selections import list_selections
 from alloop.store.session import reading
 
-SHORTEST = 4  # digits of a hash that are taken for one
+SHORTEST = 4  # smallest number of digits that count as a hash
 NEIGHBORS = 5
 
 
 def explain(tools: Tools, name: str, device: str | None = None) -> Explanation:
-    """Gather what is known of an image.
+    """Gather the facts about an image.
 
     Args:
         tools: Tools of the workspace.
-        name: The beginning of its hash, a path, or its file name.
-        device: Overrides `[model] device`, where features must be computed.
+        name: Beginning of its hash, a path, or its file name.
+        device: Device for features instead of `[model] device`.
 
     Raises:
-        PoolError: No image is called that, or several are.
+        PoolError: No image, or several images, have this name.
     """
     project = tools.project
     with reading(project.database) as session:
@@ -76,7 +76,7 @@ def explain(tools: Tools, name: str, device: str | None = None) -> Explanation:
 
 
 def _find(session: Session, name: str) -> tuple[int, str, str]:
-    """Id, hash and path of the image that is meant."""
+    """Find id, hash and path of the named image."""
     places = [place for place in list_locations(session) if place.image_id is not None and place.sha256 is not None]
     absolute = full_name(name, os.getcwd())  # noqa: PTH109
     is_hash = len(name) >= SHORTEST and all(digit in "0123456789abcdef" for digit in name.lower())
@@ -115,13 +115,13 @@ def _asked(query: QueryRecord, notes: dict[int, tuple[str, ...]]) -> Asked:
 def _source(
     session: Session, project: Project, image_id: int, queries: Sequence[QueryRecord]
 ) -> tuple[RoundRecord, PoolScores] | None:
-    """The round whose scores tell most: the last that asked about the image, else the newest that scored it."""
+    """Find the round with the best scores: the last that asked about the image, else the newest that scored it."""
     asked_by = {query.round_number for query in queries}
     rounds = sorted(list_rounds(session), key=lambda row: (row.number in asked_by, row.number), reverse=True)
     for row in rounds:
         try:
             scores = load_scores(project, row, project.config.acquisition)
-        except ModelError:  # its files were cleared away
+        except ModelError:  # its files were deleted
             continue
         if scores is not None and image_id in scores:
             return row, scores
@@ -150,7 +150,7 @@ def _said(row: RoundRecord, scores: PoolScores, image_id: int) -> dict[str, Any]
 def _neighbors(
     evidence: Evidence, image: ImageRef | None, labeled: Sequence[ImageRef], labels: dict[int, str]
 ) -> tuple[tuple[Neighbor, ...], str]:
-    """The nearest labeled images, or why there are none."""
+    """Return the nearest labeled images, or the reason for having none."""
     if image is None:
         return (), "The image file is missing."
     if not labeled:

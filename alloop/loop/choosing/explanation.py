@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A query about the image, as it was chosen and as it stands."""
+    """Query about the image, with its choice and its present state."""
 
     round_number: int
     reason: str
@@ -22,7 +22,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """A score of the image and its place among the scored pool, from 1; equal scores share the best place."""
+    """Score of the image with its rank in the scored pool, from 1. Equal scores share the best rank."""
 
     value: float
     rank: int
@@ -31,7 +31,7 @@ class Rank:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbor:
-    """A labeled training image, and the cosine of its features with the image's."""
+    """Labeled training image, with the cosine similarity of its features."""
 
     sha256: str
     path: str
@@ -42,16 +42,16 @@ class Neighbor:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """One image.
+    """Explanation of one image.
 
     Attributes:
-        standing: Whether it can be asked about now, and if not why, in words.
-        round_number, model: Where the scores are from: the round that asked about the image, else the newest one.
-        probs: Class → calibrated probability, the highest first.
-        entropy: Nats.
+        standing: Sentence about whether it can be asked about now.
+        round_number, model: Source of the scores: the round that asked about the image, else the newest one.
+        probs: Class → calibrated probability, highest first.
+        entropy: Entropy in nats.
         ranks: Strategy → score and rank; also `ood`.
-        neighbors: The nearest first.
-        note: Why there are no neighbors.
+        neighbors: Nearest labeled images, the nearest first.
+        note: Reason for having no neighbors.
         depth: Bits a channel at which the image is read; None for an image with 8 bits.
     """
 

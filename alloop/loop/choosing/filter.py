@@ -25,12 +25,12 @@ _FUNCTIONS = {
 
 
 def find_matching(session: Session, only: str) -> frozenset[int]:
-    """The images for which `only` holds.
+    """Return the images that match `only`.
 
-    A glob has a wildcard and compares nothing. It is matched against every path of an image, from the root or from any
-    folder on. Anything else is an SQL condition on one row per image: the columns of `OWN`, of which `path` is the
-    first in order and `file` its last part, and every attribute, a number where all its values are numbers. What an
-    image lacks is NULL.
+    A glob has a wildcard and no comparison. It is matched against every path of an image, from the root or from any
+    folder. Any other text is an SQL condition on one row per image: the columns of `OWN` (`path` is the first path in
+    order, `file` its last part), and all attributes, which are numbers if all their values are numbers. Missing values
+    are NULL.
 
     Raises:
         ConfigError: The condition is wrong (the error names the available columns), or it uses a text as a number.
@@ -63,7 +63,7 @@ def matching_condition(facts: Sequence[ImageFacts], condition: str) -> frozenset
         _fill(connection, facts, kinds)
         connection.set_authorizer(_allow)
         try:
-            # A comment at its end must not swallow the parenthesis.
+            # The line break keeps a comment at the end from hiding the parenthesis.
             found = connection.execute(f"SELECT image_id FROM image WHERE (\n{condition}\n)").fetchall()  # noqa: S608
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise ConfigError(
@@ -82,7 +82,7 @@ def _kind(name: str, facts: Sequence[ImageFacts]) -> str:
 
 
 def _fill(connection: sqlite3.Connection, facts: Sequence[ImageFacts], kinds: Mapping[str, str]) -> None:
-    if sys.version_info >= (3, 12):  # a misspelt "column" would be a text that is equal to nothing
+    if sys.version_info >= (3, 12):  # a misspelled "column" would be a text that equals nothing
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)
     columns = ", ".join(f'"{name}" {kind}' for name, kind in kinds.items())
     connection.execute(f"CREATE TABLE image ({columns})")
@@ -123,7 +123,7 @@ def _column(image: ImageFacts, column: str) -> Iterator[str | int]:
 
 
 def _allow(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    """Reading this one table, and functions that only look at their arguments."""
+    """Allow reading this table, and functions that only use their arguments."""
     if action == sqlite3.SQLITE_SELECT or (action == sqlite3.SQLITE_READ and first == "image"):
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS:

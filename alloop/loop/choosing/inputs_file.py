@@ -1,4 +1,4 @@
-"""File of what a round chose from: the candidates with their tie keys, and the training images that were known."""
+"""File of the inputs of a round's choice: candidates with their tie keys, and known training images."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +42,7 @@ def write_inputs(path: Path, candidates: AskableImages, known: Known) -> str:
 def read_inputs(
     path: Path, sha256: str, find_refs: Callable[[Iterable[int]], Mapping[int, ImageRef]]
 ) -> tuple[AskableImages, Known]:
-    """Read what a round chose from.
+    """Read the inputs of a round's choice.
 
     Args:
         path: Place of the file.

@@ -19,9 +19,9 @@ AGAIN = "Score again with `alloop score`."
 
 
 class PoolScores:
-    """Scores of a round by image id, in whatever order the file has them.
+    """Scores of a round, looked up by image id.
 
-    A column that was not kept raises an error when it is asked for, with the way to get it.
+    A column that was not stored raises an error when it is read, with the command that stores it.
     """
 
     def __init__(self, scores: Scores, settings: AcquisitionConfig, path: Path = Path("scores.parquet")) -> None:

@@ -1,4 +1,4 @@
-"""A round's choice made again from what is stored, to show that it can be; or what has changed since."""
+"""Repetition of a round's choice from stored data, to check that it gives the same images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from alloop.store.rounds import RoundRecord, find_model, find_round
 from alloop.store.selections import SelectionRecord, find_selection
 from alloop.store.session import reading
 
-NO_LIMIT = 1e6  # GiB; what fitted then is not refused now
+NO_LIMIT = 1e6  # GiB; a replay has no memory limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Replay:
     """Result of a replay.
 
     Attributes:
-        n: Images that the round chose, the holdout not counted.
-        n_same: How many of them were chosen again at the same rank, for the same reason, with the same numbers.
-        changes: What is not as it was, a sentence each; may be there although the same images were chosen.
+        n: Number of images that the round chose, without the holdout.
+        n_same: Number of images chosen again at the same rank, for the same reason, with the same numbers.
+        changes: Changes since then, a sentence each; possible even if the same images were chosen.
     """
 
     round_number: int
@@ -85,7 +85,7 @@ def _selection(session: Session, current: RoundRecord) -> SelectionRecord:
 
 
 def _situation(session: Session, project: Project, current: RoundRecord, chosen: SelectionRecord) -> Situation:
-    """Read what the round chose from. The holdout is left out: it was not chosen."""
+    """Read the inputs of the round's choice, without the holdout."""
     candidates, known = read_inputs(
         project.folder / str(chosen.path), str(chosen.sha256), lambda ids: find_all_refs(session, ids)
     )

@@ -1,4 +1,4 @@
-"""A round's batch as queries to be recorded: the holdout, then what chance and the strategy choose."""
+"""Batch of a round as queries: the holdout, then the choices of chance and of the strategy."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class AskableImages:
     Attributes:
         keys: Keys [N] that break ties.
         n_groups: Number of groups before `[acquisition] max_candidates` limited them.
-        notes: Decisions that were taken on the way; a sentence each.
+        notes: Decisions during the choice, a sentence each.
     """
 
     refs: tuple[ImageRef, ...]
@@ -51,11 +51,11 @@ class Situation:
 
     Attributes:
         current: The round.
-        config: Settings of the round, flags counted.
+        config: Settings of the round, with flags.
         candidates: Images to choose from.
         known: Training images that are labeled or being asked about.
         model: Files of the round's model; None without one.
-        n: Number of images to choose, the holdout not counted.
+        n: Number of images to choose, without the holdout.
         holdout: Queries about the holdout.
     """
 
@@ -70,13 +70,13 @@ class Situation:
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """A batch to be recorded.
+    """Chosen batch.
 
     Attributes:
-        queries: By rank, the holdout first.
-        chosen: The images besides the holdout.
-        strategy: Which one chose them.
-        notes: What was decided on the way, and why; a sentence each.
+        queries: Queries by rank, the holdout first.
+        chosen: Images besides the holdout.
+        strategy: Strategy that chose them.
+        notes: Decisions during the choice with reasons, a sentence each.
     """
 
     queries: tuple[Query, ...]
@@ -93,17 +93,17 @@ def read_situation(
     scores: PoolScores | None,
     n: int | None,
 ) -> Situation:
-    """Read what there is to choose from and what is known.
+    """Read the candidates and the known images.
 
     The holdout comes first: images never asked about (all of them in round 0), and those whose task was lost.
 
     Args:
-        session: To read from.
+        session: Database session to read from.
         project: The workspace.
-        config: Settings of the round, flags counted.
+        config: Settings of the round, with flags.
         current: The round.
         scores: Scores of the round; None without a model.
-        n: Number of images besides the holdout; None: `[loop] batch_size`, or what the label budget leaves.
+        n: Number of images besides the holdout; None: `[loop] batch_size`, within the label budget.
     """
     holdout = _holdout_queries(session, current)
     counts = count_pool(session)
@@ -130,12 +130,12 @@ def choose_batch(
     scores: PoolScores | None,
     device: str | None = None,
 ) -> Selected:
-    """Choose what the round asks, in the order in which it is asked. Nothing is recorded.
+    """Choose the images of a round, in the order of asking. Nothing is recorded.
 
     Raises:
-        PoolError: The strategy would take more memory than it may.
-        ModelError: What the strategy needs was not kept when the images were scored.
-        Unreadable: Some candidates cannot be read any more.
+        PoolError: The strategy needs more memory than allowed.
+        ModelError: Data that the strategy needs were not stored when the images were scored.
+        Unreadable: Some candidates can no longer be read.
     """
     config, current = situation.config, situation.current
     evidence = Evidence(tools, config, situation.known, scores, situation.model, device)
@@ -183,7 +183,7 @@ def _known(session: Session, config: Config) -> Known:
     asked = list_open_images(session)
     open_ = {ref.image_id: -1 for ref in list_refs(session, Split.TRAIN, labeled=False) if ref.image_id in asked}
     refs = find_refs(session, {**open_, **labels})
-    # By content, as ids depend on the order in which images were added.
+    # Ordered by content, because ids depend on the order of adding.
     ordered = sorted(refs.values(), key=lambda ref: ref.sha256)
     given = {**open_, **labels}
     return Known(tuple(ordered), np.array([given[ref.image_id] for ref in ordered], dtype=np.int64))
@@ -210,12 +210,12 @@ def _holdout_queries(session: Session, current: RoundRecord) -> list[Query]:
 
 
 def _query(pick: Pick, candidates: AskableImages, batch: Batch, scores: PoolScores | None, rank: int) -> Query:
-    """A uniform draw's probability is that among all groups, also where a cap looked at some of them only."""
+    """Make a query. The probability of a uniform draw refers to all groups, even if max_candidates used a sample."""
     image_id = candidates.refs[pick.position].image_id
     is_drawn, probability = pick.reason is Reason.RANDOM, pick.probability
     if is_drawn and probability is not None:
         probability *= len(candidates.refs) / candidates.n_groups
-    # A batch without a model that nothing but chance chose is a seed batch as a whole.
+    # A batch without a model that was drawn as a whole is a seed batch.
     is_seed = scores is None and (not is_drawn or batch.strategy == RANDOM)
     query = Query(
         image_id=image_id,
@@ -232,7 +232,7 @@ def _query(pick: Pick, candidates: AskableImages, batch: Batch, scores: PoolScor
     predicted, confidence = scores.guess(image_id)
     name = "entropy" if batch.strategy == RANDOM else batch.strategy
     if is_drawn and scores.has(name):
-        # So that the strategy's score of what chance chose can be held against that of what it chose itself.
+        # The scores of drawn images can then be compared with those of chosen ones.
         query = dataclasses.replace(query, score=float(scores.values(name, [image_id])[0]))
     suspect = image_id in scores.suspects
     return dataclasses.replace(query, predicted=predicted, confidence=confidence, suspect=suspect)

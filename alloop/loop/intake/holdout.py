@@ -1,4 +1,4 @@
-"""Drawing the holdout: a uniform sample of the pool, before any model has seen it; and of the rest, in later rounds."""
+"""Draw of the holdout: a uniform sample of the pool before the first model, and of the rest in later rounds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,22 +16,22 @@ from alloop.store.queries import list_ever_asked
 
 
 def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:
-    """The configured number, or the configured share of a small pool; at least one."""
+    """Return the configured number of holdout images, or the configured share of a small pool; at least one."""
     return min(settings.holdout_size, max(1, round(settings.holdout_share * n_groups)))
 
 
 def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tuple[list[int], int]:
-    """Set aside a uniform sample of near-duplicate groups, the largest image of each.
+    """Draw a uniform sample of near-duplicate groups, the largest image of each.
 
-    The largest images are sorted by a seeded hash of their contents, and the first ones are taken. Over seeds every
-    subset of groups is equally likely, whatever the size of the groups. File names and the order of adding do not
-    matter. The other members of a chosen group are excluded: they are neither trained on nor measured.
+    The largest images are sorted by a seeded hash of their contents, and the first ones are taken. Over seeds, every
+    subset of groups is equally likely. Sizes of groups, file names and the order of adding do not matter. The other
+    members of a chosen group are excluded: they are neither trained on nor measured.
 
     Returns:
         (images drawn, groups they were drawn from); each was drawn with probability drawn / groups.
 
     Raises:
-        PoolError: The pool is too small to spare any.
+        PoolError: The pool is too small for a holdout.
     """
     refs = list_refs(session)
     groups = list_groups(session)
@@ -53,7 +53,7 @@ def growth_size(settings: Config, room: int | None = None) -> int:
 
     Args:
         settings: Settings of the round.
-        room: Labels that the budget leaves; None without one.
+        room: Number of labels that the budget leaves; None without a budget.
     """
     share = settings.evaluation.holdout_growth
     if share == 0 or settings.evaluation.test is not None:
@@ -63,10 +63,10 @@ def growth_size(settings: Config, room: int | None = None) -> int:
 
 
 def grow_holdout(session: Session, n: int, seed: int) -> tuple[list[int], int]:
-    """Add a uniform sample of what is left: images never asked about, without a label, and no near copies of any.
+    """Add a uniform sample of images that were never asked about and have no label, nor a near copy with one.
 
-    The sample stands for the rest of the pool at this moment, not for the pool: what the strategy has taken is missing
-    from it. That is why it is measured apart (docs/evaluation.md).
+    The sample represents the rest of the pool at this moment, not the pool, because images that the strategy took are
+    missing. Therefore it is measured separately (docs/evaluation.md).
 
     Returns:
         (images drawn, groups they were drawn from); each was drawn with probability drawn / groups.

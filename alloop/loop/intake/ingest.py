@@ -1,4 +1,4 @@
-"""Bringing images into the pool and checking that they are still there."""
+"""Adding of images to the pool, and checks of their files."""
 
 import dataclasses
 import datetime as dt
@@ -50,8 +50,8 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
 logger = logging.getLogger("alloop")
-LEFT_OUT = "left out: "  # begins the reason of a location whose file exists but must not become an image again
-BATCH = 200  # files per transaction: what a killed ingest has to look at again
+LEFT_OUT = "left out: "  # beginning of the reason for a file that must not become an image again
+BATCH = 200  # files per transaction; a killed call reads at most so many again
 
 
 @dataclasses.dataclass
@@ -59,11 +59,11 @@ class Added:
     """Result of adding images."""
 
     new: int = 0
-    known: int = 0  # the same bytes were in the pool already, under this or another name
-    unchanged: int = 0  # path, size and time as last seen: not read again
+    known: int = 0  # the same bytes were already in the pool, under this or another name
+    unchanged: int = 0  # path, size and time as recorded, so not read again
     unreadable: int = 0
-    near_duplicates: int = 0  # of the new ones
-    images: int = 0  # in the whole pool
+    near_duplicates: int = 0  # near copies among the new images
+    images: int = 0  # images of the whole pool
     copies: int = 0  # images of the whole pool that are near copies of another one
     labeled: int = 0
     skipped: int = 0  # files in folders that are plainly not images
@@ -77,21 +77,21 @@ class Added:
 
     @property
     def has_many_copies(self) -> bool:
-        """True if more than a third are near copies: they may be different objects in front of the same background."""
+        """True if more than a third are near copies. They may be different objects on the same background."""
         return 3 * self.copies > self.images
 
     @property
     def looked_at(self) -> int:
-        """Files dealt with so far."""
+        """Number of processed files."""
         return self.new + self.known + self.unchanged + self.unreadable
 
 
 def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: bool = False) -> Added:
-    """Add files, folders and globs to the pool. Adding twice changes nothing; a killed call is continued by the next.
+    """Add files, folders and globs to the pool. Adding twice changes nothing; the next call continues a killed one.
 
     Raises:
-        PoolError: A path names nothing.
-        SourceUnreachable: It did, when images were added from there.
+        PoolError: A path does not exist.
+        SourceUnreachable: A path that images were added from does not exist.
         LabelError: With `labels_from_folders`, a folder is not a class, or an image is in the folders of two.
     """
     project, progress, skipped = bench.project, bench.progress, Skipped()
@@ -187,19 +187,19 @@ def _find_files(project: Project, paths: Sequence[str], skipped: Skipped) -> lis
 
 
 def check_images(bench: Workbench, *, accept_missing: bool = False) -> dict[str, list[Location]]:
-    """Look whether every file is still there and the same; what changed is recorded.
+    """Check that every file exists and is unchanged, and record changes.
 
-    Files that could not be read are tried again, and forgotten when they are gone.
+    Files that could not be read are tried again, and forgotten if they no longer exist.
 
     Args:
         bench: Workbench of the workspace.
-        accept_missing: Record missing files even if much of a folder is missing.
+        accept_missing: True to record missing files even if a large part of a folder is missing.
 
     Returns:
         `missing` and `unreadable` locations. A file whose bytes changed is read again as a new image.
 
     Raises:
-        SourceUnreachable: Much of a folder has vanished at once, and `accept_missing` is False.
+        SourceUnreachable: A large part of a folder is missing, and `accept_missing` is False.
     """
     project = bench.project
     if not accept_missing:
@@ -219,7 +219,7 @@ def check_images(bench: Workbench, *, accept_missing: bool = False) -> dict[str,
 
 
 def look_at_images(project: Project, progress: Progress = silent) -> dict[str, list[Location]]:
-    """Look at every file without recording anything.
+    """Check every file without recording anything.
 
     Returns:
         Locations by kind: `missing` now; `unreadable`, as recorded; `changed` since they were read.
@@ -258,7 +258,7 @@ def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Lo
 def image_folders(project: Project) -> list[Path]:
     """Return the outermost local folders of the pool: those named in the settings, and parents of images elsewhere.
 
-    Folders that are not there are left out.
+    Folders that do not exist are left out.
     """
     named = {Path(name) for name in configured_images(project) if Path(name).is_dir()}
     with reading(project.database) as session:
@@ -275,10 +275,10 @@ def image_folders(project: Project) -> list[Path]:
 
 
 def look_again(bench: Workbench) -> int:
-    """Look again for files that were missing or unreadable, and record those that are back.
+    """Check missing and unreadable files again, and record those that were found.
 
     Returns:
-        Number of files that are back.
+        Number of files that were found.
     """
     project = bench.project
     with reading(project.database) as session:
@@ -301,10 +301,10 @@ def look_again(bench: Workbench) -> int:
 
 
 def mark_vanished(session: Session, bench: Workbench, paths: Iterable[str]) -> list[str]:
-    """Record those of the paths that are not there any more, and return them.
+    """Record those of the paths that no longer exist, and return them.
 
     Raises:
-        SourceUnreachable: Much of a folder has vanished at once; nothing is recorded.
+        SourceUnreachable: A large part of a folder is missing; nothing is recorded.
     """
     gone = [path for path in paths if find_source(path).stamp(path) is None]
     if gone:
@@ -314,7 +314,7 @@ def mark_vanished(session: Session, bench: Workbench, paths: Iterable[str]) -> l
 
 
 def mark_replaced(session: Session, replaced: Iterable[Shown], now: dt.datetime) -> list[str]:
-    """Record that these files do not hold their images any more, and return the paths. The new bytes are read later."""
+    """Record that these files no longer hold their images, and return the paths. The new bytes are read later."""
     listed = list(replaced)
     ids = find_image_ids(session, [sha256 for _, sha256 in listed])
     places = find_places(session, ids.values())
@@ -334,7 +334,7 @@ def mark_unusable(session: Session, bench: Workbench, failed: Iterable[tuple[int
     They are not asked about or trained on until the next `run`, `pool check` or `pool add` finds them readable again.
 
     Raises:
-        SourceUnreachable: Much of a folder has vanished at once; nothing is recorded.
+        SourceUnreachable: A large part of a folder is missing; nothing is recorded.
     """
     reasons = dict(failed)
     if reasons:
@@ -373,7 +373,7 @@ def _leave_out(bench: Workbench, paths: Sequence[str]) -> int:
 
 
 def _fresh(bench: Workbench, files: Sequence[str], said: dict[str, str] | None, added: Added) -> Iterator[str]:
-    """Those files that are not known as they are now. Labels of the others are taken here, in passing."""
+    """Yield the files that are not recorded as they are now. Labels of the others are recorded here."""
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         with reading(bench.project.database) as session:

@@ -1,4 +1,4 @@
-"""From annotations to labels, and labels in and out as files."""
+"""Labels from annotations; import and export of labels."""
 
 import csv
 import datetime as dt
@@ -44,7 +44,7 @@ def judge_of(settings: ProjectConfig) -> Judge:
 
 
 def derive_labels(session: Session, judge: Judge, now: dt.datetime, image_ids: Collection[int] | None = None) -> None:
-    """Rebuild the labels of these images (None: of all) from the annotations as they are now.
+    """Rebuild the labels of these images (None: of all) from their present annotations.
 
     Labels that disagree split a group of near copies, so the images that are excluded may change too.
     """
@@ -97,13 +97,13 @@ def record_imported(session: Session, labels: Mapping[str, str], judge: Judge, o
 def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
     """Read a CSV with the columns `label` and `file` or `sha256`.
 
-    A file is found by its full path, by its path relative to the CSV, or by its name where only one image has it.
+    A file is found by its full path, by its path relative to the CSV, or by its name if only one image has it.
 
     Returns:
-        (labels recorded, labels that were known already).
+        (number of recorded labels, number of labels that were already known).
 
     Raises:
-        LabelError: A column, a file or a class is not known; nothing is imported then.
+        LabelError: A column, a file or a class is unknown; nothing is imported.
     """
     project = bench.project.config.project
     judge = judge_of(project)
@@ -116,10 +116,10 @@ def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
 
 
 def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
-    """Write every label: a CSV, JSON lines, or a folder per class with links (or copies) of the images.
+    """Write all labels as CSV, JSON lines, or a folder per class with links to (or copies of) the images.
 
     Returns:
-        How many labels were written.
+        Number of written labels.
 
     Raises:
         LabelError: The target folder is not empty, or an image is missing and cannot be linked.

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from alloop.pool.sources import Stamp, content_hash, find_source
 from alloop.store.images import Location, find_locations
 
-Shown = tuple[str, str]  # a location, and the content hash of the image that people should see there
+Shown = tuple[str, str]  # location, and content hash of the image that people should see there
 _CLOCK_STEP = dt.timedelta(seconds=2)  # coarsest resolution of a file system's times
 
 

@@ -34,7 +34,7 @@ def require_reachable(project: Project) -> None:
     """Check some images of every folder of the pool, before work that needs them begins.
 
     Raises:
-        SourceUnreachable: Much of a folder has vanished at once.
+        SourceUnreachable: A large part of a folder is missing.
     """
     with reading(project.database) as session:
         check_reachable(session, project)
@@ -49,7 +49,7 @@ def check_reachable(session: Session, project: Project, named: Sequence[str] | N
         named: Check only files below these folders and globs; None: all files.
 
     Raises:
-        SourceUnreachable: Much of a folder has vanished at once.
+        SourceUnreachable: A large part of a folder is missing.
     """
     places = [
         (image_id, path)

@@ -1,4 +1,4 @@
-"""A labeled test set that is there already, in place of a holdout: added to the pool, labeled, and set aside."""
+"""Existing labeled test set instead of a holdout: added to the pool, labeled, and set aside."""
 
 from collections.abc import Sequence
 
@@ -18,15 +18,15 @@ from alloop.store.workspace import add_event
 
 
 def ensure_test_set(bench: Workbench) -> None:
-    """Bring the images and labels that `[evaluation] test` names into the pool as its holdout, unless there is one.
+    """Add the images and labels of `[evaluation] test` to the pool as its holdout, unless there is a holdout.
 
-    Its images are measured on and nothing else, also those that the pool had before; the pool's near copies of them
-    are set aside. A call that was killed is continued by the next.
+    Its images are only measured on, even if they were in the pool before. Near copies of them in the pool are set
+    aside. The next call continues a killed one.
 
     Raises:
-        ConfigError: The setting names nothing.
-        LabelError: A class is not one of ours, or a file is not there.
-        PoolError: No image of it can be read.
+        ConfigError: The test set does not exist.
+        LabelError: A class is unknown, or a file does not exist.
+        PoolError: None of its images can be read.
     """
     project = bench.project
     with reading(project.database) as session:
@@ -49,7 +49,7 @@ def ensure_test_set(bench: Workbench) -> None:
 
 
 def bought(config: Config, counts: PoolCounts) -> int:
-    """Labels that were asked for: those that a test set came with cost nothing."""
+    """Return the number of labels that people gave. Labels of a test set are not counted."""
     return counts.labeled - (0 if config.evaluation.test is None else counts.holdout_labeled)
 
 

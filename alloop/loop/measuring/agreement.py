@@ -14,7 +14,7 @@ from alloop.store.rounds import list_rounds
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Before:
-    """The newest earlier round that has scores."""
+    """Newest earlier round with scores."""
 
     number: int
     path: str
@@ -27,12 +27,12 @@ def find_before(session: Session, number: int) -> Before | None:
 
 
 def agreement(folder: Path, before: Before, number: int, path: Path) -> Agreement | None:
-    """The share of the images in both score files with the same class; None where there is no such image or file."""
+    """Return the share of images in both score files with the same class; None without such images or files."""
     if not (folder / before.path).exists():
         return None
     try:
         (old_ids, old), (new_ids, new) = read_predicted(folder / before.path), read_predicted(path)
-    except ModelError:  # an old file that is damaged says nothing; it is not needed any more
+    except ModelError:  # a damaged old file is ignored
         return None
     _, at_old, at_new = np.intersect1d(old_ids, new_ids, assume_unique=True, return_indices=True)
     if not len(at_old):

@@ -1,6 +1,6 @@
 """Findings of the recorded rounds: progress of the model, effect of active learning, expected gain of a round.
 
-Read from rows and the small files beside the models; nothing is trained and no image is touched.
+They are computed from rows and small files of the models. No model is trained and no image is read.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from alloop.store.images import PoolCounts, count_pool
 from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_agreements, list_metrics, list_rounds
 
-GROWN = "grown"  # split under which the images that later rounds drew are measured
+GROWN = "grown"  # split name of the holdout images that later rounds drew
 
 
 @dataclasses.dataclass(frozen=True)
 class Better:
-    """The newest model against that of the round before, on the holdout images of both; `says` is one sentence."""
+    """Comparison of the newest model with that of the round before, on the holdout images of both."""
 
     round_number: int
     before: int
@@ -45,7 +45,7 @@ class Better:
 
 @dataclasses.dataclass(frozen=True)
 class Unbiased:
-    """Accuracy on what a round drew from, by its own answers. `accuracy` is None where they are worth too little."""
+    """Accuracy on the images that a round drew from, by its own answers. `accuracy` is None with too few answers."""
 
     round_number: int
     accuracy: Interval | None
@@ -58,13 +58,13 @@ class Unbiased:
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """One more round, and a doubling of the training labels.
+    """Expected gain of one more round, and of doubling the training labels.
 
     Attributes:
-        gain: Accuracy that one more batch is expected to bring; None before three rounds were measured.
+        gain: Expected gain in accuracy from one more batch; None before three measured rounds.
         doubling: The same for twice the training labels.
         hours: Annotators' time for one batch; None if the back end does not report times.
-        seconds: Median of one label.
+        seconds: Median time of one label.
     """
 
     gain: Interval | None
@@ -76,12 +76,12 @@ class Outlook:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Everything at once; each part is None where there is nothing to say yet.
+    """All findings. A part is None without enough data.
 
     Attributes:
-        grown: Accuracy on what later rounds drew from the rest of the pool.
-        disputed: Holdout labels on which not all annotators agree, of those that several gave.
-        on_test: What is measured on is a test set that was there already, not a sample of the pool.
+        grown: Accuracy on the holdout images that later rounds drew.
+        disputed: Number of holdout labels with disagreement, and of those that several people gave.
+        on_test: True if the measurements are on a test set, not on a sample of the pool.
     """
 
     better: Better | None
@@ -96,7 +96,7 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """A round with a model that was measured."""
+    """Round with a measured model."""
 
     row: RoundRecord
     model: ModelRecord
@@ -104,7 +104,7 @@ class _Measured:
 
 
 def gather_findings(session: Session, project: Project) -> Findings:
-    """Read and compute everything; a second or less."""
+    """Read and compute all findings. This takes at most about a second."""
     rounds = _measured(session, project)
     pool = count_pool(session)
     outlook = _outlook(session, project, rounds)
@@ -141,7 +141,7 @@ def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions 
 
 
 def learning_curve(session: Session, project: Project) -> list[CurvePoint]:
-    """Every round that was measured."""
+    """Return all measured rounds."""
     return [CurvePoint(one.model.n_labels, one.accuracy) for one in _measured(session, project)]
 
 
@@ -177,7 +177,7 @@ def _better(project: Project, rounds: Sequence[_Measured]) -> Better | None:
 def _together(predictions: Sequence[HoldoutPredictions | None]) -> npt.NDArray[np.bool_] | None:
     """Return whether each model is right [P, N] about the images that all models predicted, by their newest labels.
 
-    Images that later rounds drew are left out: they stand for another population.
+    Images that later rounds drew are left out, because they represent another population.
     """
     known = [one for one in predictions if one is not None]
     if not known or len(known) < len(predictions):
@@ -223,7 +223,7 @@ def _unbiased(session: Session) -> Unbiased | None:
 
 
 def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Risk | None:
-    """The error of a round's model over what the round drew from; None where its draws are not all known."""
+    """Estimate the error of a round's model on the images that the round drew from; None if a draw is unknown."""
     drawn = sorted(
         (query for query in queries if query.draw_number is not None), key=lambda query: query.draw_number or 0
     )
@@ -240,7 +240,7 @@ def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Ris
 
 
 def _next_probability(query: QueryRecord) -> float | None:
-    """q_m: of being drawn as it was, given the draws before. Uniform draws record that of being in the sample."""
+    """Return q_m, the probability of this draw given earlier ones. Uniform draws store that of being in the sample."""
     if query.reason is Reason.ACQUIRED or query.draw_pool is None or query.draw_number is None:
         return query.probability
     return 1 / (query.draw_pool - query.draw_number + 1)
@@ -270,7 +270,7 @@ def _outlook_words(config: Config, gain: Interval | None, hours: float | None, m
 
 
 def _curve(project: Project, rounds: Sequence[_Measured]) -> Curve | None:
-    """The learning curve of the rounds since the model's settings last changed."""
+    """Fit the learning curve of the rounds since the model's settings last changed."""
     if not rounds:
         return None
     same = [one for one in rounds if one.row.config.get("model") == rounds[-1].row.config.get("model")]
@@ -310,7 +310,7 @@ def _last_matched(session: Session) -> dict[str, Any] | None:
 
 
 def _n_left(session: Session, pool: PoolCounts) -> int:
-    """Images that are neither labeled nor being asked about: at most so many can be asked; 0 once there were none."""
+    """Count the images that are neither labeled nor being asked about: an upper bound of the askable ones."""
     rounds = list_rounds(session)
     if rounds and rounds[-1].ending is Ending.POOL_EXHAUSTED:
         return 0

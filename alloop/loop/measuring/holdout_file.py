@@ -1,4 +1,4 @@
-"""Predictions of a model for the labeled holdout images, stored next to it. Two models can be compared by image."""
+"""Predictions of a model for the labeled holdout images, stored next to it. Models can be compared image by image."""
 
 import dataclasses
 import json
@@ -21,10 +21,11 @@ class HoldoutPredictions:
     """Rows of a file [N], in the order of the file.
 
     Attributes:
-        targets: Class that people had given when the file was written.
+        targets: Class by people's answers when the file was written.
         predicted: Class that the model predicts.
         grown: True if the image was drawn in a later round.
-        calibrated_log_probs: [N, K], each image by a calibrator that was fitted without it; None where not read.
+        calibrated_log_probs: Predictions [N, K], each image by a calibrator that was fitted without it; None if not
+            read.
     """
 
     sha256s: tuple[str, ...]
@@ -53,7 +54,7 @@ def write_holdout(
     Args:
         path: Place of the file.
         refs: Images [N].
-        targets: [N].
+        targets: Targets [N].
         grown: True for images that were drawn in a later round [N].
         calibrated_log_probs: Predictions [N, K], each image by a calibrator that was fitted without it.
         coding: Translates targets and predictions into labels.
@@ -84,7 +85,7 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
     Args:
         path: Place of the file.
         model_sha256: Checksum of the model.
-        whole: Read log-probabilities too.
+        whole: True to read log-probabilities, too.
     """
     columns = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])
     try:

@@ -1,4 +1,4 @@
-"""Did active learning help here: models of equally many random and acquired labels, trained as the round's was."""
+"""Effect of active learning: comparison of models of equally many random and acquired labels."""
 
 import dataclasses
 import tempfile
@@ -29,9 +29,9 @@ class Arms:
     """Positions among a job's training images, in the order asked.
 
     Attributes:
-        shared: In both arms: the seed batch, and labels that were known beforehand.
-        random: Drawn at random, as many as `acquired`.
-        acquired: Chosen by the strategy.
+        shared: Images of both arms: the seed batch and imported labels.
+        random: Images drawn at random, as many as `acquired`.
+        acquired: Images chosen by the strategy.
     """
 
     shared: tuple[int, ...]
@@ -40,16 +40,16 @@ class Arms:
 
     @property
     def own(self) -> int:
-        """Labels of each arm that the other one lacks."""
+        """Number of labels of each arm that are not in the other arm."""
         return len(self.random)
 
 
 def find_arms(image_ids: Sequence[int], reasons: Mapping[int, Reason]) -> Arms:
-    """The arms of equally many labels that these images allow.
+    """Find arms of equally many labels among these images.
 
     Args:
         image_ids: Ids of the training images, in the job's order.
-        reasons: Image → why it was asked about first, in the order asked.
+        reasons: Image → reason of its first question, in the order asked.
     """
     position = {image_id: at for at, image_id in enumerate(image_ids)}
     asked = [(position[image_id], reason) for image_id, reason in reasons.items() if image_id in position]
@@ -61,16 +61,16 @@ def find_arms(image_ids: Sequence[int], reasons: Mapping[int, Reason]) -> Arms:
 
 
 def compare_arms(tools: Tools, job: TrainJob, result: TrainResult, reasons: Mapping[int, Reason]) -> dict[str, Any]:
-    """Train both arms whole, and each of them without each fifth of its own labels; compare them on the holdout.
+    """Train both arms completely, and without each fifth of their own labels; compare them on the holdout.
 
     Args:
-        tools: Executor of the jobs, and progress, told of every model.
-        job: The round's; the arms differ from it in their labels only.
-        result: What it gave: heads keep their specialties.
-        reasons: Image → why it was asked about first, in the order asked.
+        tools: Tools with the executor of the jobs and the progress.
+        job: Job of the round; the arms differ from it only in their labels.
+        result: Result of that job; heads keep their specialties.
+        reasons: Image → reason of its first question, in the order asked.
 
     Returns:
-        JSON-able, with `says` in words; `skipped` instead of numbers where nothing can be compared.
+        JSON-able result, with a sentence `says`; `skipped` instead of numbers if nothing can be compared.
     """
     why = _why_not(job)
     if why:
@@ -98,14 +98,14 @@ def compare_arms(tools: Tools, job: TrainJob, result: TrainResult, reasons: Mapp
 
 
 def without(job: TrainJob, image_ids: Collection[int]) -> TrainJob:
-    """The job, measured on a holdout that lacks these images."""
+    """Return the job with a holdout without these images."""
     kept = [pair for pair in zip(job.holdout, job.holdout_targets, strict=True) if pair[0].image_id not in image_ids]
     holdout, targets = tuple(ref for ref, _ in kept), tuple(target for _, target in kept)
     return dataclasses.replace(job, holdout=holdout, holdout_targets=targets)
 
 
 def describe(found: Matched) -> str:
-    """The result in a sentence."""
+    """Describe the result in a sentence."""
     gain = f"{points(found.gain)} over random at {found.labels} labels"
     if found.verdict == "active":
         return f"Active learning helped here: {gain}."
@@ -126,7 +126,7 @@ def _why_not(job: TrainJob) -> str:
 def _train_arms(tools: Tools, job: TrainJob, result: TrainResult, arms: Arms) -> Matched:
     generator = np.random.default_rng(derive_seed(job.seed, "matched arms"))
     groups = np.array_split(generator.permutation(arms.own), GROUPS)
-    # Which class comes out on top needs no calibrator, and one that is fitted to a test set would have seen it.
+    # The top class needs no calibrator, and a calibrator must not be fitted to a test set.
     config = job.config.model_copy(update={"calibration": CalibrationConfig(method="none")})
     job = dataclasses.replace(job, config=config, head_classes=result.head_classes, is_test=False)
     parts: dict[Reason, list[npt.NDArray[np.bool_]]] = {}

@@ -1,4 +1,4 @@
-"""Holdout predictions → numbers with intervals; and measuring again when more of the holdout is labeled."""
+"""Measurement of holdout predictions, also again when more of the holdout is labeled."""
 
 import dataclasses
 import tempfile
@@ -37,7 +37,7 @@ class HoldoutRows:
 
     Attributes:
         targets: Class positions [N].
-        grown: Whether a later round drew the image [N].
+        grown: True for images that a later round drew [N].
         calibrated_log_probs: Calibrated log p̄ [N, K], cross-fitted.
         pooled_log_probs: The same before calibration.
     """
@@ -60,8 +60,8 @@ def record_holdout(
     """Write a model's predictions for the labeled holdout next to the model, and measure them.
 
     Returns:
-        Split → metrics: `holdout` for the sample drawn before any model, `grown` for what later rounds drew from the
-        rest of the pool. They stand for different images and are never averaged (docs/evaluation.md).
+        Split → metrics: `holdout` for the sample drawn before the first model, `grown` for images that later rounds
+        drew from the rest of the pool. They represent different images and are never averaged (docs/evaluation.md).
     """
     refs, targets, grown = rows.refs, rows.targets, rows.grown
     write_holdout(
@@ -84,18 +84,18 @@ def record_holdout(
 
 
 def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str, Interval]]:
-    """Measure the newest model on the holdout labels there are now, each image calibrated by the others.
+    """Measure the newest model on the present holdout labels, each image calibrated by the others.
 
-    The model keeps the calibrator it was stored with; what is measured is what calibrating today would give. On a test
-    set, to which nothing is fitted, the stored one is measured.
+    The model keeps its stored calibrator; the measurement uses a calibrator fitted to the present labels. On a test
+    set, to which nothing is fitted, the stored calibrator is measured.
 
     Returns:
-        The model's name and its metrics, which are recorded.
+        Name of the model and its metrics, which are recorded.
 
     Raises:
         ModelError: There is no model yet.
         LabelError: No holdout image has a label.
-        SourceUnreachable: Much of the pool has vanished at once.
+        SourceUnreachable: A large part of the pool is missing.
     """
     project = bench.project
     require_reachable(project)
@@ -141,7 +141,7 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
 def _predict(
     bench: Workbench, model: ModelRecord, refs: list[ImageRef], device: str | None
 ) -> tuple[torch.Tensor, list[int]]:
-    """Uncalibrated log p̄ [N, K] of images, in float64, and the ids of those that could be read, in that order."""
+    """Return uncalibrated log p̄ [N, K] in float64, and the ids of the images that could be read, in that order."""
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         job = ScoreJob(
             config=validate_config(model.config, f"the config of model {model.name}"),
