@@ -14,7 +14,7 @@ from alloop.labeling.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Setup:
+class BackendSetup:
     """Input from which a back end makes its annotator.
 
     Attributes:
@@ -49,6 +49,6 @@ class Backend:
             these tasks.
     """
 
-    build: Callable[[Setup], Annotator]
+    build: Callable[[BackendSetup], Annotator]
     check: Callable[[Settings], None] = accept
     unheeded: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)

@@ -6,7 +6,7 @@ from pathlib import Path
 from alloop.composition import BACKEND_GROUP, BACKENDS, check_backend
 from alloop.errors import ConfigError
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.backend import Backend, BackendSetup
 from alloop.labeling.pictures import Pictures
 from alloop.labeling.settings import Settings
 from alloop.plugins import load_named, package_of
@@ -51,7 +51,7 @@ def build_annotator(
 ) -> Annotator:
     """Make the annotator of the back end that `[labeling] backend` names. Nothing is asked of a server yet.
 
-    The arguments are those of `Setup`.
+    The arguments are those of `BackendSetup`.
 
     Raises:
         ConfigError: A setting is missing, or the back end cannot ask for a class, or cannot be used.
@@ -60,7 +60,7 @@ def build_annotator(
     name = settings.labeling.backend
     backend = find_backend(name)
     backend.check(settings)
-    annotator = backend.build(Setup(settings, folder, workspace_key, environ, pictures))
+    annotator = backend.build(BackendSetup(settings, folder, workspace_key, environ, pictures))
     if annotator.source != name:  # status finds the back end's project by this name, without a connection
         raise ConfigError(
             f"The labeling back end {name} calls itself {annotator.source!r}.",

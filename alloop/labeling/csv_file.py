@@ -13,7 +13,7 @@ from alloop.composition import CLASSIFICATION
 from alloop.errors import LabelingError, ServerUnavailable
 from alloop.files import from_folder, make_output_folder, write_bytes, write_json
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.backend import Backend, BackendSetup
 from alloop.labeling.label_config import TASKS
 from alloop.labeling.pictures import Pictures
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
@@ -317,7 +317,7 @@ def _external_id(row: Mapping[str, str]) -> str:
     return f"{row['key']}#{row.get('copy') or '1'}"
 
 
-def _build(setup: Setup) -> Annotator:
+def _build(setup: BackendSetup) -> Annotator:
     labeling = setup.settings.labeling
     return CsvAnnotator(
         from_folder(setup.folder, labeling.csv.folder),

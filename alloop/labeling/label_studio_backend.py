@@ -9,7 +9,7 @@ from alloop.errors import ConfigError, LabelingError
 from alloop.files import from_folder
 from alloop.labeling import local_server
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.backend import Backend, BackendSetup
 from alloop.labeling.label_config import TASKS, check_names
 from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
 
@@ -28,7 +28,7 @@ def _check_classes(settings: Settings) -> None:
         check_names(settings.project.classes)
 
 
-def _build(setup: Setup) -> Annotator:
+def _build(setup: BackendSetup) -> Annotator:
     # Importing the SDK takes a second or two, and checking class names does not need it.
     from alloop.labeling.connection import ServerConnection
     from alloop.labeling.images import Mixed, Uploads

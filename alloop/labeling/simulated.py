@@ -14,7 +14,7 @@ from alloop.composition import CLASSIFICATION
 from alloop.errors import ConfigError, LabelError, LabelingError
 from alloop.files import explain_os_error, from_folder, sha256_of
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.backend import Backend, BackendSetup
 from alloop.labeling.label_config import TASKS
 from alloop.labeling.wording import Wording
 from alloop.names import as_answer, as_class, composed, file_spellings
@@ -310,7 +310,7 @@ def _cut_unfinished_line(file: Any) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def _build(setup: Setup) -> Annotator:
+def _build(setup: BackendSetup) -> Annotator:
     labeling, project = setup.settings.labeling, setup.settings.project
     own = labeling.oracle
     if own.file is None:

@@ -34,6 +34,7 @@ class GivenRows:
     """Image source of rows, which have features and no pictures."""
 
     is_lasting = True
+    outage = ""
 
     def full(self, name: str, folder: str) -> str:
         return name

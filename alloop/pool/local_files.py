@@ -36,6 +36,7 @@ class LocalDisk:
     """Files on the disks of this machine."""
 
     is_lasting = False
+    outage = "a disk may not be mounted"
 
     def full(self, name: str, folder: str) -> str:
         return full_path(name, folder)

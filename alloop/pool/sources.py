@@ -90,6 +90,11 @@ class ImageSource(Protocol):
         """True if no image of this source can vanish or change, so that none has to be checked."""
         ...
 
+    @property
+    def outage(self) -> str:
+        """Likely reason in words if many images are gone at once."""
+        ...
+
     def full(self, name: str, folder: str) -> str:
         """Return the full form of a location, folder or pattern that a user wrote, relative to a local folder."""
         ...

@@ -156,6 +156,13 @@ def test_an_image_that_is_gone_and_a_source_that_is_unreachable_are_told_apart(i
     assert "The memory cannot be reached: no network" in refused.err
     assert "24 images, 0 of them missing" in alloop("pool", "check", "-C", in_memory.folder).out
 
+    held = dict(memory.IMAGES)
+    memory.IMAGES.clear()
+    refused = alloop("pool", "check", "-C", in_memory.folder)
+    memory.IMAGES.update(held)
+    assert refused.code == 75
+    assert "24 of 24 images in mem:pets cannot be reached any more: the memory may have been cleared." in refused.err
+
     del memory.IMAGES[gone]
     assert f"missing\t{gone}" in alloop("pool", "check", "-C", in_memory.folder).out
 

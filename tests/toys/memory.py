@@ -17,6 +17,7 @@ def put(location: str, data: bytes, moment: int = 1) -> None:
 
 class Memory:
     is_lasting = False
+    outage = "the memory may have been cleared"
 
     def full(self, name: str, folder: str) -> str:
         return name

@@ -8,7 +8,7 @@ from typing import Any
 
 from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, Setup
+from alloop.labeling.backend import Backend, BackendSetup
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
 
@@ -107,7 +107,7 @@ def _answered(task_id: str, entry: Mapping[str, Any]) -> TaskAnswers:
     return TaskAnswers(_task(task_id, entry), answers, entry["file"])
 
 
-def _build(setup: Setup) -> Annotator:
+def _build(setup: BackendSetup) -> Annotator:
     return Notebook(setup.folder / setup.settings.labeling.options.get("file", "notebook.json"))
 
 

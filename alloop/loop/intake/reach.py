@@ -83,7 +83,7 @@ def _check_folder(root: str, ids: Sequence[int], everywhere: Mapping[int, Sequen
     if much or everything:
         of = f"{len(looked_at)} images" + (f" looked at, of {len(ids)}," if len(looked_at) < len(ids) else "")
         raise SourceUnreachable(
-            f"{gone} of {of} in {root} cannot be reached any more: a disk may not be mounted. Nothing was recorded.",
+            f"{gone} of {of} in {root} cannot be reached any more: {find_source(root).outage}. Nothing was recorded.",
             "Run the command again when the files are back. If they were moved, run `alloop pool add` with their new "
             "folder. If they are gone for good, run `alloop pool check --accept-missing`.",
         )
