@@ -53,12 +53,16 @@ def _in_words(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, is_private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name `path`.
 
     A link is followed: the file it leads to is replaced, and the link stays. Pipes, devices and standard output receive
     the bytes and are not replaced. On any failure the temporary file is removed, and the file at `path` stays as it
     was.
+
+    Args:
+        path: File to write.
+        is_private: Only the owner can read the file, at every moment.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -78,7 +82,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if passes_on:
                 _pour(temporary, path)
             else:
-                _take_name(temporary, target)
+                _take_name(temporary, target, is_private=is_private)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -185,9 +189,10 @@ def _pour(source: Path, path: Path) -> None:
         shutil.copyfileobj(data, stream)
 
 
-def _take_name(temporary: Path, target: Path) -> None:
+def _take_name(temporary: Path, target: Path, *, is_private: bool) -> None:
     # mkstemp makes files that only their owner can read; the user's umask is what applies to ordinary files.
-    temporary.chmod(0o666 & ~_umask())
+    if not is_private:
+        temporary.chmod(0o666 & ~_umask())
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(target)

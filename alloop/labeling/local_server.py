@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 
 from alloop.errors import LabelingError, ServerUnavailable, WorkspaceError
-from alloop.files import explain_os_error
+from alloop.files import atomic_path, explain_os_error
 from alloop.labeling import local_install, local_process
 from alloop.progress import Progress, silent
 
@@ -197,18 +197,8 @@ def _add_folders(workspace: Path, links: dict[str, str]) -> None:
 
 def _write_credentials(path: Path, credentials: Credentials) -> None:
     """Write the file so that no other user can read it at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(credentials), file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise explain_os_error(error, path) from error
+    with atomic_path(path, is_private=True) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(credentials), indent=2), encoding="utf-8")
 
 
 def _link_folders(files: Path, images: Sequence[Path]) -> dict[str, str]:

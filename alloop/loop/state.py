@@ -1,17 +1,9 @@
-"""Order of round states, and status of queries. Pure functions."""
+"""Status of a query from its answers. Pure functions."""
 
 from collections.abc import Sequence
 
 from alloop.consensus import Judge
-from alloop.records import Answer, Outcome, QueryStatus, RoundState
-
-NEXT = {
-    RoundState.CREATED: RoundState.TRAINED,
-    RoundState.TRAINED: RoundState.SCORED,
-    RoundState.SCORED: RoundState.SELECTED,
-    RoundState.SELECTED: RoundState.PUSHED,
-    RoundState.PUSHED: RoundState.CLOSED,
-}
+from alloop.records import Answer, Outcome, QueryStatus
 
 
 def settle(answers: Sequence[Answer], judge: Judge, annotations_per_image: int) -> QueryStatus:

@@ -165,3 +165,16 @@ def test_somebody_who_stopped_reading_is_no_full_disk(tmp_path: Path):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_file_is_never_readable_by_others(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        with atomic_path(tmp_path / "secret.json", is_private=True) as temporary:
+            temporary.write_text("{}")
+            modes = [stat.S_IMODE(temporary.stat().st_mode)]
+        modes.append(stat.S_IMODE((tmp_path / "secret.json").stat().st_mode))
+    finally:
+        os.umask(before)
+
+    assert modes == [0o600, 0o600]

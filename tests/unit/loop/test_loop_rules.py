@@ -11,9 +11,9 @@ from alloop.consensus import OneClass
 from alloop.errors import HistoryError
 from alloop.loop.intake.holdout import holdout_size
 from alloop.loop.rounds.history import check_history
-from alloop.loop.state import NEXT, settle
+from alloop.loop.state import settle
 from alloop.loop.stopping import Rule, Standing, StopEvidence, batch_size, find_stop, list_rules
-from alloop.records import Agreement, Answer, Interval, Outcome, QueryStatus, RoundState
+from alloop.records import Agreement, Answer, Interval, Outcome, QueryStatus
 
 CLASSES = ("cat", "dog")
 NOON = dt.datetime(2025, 6, 1, 12, tzinfo=dt.UTC)
@@ -57,15 +57,6 @@ def test_a_query_stands_as_its_answers_say(answers, wanted: int, status: QuerySt
 
 def test_two_answers_of_one_person_are_not_two_people():
     assert settled(CAT, CAT, wanted=2, same_person=True) is QueryStatus.OPEN
-
-
-def test_states_follow_each_other_once_from_created_to_closed():
-    state, seen = RoundState.CREATED, [RoundState.CREATED]
-    while state in NEXT:
-        state = NEXT[state]
-        seen.append(state)
-
-    assert seen == list(RoundState)
 
 
 @pytest.mark.parametrize(
