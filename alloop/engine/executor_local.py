@@ -48,7 +48,7 @@ def _run_in_processes(jobs: Iterator[Job[Result]], at_once: int, most: int, in_o
                 yield future.result()
     except BrokenProcessPool as error:
         raise WorkerKilled(
-            "A worker process was killed, most likely for want of memory.", "Run the command again."
+            "A worker process was killed, most likely because memory ran out.", "Run the command again."
         ) from error
     finally:
         # A user who interrupts wants to stop now, not after the jobs that have begun.

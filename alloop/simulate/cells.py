@@ -1,4 +1,4 @@
-"""The cells of an experiment: each is computed once and kept as a JSON file, here or in several processes."""
+"""Cells of an experiment: each is computed once, in one of several processes, and stored as a JSON file."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ _SCRATCH = ".scratch-"
 
 
 class Deadline:
-    """After so many minutes nothing new is begun; None: no limit."""
+    """Deadline after which no cell is started; None: no limit."""
 
     def __init__(self, minutes: float | None) -> None:
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -38,12 +38,12 @@ class Deadline:
 
 
 def digest_of(content: object) -> str:
-    """SHA-256 of what a cell depends on, as JSON; a file with another digest is another cell."""
+    """Return the SHA-256 of everything a cell depends on, as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_cell_file(path: Path, build: Callable[[Any], Value]) -> Value | None:
-    """A finished cell; None where there is none.
+    """Read a finished cell; None if the file does not exist.
 
     Raises:
         WorkspaceError: The file is damaged.
@@ -60,7 +60,7 @@ def read_cell_file(path: Path, build: Callable[[Any], Value]) -> Value | None:
 
 @contextlib.contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """A folder for what is not kept, beside the results. What a killed run left of its own is removed."""
+    """Make a temporary folder next to the results. Folders of killed runs are removed."""
     with contextlib.suppress(OSError):
         for left in out.glob(f"{_SCRATCH}*"):
             ours = re.fullmatch(re.escape(_SCRATCH) + "([0-9]+)-.*", left.name)
@@ -78,14 +78,14 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 def run_cells(
     plans: Sequence[Plan], work: Callable[[Plan], None], executor: Executor, at_once: int, deadline: Deadline
 ) -> Iterator[tuple[Plan, str | None]]:
-    """Compute cells, and yield them as they are done.
+    """Compute cells, and yield them when they are done.
 
     Args:
-        plans: Plans of the cells, in the order in which they begin. With several at once, they go to other processes.
-        work: Function that computes and keeps one cell. If it raises, the cell has failed; the others go on.
-        executor: Runs the cells.
+        plans: Plans of the cells, in the order of starting. With several at once, they go to other processes.
+        work: Function that computes and stores one cell. If it raises an error, the cell has failed; others continue.
+        executor: Executor of the cells.
         at_once: Number of cells computed at the same time; 1: in this process.
-        deadline: Time after which no cell begins; cells that did not begin are not yielded.
+        deadline: Time after which no cell is started. Cells that were not started are not yielded.
 
     Yields:
         (plan, reason of its failure or None).
@@ -121,6 +121,6 @@ class _CellJob(Generic[Plan]):
             self.work(self.plan)
         except AlloopError as error:
             return self.plan, error.message
-        except Exception as error:  # a strategy of somebody else's may raise anything
+        except Exception as error:  # a strategy of another package may raise anything
             return self.plan, f"{type(error).__name__}: {error}"
         return self.plan, None

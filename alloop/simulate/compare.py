@@ -1,6 +1,6 @@
-"""Methods × seeds on the same labels: train, score, calibrate, measure. One JSON file a cell, so that a kill costs one.
+"""Comparison of methods × seeds on the same labels. Each cell has a JSON file, so a kill loses only one cell.
 
-Every model is trained without post-hoc calibration; calibrators are fitted here, on images it was not trained on.
+Every model is trained without post-hoc calibration. Calibrators are fitted here, to images outside its training part.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ from alloop.simulate.labeled import LabeledImages, Parts, split_holdout, split_s
 from alloop.simulate.methods import Method, apply_method
 from alloop.simulate.ood import OodScore, measure_strangers
 
-RAW = "raw"  # the stage before any calibrator
-LAYOUT = 2  # of a cell file; another layout is computed again
-_TIMED = 128  # images that the trunk is timed on
+RAW = "raw"  # stage before any calibrator
+LAYOUT = 2  # layout of cell files; files of another layout are computed again
+_TIMED = 128  # number of images that the trunk is timed on
 SplitKind = Literal["stratified", "holdout"]
 
 
@@ -52,12 +52,12 @@ class CompareSettings:
     """Settings of a comparison.
 
     Attributes:
-        config: Shared by all methods, but for what makes a method.
-        seeds: How many; seed s draws the split and everything random in training.
-        calibrators: Names, as in [calibration] method; each is fitted to the same raw predictions.
+        config: Settings of all methods, except those that define a method.
+        seeds: Number of seeds. A seed decides the split and all randomness of training.
+        calibrators: Names of [calibration] method; each is fitted to the same raw predictions.
         split: "holdout" measures on the workspace's holdout, "stratified" draws new parts for every seed.
-        n_labels: Training images; None: all that are left.
-        minutes: No cell is begun after that long; None: no limit.
+        n_labels: Number of training images; None: all others.
+        minutes: Time after which no cell is started; None: no limit.
         out: Folder of the results.
     """
 
@@ -72,19 +72,19 @@ class CompareSettings:
     minutes: float | None = None
     device: str | None = None
     strangers: tuple[ImageRef, ...] = ()  # images of no class, for the scores of `simulate.ood`
-    odin_images: int = 1000  # of each side, at most, as ODIN runs the trunk for each again and again; 0: without ODIN
-    draws: int = DRAWS  # resamples of the bootstrap, for all intervals but Wilson's
+    odin_images: int = 1000  # largest number of images of each kind for ODIN, which is slow; 0: without ODIN
+    draws: int = DRAWS  # number of resamples of all bootstrap intervals
 
 
 @dataclasses.dataclass(frozen=True)
 class CellStage:
-    """Predictions before or after a calibrator, measured.
+    """Measurements of predictions before or after a calibrator.
 
     Attributes:
-        metrics: accuracy, nll (nats), brier, ece, mce, adaptive_ece, classwise_ece.
-        intervals: 95 % of each: name → (low, high); Wilson's of accuracy, the bootstrap's of the others.
-        count, confidence, accuracy: The 15 bins of a reliability diagram; None where a bin is empty.
-        calibrator: What was fitted, and the evidence for it; None before one.
+        metrics: Values of accuracy, nll (nats), brier, ece, mce, adaptive_ece, classwise_ece.
+        intervals: 95 % interval of each: name → (low, high); Wilson's for accuracy, bootstrap for the others.
+        count, confidence, accuracy: Bins of a reliability diagram; None for empty bins.
+        calibrator: Fitted calibrator with its evidence; None before calibration.
     """
 
     metrics: Mapping[str, float]
@@ -97,13 +97,13 @@ class CellStage:
 
 @dataclasses.dataclass(frozen=True)
 class MethodCell:
-    """One method with one seed.
+    """Result of one method with one seed.
 
     Attributes:
-        train_seconds: Wall time of training; features, where they are shared, not counted.
-        score_seconds: For one image, the trunk counted, shared or not.
-        stages: "raw" and every calibrator, measured on the same images.
-        ood: Score → how well it tells strange images from the test part; empty where none were given.
+        train_seconds: Wall time of training, without shared features.
+        score_seconds: Wall time of scoring one image, with the trunk.
+        stages: Measurements of "raw" and every calibrator on the same images.
+        ood: Score → detection of strange images; empty without strange images.
     """
 
     method: str
@@ -135,20 +135,20 @@ def compare(
     progress: Progress = silent,
     draw: Callable[[int], Parts] | None = None,
 ) -> Comparison:
-    """Run every cell that is not there yet, seed by seed, so that all methods have equally many when time runs out.
+    """Run all missing cells, seed by seed, so that all methods have equally many cells when time is up.
 
     Args:
-        settings: What to compare.
+        settings: Settings of the comparison.
         data: Labeled images.
-        executor: Runs the jobs.
-        progress: Hears of features and of cells.
-        draw: The parts of a seed; None: as `settings.split` says.
+        executor: Executor of the jobs.
+        progress: Function that receives the progress of features and cells.
+        draw: Function that returns the parts of a seed; None: by `settings.split`.
 
     Raises:
-        ConfigError: A method does not go together with the settings.
-        LabelError: Too few labels for what was asked.
-        PoolError: Images that cannot be read; all methods must see the same ones.
-        WorkspaceError: The results cannot be written; those written stay.
+        ConfigError: A method does not work with the settings.
+        LabelError: There are too few labels.
+        PoolError: An image cannot be read; all methods must see the same images.
+        WorkspaceError: The results cannot be written; earlier results are kept.
     """
     deadline = Deadline(settings.minutes)
     planned = _plan(settings, data, draw or (lambda seed: split(data, settings.split, seed, settings.n_labels)))
@@ -168,16 +168,16 @@ def compare(
             if found is None:
                 write_json(plan.path, dataclasses.asdict(_run(plan, settings, data, executor, trunk_seconds)))
                 trained += 1
-            # Read also what was just written: a run that goes on must not differ from one that was not stopped.
+            # The written file is read again, so that a continued run gives the same result as an uninterrupted one.
             cells += [cell for cell in (found or plan.read(),) if cell is not None]
-        except ModelError as error:  # this method fails on these labels: the others go on
+        except ModelError as error:  # this method fails on these labels; the others continue
             failed.append((plan.method.name, plan.seed, str(error)))
         progress("methods × seeds", number, len(planned))
     return Comparison(settings.methods, tuple(cells), tuple(missing), tuple(failed), trained)
 
 
 def read_cell(path: Path) -> MethodCell | None:
-    """A finished cell; None where there is none.
+    """Read a finished cell; None if the file does not exist.
 
     Raises:
         WorkspaceError: The file is damaged.
@@ -253,11 +253,11 @@ def _check_classes(data: LabeledImages, parts: Parts, seed: int) -> None:
 
 
 def split(data: LabeledImages, kind: SplitKind, seed: int, n_labels: int | None) -> Parts:
-    """The parts of one seed.
+    """Return the parts of one seed.
 
     Raises:
         ConfigError: There is no holdout to measure on.
-        LabelError: Too few labels.
+        LabelError: There are too few labels.
     """
     if kind == "stratified":
         return split_stratified(data.targets, seed, n_labels)
@@ -267,7 +267,7 @@ def split(data: LabeledImages, kind: SplitKind, seed: int, n_labels: int | None)
 
 
 def uncalibrated(config: Config) -> Config:
-    """The same settings with no post-hoc calibration."""
+    """Return the settings without post-hoc calibration."""
     dumped = config.model_dump(mode="json")
     dumped["calibration"]["method"] = "none"
     return validate_config(dumped, "comparison")
@@ -275,7 +275,7 @@ def uncalibrated(config: Config) -> Config:
 
 def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settings: CompareSettings) -> str:
     """Return the digest of everything a cell depends on."""
-    # Without defaults: a setting that a later alloop adds changes nothing by being there.
+    # Without defaults, so that a setting that a later alloop adds does not change the digest.
     dumped = config.model_dump(mode="json", include={"project", "model", "train"}, exclude_defaults=True)
     content = {
         "layout": LAYOUT,
@@ -346,7 +346,7 @@ def train_and_score(
     executor: Executor,
     scratch: Path,
 ) -> tuple[TrainResult, ScoreResult]:
-    """A model of the training part, and its raw predictions of the others; it never sees their labels."""
+    """Train a model on the training part, and return it with its raw predictions for the other parts."""
     take = [data.images[position] for position in parts.train.tolist()]
     job = TrainJob(
         config=config,
@@ -370,7 +370,7 @@ def train_and_score(
 
 
 def _read(scored: ScoreResult, data: LabeledImages, positions: npt.NDArray[np.int64]) -> Tensor:
-    """Raw log p̄ [N, K], float64, in the order of the positions."""
+    """Read raw log p̄ [N, K], float64, in the order of the positions."""
     rows: dict[int, Tensor] = {}
     for image_ids, log_probs in read_log_probs(scored.path):
         rows |= dict(zip(image_ids.tolist(), log_probs, strict=True))
@@ -389,14 +389,14 @@ def measure_stages(
     seed: int,
     draws: int = DRAWS,
 ) -> dict[str, CellStage]:
-    """Measure raw predictions, and the same after each calibrator.
+    """Measure raw predictions, and predictions after each calibrator.
 
     Args:
-        calibration: Raw log p̄ [C, K] that the calibrators are fitted to; none: they are cross-fitted on the test part.
+        calibration: Raw log p̄ [C, K] to which calibrators are fitted; if empty, they are cross-fitted on the test part.
         calibration_targets: Class positions [C].
-        test: Raw log p̄ [N, K] that all is measured on.
+        test: Raw log p̄ [N, K] to measure.
         test_targets: Class positions [N].
-        calibrators: Names.
+        calibrators: Names of the calibrators.
         seed: Seed of folds and bootstrap draws.
         draws: Number of bootstrap draws.
     """
@@ -418,7 +418,7 @@ def measure_stage(
     calibrator: Mapping[str, Any] | None = None,
     draws: int = DRAWS,
 ) -> CellStage:
-    """Every metric of predictions [N, K] with its interval."""
+    """Return all metrics of predictions [N, K] with their intervals."""
     rows: npt.NDArray[np.float64] = log_probs.double().numpy()
     probs = np.exp(rows)
     bins, n = confidence_bins(probs, targets), len(targets)
@@ -439,7 +439,7 @@ def measure_stage(
 
 
 def _filled(bins: Bins, values: npt.NDArray[np.float64]) -> tuple[float | None, ...]:
-    """JSON has no nan."""
+    """Replace nan by None, because JSON has no nan."""
     return tuple(value if n else None for value, n in zip(values.tolist(), bins.count.tolist(), strict=True))
 
 
@@ -447,10 +447,10 @@ def _filled(bins: Bins, values: npt.NDArray[np.float64]) -> tuple[float | None, 
 
 
 def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) -> float:
-    """With a frozen trunk, compute all features before any clock starts, and time the trunk by itself.
+    """With a frozen trunk, compute all features before timing starts, and time the trunk separately.
 
     Returns:
-        Seconds that the trunk takes for an image; 0 in finetune mode, where scoring runs it and is timed with it.
+        Seconds of the trunk per image; 0 in finetune mode, where scoring runs the trunk.
     """
     make_output_folder(settings.out)
     if settings.config.model.mode != "frozen":
@@ -460,9 +460,11 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
     everything = (*data.images, *settings.strangers)
     _, failed = ensure_features(everything, backbone, settings.cache, hardware, progress)
     _refuse_failed(failed, everything)
-    note = settings.out / "trunk.json"  # a run that goes on uses the same figure
+    note = settings.out / "trunk.json"  # a continued run uses the same value
     digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: timed again
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # if missing or damaged, the trunk is timed again
         known = json.loads(note.read_text())
         if known["backbone"] == digest:
             return float(known["seconds_per_image"])

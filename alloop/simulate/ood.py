@@ -26,13 +26,13 @@ N_BINS = 30
 
 @dataclasses.dataclass(frozen=True)
 class OodScore:
-    """One score on images inside and outside of the distribution.
+    """Result of one score on images in and out of distribution.
 
     Attributes:
-        metrics: As in `evaluation.ood_metrics.OodMetrics`, out of distribution being the positive class.
-        intervals: 95 % of each, bootstrapped over images: name → (low, high).
-        edges: [N_BINS + 1] of the histograms.
-        inside, outside: Images in each bin.
+        metrics: Metrics of `evaluation.ood_metrics.OodMetrics`; out of distribution is the positive class.
+        intervals: 95 % bootstrap interval of each: name → (low, high).
+        edges: Edges of the histograms [N_BINS + 1].
+        inside, outside: Number of images in each bin.
     """
 
     metrics: Mapping[str, float]
@@ -48,13 +48,13 @@ def read_strangers(
     """Return all images below a folder, each content once and at its own depth. Ids continue after the known images'.
 
     Args:
-        folder: The folder.
+        folder: Folder to read.
         known: Images that show the classes.
-        progress: Told how many files were read.
-        may_be_cut: Take files that end too early.
+        progress: Function that receives the number of files read.
+        may_be_cut: True to accept incomplete files.
 
     Raises:
-        LabelError: There are none; or one of them is also among the labeled images.
+        LabelError: There are no images, or one of them is also among the labeled images.
     """
     files = list(expand([str(folder)]))
     found: dict[str, str] = {}
@@ -86,7 +86,7 @@ def measure_strangers(
         inside: Images like those that the model was trained on, but not the same images.
         outside: Images of other things.
         seed: Seed of the bootstrap and of the draw of images for ODIN.
-        odin_images: Most images of each side that get an ODIN score, drawn at random. 0 leaves ODIN out.
+        odin_images: Largest number of images of each kind for ODIN, drawn at random; 0: without ODIN.
         draws: Number of resamples of the bootstrap.
 
     Raises:
