@@ -292,6 +292,11 @@ class Classifier:
         return build_backbone(self._config, search_paths(self._cache))
 
     @functools.cached_property
+    def _fingerprint(self) -> dict[str, object]:
+        """Fingerprint of the backbone. Hashing all weights takes a while, so it is done once."""
+        return self._backbone.fingerprint()
+
+    @functools.cached_property
     def _published_heads(self) -> list[MultiHead]:
         """Heads of all networks. They share the published trunk and are small: all of them stay in memory."""
         return [self.version.load_network(number).heads for number in range(self._n_networks)]
@@ -314,7 +319,7 @@ class Classifier:
 
     def _check_backbone(self, images: Sequence[ImageRef]) -> None:
         folder, metadata = self.version.files[0].parent, self.version.metadata
-        trained_on, now = dict(metadata["backbone"]), self._backbone.fingerprint()
+        trained_on, now = dict(metadata["backbone"]), dict(self._fingerprint)
         if self.has_own_trunk:  # its own weights replace those that the name stands for
             del trained_on["weights"], now["weights"]
         if trained_on != now:

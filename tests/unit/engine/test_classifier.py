@@ -20,6 +20,7 @@ from alloop.engine.score_file import read_log_probs, read_rows, read_scores
 from alloop.engine.train import run_train
 from alloop.engine.trunk_file import read_trunk_features
 from alloop.errors import ModelError
+from alloop.models import backbones
 from alloop.predictive import mean_log_probs
 from alloop.records import Calibration
 
@@ -211,3 +212,15 @@ def test_one_network_of_an_ensemble_is_in_memory_at_a_time(toys, monkeypatch):
         assert len(part.images) <= 8
 
     assert len(alive) == 3  # the first, and for each of two blocks the second
+
+
+def test_the_weights_of_a_trained_trunk_are_hashed_once_for_many_calls(toys, monkeypatch):
+    config, files = _trained(toys, "tuned")
+    model, hashed = Classifier.open(files, config, toys.root / "cache"), []
+    digest = backbones.state_digest
+    monkeypatch.setattr(backbones, "state_digest", lambda module: hashed.append(module) or digest(module))
+
+    first, second = (next(model.predict(toys.images[75:77])).calibrated_log_probs for _ in range(2))
+
+    assert torch.equal(first, second)
+    assert len(hashed) == 1
