@@ -15,12 +15,12 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 # them and stops. A dot is a commit, a plus something else that lasts: a file that is written or renamed, a request that
 # changes something on the server. The twin test below says what to write here when a step does it more or less often.
 TRACES = {
-    "asking": "....++++++++++++++..++++++...+...++++.++.++.+.......",
+    "asking": "....++++++++++++++..++++++..+++.+...++++.++.++.+.......",
     "closing": ".......",
     "stopping": "....+++++++++++...",
 }
 BATCHES, BATCH = 3, 3
-FILES = 23  # flushes and renames of files of the first run
+FILES = 26  # flushes and renames of files of the first run
 
 
 def points(run: str) -> list:
