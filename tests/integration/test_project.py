@@ -31,6 +31,10 @@ TABLES = (
     "task",
     "annotation",
     "label",
+    "holdout_draw",
+    "holdout_image",
+    "selection",
+    "agreement",
     "event",
 )
 
