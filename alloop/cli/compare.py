@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alloop.cli._options import Session, common_options
+from alloop.composition import CALIBRATORS
 
 if TYPE_CHECKING:
     from alloop.config.schema import Config
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     "--calibration",
     default="temperature",
     show_default=True,
-    help="Post-hoc calibrators, separated by commas, or none.",
+    help=f"Post-hoc calibrators, separated by commas: {', '.join(CALIBRATORS)}.",
 )
 @click.option(
     "--ood",
@@ -156,7 +157,6 @@ def _settings(
     minutes: float | None,
     device: str | None,
 ) -> "CompareSettings":
-    from alloop.composition import CALIBRATORS
     from alloop.config.load import FILE_NAME
     from alloop.errors import ConfigError, did_you_mean
     from alloop.simulate.compare import CompareSettings

@@ -1,6 +1,8 @@
 """Methods that do not go together are refused, with the reason."""
 
+import re
 import typing
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -83,13 +85,16 @@ def test_every_name_has_a_function():
     assert [*SCORES] == [name for name, rule in OOD_SCORES.items() if not rule.needs_images]
 
 
-@pytest.mark.parametrize(
+EVERY_TABLE = pytest.mark.parametrize(
     ("section", "setting", "table"),
     [
         ("train", "loss", LOSSES), ("train", "mixing", MIXINGS), ("calibration", "method", CALIBRATORS),
         ("acquisition", "ood_score", OOD_SCORES), ("acquisition", "perturb", PERTURBATIONS),
     ],
 )  # fmt: skip
+
+
+@EVERY_TABLE
 def test_settings_take_the_names_of_the_table_and_no_others(section, setting, table):
     names = typing.get_args(Config.model_fields[section].annotation.model_fields[setting].annotation)
 
@@ -107,3 +112,13 @@ def test_losses_say_what_they_need():
     assert those("needs_raw_logits") == {"mbls", "logit-norm"}
     assert set(LOSSES) - those("has_prior") == those("normalizes_logits") == {"logit-norm"}
     assert set(LOSSES) - those("takes_soft_targets") == {"mmce", "dca"}
+
+
+@EVERY_TABLE
+def test_the_readme_lists_the_names_of_the_table(section, setting, table):
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+
+    found = re.search(rf"^\[{section}\]\n(?:.+\n)*?{setting} = (.+\n(?: +#.+\n)*)", readme, flags=re.MULTILINE)
+
+    assert found is not None
+    assert set(table) <= set(re.findall(r"[a-z0-9-]+", found[1]))
