@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from alloop.composition import MIXINGS
-from alloop.config.schema import Config
 from alloop.engine.device import choose_device
+from alloop.engine.settings import EngineSettings
 from alloop.files import from_folder
 from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import LossScale
@@ -80,39 +80,39 @@ class FinetuneRecipe:
     dropout: HeadDropout | None = None
 
 
-def build_hardware(config: Config, device: str | None) -> Hardware:
+def build_hardware(settings: EngineSettings, device: str | None) -> Hardware:
     """Return the device and the batch size for running a trunk there. `device` overrides the settings."""
-    chosen = choose_device(device or config.model.device)
-    batch_size = config.train.batch_size or (256 if chosen.type == "cuda" else 32)
-    return Hardware(chosen, batch_size, config.train.workers)
+    chosen = choose_device(device or settings.model.device)
+    batch_size = settings.train.batch_size or (256 if chosen.type == "cuda" else 32)
+    return Hardware(chosen, batch_size, settings.train.workers)
 
 
-def build_backbone(config: Config, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
+def build_backbone(settings: EngineSettings, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
     """Return the trunk that [model] names, on the CPU, in eval mode. The first search path holds its weights file.
 
     In each network of an ensemble an untrained trunk starts from other weights, if it is fine-tuned.
     """
-    model = config.model
-    seed = derive_seed(config.project.seed, "backbone")
+    model = settings.model
+    seed = derive_seed(settings.seed, "backbone")
     if member and model.mode == "finetune":
-        seed = derive_seed(config.project.seed, "backbone", member)
+        seed = derive_seed(settings.seed, "backbone", member)
     weights = model.weights
     if weights not in {"DEFAULT", "none"}:
         weights = str(from_folder(search_paths[0] if search_paths else Path(), weights))
     return load_backbone(model.backbone, weights, model.image_size, search_paths, seed)
 
 
-def build_dropout(config: Config) -> HeadDropout | None:
+def build_dropout(settings: EngineSettings) -> HeadDropout | None:
     """Return the dropout before the heads, or None without MC dropout."""
-    model = config.model
+    model = settings.model
     return HeadDropout(model.dropout, model.n_passes) if model.uncertainty == "mc-dropout" else None
 
 
-def build_head_recipe(config: Config) -> HeadRecipe:
+def build_head_recipe(settings: EngineSettings) -> HeadRecipe:
     """Return the recipe for heads. In finetune mode the settings in [train] belong to the fine-tuning that follows."""
-    train = config.train
-    if config.model.mode == "finetune":
-        return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale, dropout=build_dropout(config))
+    train = settings.train
+    if settings.model.mode == "finetune":
+        return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale, dropout=build_dropout(settings))
     decay = HEAD_DECAY if train.weight_decay is None else train.weight_decay
     return HeadRecipe(
         steps=train.epochs or HEAD_STEPS,
@@ -120,14 +120,14 @@ def build_head_recipe(config: Config) -> HeadRecipe:
         prior=HEAD_PRIOR,
         loss_scale=train.loss_scale,
         updates=train.epochs or HEAD_UPDATES,
-        mixing=build_mixing(config),
-        dropout=build_dropout(config),
+        mixing=build_mixing(settings),
+        dropout=build_dropout(settings),
     )
 
 
-def build_finetune_recipe(config: Config) -> FinetuneRecipe:
+def build_finetune_recipe(settings: EngineSettings) -> FinetuneRecipe:
     """Return the recipe for finetune mode."""
-    train = config.train
+    train = settings.train
     return FinetuneRecipe(
         epochs=train.epochs or 40,
         batch_size=train.batch_size or 32,
@@ -135,19 +135,19 @@ def build_finetune_recipe(config: Config) -> FinetuneRecipe:
         weight_decay=0.01 if train.weight_decay is None else train.weight_decay,
         loss_scale=train.loss_scale,
         patience=train.patience,
-        mixing=build_mixing(config),
-        dropout=build_dropout(config),
+        mixing=build_mixing(settings),
+        dropout=build_dropout(settings),
     )
 
 
-def build_loss(config: Config) -> Loss:
+def build_loss(settings: EngineSettings) -> Loss:
     """Return the loss that [train] names, with its parameters."""
-    return find_loss(config.train.loss, config.train.loss_parameters)
+    return find_loss(settings.train.loss, settings.train.loss_parameters)
 
 
-def build_mixing(config: Config) -> Mixing:
+def build_mixing(settings: EngineSettings) -> Mixing:
     """Return the mixing of batches that [train] asks for."""
-    train = config.train
+    train = settings.train
     return Mixing(
         kind=train.mixing,
         mixup_alpha=0.2 if train.mixing_alpha is None else train.mixing_alpha,

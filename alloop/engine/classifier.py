@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alloop.composition import OOD_SCORES
-from alloop.config.schema import Config
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
 from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_batches, trunk_features
@@ -18,6 +17,7 @@ from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
 from alloop.engine.ood_score import ModelOutputs, ood_score
+from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
@@ -100,7 +100,7 @@ class Classifier:
     def __init__(
         self,
         version: ModelVersion,
-        config: Config,
+        settings: EngineSettings,
         cache: Path,
         device: str | None = None,
         *,
@@ -110,26 +110,32 @@ class Classifier:
 
         Args:
             version: The model version.
-            config: Settings of today: where to compute, the trunk that [model] names, and [acquisition] ood_score.
+            settings: Settings of today: where to compute, the trunk that [model] names, and [acquisition] ood_score.
             cache: Folder of cached features. Models with a published trunk read and fill it.
             device: Device instead of `[model] device`.
             is_calibrated: False leaves the calibrator out.
         """
         self.version = version
-        self._config, self._cache, self._device, self._is_calibrated = config, cache, device, is_calibrated
-        self._passes = HeadPasses(version.as_trained(config), int(version.metadata["seed"]))
+        self._settings, self._cache, self._device, self._is_calibrated = settings, cache, device, is_calibrated
+        self._passes = HeadPasses(version.as_trained(settings), int(version.metadata["seed"]))
         self._in_use: int | None = None  # number of the network whose trunk is loaded
 
     @classmethod
     def open(
-        cls, files: ModelFiles, config: Config, cache: Path, device: str | None = None, *, is_calibrated: bool = True
+        cls,
+        files: ModelFiles,
+        settings: EngineSettings,
+        cache: Path,
+        device: str | None = None,
+        *,
+        is_calibrated: bool = True,
     ) -> "Classifier":
         """Read a model version from its folder. See `__init__` for the arguments.
 
         Raises:
             ModelError: The version is missing, damaged, or written by a newer alloop.
         """
-        return cls(load_model(files), config, cache, device, is_calibrated=is_calibrated)
+        return cls(load_model(files), settings, cache, device, is_calibrated=is_calibrated)
 
     @property
     def has_own_trunk(self) -> bool:
@@ -281,15 +287,15 @@ class Classifier:
 
     @property
     def _ood_name(self) -> str:
-        return self._config.acquisition.ood_score
+        return self._settings.ood_score
 
     @functools.cached_property
     def _hardware(self) -> Hardware:
-        return build_hardware(self._config, self._device)
+        return build_hardware(self._settings, self._device)
 
     @functools.cached_property
     def _backbone(self) -> Backbone:
-        return build_backbone(self._config, search_paths(self._cache))
+        return build_backbone(self._settings, search_paths(self._cache))
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, object]:

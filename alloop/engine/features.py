@@ -30,8 +30,8 @@ SHARD_SECONDS = 30.0  # longest wait: the work that a killed run has to do again
 @explained_shortage()
 def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
     """Return features of images, computed if the cache lacks them. The memory is that of the result."""
-    hardware = build_hardware(job.config, job.device)
-    backbone = build_backbone(job.config, search_paths(job.cache))
+    hardware = build_hardware(job.settings, job.device)
+    backbone = build_backbone(job.settings, search_paths(job.cache))
     cache, failed = ensure_features(job.images, backbone, job.cache, hardware, progress)
     gone = {image_id for image_id, _ in failed}
     there = [image for image in job.images if image.image_id not in gone]
@@ -44,7 +44,7 @@ def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
 
 def count_features(job: FeatureJob) -> int:
     """Return the number of features D without computing any."""
-    return build_backbone(job.config, search_paths(job.cache)).n_features
+    return build_backbone(job.settings, search_paths(job.cache)).n_features
 
 
 def ensure_features(

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.config.schema import Config
 from alloop.engine.build import build_dropout, build_loss
+from alloop.engine.settings import EngineSettings
 from alloop.losses.named import Loss
 from alloop.models.dropout import HeadDropout
 from alloop.models.heads import MultiHead
@@ -21,12 +21,12 @@ class HeadPasses:
     image, not on the batch, the position or the device.
     """
 
-    def __init__(self, config: Config, seed: int) -> None:
-        """`config` holds [model] and [train] as the model version was trained, `seed` is the seed of the version."""
-        self.loss: Loss = build_loss(config)
-        self._dropout: HeadDropout | None = build_dropout(config)
+    def __init__(self, settings: EngineSettings, seed: int) -> None:
+        """`settings` hold [model] and [train] as the model version was trained, `seed` is the seed of the version."""
+        self.loss: Loss = build_loss(settings)
+        self._dropout: HeadDropout | None = build_dropout(settings)
         self._seed = derive_seed(seed, "dropout masks")
-        is_consistent = config.model.consistent_masks
+        is_consistent = settings.model.consistent_masks
         self._masks = None if is_consistent else torch.Generator().manual_seed(self._seed)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from alloop.config.schema import Config
+from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import Target
 from alloop.progress import Progress, silent
 from alloop.records import Calibration, ImageRef, ModelFiles
@@ -29,10 +29,10 @@ class TrainJob:
         is_test: The holdout is a test set: it is measured on, and the calibrator is cross-validated on the training
             labels.
         out: Folder that the model version is written to, as a whole or not at all.
-        device: Overrides the config's device when not None.
+        device: Device instead of [model] device; None leaves it.
     """
 
-    config: Config
+    settings: EngineSettings
     classes: tuple[str, ...]
     images: tuple[ImageRef, ...]
     targets: tuple[Target, ...]
@@ -93,7 +93,7 @@ class ScoreJob:
         labeled: Training images, for `features_out` only.
     """
 
-    config: Config
+    settings: EngineSettings
     model: ModelFiles
     images: tuple[ImageRef, ...]
     cache: Path
@@ -125,7 +125,7 @@ class ScoreResult:
 class FeatureJob:
     """Get features of images by the published trunk that [model] names. Those that the cache lacks are computed."""
 
-    config: Config
+    settings: EngineSettings
     images: tuple[ImageRef, ...]
     cache: Path
     device: str | None = None

@@ -122,9 +122,9 @@ def _checked(fitted: Fitted, number: int) -> Fitted:
 
 def _key(job: TrainJob) -> str:
     """Digest of everything that a network depends on, except the device."""
-    config = job.config
+    settings = job.settings
     uses = (("train", job.images, job.targets), ("holdout", job.holdout, job.holdout_targets))
-    lines = [config.model.model_dump_json(), config.train.model_dump_json(), str(config.project.seed), str(job.seed)]
+    lines = [settings.model.model_dump_json(), settings.train.model_dump_json(), str(settings.seed), str(job.seed)]
     lines += [repr(job.classes), repr(job.head_classes)]
     for use, images, targets in uses:
         lines += sorted(f"{use} {ref.key} {target}" for ref, target in zip(images, targets, strict=True))

@@ -16,7 +16,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from alloop.config.schema import Config, ModelConfig, TrainConfig
+from alloop.config.schema import ModelConfig, TrainConfig
+from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_json
 from alloop.models.heads import MultiHead
@@ -65,12 +66,12 @@ class ModelVersion:
         """M: heads of all networks, or dropout passes."""
         return ModelConfig.model_validate(self.metadata["config"]["model"]).n_members
 
-    def as_trained(self, config: Config) -> Config:
+    def as_trained(self, settings: EngineSettings) -> EngineSettings:
         """Return settings with [model] and [train] as this version was trained. Device and workers stay as they are."""
         stored = self.metadata["config"]
-        model = ModelConfig.model_validate({**stored["model"], "device": config.model.device})
-        train = TrainConfig.model_validate({**stored["train"], "workers": config.train.workers})
-        return config.model_copy(update={"model": model, "train": train})
+        model = ModelConfig.model_validate({**stored["model"], "device": settings.model.device})
+        train = TrainConfig.model_validate({**stored["train"], "workers": settings.train.workers})
+        return dataclasses.replace(settings, model=model, train=train)
 
     def load_network(self, position: int) -> Network:
         """Return one network of an ensemble. The caller decides how many are in memory."""

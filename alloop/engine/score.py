@@ -22,8 +22,8 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
         WorkspaceError: The disk is full; an earlier file stays as it was.
     """
     started = time.perf_counter()
-    task = job.config.project.task
-    model = Classifier.open(job.model, job.config, job.cache, job.device, is_calibrated=job.is_calibrated)
+    task = job.settings.task
+    model = Classifier.open(job.model, job.settings, job.cache, job.device, is_calibrated=job.is_calibrated)
     features_out = job.features_out if model.has_own_trunk else None
     failed: list[tuple[int, str]] = []
     done = 0

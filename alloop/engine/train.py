@@ -55,9 +55,9 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     """
     started = time.perf_counter()
     _check_labels(job)
-    hardware = build_hardware(job.config, job.device)
-    metadata = _metadata(job, build_backbone(job.config, search_paths(job.cache)))
-    n_networks = job.config.model.n_networks
+    hardware = build_hardware(job.settings, job.device)
+    metadata = _metadata(job, build_backbone(job.settings, search_paths(job.cache)))
+    n_networks = job.settings.model.n_networks
     parts = [_specialties(job, number) for number in range(n_networks)]
     members = Members(job, n_networks)
     fitted = []
@@ -66,9 +66,9 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         if n_networks > 1:
             progress("networks", number + 1, n_networks)
     pooled, targets = _pool(job, fitted)
-    method, seed = job.config.calibration.method, derive_seed(job.seed, "calibration")
+    method, seed = job.settings.calibration, derive_seed(job.seed, "calibration")
     if job.is_test:
-        can_repeat = job.config.model.mode == "frozen"
+        can_repeat = job.settings.model.mode == "frozen"
         again = (lambda: _cross_validate(job, parts, hardware, seed)) if can_repeat else None
         calibration = calibrate_apart(method, len(job.images), seed, again)
         calibrated = apply_calibration(calibration, pooled)
@@ -93,9 +93,9 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
 def _fit(job: TrainJob, number: int, specialties: Specialties, hardware: Hardware, progress: Progress) -> Fitted:
     """Fit one network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
-    backbone = build_backbone(job.config, search_paths(job.cache), number)
+    backbone = build_backbone(job.settings, search_paths(job.cache), number)
     with deterministic():
-        if job.config.model.mode == "frozen":
+        if job.settings.model.mode == "frozen":
             return _fit_frozen(job, seed, backbone, hardware, specialties, progress)
         new_norms = settle_statistics(backbone, _sorted_by_content(job.images, job.targets)[0], hardware)
         probe = _fit_frozen(job, seed, backbone, hardware, specialties, progress)
@@ -114,7 +114,7 @@ def _fit_frozen(
     generator = torch.Generator().manual_seed(derive_seed(seed, "heads"))
     features = torch.from_numpy(cache.take([image.key for image in train.images]))
     progress("heads", 0, 1)
-    recipe, objective = build_head_recipe(job.config), _objective(job, specialties, train.targets)
+    recipe, objective = build_head_recipe(job.settings), _objective(job, specialties, train.targets)
     n_heads = len(specialties)
     heads, history = fit_heads(features, train.targets, len(job.classes), n_heads, objective, recipe, generator)
     progress("heads", 1, 1)
@@ -143,7 +143,7 @@ def _finetune(
     images, targets = _sorted_by_content(job.images, job.targets)
     images, labels = _readable(images, targets, probe.failed, _coding(job))
     train, validation = _parts(job, seed, images, labels)
-    recipe, objective = build_finetune_recipe(job.config), _objective(job, specialties, train.targets)
+    recipe, objective = build_finetune_recipe(job.settings), _objective(job, specialties, train.targets)
     heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
     setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware, new_norms)
     history = finetune(setup, train, validation, tuning, progress)
@@ -165,9 +165,9 @@ def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> 
     would be near 0 before the first epoch, and no epoch could look better.
     """
     whole = Labeled(images, labels)
-    if job.config.model.mode == "frozen":
+    if job.settings.model.mode == "frozen":
         return whole, whole.take([])
-    return split_stratified(whole, job.config.train.validation_share, derive_seed(seed, "finetune", "validation"))
+    return split_stratified(whole, job.settings.train.validation_share, derive_seed(seed, "finetune", "validation"))
 
 
 def _cross_validate(
@@ -175,11 +175,11 @@ def _cross_validate(
 ) -> tuple[Tensor, Tensor]:
     """Return out-of-fold log p̄ [N, K] of the training images by heads of the same recipe, and their targets [N]."""
     images, targets = _sorted_by_content(job.images, job.targets)
-    cache, failed = ensure_features(images, build_backbone(job.config, search_paths(job.cache)), job.cache, hardware)
+    cache, failed = ensure_features(images, build_backbone(job.settings, search_paths(job.cache)), job.cache, hardware)
     images, labels = _readable(images, targets, failed, _coding(job))
     features = torch.from_numpy(cache.take([image.key for image in images]))
-    recipe, n_classes = build_head_recipe(job.config), len(job.classes)
-    if recipe.has_one_solution(build_loss(job.config)):
+    recipe, n_classes = build_head_recipe(job.settings), len(job.classes)
+    if recipe.has_one_solution(build_loss(job.settings)):
         features = rotate(features)
 
     def predict(rest: Tensor, fold: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def _cross_validate(
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:
-    passes = HeadPasses(job.config, job.seed)
+    passes = HeadPasses(job.settings, job.seed)
     return passes.member_log_probs(passes.logits(heads, features, [image.sha256 for image in images]))
 
 
@@ -227,10 +227,10 @@ def _history(fitted: Sequence[Fitted]) -> dict[str, object]:
 
 
 def _objective(job: TrainJob, specialties: Specialties, labels: Tensor) -> Objective:
-    train, n_classes = job.config.train, len(job.classes)
-    is_same = job.config.model.head_weights == "same"
+    train, n_classes = job.settings.train, len(job.classes)
+    is_same = job.settings.model.head_weights == "same"
     return Objective(
-        loss=build_loss(job.config),
+        loss=build_loss(job.settings),
         head_weights=None if is_same else class_weights(specialties, n_classes),
         class_weights=balanced_weights(labels, n_classes) if train.class_weights == "balanced" else None,
         loss_scale=train.loss_scale,
@@ -241,9 +241,9 @@ def _specialties(job: TrainJob, number: int) -> Specialties:
     """Classes that each head of a network weighs strongly. Heads keep their classes from the previous version."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
     generator = torch.Generator().manual_seed(derive_seed(seed, "specialties"))
-    n_heads = job.config.model.n_heads
+    n_heads = job.settings.model.n_heads
     known: Sequence[Sequence[int]] = ()
-    if len(job.head_classes) == n_heads * job.config.model.n_networks:
+    if len(job.head_classes) == n_heads * job.settings.model.n_networks:
         mine = job.head_classes[number * n_heads : (number + 1) * n_heads]
         known = [[job.classes.index(name) for name in part] for part in mine]
     return assign_specialties(len(job.classes), n_heads, generator, known)
@@ -264,7 +264,7 @@ def _readable(
 
 
 def _coding(job: TrainJob) -> Coding:
-    return TASKS[job.config.project.task](job.classes)
+    return TASKS[job.settings.task](job.classes)
 
 
 def _check_labels(job: TrainJob) -> None:
@@ -285,8 +285,8 @@ def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
     return {
         "classes": list(job.classes),
         "config": {
-            "model": job.config.model.model_dump(mode="json"),
-            "train": job.config.train.model_dump(mode="json"),
+            "model": job.settings.model.model_dump(mode="json"),
+            "train": job.settings.train.model_dump(mode="json"),
         },
         "seed": job.seed,
         "n_labels": len(job.images),

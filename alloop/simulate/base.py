@@ -14,6 +14,7 @@ from alloop.config.load import set_values
 from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.features import ensure_features
+from alloop.engine.settings import EngineSettings
 from alloop.errors import PoolError
 from alloop.executor import Executor
 from alloop.files import write_bytes
@@ -198,7 +199,9 @@ def prepare_given(base: Base, data: GivenData, config: Config, progress: Progres
     """
     pool = given_files(data.pool.features)
     tested = [] if data.test is None else given_files(data.test.features, first=len(pool))
-    cache = FeatureCache(base.cache / "features", build_backbone(config).fingerprint(), data.pool.features.shape[1])
+    cache = FeatureCache(
+        base.cache / "features", build_backbone(EngineSettings.of(config)).fingerprint(), data.pool.features.shape[1]
+    )
     cache.add([file.sha256 for file in pool], data.pool.features)
     if data.test is not None:
         cache.add([file.sha256 for file in tested], data.test.features)
@@ -238,8 +241,9 @@ def prepare_images(
                 "Mend or remove them.",
             )
         if config.model.mode == "frozen":
-            hardware = build_hardware(config, device)
-            ensure_features(refs, build_backbone(config, search_paths(base.cache)), base.cache, hardware, progress)
+            engine = EngineSettings.of(config)
+            hardware = build_hardware(engine, device)
+            ensure_features(refs, build_backbone(engine, search_paths(base.cache)), base.cache, hardware, progress)
     pairs = zip(data.images, data.targets.tolist(), strict=True)
     _write_truth(base.truth, {image.sha256: data.classes[target] for image, target in pairs}, data.people)
 

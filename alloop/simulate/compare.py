@@ -28,6 +28,7 @@ from alloop.engine.classifier import Classifier
 from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
+from alloop.engine.settings import EngineSettings
 from alloop.errors import ConfigError, LabelError, ModelError, PoolError
 from alloop.evaluation.intervals import DRAWS, bootstrap_all, statistics_of, wilson
 from alloop.evaluation.metrics import Bins, accuracy, confidence_bins
@@ -331,7 +332,7 @@ def _run(
 def _strangers(
     plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult
 ) -> dict[str, OodScore]:
-    model = Classifier.open(trained.files, plan.config, settings.cache, settings.device)
+    model = Classifier.open(trained.files, EngineSettings.of(plan.config), settings.cache, settings.device)
     inside = [data.images[p] for p in plan.parts.test.tolist()]
     seed = derive_seed(plan.seed, "ood")
     return measure_strangers(model, inside, settings.strangers, seed, settings.odin_images, settings.draws)
@@ -349,7 +350,7 @@ def train_and_score(
     """Train a model on the training part, and return it with its raw predictions for the other parts."""
     take = [data.images[position] for position in parts.train.tolist()]
     job = TrainJob(
-        config=config,
+        settings=EngineSettings.of(config),
         classes=data.classes,
         images=tuple(take),
         targets=tuple(data.targets[parts.train].tolist()),
@@ -363,7 +364,7 @@ def train_and_score(
     trained = executor.submit(job)
     others = tuple(data.images[position] for position in [*parts.calibration.tolist(), *parts.test.tolist()])
     scored = executor.submit(
-        ScoreJob(config, trained.files, others, settings.cache, scratch / "scores.parquet", settings.device)
+        ScoreJob(job.settings, trained.files, others, settings.cache, scratch / "scores.parquet", settings.device)
     )
     _refuse_failed((*trained.failed, *scored.failed), data.images)
     return trained, scored
@@ -455,8 +456,9 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
     make_output_folder(settings.out)
     if settings.config.model.mode != "frozen":
         return 0.0
-    backbone = build_backbone(settings.config, search_paths(settings.cache))
-    hardware = build_hardware(settings.config, settings.device)
+    engine = EngineSettings.of(settings.config)
+    backbone = build_backbone(engine, search_paths(settings.cache))
+    hardware = build_hardware(engine, settings.device)
     everything = (*data.images, *settings.strangers)
     _, failed = ensure_features(everything, backbone, settings.cache, hardware, progress)
     _refuse_failed(failed, everything)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from alloop.config.load import validate_config
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.evaluation.intervals import wilson
 from alloop.loop.workbench import Tools
@@ -35,7 +36,7 @@ def accuracy_on_rest(tools: Tools, truth: Mapping[str, str]) -> Interval | None:
     if not refs:
         return None
     job = ScoreJob(
-        config=validate_config(model.config, f"the config of model {model.name}"),
+        settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
         model=model.files(project.folder),
         images=tuple(refs),
         cache=project.paths.cache,

@@ -27,6 +27,7 @@ from alloop.config.load import set_values
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob
 from alloop.engine.model_files import METADATA
+from alloop.engine.settings import EngineSettings
 from alloop.files import sha256_of, write_json
 from alloop.records import ModelFiles
 from alloop.simulate.methods import apply_method, find_methods
@@ -87,7 +88,9 @@ def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple
         out = Path(tempfile.mkdtemp(dir=work))
         targets = tuple(images.classes.index(images.labels[p]) for p in train)
         refs = tuple(images.images[p] for p in train)
-        job = TrainJob(config, images.classes, refs, targets, (), (), 1, work / "cache", out / "model")
+        job = TrainJob(
+            EngineSettings.of(config), images.classes, refs, targets, (), (), 1, work / "cache", out / "model"
+        )
         jobs[method.name] = (config, executor.submit(job).files, out)
         if f"{method.name} ODIN" in ODIN:
             jobs[f"{method.name} ODIN"] = (
@@ -103,7 +106,7 @@ def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple
                 continue
             empty = out / f"cache-{repetition}"
             started = time.process_time()
-            result = executor.submit(ScoreJob(config, model, scored, empty, out / "scores.parquet"))
+            result = executor.submit(ScoreJob(EngineSettings.of(config), model, scored, empty, out / "scores.parquet"))
             cpu = time.process_time() - started
             assert result.n_images == n_images
             shutil.rmtree(empty)

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware
 from alloop.engine.features import ensure_features
+from alloop.engine.settings import EngineSettings
 from alloop.records import ImageRef
 
 DATA = Path(os.environ.get("ALLOOP_DATA", "../shared/data"))
@@ -132,7 +133,9 @@ def load(name: str, folder: Path, n_test: int | None = None, n_train: int = 20_0
 
 def warm(images: tuple[ImageRef, ...], config: Config, cache: Path) -> None:
     """Compute the features that the cache lacks."""
-    _, failed = ensure_features(images, build_backbone(config), cache, build_hardware(config, None), _say)
+    _, failed = ensure_features(
+        images, build_backbone(EngineSettings.of(config)), cache, build_hardware(EngineSettings.of(config), None), _say
+    )
     assert not failed, failed[:3]
 
 

@@ -31,6 +31,7 @@ from alloop.engine.features import load_batches, run_trunk, trunk_batches
 from alloop.engine.finetune import Labeled, Setup, finetune
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective
+from alloop.engine.settings import EngineSettings
 from alloop.losses.multi_head import assign_specialties, class_weights
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.models.heads import MultiHead
@@ -44,7 +45,7 @@ def main() -> None:
     options = parse(__doc__)
     rows = Rows(options.out, "C")
     config = Config.model_validate({"project": {"classes": ["a", "b"]}})
-    hardware = build_hardware(config, str(options.device))
+    hardware = build_hardware(EngineSettings.of(config), str(options.device))
     photos = load("trashnet", options).refs
     side = (4000, 3000) if not options.tiny else (400, 300)
     large = make_large(options.work / "large", options.size(30, 3), *side)
@@ -206,7 +207,9 @@ def bare_epoch(images: list[ImageRef], targets: Tensor, batch_size: int, hardwar
 def make_objective() -> Objective:
     config = Config.model_validate({"project": {"classes": ["a", "b"]}})
     specialties = assign_specialties(N_CLASSES, N_HEADS, torch.Generator().manual_seed(0))
-    return Objective(build_loss(config), class_weights(specialties, N_CLASSES), None, config.train.loss_scale)
+    return Objective(
+        build_loss(EngineSettings.of(config)), class_weights(specialties, N_CLASSES), None, config.train.loss_scale
+    )
 
 
 def measure_heads(n: int, n_features: int, options: Options, rows: Rows) -> None:

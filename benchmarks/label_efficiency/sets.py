@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from alloop.engine.settings import EngineSettings
 from alloop.files import write_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
@@ -105,7 +106,12 @@ def _extract(name: str, work: Path, path: Path) -> None:
     images = data.load(name, work, n_test or None, n_train)
     config = make_config(images.classes, IMAGE_SIZES[name])
     data.warm(images.images, config, work / "cache")
-    cache, _ = ensure_features(images.images, build_backbone(config), work / "cache", build_hardware(config, None))
+    cache, _ = ensure_features(
+        images.images,
+        build_backbone(EngineSettings.of(config)),
+        work / "cache",
+        build_hardware(EngineSettings.of(config), None),
+    )
     F = cache.take([image.sha256 for image in images.images])
     y = np.array([images.classes.index(label) for label in images.labels])
     _save(path, F=F, y=y, part=np.array(images.parts))

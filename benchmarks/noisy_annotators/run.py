@@ -35,6 +35,7 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import ensure_features
 from alloop.engine.jobs import ScoreJob, TrainJob
 from alloop.engine.score_file import read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.evaluation.intervals import wilson
 from alloop.files import write_bytes, write_json
 from alloop.labeling.build import build_annotator
@@ -93,7 +94,12 @@ def prepare(work: Path, here: Path) -> None:
     images = data.unpack({"train": data.read_zip("cifar10.zip", "train.csv", N_IMAGES)}, work / "cifar10")
     config = set_values(frozen.make_config(images.classes, frozen.SETS["cifar10"]), train={"workers": 0})
     data.warm(images.images, config, work / "cache")
-    cache, _ = ensure_features(images.images, build_backbone(config), work / "cache", build_hardware(config, None))
+    cache, _ = ensure_features(
+        images.images,
+        build_backbone(EngineSettings.of(config)),
+        work / "cache",
+        build_hardware(EngineSettings.of(config), None),
+    )
     features = cache.take([image.sha256 for image in images.images])
     with zipfile.ZipFile(data.DATA / "cifar10.zip") as archive:
         table = {row["file"]: row for row in csv.DictReader(io.TextIOWrapper(archive.open("train.csv")))}
@@ -104,7 +110,9 @@ def prepare(work: Path, here: Path) -> None:
         for file, row in zip(files, named, strict=True)
     ]
     given = parse_config(settings(here, images.classes, 0, "clean"), "settings", {})
-    shared = FeatureCache(here / "cache" / "features", build_backbone(given).fingerprint(), features.shape[1])
+    shared = FeatureCache(
+        here / "cache" / "features", build_backbone(EngineSettings.of(given)).fingerprint(), features.shape[1]
+    )
     shared.add([file.sha256 for file in files], features)
     np.save(here / "features.npy", features)
     write_bytes(answers, "\n".join([",".join(("sha256", "label", *PEOPLE)), *lines, ""]).encode())
@@ -205,7 +213,9 @@ def predict(project: Project, model: ModelRecord, refs: Sequence[ImageRef]) -> d
     out = project.folder / "runs" / "measured.parquet"
     files = model.files(project.folder)
     scores = read_scores(
-        LocalExecutor().submit(ScoreJob(project.config, files, tuple(refs), project.paths.cache, out)).path
+        LocalExecutor()
+        .submit(ScoreJob(EngineSettings.of(project.config), files, tuple(refs), project.paths.cache, out))
+        .path
     )
     return dict(zip(scores.sha256s, scores.predicted, strict=True))
 
@@ -216,7 +226,7 @@ def predict_unseen(project: Project, refs: Sequence[ImageRef], targets: np.ndarr
     for number, (others, fold) in enumerate(draw_folds(targets, project.config.project.seed, 5)):
         others, fold = others.tolist(), fold.tolist()
         job = TrainJob(
-            config=project.config,
+            settings=EngineSettings.of(project.config),
             classes=classes,
             images=tuple(refs[n] for n in others),
             targets=tuple(targets[others].tolist()),

@@ -21,6 +21,7 @@ from alloop.config.load import validate_config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob
 from alloop.engine.score_file import read_log_probs
+from alloop.engine.settings import EngineSettings
 from alloop.evaluation.intervals import statistics_of
 from alloop.evaluation.metrics import accuracy
 from alloop.files import sha256_of
@@ -63,7 +64,7 @@ def measured(scratch: Path, pairs: list, mode: str, train: dict, options: argpar
     config = validate_config({"project": {"classes": classes}, "model": model, "train": train}, "benchmark")
     end = 200 + options.labels
     job = TrainJob(
-        config=config,
+        settings=EngineSettings.of(config),
         classes=classes,
         images=tuple(refs[200:end]),
         targets=tuple(targets[200:end]),
@@ -77,7 +78,7 @@ def measured(scratch: Path, pairs: list, mode: str, train: dict, options: argpar
     trained = LocalExecutor().submit(job)
     seconds = time.perf_counter() - started
     rest = tuple(refs[end : end + 1000])
-    score = ScoreJob(config, trained.files, rest, job.cache, job.out.with_suffix(".parquet"))
+    score = ScoreJob(EngineSettings.of(config), trained.files, rest, job.cache, job.out.with_suffix(".parquet"))
     parts = list(read_log_probs(LocalExecutor().submit(score).path))
     log_probs = np.concatenate([rows.numpy() for _, rows in parts])
     truth = np.array([targets[ref.image_id] for ref in rest])

@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.features import ensure_features
+from alloop.engine.settings import EngineSettings
 from alloop.evaluation.intervals import wilson
 from alloop.files import sha256_of
 from alloop.loop.intake.ingest import add_images
@@ -122,9 +123,11 @@ def logistic_regression(project, truth) -> dict[str, float]:
         refs = find_refs(session, [label.image_id for label in labels])
         rest = list_refs(session, Split.TRAIN, labeled=False)
     config = project.config
-    backbone = build_backbone(config, search_paths(project.paths.cache))
+    backbone = build_backbone(EngineSettings.of(config), search_paths(project.paths.cache))
     train = [refs[label.image_id] for label in labels]
-    cache, _ = ensure_features([*train, *rest], backbone, project.paths.cache, build_hardware(config, None))
+    cache, _ = ensure_features(
+        [*train, *rest], backbone, project.paths.cache, build_hardware(EngineSettings.of(config), None)
+    )
     x, y = cache.take([ref.sha256 for ref in train]), np.array([label.consensus.value for label in labels])
     x_rest, y_rest = cache.take([ref.sha256 for ref in rest]), np.array([truth[ref.sha256] for ref in rest])
     models = {

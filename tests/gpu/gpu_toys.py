@@ -15,6 +15,7 @@ from torchvision.models import VisionTransformer
 from alloop.config.schema import Config, ModelConfig, ProjectConfig, TrainConfig
 from alloop.engine.build import Hardware
 from alloop.engine.jobs import FeatureJob, ScoreJob, TrainJob
+from alloop.engine.settings import EngineSettings
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.records import ImageRef, ModelFiles
 
@@ -193,7 +194,7 @@ class Toys:
 
     def train_job(self, config: Config, device: torch.device, cache: Path, out: Path, **changes: object) -> TrainJob:
         job = TrainJob(
-            config=config,
+            settings=EngineSettings.of(config),
             classes=CLASSES,
             images=self.images[:60],
             targets=self.targets[:60],
@@ -209,11 +210,11 @@ class Toys:
     def score_job(
         self, config: Config, files: ModelFiles, device: torch.device, cache: Path, out: Path, **changes: object
     ) -> ScoreJob:
-        job = ScoreJob(config, files, self.images[100:], cache, out, device=str(device))
+        job = ScoreJob(EngineSettings.of(config), files, self.images[100:], cache, out, device=str(device))
         return dataclasses.replace(job, **changes)
 
     def feature_job(self, config: Config, device: torch.device, cache: Path) -> FeatureJob:
-        return FeatureJob(config, self.images, cache, device=str(device))
+        return FeatureJob(EngineSettings.of(config), self.images, cache, device=str(device))
 
 
 def make_toys(root: Path) -> Toys:

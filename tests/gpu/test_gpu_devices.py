@@ -9,6 +9,7 @@ from gpu_toys import Toys
 from alloop.engine.build import build_hardware
 from alloop.engine.device import choose_device, list_devices
 from alloop.engine.features import run_features
+from alloop.engine.settings import EngineSettings
 from alloop.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ def test_a_card_that_is_not_there_names_those_that_are(toys: Toys, device: torch
 def test_auto_takes_the_card_and_a_batch_size_for_it(toys: Toys, card: torch.device, measured):
     config = toys.config("own_trunk", {"batch_size": None})
 
-    hardware = build_hardware(config, "auto")
+    hardware = build_hardware(EngineSettings.of(config), "auto")
 
     measured.same("device", hardware.device.type, "cuda")
     measured.same("batch size", hardware.batch_size, 256)

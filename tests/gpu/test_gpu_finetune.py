@@ -15,6 +15,7 @@ from alloop.engine.build import build_backbone, build_finetune_recipe, build_los
 from alloop.engine.finetune import Labeled, Setup, finetune
 from alloop.engine.model_files import load_model
 from alloop.engine.objective import Objective
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
 from alloop.losses.mixing import Mixing
@@ -35,8 +36,14 @@ def _job(toys: Toys, device: torch.device, root: Path, name: str = "model", **se
 def _setup(toys: Toys, device: torch.device, backbone: Backbone, n_heads: int = 2, **recipe: object) -> Setup:
     config = toys.config("plain_trunk", TRAIN, mode="finetune")
     heads = MultiHead(backbone.n_features, n_heads, 4, torch.Generator().manual_seed(0))
-    made = dataclasses.replace(build_finetune_recipe(config), **recipe)
-    setup = Setup(backbone, heads, Objective(build_loss(config), None, None, "mean"), made, hardware(device, 16))
+    made = dataclasses.replace(build_finetune_recipe(EngineSettings.of(config)), **recipe)
+    setup = Setup(
+        backbone,
+        heads,
+        Objective(build_loss(EngineSettings.of(config)), None, None, "mean"),
+        made,
+        hardware(device, 16),
+    )
     setup.keep_gradients(True)
     return setup
 
@@ -46,7 +53,7 @@ def _labeled(toys: Toys, rows: slice) -> Labeled:
 
 
 def test_the_loss_falls_and_the_best_epoch_is_what_is_kept(toys: Toys, device: torch.device, measured):
-    backbone = build_backbone(toys.config("plain_trunk", mode="finetune"), search_paths(toys.root))
+    backbone = build_backbone(EngineSettings.of(toys.config("plain_trunk", mode="finetune")), search_paths(toys.root))
     setup, validation = _setup(toys, device, backbone, epochs=6), _labeled(toys, slice(60, 100))
 
     history = finetune(setup, _labeled(toys, slice(0, 60)), validation, 1, silent)
@@ -79,7 +86,7 @@ def test_mixing_dropout_and_several_networks_learn_under_autocast(
 
 def test_autocasts_cache_cuts_no_gradient(toys: Toys, device: torch.device, measured):
     """A look at the validation part runs without gradients just before a step that needs them."""
-    backbone = build_backbone(toys.config("plain_trunk", mode="finetune"), search_paths(toys.root))
+    backbone = build_backbone(EngineSettings.of(toys.config("plain_trunk", mode="finetune")), search_paths(toys.root))
     setup = _setup(toys, device, backbone, mixing=Mixing("mixup"), dropout=HeadDropout(0.2))
     train = _labeled(toys, slice(0, 16))
     (batch,) = finetuning._augmented(setup, train, 0)
@@ -98,7 +105,7 @@ def test_autocasts_cache_cuts_no_gradient(toys: Toys, device: torch.device, meas
 
 def test_normalization_that_came_with_statistics_keeps_them(toys: Toys, device: torch.device, tmp_path: Path, measured):
     job = _job(toys, device, tmp_path, backbone="own_trunk", train={"epochs": 2})
-    before = build_backbone(job.config, search_paths(job.cache)).module.state_dict()
+    before = build_backbone(job.settings, search_paths(job.cache)).module.state_dict()
 
     trunk = load_model(run_train(job).files).trunk
 
@@ -175,7 +182,7 @@ def test_a_step_on_the_device_has_the_cpus_gradient(toys: Toys, device: torch.de
 
 
 def load_plain(toys: Toys) -> Backbone:
-    return build_backbone(toys.config("plain_trunk", mode="finetune"), search_paths(toys.root))
+    return build_backbone(EngineSettings.of(toys.config("plain_trunk", mode="finetune")), search_paths(toys.root))
 
 
 def flat_gradient(setup: Setup) -> torch.Tensor:

@@ -20,6 +20,7 @@ from alloop.engine import finetune as finetuning
 from alloop.engine.build import build_finetune_recipe, build_loss
 from alloop.engine.features import run_features
 from alloop.engine.objective import Objective
+from alloop.engine.settings import EngineSettings
 from alloop.errors import DeviceError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
@@ -109,8 +110,10 @@ def test_a_step_in_pieces_has_the_same_gradient(
     backbone = plain_trunk()
     config = toys.config("plain_trunk", mode="finetune")
     heads = MultiHead(backbone.n_features, 2, 4, torch.Generator().manual_seed(0))
-    objective = Objective(build_loss(config), None, None, "mean")
-    setup = finetuning.Setup(backbone, heads, objective, build_finetune_recipe(config), hardware(device, BATCH))
+    objective = Objective(build_loss(EngineSettings.of(config)), None, None, "mean")
+    setup = finetuning.Setup(
+        backbone, heads, objective, build_finetune_recipe(EngineSettings.of(config)), hardware(device, BATCH)
+    )
     setup.keep_gradients(True)
     modules = (backbone.module, heads)
     parameters = [parameter for module in modules for parameter in module.parameters()]

@@ -17,6 +17,7 @@ from test_strategies_in_loop import ALONE, CLASSES, batch, ready
 from alloop.engine.features import run_features
 from alloop.engine.jobs import FeatureJob
 from alloop.engine.score_file import read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.files import sha256_of
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, run
@@ -73,7 +74,9 @@ def test_the_nearest_labeled_images_are_those_of_the_highest_cosine(asked: Proje
     with reading(asked.database) as session:
         labeled = {label.sha256: label.consensus.value for label in list_labels(session, Split.TRAIN)}
         refs = [ref for ref in list_refs(session, Split.TRAIN) if ref.sha256 in labeled or ref.sha256 == query.sha256]
-    rows = run_features(FeatureJob(asked.config, tuple(refs), asked.paths.cache)).features.astype(np.float64)
+    rows = run_features(FeatureJob(EngineSettings.of(asked.config), tuple(refs), asked.paths.cache)).features.astype(
+        np.float64
+    )
     mine = next(row for ref, row in zip(refs, rows, strict=True) if ref.sha256 == query.sha256)
     cosines = {
         ref.sha256: float(row @ mine / np.linalg.norm(row) / np.linalg.norm(mine))

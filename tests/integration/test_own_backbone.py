@@ -11,6 +11,7 @@ import pytest
 
 from alloop.config.schema import Config, ModelConfig, ProjectConfig, TrainConfig
 from alloop.engine.jobs import TrainJob
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.evaluation.metrics import accuracy, nll_per_image
 from alloop.records import ImageRef
@@ -45,7 +46,7 @@ def test_an_own_backbone_learns_real_photos_from_a_hundred_labels(real_data, tmp
 
     result = run_train(
         TrainJob(
-            config=config,
+            settings=EngineSettings.of(config),
             classes=CLASSES,
             images=tuple(refs[:100]),
             targets=tuple(targets[:100]),

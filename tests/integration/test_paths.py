@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 
 from alloop.cli import report as report_command
 from alloop.engine.build import build_backbone, search_paths
+from alloop.engine.settings import EngineSettings
 from alloop.errors import ConfigError
 from alloop.loop.workspace import create_workspace
 from alloop.models.backbones import load_backbone
@@ -162,7 +163,7 @@ def test_a_weights_file_counts_from_the_workspace(tmp_path: Path, monkeypatch: p
     with open_project(tmp_path, {}) as project:
         config = project.config
 
-    loaded = build_backbone(config, search_paths(tmp_path / "cache"))
+    loaded = build_backbone(EngineSettings.of(config), search_paths(tmp_path / "cache"))
 
     assert torch.equal(loaded.module[2].weight, trunk.module[2].weight)
 

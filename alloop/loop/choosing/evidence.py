@@ -17,6 +17,7 @@ from alloop.config.schema import Config
 from alloop.engine.classifier import Classifier
 from alloop.engine.features import count_features
 from alloop.engine.jobs import FeatureJob
+from alloop.engine.settings import EngineSettings
 from alloop.errors import PoolError
 from alloop.loop.choosing.pool_scores import PoolScores
 from alloop.loop.workbench import Tools
@@ -102,7 +103,7 @@ class Evidence:
         if self.scores is not None and Need.MEMBER_LOG_PROBS in needs:
             candidates = dataclasses.replace(candidates, member_log_probs=self.scores.member_log_probs(ids, name))
         if self.model is not None and Need.HEAD in needs:
-            model = Classifier.open(self.model, self.config, self.tools.project.paths.cache)
+            model = Classifier.open(self.model, EngineSettings.of(self.config), self.tools.project.paths.cache)
             candidates = dataclasses.replace(candidates, head=model.predict_features)
         if Need.FEATURES in needs:
             features, labeled, labels = self._features(name, refs, known)
@@ -128,7 +129,7 @@ class Evidence:
         return rows[: len(refs)], rows[len(refs) :], torch.from_numpy(known.labels[found[len(refs) :]])
 
     def _feature_job(self, refs: Sequence[ImageRef]) -> FeatureJob:
-        return FeatureJob(self.config, tuple(refs), self.tools.project.paths.cache, self.device)
+        return FeatureJob(EngineSettings.of(self.config), tuple(refs), self.tools.project.paths.cache, self.device)
 
     def announce(self, name: str, n: int, k: int) -> None:
         """Announce the cost of choosing by existing scores, if there are many candidates."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alloop.config.schema import CalibrationConfig
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import LabelError
@@ -118,7 +117,7 @@ def describe(found: Matched) -> str:
 
 
 def _why_not(job: TrainJob) -> str:
-    if job.config.model.mode == "finetune":
+    if job.settings.model.mode == "finetune":
         return "fine-tuning twelve more networks would take twelve times as long as the round"
     return "" if len(job.holdout) >= 2 else "no holdout image has a label yet"
 
@@ -127,8 +126,8 @@ def _train_arms(tools: Tools, job: TrainJob, result: TrainResult, arms: Arms) ->
     generator = np.random.default_rng(derive_seed(job.seed, "matched arms"))
     groups = np.array_split(generator.permutation(arms.own), GROUPS)
     # The top class needs no calibrator, and a calibrator must not be fitted to a test set.
-    config = job.config.model_copy(update={"calibration": CalibrationConfig(method="none")})
-    job = dataclasses.replace(job, config=config, head_classes=result.head_classes, is_test=False)
+    settings = dataclasses.replace(job.settings, calibration="none")
+    job = dataclasses.replace(job, settings=settings, head_classes=result.head_classes, is_test=False)
     parts: dict[Reason, list[npt.NDArray[np.bool_]]] = {}
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         for kind, own in ((Reason.ACQUIRED, arms.acquired), (Reason.RANDOM, arms.random)):
@@ -154,6 +153,6 @@ def _correct(tools: Tools, job: TrainJob, labels: Sequence[int], out: Path) -> n
     result = tools.executor.submit(arm)
     failed = {image_id for image_id, _ in result.failed}
     pairs = zip(job.holdout, job.holdout_targets, strict=True)
-    task = job.config.project.task
+    task = job.settings.task
     targets = CODINGS[task](job.classes).array([target for ref, target in pairs if ref.image_id not in failed])
     return MEASURES[task].correct(result.holdout_calibrated_log_probs, targets)

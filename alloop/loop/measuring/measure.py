@@ -12,6 +12,7 @@ from alloop.config.load import validate_config
 from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
+from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import TASKS as CODINGS
 from alloop.engine.targets import Coding, encode_known
 from alloop.errors import LabelError, ModelError
@@ -144,7 +145,7 @@ def _predict(
     """Return uncalibrated log p̄ [N, K] in float64, and the ids of the images that could be read, in that order."""
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         job = ScoreJob(
-            config=validate_config(model.config, f"the config of model {model.name}"),
+            settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
             model=model.files(bench.project.folder),
             images=tuple(refs),
             cache=bench.project.paths.cache,

@@ -12,6 +12,7 @@ from alloop.config.load import freeze_config, set_values
 from alloop.config.schema import Config
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.model_files import library_versions
+from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import TASKS, Coding, encode_known
 from alloop.errors import AlloopError
 from alloop.loop.asking.answers import judged_by, resettle_unknown
@@ -118,7 +119,7 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
     metrics: dict[str, dict[str, Interval]] = {}
     if not coding.shortage(targets):
         job = TrainJob(
-            config=config,
+            settings=EngineSettings.of(config),
             classes=classes,
             images=tuple(ref for _, ref in labeled),
             targets=targets,
@@ -180,7 +181,7 @@ def score(
     result = same = None
     if model is not None and refs:
         job = ScoreJob(
-            config=config,
+            settings=EngineSettings.of(config),
             model=model.files(project.folder),
             images=tuple(refs),
             cache=project.paths.cache,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from alloop.config.schema import Config, ModelConfig, ProjectConfig, TrainConfig
 from alloop.engine.jobs import ScoreJob, TrainJob
+from alloop.engine.settings import EngineSettings
 from alloop.records import ImageRef
 
 CLASSES = ("vertical", "horizontal", "checkered")
@@ -49,7 +50,7 @@ class Toys:
 
     def train_job(self, config: Config | None = None, **changes: object) -> TrainJob:
         job = TrainJob(
-            config=config or self.config(),
+            settings=EngineSettings.of(config or self.config()),
             classes=CLASSES,
             images=self.images[:15],
             targets=self.targets[:15],
@@ -63,7 +64,7 @@ class Toys:
 
     def score_job(self, model, config: Config | None = None, **changes: object) -> ScoreJob:
         job = ScoreJob(
-            config=config or self.config(),
+            settings=EngineSettings.of(config or self.config()),
             model=model,
             images=self.images[75:],
             cache=self.root / "cache",

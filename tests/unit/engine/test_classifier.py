@@ -17,6 +17,7 @@ from alloop.engine.jobs import FeatureJob
 from alloop.engine.model_files import load_model
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_rows, read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.engine.trunk_file import read_trunk_features
 from alloop.errors import ModelError
@@ -34,13 +35,15 @@ def test_the_head_says_of_features_what_the_scores_say(toys, model):
     config = toys.config(**model)
     files = run_train(toys.train_job(config)).files
     path = run_score(toys.score_job(files, config)).path
-    job = FeatureJob(config, toys.images[75:], toys.root / "cache")
+    job = FeatureJob(EngineSettings.of(config), toys.images[75:], toys.root / "cache")
 
     features = run_features(job).features
 
     assert features.shape == (15, count_features(job))
     torch.testing.assert_close(
-        Classifier.open(files, config, toys.root / "cache").predict_features(torch.from_numpy(features)),
+        Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict_features(
+            torch.from_numpy(features)
+        ),
         _log_probs(path),
     )
 
@@ -97,7 +100,9 @@ def test_a_trained_trunk_leaves_its_features_beside_the_scores(toys, networks):
     assert features.shape == (2, 8)
     if networks == 1:
         torch.testing.assert_close(
-            Classifier.open(files, config, toys.root / "cache").predict_features(torch.from_numpy(pool)),
+            Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict_features(
+                torch.from_numpy(pool)
+            ),
             _log_probs(path),
         )
     place.write_bytes(place.read_bytes()[:-1] + b"x")
@@ -136,7 +141,7 @@ def test_predictions_are_the_numbers_in_the_score_file(toys, name: str):
     config, files = _trained(toys, name)
     path = run_score(toys.score_job(files, config)).path
 
-    parts = list(Classifier.open(files, config, toys.root / "cache").predict(toys.images[75:]))
+    parts = list(Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict(toys.images[75:]))
 
     assert [image for part in parts for image in part.images] == list(toys.images[75:])
     assert torch.equal(torch.cat([part.calibrated_log_probs for part in parts]), _log_probs(path))
@@ -148,7 +153,7 @@ def test_members_are_pooled_and_the_pooled_prediction_is_calibrated(toys, name: 
     config, files = _trained(toys, name)
     version = dataclasses.replace(load_model(files), calibration=Calibration(2.0, 0, None, None))
 
-    batch = next(Classifier(version, config, toys.root / "cache").predict(toys.images[75:]))
+    batch = next(Classifier(version, EngineSettings.of(config), toys.root / "cache").predict(toys.images[75:]))
 
     assert batch.member_log_probs.shape == (version.n_members, len(batch.images), 3)
     assert torch.equal(batch.pooled_log_probs, mean_log_probs(batch.member_log_probs))
@@ -158,7 +163,9 @@ def test_members_are_pooled_and_the_pooled_prediction_is_calibrated(toys, name: 
 def test_without_the_calibrator_the_pooled_prediction_is_the_answer(toys):
     config, files = _trained(toys, "heads")
 
-    (batch,) = Classifier.open(files, config, toys.root / "cache", is_calibrated=False).predict(toys.images[75:])
+    (batch,) = Classifier.open(files, EngineSettings.of(config), toys.root / "cache", is_calibrated=False).predict(
+        toys.images[75:]
+    )
 
     assert batch.calibrated_log_probs is batch.pooled_log_probs
 
@@ -173,7 +180,7 @@ def test_an_image_is_predicted_or_named_with_the_reason(toys, monkeypatch, name:
     monkeypatch.setattr("alloop.engine.classifier.BLOCK", 4)
     monkeypatch.setattr("alloop.engine.classifier.CHUNK", 4)
 
-    parts = list(Classifier.open(files, config, toys.root / "cache").predict(toys.images[75:]))
+    parts = list(Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict(toys.images[75:]))
 
     gone = {toys.images[position].image_id for position in lost}
     assert sorted(image_id for part in parts for image_id, _ in part.failed) == sorted(gone)
@@ -188,7 +195,9 @@ def test_predicting_features_needs_no_trunk(toys, monkeypatch):
     config, files = _trained(toys, "heads")
     monkeypatch.setattr("alloop.engine.classifier.build_backbone", lambda *_: pytest.fail("built"))
 
-    log_probs = Classifier.open(files, config, toys.root / "cache").predict_features(torch.zeros(2, 8))
+    log_probs = Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict_features(
+        torch.zeros(2, 8)
+    )
 
     assert log_probs.shape == (2, 3)
 
@@ -208,7 +217,7 @@ def test_one_network_of_an_ensemble_is_in_memory_at_a_time(toys, monkeypatch):
 
     monkeypatch.setattr(model_files, "read_network", counted)
 
-    for part in Classifier.open(files, config, toys.root / "cache").predict(toys.images[75:]):
+    for part in Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict(toys.images[75:]):
         assert len(part.images) <= 8
 
     assert len(alive) == 3  # the first, and for each of two blocks the second

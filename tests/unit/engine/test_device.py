@@ -11,6 +11,7 @@ from alloop.engine import device, features, odin
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import FeatureJob
 from alloop.engine.score import run_score
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.errors import ConfigError, DeviceError
 
@@ -271,7 +272,7 @@ def test_features_that_do_not_fit_one_by_one_are_an_error_that_says_what_to_do(t
         return normalize(backbone, images)
 
     monkeypatch.setattr(features.Backbone, "normalize", full)
-    job = FeatureJob(config, toys.images, toys.root / "cache", "cpu")
+    job = FeatureJob(EngineSettings.of(config), toys.images, toys.root / "cache", "cpu")
 
     with pytest.raises(DeviceError, match=r"smallest batch: CUDA out of memory\. .* of which 5\.43 GiB is free\.") as e:
         LocalExecutor().submit(job)

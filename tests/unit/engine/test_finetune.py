@@ -19,6 +19,7 @@ from alloop.engine.model_files import load_model
 from alloop.engine.objective import Objective
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.errors import DeviceError, ModelError
 from alloop.models.backbones import Backbone
@@ -81,7 +82,7 @@ def test_fine_tuning_starts_from_heads_that_have_not_seen_what_early_stopping_wa
     tuned = run_train(job)
     ((train, validation),) = parts
     part = {"images": tuple(train.images), "targets": tuple(train.targets.tolist())}
-    probed = run_train(dataclasses.replace(job, config=frozen, out=toys.root / "frozen", **part))
+    probed = run_train(dataclasses.replace(job, settings=EngineSettings.of(frozen), out=toys.root / "frozen", **part))
 
     assert {*train.images} | {*validation.images} == {*job.images}
     assert not {*train.images} & {*validation.images}
@@ -238,10 +239,10 @@ def test_normalization_layers_keep_the_statistics_they_came_with(toys):
 
 def test_normalization_layers_without_statistics_go_on_learning_them(toys):
     job = _job(toys)
-    model = job.config.model.model_copy(update={"backbone": "toy_trunk:untrained"})
-    job = dataclasses.replace(job, config=job.config.model_copy(update={"model": model}))
-    settled = build_backbone(job.config, search_paths(job.cache))
-    hardware = build_hardware(job.config, None)
+    model = job.settings.model.model_copy(update={"backbone": "toy_trunk:untrained"})
+    job = dataclasses.replace(job, settings=dataclasses.replace(job.settings, model=model))
+    settled = build_backbone(job.settings, search_paths(job.cache))
+    hardware = build_hardware(job.settings, None)
     images = sorted(job.images, key=lambda image: image.sha256)
     settle_statistics(settled, images, hardware)
 
@@ -259,10 +260,12 @@ def test_a_last_batch_of_one_image_has_no_statistics_and_is_trained_on_all_the_s
     backbone = Backbone(trunk, n_features=4, image_size=16)
     train = Labeled(list(toys.images[:9]), torch.tensor(toys.targets[:9]))
     config = _config(toys, epochs=1, batch_size=4)
-    hardware = build_hardware(config, "cpu")
+    hardware = build_hardware(EngineSettings.of(config), "cpu")
     norms = settle_statistics(backbone, train.images, hardware)
-    objective = Objective(build_loss(config), None, None, "mean")
-    setup = finetuning.Setup(backbone, MultiHead(4, 1, 3), objective, build_finetune_recipe(config), hardware, norms)
+    objective = Objective(build_loss(EngineSettings.of(config)), None, None, "mean")
+    setup = finetuning.Setup(
+        backbone, MultiHead(4, 1, 3), objective, build_finetune_recipe(EngineSettings.of(config)), hardware, norms
+    )
 
     history = finetuning.finetune(setup, train, train.take([]), 0, silent)
 

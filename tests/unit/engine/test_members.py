@@ -16,6 +16,7 @@ from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import load_model
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
 from alloop.models.heads import MultiHead
@@ -172,7 +173,7 @@ def test_dropout_passes_differ_and_the_same_job_scores_the_same(toys, consistent
     assert first.sha256 == second.sha256
     assert (result.holdout_calibrated_log_probs.argmax(1) == np.array(toys.targets[15:75])).mean() > 0.9
     heads = load_model(result.files).heads
-    logits = HeadPasses(config, 1).logits(heads, torch.randn(5, heads.weight.shape[2]))
+    logits = HeadPasses(EngineSettings.of(config), 1).logits(heads, torch.randn(5, heads.weight.shape[2]))
     assert logits.shape == (6, 5, 3)
     assert (logits.std(dim=0) > 0).all()
 
@@ -182,8 +183,8 @@ def test_one_mask_for_the_whole_pool_does_not_depend_on_who_is_in_it(toys):
     heads = MultiHead(8, 1, 3, torch.Generator().manual_seed(0))
     features = torch.randn(10, 8, generator=torch.Generator().manual_seed(1))
 
-    whole = HeadPasses(config, 3).logits(heads, features)
-    part = HeadPasses(config, 3).logits(heads, features[4:7])
+    whole = HeadPasses(EngineSettings.of(config), 3).logits(heads, features)
+    part = HeadPasses(EngineSettings.of(config), 3).logits(heads, features[4:7])
 
     torch.testing.assert_close(whole[:, 4:7], part)
 
@@ -250,7 +251,7 @@ def test_a_member_whose_weights_are_gone_is_trained_again(toys):
 
 
 def _here(job):
-    return build_hardware(job.config, None), silent
+    return build_hardware(job.settings, None), silent
 
 
 def test_scores_hold_every_uncertainty_that_the_members_give(toys):
@@ -258,8 +259,10 @@ def test_scores_hold_every_uncertainty_that_the_members_give(toys):
     config = toys.config(members=3)
     result = run_train(toys.train_job(config, holdout=(), holdout_targets=()))  # temperature 1
     version = load_model(result.files)
-    backbone = build_backbone(config)
-    cache, _ = ensure_features(toys.images[75:], backbone, toys.root / "cache", build_hardware(config, None))
+    backbone = build_backbone(EngineSettings.of(config))
+    cache, _ = ensure_features(
+        toys.images[75:], backbone, toys.root / "cache", build_hardware(EngineSettings.of(config), None)
+    )
     rows = torch.from_numpy(cache.take([image.sha256 for image in toys.images[75:]]))
     p = version.heads(rows).double().softmax(-1)
     mean = p.mean(0)

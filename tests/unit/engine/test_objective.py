@@ -15,6 +15,7 @@ from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective, balanced_weights
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import class_weights
@@ -131,8 +132,8 @@ def test_balancing_lifts_the_class_with_few_labels(toys):
     config = toys.config(train=TrainConfig(workers=0, class_weights="balanced", weight_decay=0.05))
     plain = toys.config(train=TrainConfig(workers=0, weight_decay=0.05))
 
-    lifted = run_train(dataclasses.replace(job, config=config))
-    usual = run_train(dataclasses.replace(job, config=plain, out=toys.root / "plain"))
+    lifted = run_train(dataclasses.replace(job, settings=EngineSettings.of(config)))
+    usual = run_train(dataclasses.replace(job, settings=EngineSettings.of(plain), out=toys.root / "plain"))
 
     assert lifted.holdout_calibrated_log_probs[:, 2].mean() > usual.holdout_calibrated_log_probs[:, 2].mean()
 
@@ -148,5 +149,7 @@ def test_heads_with_the_same_loss_differ_from_those_with_specialties(toys):
 def test_cutmix_is_applied_to_half_of_the_batches_unless_said_otherwise(toys):
     config = toys.config(train=TrainConfig(mixing="cutmix"), mode="finetune")
 
-    assert build_mixing(config) == Mixing("cutmix", 0.2, 1.0, 0.5)
-    assert build_mixing(toys.config(train=TrainConfig(mixing="mixup"))) == Mixing("mixup", 0.2, 1.0, 1.0)
+    assert build_mixing(EngineSettings.of(config)) == Mixing("cutmix", 0.2, 1.0, 0.5)
+    assert build_mixing(EngineSettings.of(toys.config(train=TrainConfig(mixing="mixup")))) == Mixing(
+        "mixup", 0.2, 1.0, 1.0
+    )

@@ -12,6 +12,7 @@ from alloop.engine.build import build_backbone
 from alloop.engine.model_files import load_model
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_scores
+from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
 from alloop.evaluation import ood
@@ -40,7 +41,7 @@ def _networks(files, config: Config, toys) -> list[tuple[Backbone, nn.Module]]:
     found = []
     for number in range(len(version.files)):
         network = version.load_network(number)
-        backbone = build_backbone(config, (toys.root,))
+        backbone = build_backbone(EngineSettings.of(config), (toys.root,))
         if network.trunk:
             backbone.module.load_state_dict(network.trunk)
         found.append((backbone, network.heads))

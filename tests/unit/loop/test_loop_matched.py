@@ -8,6 +8,7 @@ import pytest
 from factories import fake_sha256, make_config, make_project, tools_of
 
 from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.engine.settings import EngineSettings
 from alloop.evaluation.matched import Matched
 from alloop.loop.measuring.matched import compare_arms, describe, find_arms, without
 from alloop.loop.rounds.runner import RunOptions, run
@@ -39,7 +40,17 @@ def test_arms_share_the_seed_batch_and_take_equally_many_of_their_own_in_the_ord
 def job(tmp_path: Path, **changes: object) -> TrainJob:
     refs = tuple(ImageRef(number, fake_sha256(number), "") for number in range(6))
     config = make_config(**changes)
-    return TrainJob(config, ("cat", "dog"), refs, (0, 1) * 3, refs[:4], (0, 1, 0, 1), 0, tmp_path, tmp_path / "out")
+    return TrainJob(
+        EngineSettings.of(config),
+        ("cat", "dog"),
+        refs,
+        (0, 1) * 3,
+        refs[:4],
+        (0, 1, 0, 1),
+        0,
+        tmp_path,
+        tmp_path / "out",
+    )
 
 
 def tools(executor: object = None) -> Tools:
@@ -94,8 +105,8 @@ def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(tmp_
         assert set().union(*left_out) == own
     for one in recorder.jobs:
         assert one.targets == tuple(ref.image_id % 2 for ref in one.images)
-        assert (one.head_classes, one.config.calibration.method, one.seed) == ((("dog",),), "none", whole.seed)
-        assert one.config.train == whole.config.train
+        assert (one.head_classes, one.settings.calibration, one.seed) == ((("dog",),), "none", whole.seed)
+        assert one.settings.train == whole.settings.train
     assert (found["labels"], found["own"], found["gain"]["value"]) == (40, 25, 0)
 
 
