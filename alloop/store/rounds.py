@@ -85,6 +85,22 @@ def find_round(session: Session, number: int) -> RoundRecord:
     return _round(row)
 
 
+def find_round_in(session: Session, number: int, *states: RoundState) -> RoundRecord:
+    """Find a round that must be in one of these states.
+
+    Raises:
+        AlloopError: No round has this number, or it is in another state.
+    """
+    current = find_round(session, number)
+    if current.state not in states:
+        wanted = " or ".join(f"'{state}'" for state in states)
+        raise AlloopError(
+            f"Round {number} is '{current.state}', but this step needs it to be {wanted}.",
+            "Run `alloop run`, which takes the next step.",
+        )
+    return current
+
+
 def find_round_number(session: Session, round_id: int) -> int:
     """Find the number of an existing round."""
     return session.execute(select(Round.number).where(Round.id == round_id)).scalar_one()

@@ -1,6 +1,7 @@
 """Batch of a round as queries: the holdout, then the choices of chance and of the strategy."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 from alloop.acquisition.batch import Pick
 from alloop.acquisition.strategy import Keys
 from alloop.config.schema import Config
+from alloop.engine.model_files import library_versions
 from alloop.engine.targets import TASKS
 from alloop.loop.choosing.askable import list_askable, list_holdout_to_ask
 from alloop.loop.choosing.batch import RANDOM, Batch, choose_images
@@ -18,15 +20,19 @@ from alloop.loop.choosing.pool_scores import PoolScores
 from alloop.loop.intake.near_copies import Sizes, keep_largest, list_groups, read_sizes
 from alloop.loop.intake.test_set import bought
 from alloop.loop.stopping import batch_size
-from alloop.loop.workbench import Tools
+from alloop.loop.workbench import Tools, Workbench
 from alloop.project import Project
-from alloop.records import ImageRef, ModelFiles, Query, Reason, Split
+from alloop.records import ImageRef, ModelFiles, Query, Reason, RoundState, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
 from alloop.store.holdout import list_probabilities
 from alloop.store.images import count_pool, find_refs, list_refs
-from alloop.store.queries import list_open_images
-from alloop.store.rounds import RoundRecord, find_model
+from alloop.store.queries import add_queries, list_open_images
+from alloop.store.rounds import RoundRecord, find_model, find_round_in, set_state
+from alloop.store.selections import add_selection
+from alloop.store.workspace import add_event, new_key_prefix
+
+logger = logging.getLogger("alloop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +155,35 @@ def choose_batch(
         strategy=batch.strategy,
         notes=batch.notes,
     )
+
+
+def record_selection(
+    session: Session, bench: Workbench, situation: Situation, selected: Selected, file: Mapping[str, str]
+) -> None:
+    """Record the queries of a batch and what it was made with: SCORED → SELECTED.
+
+    Args:
+        session: Session to write in.
+        bench: Workbench of the workspace.
+        situation: Input of the choice.
+        selected: The batch.
+        file: Path and checksum of the file of candidates.
+    """
+    number, config = situation.current.number, situation.config
+    find_round_in(session, number, RoundState.SCORED)
+    add_queries(session, situation.current.id, selected.queries, new_key_prefix(session, number), bench.now())
+    set_state(session, situation.current.id, RoundState.SCORED, RoundState.SELECTED)
+    made_with = {
+        "strategy": selected.strategy,
+        "notes": list(selected.notes),
+        "settings": config.acquisition.model_dump(mode="json"),
+        "library_versions": library_versions(),
+        **file,
+    }
+    add_selection(session, situation.current.id, {"n": situation.n, **made_with})
+    add_event(session, bench.user, "selected", bench.now(), number, queries=len(selected.queries), **made_with)
+    for note in selected.notes:
+        logger.info("%s", note)
 
 
 def _candidates(

@@ -6,13 +6,48 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config, EvaluationConfig
-from alloop.errors import PoolError
+from alloop.errors import ConfigError, PoolError
 from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
+from alloop.loop.workbench import Workbench
 from alloop.records import ImageRef, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
-from alloop.store.images import list_refs, set_split
+from alloop.store.holdout import add_draw, drop_draws
+from alloop.store.images import count_pool, list_refs, set_split
 from alloop.store.queries import list_ever_asked
+from alloop.store.rounds import RoundRecord
+from alloop.store.workspace import add_event
+
+
+def begin_holdout(session: Session, bench: Workbench, current: RoundRecord, seed: int) -> None:
+    """Draw the holdout in a round, and record the draw.
+
+    Raises:
+        ConfigError: The label budget leaves no label to train on.
+    """
+    config = bench.project.config
+    drawn, of = draw_holdout(session, config.evaluation, seed)
+    budget = config.loop.label_budget
+    if budget is not None and budget <= len(drawn):
+        raise ConfigError(
+            f"alloop.toml: [loop] label_budget = {budget} leaves no label to train on: the holdout alone takes "
+            f"{len(drawn)}.",
+            "Raise [loop] label_budget, or lower [evaluation] holdout_size.",
+        )
+    drop_draws(session)  # without a holdout, no earlier draw counts
+    add_draw(session, current.id, drawn, of, is_growth=False)
+    add_event(session, bench.user, "holdout drawn", bench.now(), current.number, images=len(drawn), groups=of)
+
+
+def extend_holdout(session: Session, bench: Workbench, current: RoundRecord, seed: int) -> None:
+    """Draw the images that `[evaluation] holdout_growth` adds, within the label budget, and record the draw."""
+    config = bench.project.config
+    counts, budget = count_pool(session), config.loop.label_budget
+    n = growth_size(config, None if budget is None else budget - counts.labeled - counts.open)
+    drawn, of = grow_holdout(session, n, seed) if n else ([], 0)
+    if drawn:
+        add_draw(session, current.id, drawn, of, is_growth=True)
+        add_event(session, bench.user, "holdout grown", bench.now(), current.number, images=drawn, groups=of)
 
 
 def holdout_size(settings: EvaluationConfig, n_groups: int) -> int:

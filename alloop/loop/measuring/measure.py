@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from alloop.config.load import validate_config
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.jobs import ScoreJob
+from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
 from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import TASKS as CODINGS
@@ -48,6 +49,22 @@ class HoldoutRows:
     grown: npt.NDArray[np.bool_]
     calibrated_log_probs: npt.NDArray[np.floating]
     pooled_log_probs: npt.NDArray[np.floating]
+
+
+def rows_of(job: TrainJob, result: TrainResult, grown: Collection[int]) -> HoldoutRows | None:
+    """Return the readable holdout images with their predictions; None without any."""
+    failed = {image_id for image_id, _ in result.failed}
+    pairs = zip(job.holdout, job.holdout_targets, strict=True)
+    kept = [(ref, target) for ref, target in pairs if ref.image_id not in failed]
+    if not kept or result.holdout_pooled_log_probs is None:
+        return None
+    return HoldoutRows(
+        refs=tuple(ref for ref, _ in kept),
+        targets=np.array([target for _, target in kept], dtype=np.int64),
+        grown=np.array([ref.image_id in grown for ref, _ in kept], dtype=bool),
+        calibrated_log_probs=result.holdout_calibrated_log_probs,
+        pooled_log_probs=result.holdout_pooled_log_probs,
+    )
 
 
 def record_holdout(

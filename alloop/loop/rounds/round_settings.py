@@ -8,8 +8,7 @@ from sqlalchemy.orm import Session
 
 from alloop.config.load import MAY_BE_SECRET, freeze_config, set_values, validate_config
 from alloop.config.schema import Config
-from alloop.errors import ConfigError
-from alloop.loop.intake.holdout import draw_holdout
+from alloop.loop.intake.holdout import begin_holdout
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.rounds.history import check_history
 from alloop.loop.workbench import Workbench
@@ -17,7 +16,7 @@ from alloop.project import Project
 from alloop.records import RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import list_values
-from alloop.store.holdout import add_draw, drop_draws
+from alloop.store.holdout import drop_draws
 from alloop.store.images import has_holdout, list_split, set_split
 from alloop.store.queries import list_ever_asked
 from alloop.store.rounds import RoundRecord, find_last_model, find_model, find_round, set_config
@@ -37,6 +36,17 @@ def settings_of(project: Project, current: RoundRecord) -> Config:
         train={"workers": today.train.workers},
         acquisition={"max_ram": today.acquisition.max_ram},
     )
+
+
+def with_strategy(config: Config, strategy: str | None, max_ram: float | None = None) -> Config:
+    """Return settings with the values of flags.
+
+    Raises:
+        ConfigError: The strategy is unknown, or it cannot work with the model.
+    """
+    given = {"strategy": strategy, "max_ram": max_ram}
+    values = {name: value for name, value in given.items() if value is not None}
+    return set_values(config, acquisition=values) if values else config
 
 
 def renew_settings(bench: Workbench, number: int, *, anew: bool = False, accept_change: bool = False) -> None:
@@ -79,26 +89,6 @@ def renew_settings(bench: Workbench, number: int, *, anew: bool = False, accept_
         add_event(session, bench.user, RENEWED, bench.now(), number, changes=changes)
     if changes:
         logger.info("Round %d takes the current settings: %s.", number, "; ".join(changes))
-
-
-def begin_holdout(session: Session, bench: Workbench, current: RoundRecord, seed: int) -> None:
-    """Draw the holdout in a round, and record the draw.
-
-    Raises:
-        ConfigError: The label budget leaves no label to train on.
-    """
-    config = bench.project.config
-    drawn, of = draw_holdout(session, config.evaluation, seed)
-    budget = config.loop.label_budget
-    if budget is not None and budget <= len(drawn):
-        raise ConfigError(
-            f"alloop.toml: [loop] label_budget = {budget} leaves no label to train on: the holdout alone takes "
-            f"{len(drawn)}.",
-            "Raise [loop] label_budget, or lower [evaluation] holdout_size.",
-        )
-    drop_draws(session)  # without a holdout, no earlier draw counts
-    add_draw(session, current.id, drawn, of, is_growth=False)
-    add_event(session, bench.user, "holdout drawn", bench.now(), current.number, images=len(drawn), groups=of)
 
 
 def compared_with(session: Session, before: RoundRecord, config: Config) -> Mapping[str, Any]:

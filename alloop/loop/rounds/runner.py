@@ -21,6 +21,7 @@ from alloop.loop.rounds import steps
 from alloop.loop.rounds.attention import describe_lost, list_warnings
 from alloop.loop.rounds.round_settings import is_free
 from alloop.loop.rounds.tally import Tally, tally
+from alloop.loop.rounds.training import current_digest
 from alloop.loop.rounds.unheeded import list_unheeded
 from alloop.loop.stopping import Rule, find_stop
 from alloop.loop.workbench import Tools, Workbench, open_workbench
@@ -240,7 +241,7 @@ class _Run:
             self._so_far.pulled = people.pull(self._bench, self._people())
         trained_on = None if model is None else model.label_digest
         number = 0 if last is None else last.number + 1
-        return self._find_stop(number) is not None and steps.current_digest(self._project) in (trained_on, None)
+        return self._find_stop(number) is not None and current_digest(self._project) in (trained_on, None)
 
     def _people(self) -> Connection:
         """Return the connection to people, opened at most once and only when needed."""
