@@ -20,7 +20,7 @@ ENTRIES = {
     "pool": Entry("alloop.cli.pool:pool", "Add images, list them, check that they are still there."),
     "labels": Entry("alloop.cli.labels:labels", "Import known labels; export all labels."),
     "run": Entry("alloop.cli.run:run", "Advance the current round as far as it can go without a person."),
-    "status": Entry("alloop.cli.status:status", "Show rounds, accuracy, pending tasks and who labeled how many."),
+    "status": Entry("alloop.cli.status:status", "Show rounds, accuracy, pending tasks and labels per person."),
     "report": Entry("alloop.cli.report:report", "Write the project's results as one HTML page."),
     "train": Entry("alloop.cli.steps:train", "Train on all labels, calibrate and measure on the holdout."),
     "score": Entry("alloop.cli.steps:score", "Score the unlabeled images with the round's model."),

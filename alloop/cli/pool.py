@@ -26,13 +26,13 @@ def pool() -> None:
 @click.option(
     "--attributes",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="CSV of facts about images, for [acquisition] only: a column file or sha256, and one column per attribute.",
+    help="CSV of attributes: a column file or sha256, and one column per attribute. The setting `only` can use them.",
 )
 @common_options
 def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, attributes: Path | None) -> None:
     """Add files, folders and globs to the pool.
 
-    Without PATHS, adds the images of [pool] images. Adding a file again changes nothing. A moved file keeps its label.
+    Without PATHS, adds the images that the setting [pool] images names. Adding a file again changes nothing. A moved file keeps its label.
     `alloop pool check` lists the files that cannot be read, with the reason. --attributes records facts about images of
     the pool: those of all lines of the CSV, or none. It also works without PATHS.
     """

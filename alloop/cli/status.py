@@ -18,7 +18,7 @@ H = "H is the mean entropy of the batch in nats: chosen by the strategy | drawn 
 @click.command()
 @common_options
 def status(session: Session) -> None:
-    """Show rounds, accuracy, pending tasks and who labeled how many."""
+    """Show rounds, accuracy, pending tasks and labels per person."""
     from alloop.cli._tables import print_table, print_text
     from alloop.report.gather import describe_measured, gather_status, to_json
     from alloop.report.shown import TASKS
