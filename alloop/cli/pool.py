@@ -32,9 +32,9 @@ def pool() -> None:
 def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, attributes: Path | None) -> None:
     """Add files, folders and globs to the pool.
 
-    Without PATHS, adds the images that the setting [pool] images names. Adding a file again changes nothing. A moved file keeps its label.
-    `alloop pool check` lists the files that cannot be read, with the reason. --attributes records facts about images of
-    the pool: those of all lines of the CSV, or none. It also works without PATHS.
+    Without PATHS, adds the images that the setting [pool] images names. Adding a file again changes nothing. A moved
+    file keeps its label. `alloop pool check` lists the files that cannot be read, with the reason. --attributes records
+    facts about images of the pool: those of all lines of the CSV, or none. It also works without PATHS.
     """
     import dataclasses
 

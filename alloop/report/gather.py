@@ -126,15 +126,15 @@ def describe_calibration(calibration: Calibration) -> str:
 def describe_measured(findings: Findings) -> str:
     """Describe the images that metrics are measured on."""
     if findings.on_test:
-        return "of the N images of the test set, to which nothing was fitted"
-    return "of the N labeled images of the holdout that was drawn before any model, each calibrated by the others"
+        return "on the N images of the test set, to which nothing was fitted"
+    return "on the N labeled images of the holdout, which was drawn before any model; each is calibrated by the others"
 
 
 def describe_people(findings: Findings) -> str:
     """Describe the meaning of an accuracy that is measured against people's answers."""
     if findings.on_test:
-        return "Accuracy is agreement with the labels of the test set: mistakes in them are inside that number."
-    words = "Accuracy is agreement with people's answers: disagreement among people is inside that number"
+        return "Accuracy is agreement with the labels of the test set, so mistakes in these labels lower it."
+    words = "Accuracy is agreement with people's answers, so disagreement among people lowers it"
     disputed, several = findings.disputed
     if not several:
         return f"{words}."

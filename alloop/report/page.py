@@ -45,7 +45,7 @@ def make_page(status: StatusReport, shown: Shown, sections: Sequence[ReportSecti
         *_sentences(found),
     ]
     if any(row.metrics for row in status.rounds):
-        notes.append(f"Metrics are {describe_measured(found)}, with 95 % intervals. {describe_people(found)}")
+        notes.append(f"Metrics are measured {describe_measured(found)}, with 95 % intervals. {describe_people(found)}")
     tables = [_rounds(status.rounds, shown), _rules(found), _classes(status), _annotators(status)]
     return Page(f"{status.name}: report", notes, [table for table in tables if table.rows], sections)
 
@@ -95,7 +95,7 @@ def _pictures(
         if data is not None:
             path = folder / "reliability.png"
             draw_reliability([data], path)
-            text = "How often the last model is right, by how sure it says it is. Bars on the diagonal are honest."
+            text = "Accuracy of the last model by its confidence. The bars of a calibrated model end on the diagonal."
             picture = Picture(f"Reliability diagram, ECE {100 * data.ece:.1f} %, {data.n} images", path)
             sections.append(ReportSection("Reliability of the last model", text, [picture]))
     return sections

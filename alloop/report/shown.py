@@ -70,7 +70,7 @@ class OneClass:
 
     metrics = (Column("accuracy", "accuracy %", 100, 1), Column("nll", "NLL", 1, 2), Column("ece", "ECE %", 100, 1))
     explained = (
-        "Accuracy, NLL (nats) and ECE are {measured}. "
+        "Accuracy, NLL (nats) and ECE are measured {measured}. "
         "Intervals are 95 % (accuracy: Wilson, others: bootstrap). ECE is biased upwards when the holdout is small, so "
         "its interval may lie above it."
     )

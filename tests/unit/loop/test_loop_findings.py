@@ -302,9 +302,9 @@ def test_a_test_set_is_not_called_a_holdout(project: Project):
     with transaction(project.database) as session:
         ours, theirs = (gather_findings(session, one) for one in (project, tested))
 
-    assert describe_measured(ours).startswith("of the N labeled images of the holdout")
+    assert describe_measured(ours).startswith("on the N labeled images of the holdout")
     assert describe_people(ours) == (
-        "Accuracy is agreement with people's answers: disagreement among people is inside that number."
+        "Accuracy is agreement with people's answers, so disagreement among people lowers it."
     )
-    assert describe_measured(theirs) == "of the N images of the test set, to which nothing was fitted"
+    assert describe_measured(theirs) == "on the N images of the test set, to which nothing was fitted"
     assert describe_people(theirs).startswith("Accuracy is agreement with the labels of the test set")
