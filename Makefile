@@ -53,8 +53,8 @@ test: lint ## Everything that CI checks; JOBS=4 uses four processes, each with a
 	$(PYTEST)
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## Only the tests that need no server and no more than a few seconds each.
-	$(PYTEST) -m 'not slow and not label_studio and not postgresql'
+test-fast: $(STAMP) ## Only the tests of single parts, without a server: two minutes.
+	$(PYTEST) tests/unit tests/contracts -m 'not slow and not label_studio and not postgresql'
 
 .PHONY: clean
 clean: ## Remove all environments and everything built.
