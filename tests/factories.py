@@ -1,10 +1,16 @@
 """Valid things with one detail changed: images, records, whole workspaces."""
 
+import atexit
+import contextlib
 import csv
 import dataclasses
 import datetime as dt
 import hashlib
 import json
+import shutil
+import sqlite3
+import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -158,6 +164,9 @@ def at_bench(
         return step(bench, *args, **options)
 
 
+_MADE: dict[str, Path] = {}  # what a workspace was made of → one that was made of it
+
+
 def make_project(
     tmp_path: Path,
     n: int = 40,
@@ -167,13 +176,45 @@ def make_project(
     add: bool = True,
     **changes: Mapping[str, Any],
 ) -> Project:
-    """A workspace with n real pictures in its pool, all of which the oracle knows."""
+    """A workspace with n real pictures in its pool, all of which the oracle knows. The second of a kind is a copy."""
     folder = tmp_path / name
+    changes["project"] = {"classes": list(classes), **changes.get("project", {})}
+    kind = repr((n, name, classes, add, changes))
+    if str(tmp_path) in kind or "database" in changes:
+        return _make_project(folder, n, classes, add, changes)
+    if kind not in _MADE:
+        if not _MADE:
+            atexit.register(_forget_all)
+        there = Path(tempfile.mkdtemp(prefix="alloop-")) / name
+        _make_project(there, n, classes, add, changes).close()
+        OPENED.pop()
+        _MADE[kind] = there
+    return _copy_project(_MADE[kind], folder)
+
+
+def _make_project(
+    folder: Path, n: int, classes: Sequence[str], add: bool, changes: Mapping[str, Mapping[str, Any]]
+) -> Project:
     folder.mkdir(parents=True)
     write_pool(folder / "photos", n, classes=classes)
-    changes["project"] = {"classes": list(classes), **changes.get("project", {})}
     create_workspace(folder, render_toml(make_settings(**changes)))
     project = _opened(folder)
     if add:
         at_bench(project, add_images, [str(folder / "photos")])
     return project
+
+
+def _copy_project(made: Path, folder: Path) -> Project:
+    """The same in another place, with an identity of its own."""
+    shutil.copytree(made, folder)
+    truth = folder / "truth.csv"
+    truth.write_text(truth.read_text().replace(str(made), str(folder)))
+    with contextlib.closing(sqlite3.connect(folder / "alloop.db")) as connection, connection:
+        connection.execute("UPDATE image_location SET path = replace(path, ?, ?)", (str(made), str(folder)))
+        connection.execute("UPDATE workspace SET uuid = ?", (uuid.uuid4().hex,))
+    return _opened(folder)
+
+
+def _forget_all() -> None:
+    for made in _MADE.values():
+        shutil.rmtree(made.parent)
