@@ -46,7 +46,8 @@ def _simulate(pool: Path, *more: str | Path, strategies: str = ",".join(STRATEGI
     folder = pool.parent
     return alloop(
         "simulate", "-C", folder / "nowhere", "--out", folder / "out", "--features", pool, "--strategies", strategies,
-        "--batch", str(BATCH), "--rounds", str(ROUNDS), "--seeds", "2", "--json-out", folder / "runs.json", *more,
+        "--batch", str(BATCH), "--rounds", str(ROUNDS), "--seeds", "2", "--json-out", folder / "runs.json",
+        "--set", "train.epochs=20", *more,
     )  # fmt: skip
 
 
