@@ -8,23 +8,27 @@ afford to kill a run at every one of its commits. Run as a program, this file is
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import gc
 import importlib
 import io
 import json
 import os
 import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import alloop
+
+_LONG = 300  # seconds after which a command that does not end is killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Ended:
 
 
 class Forks:
-    """The process that has imported everything. It forks one alloop at a time."""
+    """The process that has imported everything, and forks an alloop whenever it is told to."""
 
     def __init__(self) -> None:
         source = Path(alloop.__file__).parents[1]  # the alloop under test, wherever the tests were started
@@ -81,13 +85,24 @@ class Forks:
 
     def alloop(self, *argv: str, env: Mapping[str, str] | None = None, kill: Kill | None = None) -> Ended:
         """Run a command to its end, or to the point where it kills itself."""
-        request = {"argv": argv, "env": dict(env or {}), "kill": kill and dataclasses.asdict(kill)}
+        return self.end(self.start(*argv, env=env, kill=kill))
+
+    def start(self, *argv: str, env: Mapping[str, str] | None = None, kill: Kill | None = None) -> int:
+        """Start a command, and return its process id; a test in which several run at once ends each of them."""
+        return int(self._ask({"argv": argv, "env": dict(env or {}), "kill": kill and dataclasses.asdict(kill)}))
+
+    def end(self, pid: int) -> Ended:
+        """Wait for the end of a command that was started. Until then, one that was killed stays a zombie."""
+        return Ended(**self._ask({"end": pid}))
+
+    def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Ended(**json.loads(self._process.stdout.readline()))
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
+        """End it, and what a failing test has left behind."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
@@ -99,31 +114,6 @@ def forks() -> Iterator[Forks]:
     process = Forks()
     yield process
     process.close()
-
-
-@pytest.fixture
-def real_alloop() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts `python -m alloop`, for tests in which several run at once. What a failing test leaves behind is ended."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "alloop", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        if process.stdout is not None and not process.stdout.closed:
-            process.communicate()
 
 
 # --- The process itself -----------------------------------------------------------------------------------------------
@@ -139,11 +129,24 @@ def serve() -> None:
     people: Any = importlib.import_module("alloop.labeling.label_studio")
     # Several pages for a dozen answers; and no overlap between pulls, which would make good what a crash lost.
     people._PULL_PAGE, people._OVERLAP = 4, dt.timedelta(0)
+    connection: Any = importlib.import_module("alloop.labeling.connection").ServerConnection
+    connection.__init__ = functools.partialmethod(connection.__init__, patience=0.05)  # seconds before reading again
     _warm_up()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    running: dict[int, Path] = {}
     for line in sys.stdin:
-        print(json.dumps(_fork(json.loads(line))), file=replies, flush=True)
+        request = json.loads(line)
+        if "end" in request:
+            answer: Any = _end(request["end"], running.pop(request["end"]))
+        else:
+            folder = Path(tempfile.mkdtemp())
+            answer = _fork(request, folder)
+            running[answer] = folder
+        print(json.dumps(answer), file=replies, flush=True)
+    for pid, folder in running.items():
+        os.kill(pid, signal.SIGKILL)
+        _end(pid, folder)
 
 
 def _warm_up() -> None:
@@ -161,20 +164,25 @@ def _warm_up() -> None:
     gc.freeze()
 
 
-def _fork(request: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        out, err, points = (Path(name) / what for what in ("out", "err", "points"))
-        pid = os.fork()
-        if pid == 0:
-            _become_alloop(request, out, err, points)
-        _, status = os.waitpid(pid, 0)
-        read = [path.read_text() if path.exists() else "" for path in (out, err)]
-        trace = points.read_text() if points.exists() else ""
-        return {"rc": os.waitstatus_to_exitcode(status), "out": read[0], "err": read[1], "trace": trace}
+def _fork(request: dict[str, Any], folder: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _become_alloop(request, *(folder / what for what in ("out", "err", "points")))
+    return pid
+
+
+def _end(pid: int, folder: Path) -> dict[str, Any]:
+    _, status = os.waitpid(pid, 0)
+    out, err, trace = (
+        path.read_text() if path.exists() else "" for path in (folder / what for what in ("out", "err", "points"))
+    )
+    shutil.rmtree(folder)
+    return {"rc": os.waitstatus_to_exitcode(status), "out": out, "err": err, "trace": trace}
 
 
 def _become_alloop(request: dict[str, Any], out: Path, err: Path, points: Path) -> None:
     code = 70
+    signal.alarm(_LONG)
     try:
         for path, descriptor in ((Path(os.devnull), 0), (out, 1), (err, 2)):
             opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

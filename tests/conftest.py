@@ -8,7 +8,6 @@ from pathlib import Path
 import factories
 import pytest
 from alloop_process import forks as forks
-from alloop_process import real_alloop as real_alloop
 from databases import database as database
 from databases import every_sqlite_file_closed
 from databases import migrated_postgres as migrated_postgres

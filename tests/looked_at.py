@@ -31,8 +31,12 @@ class Workspace:
     # --- commands
 
     def alloop(self, *argv: str, kill: Kill | None = None, **env: str) -> Ended:
+        return self.forks.end(self.start(*argv, kill=kill, **env))
+
+    def start(self, *argv: str, kill: Kill | None = None, **env: str) -> int:
+        """A command that goes on beside the test, by its process id; `forks.end` waits for its end."""
         environ = {"LABEL_STUDIO_API_KEY": self.server.credentials.token, **env}
-        return self.forks.alloop(*argv, "-C", str(self.folder), env=environ, kill=kill)
+        return self.forks.start(*argv, "-C", str(self.folder), env=environ, kill=kill)
 
     def run(self) -> dict[str, Any]:
         """`alloop run`, which must go well; what it says."""
@@ -122,7 +126,7 @@ class Workspace:
         tasks = self.tasks()
         self._check_tasks(tasks)
         self._check_annotations(tasks)
-        self._check_training()
+        self.check_training()
         self._check_status(tasks)
 
     def _check_tasks(self, tasks: list[dict[str, Any]]) -> None:
@@ -152,7 +156,7 @@ class Workspace:
         assert {(name.rpartition("/")[2], sha256, value) for name, sha256, value, _ in recorded} == on_server
         assert {version for *_, version in recorded} <= {1}
 
-    def _check_training(self) -> None:
+    def check_training(self) -> None:
         """The newest model was made from exactly the train labels there are; the holdout only measured it."""
         labels = self.sql("SELECT i.split, i.sha256, l.class_name FROM label l JOIN image i ON i.id = l.image_id")
         digest = [f"class {name}" for name in CLASSES]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -12,48 +13,50 @@ from alloop_process import Forks
 from factories import CLASSES
 from faulty_proxy import faulty_proxy
 from label_studio_server import LabelStudioServer, wait_until
-from looked_at import Workspace, make_pool, make_workspace
+from looked_at import Workspace, copied, make_pool, make_workspace
 
 from alloop.labeling.single_choice import SingleChoice
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 
-LONG = 300.0  # seconds until a test gives up; several fresh processes import torch at once
+LONG = 300.0  # seconds until a test gives up
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelStudioServer, forks: Forks) -> Workspace:
+    """A workspace before its first run."""
+    pool = make_pool(label_studio, "concurrent", 40)
+    return make_workspace(tmp_path_factory.mktemp("concurrent") / "pets", label_studio, forks, pool, known=12)
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, label_studio: LabelStudioServer, forks: Forks) -> Workspace:
-    return make_workspace(tmp_path / "pets", label_studio, forks, make_pool(label_studio, "concurrent", 40), known=12)
+def workspace(start: Workspace, tmp_path: Path) -> Workspace:
+    return copied(start, tmp_path / "pets", new_identity=True)
 
 
-def test_of_two_runs_at_once_one_works_and_the_other_names_it(workspace: Workspace, real_alloop):
-    env = {"LABEL_STUDIO_API_KEY": workspace.server.credentials.token}
+def test_of_two_runs_at_once_one_works_and_the_other_names_it(workspace: Workspace):
     with faulty_proxy(workspace.server.url) as proxy:
         # The first is held up in the middle of its push until the second has had its turn.
         proxy.fail("held", "POST", "/import")
-        argv = ["run", "--json", "-q", "-C", str(workspace.folder)]
-        first = real_alloop(argv, env | {"LABEL_STUDIO_URL": proxy.url})
+        first = workspace.start("run", "--json", "-q", LABEL_STUDIO_URL=proxy.url)
         wait_until(lambda: proxy.count("POST", "/import") == 1, seconds=LONG)
         second = workspace.alloop("run")
         seen = workspace.status()  # looking needs no lease
         proxy.release.set()
-        out, err = first.communicate(timeout=LONG)
+        ended = workspace.forks.end(first)
 
     assert second.rc == 75
     assert seen["rounds"][0]["state"] == "selected"
-    assert f"pid {first.pid}" in second.err
+    assert f"pid {first}" in second.err
     assert "#" not in second.err
-    assert first.returncode == 0, err
-    assert '"stage": "waiting"' in out
+    assert ended.rc == 0, ended.err
+    assert '"stage": "waiting"' in ended.out
     workspace.check()
 
 
-def test_many_runs_started_in_the_same_moment_ask_once(workspace: Workspace, real_alloop):
-    argv = ["run", "-q", "-C", str(workspace.folder)]
-    env = {"LABEL_STUDIO_API_KEY": workspace.server.credentials.token}
-
-    started = [real_alloop(argv, env) for _ in range(3)]
-    ended = [process.communicate(timeout=LONG) and process.returncode for process in started]
+def test_many_runs_started_in_the_same_moment_ask_once(workspace: Workspace):
+    started = [workspace.start("run", "-q") for _ in range(3)]
+    ended = [workspace.forks.end(pid).rc for pid in started]
 
     assert set(ended) <= {0, 75}
     assert 0 in ended
@@ -61,36 +64,33 @@ def test_many_runs_started_in_the_same_moment_ask_once(workspace: Workspace, rea
     workspace.check()
 
 
-def test_a_run_that_waits_takes_answers_as_they_come_until_it_is_done(workspace: Workspace, real_alloop):
-    env = {"LABEL_STUDIO_API_KEY": workspace.server.credentials.token}
+def test_a_run_that_waits_takes_answers_as_they_come_until_it_is_done(workspace: Workspace):
     with faulty_proxy(workspace.server.url) as proxy:
-        argv = ["run", "--wait", "--json", "-C", str(workspace.folder)]
-        waiting = real_alloop(argv, env | {"LABEL_STUDIO_URL": proxy.url})
+        waiting = workspace.start("run", "--wait", "--json", LABEL_STUDIO_URL=proxy.url)
         wait_until(lambda: workspace.sql("SELECT 1 FROM round WHERE state = 'pushed'") != [], seconds=LONG)
         # The server is restarted meanwhile: more failures than one poll tries again by itself.
         proxy.fail("500", "GET", "/api/", times=5)
         while workspace.answer(most=3):
             pass
-        out, err = waiting.communicate(timeout=LONG)
+        ended = workspace.forks.end(waiting)
 
-    assert waiting.returncode == 0, err
-    assert '"stage": "done"' in out
-    assert "Trying again in 0.2 s" in err
+    assert ended.rc == 0, ended.err
+    assert '"stage": "done"' in ended.out
+    assert "Trying again in 0.2 s" in ended.err
     workspace.check()
 
 
-def test_a_killed_run_that_nobody_has_buried_yet_is_replaced_at_once(workspace: Workspace, real_alloop):
+def test_a_killed_run_that_nobody_has_buried_yet_is_replaced_at_once(workspace: Workspace):
     """A zombie keeps its process id."""
-    env = {"LABEL_STUDIO_API_KEY": workspace.server.credentials.token}
-    waiting = real_alloop(["run", "--wait", "-q", "-C", str(workspace.folder)], env)
+    waiting = workspace.start("run", "--wait", "-q")
     wait_until(lambda: workspace.sql("SELECT 1 FROM round WHERE state = 'pushed'") != [], seconds=LONG)
 
-    waiting.kill()
-    wait_until(lambda: Path(f"/proc/{waiting.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
-    os.kill(waiting.pid, 0)  # it is still in the process table
+    os.kill(waiting, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{waiting}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    os.kill(waiting, 0)  # it is still in the process table
     ended = workspace.alloop("run")
 
-    waiting.communicate()
+    workspace.forks.end(waiting)
     assert ended.rc == 0, ended.err
     workspace.check()
 
@@ -126,11 +126,8 @@ def overtake(workspace: Workspace, holder: str | None = "ann@elsewhere pid 1 #x.
             connection.execute("UPDATE lease SET holder = ?", (holder,))
 
 
-def test_two_workspaces_of_one_name_on_one_server_do_not_mix(
-    tmp_path: Path, label_studio: LabelStudioServer, forks: Forks
-):
-    pool = make_pool(label_studio, "concurrent", 40)
-    one, two = (make_workspace(tmp_path / name / "pets", label_studio, forks, pool, known=12) for name in ("a", "b"))
+def test_two_workspaces_of_one_name_on_one_server_do_not_mix(start: Workspace, tmp_path: Path):
+    one, two = (copied(start, tmp_path / name / "pets", new_identity=True) for name in ("a", "b"))
 
     for workspace in (one, two):
         assert workspace.run()["stage"] == "waiting"

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 import torch
@@ -63,12 +63,14 @@ def test_images_are_found_below_a_folder_whose_name_looks_like_a_glob(tmp_path: 
     assert of_inner.data["new"] == 4
 
 
-def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path, real_alloop: Callable[..., Popen[str]]):
-    made = real_alloop(["init", os.fsencode(tmp_path / "b\udcffd"), "--classes", "cat,dog"], {"PYTHONUTF8": "1"})
-    out, err = made.communicate()
+def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path):
+    made = subprocess.run(
+        [sys.executable, "-m", "alloop", "init", os.fsencode(tmp_path / "b\udcffd"), "--classes", "cat,dog"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"},
+    )  # fmt: skip
 
-    assert made.returncode == 0, err
-    assert out.startswith(f"Made {tmp_path}/b\\udcffd for 2 classes")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith(f"Made {tmp_path}/b\\udcffd for 2 classes")
 
 
 def test_a_folder_that_toml_cannot_hold_is_refused_by_its_name(tmp_path: Path):

@@ -14,16 +14,23 @@ from alloop_process import Ended, Forks, Kill
 from factories import CLASSES
 from faulty_proxy import faulty_proxy
 from label_studio_server import LabelStudioServer
-from looked_at import Workspace, make_pool, make_workspace, write_settings
+from looked_at import Workspace, copied, make_pool, make_workspace, write_settings
 
 from alloop.labeling.single_choice import SingleChoice
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelStudioServer, forks: Forks) -> Workspace:
+    """A workspace before its first run."""
+    pool = make_pool(label_studio, "failures", 40)
+    return make_workspace(tmp_path_factory.mktemp("failures") / "pets", label_studio, forks, pool, known=12)
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, label_studio: LabelStudioServer, forks: Forks) -> Workspace:
-    return make_workspace(tmp_path / "pets", label_studio, forks, make_pool(label_studio, "failures", 40), known=12)
+def workspace(start: Workspace, tmp_path: Path) -> Workspace:
+    return copied(start, tmp_path / "pets", new_identity=True)
 
 
 def nowhere() -> str:
