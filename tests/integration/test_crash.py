@@ -19,19 +19,19 @@ TRACES = {
     "closing": ".......",
     "stopping": "....+++++++++++...",
 }
+ALONE = TRACES["asking"][:32]  # of it, all before the server is asked to change anything
 BATCHES, BATCH = 3, 3
 FILES = 26  # flushes and renames of files of the first run
 
 
-def points(run: str) -> list:
+def points(trace: str, first: int = 1) -> list:
     """Kills after every commit, and before those commits that find the world changed since the commit before them."""
-    trace = TRACES[run]
     n = trace.count(".")
     found = []
     for at, changes in enumerate(trace.split(".")[:n], start=1):
         for when in ("before", "after") if changes else ("after",):
-            found.append(pytest.param(Kill("commit", at, when), id=f"{run}-{when}-commit-{at}-of-{n}"))
-    return found
+            found.append(pytest.param(Kill("commit", at, when), id=f"{when}-commit-{at}-of-{n}"))
+    return [kill for kill in found if kill.values[0].at >= first]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,14 @@ def start(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelStudioSer
     """A workspace before its first run. A dozen labels are known, so that the first round has a model."""
     pool = make_pool(label_studio, "crash", 48)
     return make_workspace(tmp_path_factory.mktemp("crash") / "start", label_studio, forks, pool, known=12)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, start: Workspace, label_studio: LabelStudioServer) -> Workspace:
+    """The same with sheets in place of the server: what happens before people are asked is the same."""
+    folder = tmp_path_factory.mktemp("alone") / "start"
+    pool = (label_studio.images / "crash", dict(start.truth))
+    return make_workspace(folder, label_studio, start.forks, pool, known=12, labeling={"backend": "csv"})
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +98,46 @@ def kill_and_ask(workspace: Workspace, kill: Kill, twin: dict) -> None:
     assert workspace.outcome() == twin["outcomes"]["asking"]
 
 
-@pytest.mark.parametrize("kill", points("asking"))
+@pytest.mark.parametrize(
+    "kill",
+    [
+        *points(ALONE),
+        *(pytest.param(Kill("file", at), id=f"file-{at}-of-{FILES}") for at in range(1, ALONE.count("+") + 1)),
+    ],
+)
+def test_killed_before_people_are_asked(kill: Kill, alone: Workspace, twin: dict, tmp_path: Path):
+    workspace = copied(alone, tmp_path / "killed", new_identity=True)
+    assert workspace.alloop("run", kill=kill).was_killed
+
+    assert workspace.run()["stage"] == "waiting"
+
+    workspace.check_training()
+    assert workspace.outcome() == twin["outcomes"]["asking"]
+
+
+@pytest.mark.parametrize("kill", points(TRACES["asking"], first=ALONE.count(".")))
 def test_killed_at_a_step_while_asking(kill: Kill, start: Workspace, twin: dict, tmp_path: Path):
     go_on = kill_and_go_on if kill.when == "after" else kill_and_ask
     go_on(copied(start, tmp_path / "killed", new_identity=True), kill, twin)
 
 
-@pytest.mark.parametrize("kill", points("closing"))
+@pytest.mark.parametrize("kill", points(TRACES["closing"]))
 def test_killed_at_a_step_while_taking_answers(kill: Kill, twin: dict, tmp_path: Path):
     before = Workspace(twin["folder"] / "before closing", *twin["rest"])
     kill_and_go_on(copied(before, tmp_path / "killed", new_identity=False), kill, twin)
 
 
-@pytest.mark.parametrize("kill", points("stopping"))
+@pytest.mark.parametrize("kill", points(TRACES["stopping"]))
 def test_killed_at_a_step_while_stopping(kill: Kill, twin: dict, tmp_path: Path):
     before = Workspace(twin["folder"] / "before stopping", *twin["rest"])
     kill_and_go_on(copied(before, tmp_path / "killed", new_identity=False), kill, twin)
 
 
-@pytest.mark.parametrize("at", range(1, FILES + 1), ids=lambda at: f"file-{at}-of-{FILES}")
+@pytest.mark.parametrize("at", range(ALONE.count("+") + 1, FILES + 1), ids=lambda at: f"file-{at}-of-{FILES}")
 def test_killed_while_a_file_is_written(at: int, start: Workspace, twin: dict, tmp_path: Path):
     kill_and_ask(copied(start, tmp_path / "killed", new_identity=True), Kill("file", at), twin)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     ("part", "at"),
     [
@@ -124,9 +148,9 @@ def test_killed_while_a_file_is_written(at: int, start: Workspace, twin: dict, t
         pytest.param("PATCH api/projects/", 2, id="order-of-tasks"),
     ],
 )
-def test_killed_around_a_request(part: str, at: int, when: str, start: Workspace, twin: dict, tmp_path: Path):
-    """After: the server has acted, and alloop has recorded nothing of it."""
-    kill_and_ask(copied(start, tmp_path / "killed", new_identity=True), Kill("request", at, when, part), twin)
+def test_killed_right_after_a_request(part: str, at: int, start: Workspace, twin: dict, tmp_path: Path):
+    """The server has acted, and alloop has recorded nothing of it. Before it, all was as after the commit before."""
+    kill_and_ask(copied(start, tmp_path / "killed", new_identity=True), Kill("request", at, "after", part), twin)
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])
