@@ -66,7 +66,7 @@ def _worth(table: CurveTable) -> Lines:
         if has_rest:
             line.append(("–" if row.rest is None else f"{100 * row.rest:.1f}", 0))
         lines.append([*line, (f"{row.seconds:.2f}", 0), (f"{row.select_seconds:.2f}", 0)])
-    columns = ["strategy", "area %", "gain over random at the end, pp", "labels to match random"]
+    columns = ["strategy", "area %", "final gain over random, pp", "labels to match random"]
     columns += ["rest %"] if has_rest else []
     return "Value of each strategy", [*columns, "s / round", "s to choose"], lines
 

@@ -18,7 +18,7 @@ from alloop.cli._tables import print_table, print_text
 
 INTERVAL = re.compile(r"\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]")
 TITLE = "Accuracy, %, at each number of labels (5 seeds, 200 images each)"
-COLUMNS = ["strategy", "area %", "gain over random at the end, pp", "labels to match random", "rest %", "s / round"]
+COLUMNS = ["strategy", "area %", "final gain over random, pp", "labels to match random", "rest %", "s / round"]
 CELLS = ["margin:perturb=power:beta=2", "91.2 ± 0.4", "+1.3 [+0.4, +2.1]", "240 [180, not reached]", "90.1", "0.52"]
 
 
