@@ -203,7 +203,7 @@ def test_what_is_given_is_left_as_it_was(name, perturb):
     _chosen(name, perturb, given, 12)
 
     for field in dataclasses.fields(Candidates):
-        if field.name != "head":
+        if field.name not in {"head", "rule"}:  # functions
             assert torch.equal(
                 torch.as_tensor(getattr(given, field.name)), torch.as_tensor(getattr(untouched, field.name))
             )
