@@ -40,7 +40,7 @@ class Judge(Protocol):
         ...
 
 
-class OneClass:
+class ClassificationJudge:
     """Judge of a classification. A vote names one class of the project; a submission without a class is not a vote."""
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class OneClass:
         return majority(answers, self.vote)
 
 
-TASKS: Mapping[str, Callable[[Sequence[str]], Judge]] = {CLASSIFICATION: OneClass}
+TASKS: Mapping[str, Callable[[Sequence[str]], Judge]] = {CLASSIFICATION: ClassificationJudge}
 
 
 def majority(answers: Sequence[Answer], vote: Callable[[Answer], str | None]) -> Consensus | None:

@@ -38,7 +38,7 @@ class _Like:
 
 class DefectJudge(_Like):
     def __init__(self, classes: Sequence[str]) -> None:
-        super().__init__(consensus.OneClass(classes))
+        super().__init__(consensus.ClassificationJudge(classes))
         self._fine = classes[0]
 
     def vote(self, answer: Answer) -> str | None:
@@ -80,7 +80,7 @@ def _fine(root: Element) -> str:
 
 class DefectCoding(_Like):
     def __init__(self, classes: Sequence[str]) -> None:
-        super().__init__(targets.OneClass(classes))
+        super().__init__(targets.ClassificationCoding(classes))
 
     def shortage(self, given: Sequence[int]) -> str:
         return "" if len(set(given)) > 1 and 0 in given else "Training needs fine parts and defects."

@@ -45,7 +45,7 @@ class Coding(Protocol):
         ...
 
 
-class OneClass:
+class ClassificationCoding:
     """Coding of a classification: a target is the position of a class, a guess the most probable class."""
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -80,7 +80,7 @@ class OneClass:
         return f"Training needs labels of at least two classes, but there are {found or 'none'}."
 
 
-TASKS: Mapping[str, Callable[[Sequence[str]], Coding]] = {CLASSIFICATION: OneClass}
+TASKS: Mapping[str, Callable[[Sequence[str]], Coding]] = {CLASSIFICATION: ClassificationCoding}
 
 
 def encode_known(coding: Coding, values: Sequence[str]) -> tuple[Target, ...]:

@@ -46,7 +46,7 @@ class Measures(Protocol):
         ...
 
 
-class OneClass:
+class ClassificationMeasures:
     """Measures of a classification.
 
     Accuracy has Wilson's interval; NLL in nats, the Brier score and the calibration errors have bootstrap intervals.
@@ -76,4 +76,4 @@ class OneClass:
         return {self.primary: wilson(round(accuracy(probs, targets) * n), n), **intervals}
 
 
-TASKS: Mapping[str, Measures] = {CLASSIFICATION: OneClass()}
+TASKS: Mapping[str, Measures] = {CLASSIFICATION: ClassificationMeasures()}

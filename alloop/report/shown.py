@@ -65,7 +65,7 @@ class Shown(Protocol):
         ...
 
 
-class OneClass:
+class ClassificationShown:
     """A classification: the probability of each class, and how often the top class is right."""
 
     metrics = (Column("accuracy", "accuracy %", 100, 1), Column("nll", "NLL", 1, 2), Column("ece", "ECE %", 100, 1))
@@ -85,9 +85,9 @@ class OneClass:
     def reliability(self, holdout: HoldoutPredictions) -> Bins | None:
         if holdout.calibrated_log_probs is None or not (kept := ~holdout.grown).any():
             return None
-        coding = targets.OneClass(holdout.classes)
+        coding = targets.ClassificationCoding(holdout.classes)
         labels = coding.array(targets.encode_known(coding, holdout.targets))
         return confidence_bins(np.exp(holdout.calibrated_log_probs[kept].astype(np.float64)), labels[kept])
 
 
-TASKS: Mapping[str, Shown] = {CLASSIFICATION: OneClass()}
+TASKS: Mapping[str, Shown] = {CLASSIFICATION: ClassificationShown()}

@@ -100,7 +100,7 @@ def test_a_submission_without_a_choice_says_what_it_means_for_the_task(tmp_path:
 
     assert [(label.image_id, label.consensus) for label in labels] == [(1, Consensus("fine", 1.0, 1))]
     assert settle([nothing], judge, 1) is QueryStatus.ANSWERED
-    assert settle([nothing], consensus.OneClass(CLASSES), 1) is QueryStatus.EMPTY
+    assert settle([nothing], consensus.ClassificationJudge(CLASSES), 1) is QueryStatus.EMPTY
 
 
 def test_people_are_asked_in_the_words_of_the_task():

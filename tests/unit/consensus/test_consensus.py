@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alloop.consensus import OneClass
+from alloop.consensus import ClassificationJudge
 from alloop.records import Answer, Consensus, Outcome
 
-JUDGE = OneClass(("cat", "dog", "eel"))
+JUDGE = ClassificationJudge(("cat", "dog", "eel"))
 NOON = dt.datetime(2025, 6, 1, 12, tzinfo=dt.UTC)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alloop.consensus import OneClass
+from alloop.consensus import ClassificationJudge
 from alloop.errors import LabelError, LabelingError
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
 from alloop.records import ImageRef, OutgoingTask
@@ -113,7 +113,7 @@ def test_all_real_people_answer_with_their_names_in_an_order_of_the_image(tmp_pa
         annotator.answers(image(number)) for number in range(100)
     ]
     # Three who disagree: the label is that of whoever was first, and everybody is, for some images.
-    assert {OneClass(CLASSES).agree(task.answers).value for task in tasks} == set(CLASSES)
+    assert {ClassificationJudge(CLASSES).agree(task.answers).value for task in tasks} == set(CLASSES)
 
 
 def test_an_image_nobody_knows_is_named_before_anything_is_asked(tmp_path: Path):

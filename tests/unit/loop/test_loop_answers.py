@@ -8,7 +8,7 @@ from factories import NOW, add_pool_image, fake_sha256, make_query
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from alloop.consensus import OneClass
+from alloop.consensus import ClassificationJudge
 from alloop.loop.asking.answers import Place, Recorded, record_answers, record_lost, resettle_unknown
 from alloop.loop.intake.labels import derive_labels
 from alloop.records import Answer, Consensus, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
@@ -17,7 +17,7 @@ from alloop.store.queries import add_queries, add_tasks, list_queries
 from alloop.store.rounds import add_round, set_state
 from alloop.store.session import transaction
 
-PLACE = Place("s", "7", OneClass(("cat", "dog")), 1)
+PLACE = Place("s", "7", ClassificationJudge(("cat", "dog")), 1)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_an_unknown_class_is_kept_and_becomes_a_label_once_the_class_is_added(se
     assert labels(session) == {}
     assert annotations(session) == [(1, "label", "bird")]
 
-    now = Place("s", "7", OneClass(("cat", "dog", "bird")), 1)
+    now = Place("s", "7", ClassificationJudge(("cat", "dog", "bird")), 1)
     derive_labels(session, now.judge, NOW)
     resettle_unknown(session, now, NOW)
 
@@ -188,7 +188,7 @@ def test_an_answer_to_a_task_about_another_image_is_left_alone_although_the_key_
 
 
 def test_two_people_are_needed_where_two_are_asked_for(session: Session):
-    place = Place("s", "7", OneClass(("cat", "dog")), 2)
+    place = Place("s", "7", ClassificationJudge(("cat", "dog")), 2)
     pulled(session, label("cat"), place=place)
     assert statuses(session)[0] is QueryStatus.OPEN
 
@@ -200,7 +200,7 @@ def test_two_people_are_needed_where_two_are_asked_for(session: Session):
 
 
 def test_the_same_number_in_another_project_is_another_annotation(session: Session):
-    place = Place("s", "8", OneClass(("cat", "dog")), 2)
+    place = Place("s", "8", ClassificationJudge(("cat", "dog")), 2)
     pulled(session, label("cat"))
 
     recorded = pulled(session, label("dog", who="ben"), task="99", place=place)

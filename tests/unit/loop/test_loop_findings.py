@@ -9,7 +9,7 @@ import pytest
 from factories import CLASSES, NOW, add_pool_image, fake_sha256, make_config, make_query
 from sqlalchemy.orm import Session
 
-from alloop.engine.targets import OneClass
+from alloop.engine.targets import ClassificationCoding
 from alloop.loop.measuring.findings import drawn_risk, gather_evidence, gather_findings
 from alloop.loop.measuring.holdout_file import read_holdout, write_holdout
 from alloop.project import Project
@@ -53,7 +53,7 @@ def write(path: Path, right: int, n: int = 100, *, first: int = 0, model: str = 
     log_probs, targets = rows(right, n)
     refs = [ImageRef(number, fake_sha256(number), "") for number in range(first, first + n)]
     marks = [number >= n - grown for number in range(n)]
-    write_holdout(path, refs, targets, marks, log_probs, OneClass(CLASSES), model)
+    write_holdout(path, refs, targets, marks, log_probs, ClassificationCoding(CLASSES), model)
 
 
 def add_measured(session: Session, project: Project, number: int, n_labels: int, right: int, **changes: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from factories import make_config
 
 from alloop.config.load import freeze_config
-from alloop.consensus import OneClass
+from alloop.consensus import ClassificationJudge
 from alloop.errors import HistoryError
 from alloop.loop.intake.holdout import holdout_size
 from alloop.loop.rounds.history import check_history
@@ -24,7 +24,7 @@ SKIP, EMPTY, OUTDATED = (Outcome.SKIP, None), (Outcome.EMPTY, None), (Outcome.OU
 def settled(*answers: tuple[Outcome, str | None], wanted: int = 1, same_person: bool = False) -> QueryStatus:
     people = itertools.repeat("ada") if same_person else map(str, itertools.count())
     given = [Answer(who, who, *answer, NOON) for who, answer in zip(people, answers, strict=False)]
-    return settle(given, OneClass(CLASSES), wanted)
+    return settle(given, ClassificationJudge(CLASSES), wanted)
 
 
 @pytest.mark.parametrize(
