@@ -38,7 +38,7 @@ from alloop.engine.score_file import read_scores
 from alloop.engine.settings import EngineSettings
 from alloop.evaluation.intervals import wilson
 from alloop.files import write_bytes, write_json
-from alloop.labeling.build import build_annotator
+from alloop.labeling.simulated import SimulatedAnnotator
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.workbench import make_tools
 from alloop.loop.workspace import create_workspace
@@ -190,7 +190,8 @@ def compare(project: Project, outside: list[ImageRef], truth: dict[str, str]) ->
         "outside": predict(project, model, outside),
     }
     refs = {ref.sha256: ref for ref in (*never_asked, *learned, *outside)}
-    people = build_annotator(project.config, project.folder, "", {})
+    people = make_tools(project, LocalExecutor()).annotator("")
+    assert isinstance(people, SimulatedAnnotator)
     answers = {sha256: agreed([answer for _, answer in people.answers(ref)]) for sha256, ref in refs.items()}
     row: dict[str, object] = {
         "labels": len(learned),
