@@ -15,7 +15,7 @@ from alloop.errors import ConfigError, did_you_mean
 FILE_NAME = "alloop.toml"
 PREFIX = "ALLOOP__"
 URL_VARIABLE, URL_KEYS = "LABEL_STUDIO_URL", ("labeling", "label_studio", "url")
-MAY_BE_SECRET = {"database", "label_studio"}  # sections whose values are never shown
+MAY_BE_SECRET = {"database", "label_studio", "options"}  # sections whose values are never shown
 
 
 def load_config(folder: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -79,8 +79,11 @@ def set_values(config: Config, **sections: Mapping[str, Any]) -> Config:
 
 
 def freeze_config(config: Config) -> dict[str, Any]:
-    """Return the settings that a round stores: all but the database URL, which may hold a password."""
-    return config.model_dump(mode="json", exclude={"database"})
+    """Return the settings that a round stores: all but the database URL and the options of other packages' back ends.
+
+    These may hold passwords, and what was measured does not depend on them.
+    """
+    return config.model_dump(mode="json", exclude={"database": True, "labeling": {"options"}})
 
 
 def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:

@@ -226,6 +226,17 @@ def test_a_frozen_config_is_whole_but_has_no_database_url():
     assert again == config.model_copy(update={"database": again.database})
 
 
+def test_a_round_does_not_store_the_options_of_another_packages_back_end():
+    config = parse_config(f"{VALID}[labeling.options]\ntoken = 's3cret'", "alloop.toml", {})
+
+    frozen = freeze_config(config)
+
+    assert config.labeling.options == {"token": "s3cret"}
+    assert "s3cret" not in repr(frozen)
+    assert validate_config(frozen, "round 0").labeling.options == {}
+    assert "s3cret" not in refusal(f"{VALID}[labeling]\noptions = 's3cret'")
+
+
 def test_flags_replace_single_settings():
     config = set_values(make_config(loop={"max_rounds": 3}), loop={"batch_size": 5}, model={"device": "cpu"})
 
