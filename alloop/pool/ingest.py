@@ -49,6 +49,8 @@ def inspect_file(location: str, max_pixels: int, may_be_cut: bool = False) -> Im
         return UnreadableFile(location, found.size, found.mtime_ns, str(error), sha256)
     except MemoryError:
         return UnreadableFile(location, found.size, found.mtime_ns, "too large for this machine's memory", sha256)
+    except (OSError, ValueError) as error:  # one odd image must not end the reading of all others
+        return UnreadableFile(location, found.size, found.mtime_ns, f"cannot be read: {error}", sha256)
     width, height = seen.image.size
     return ImageFile(
         location, sha256, found.size, found.mtime_ns, width, height, seen.format, seen.mode, phash, depth=seen.depth

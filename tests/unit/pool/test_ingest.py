@@ -233,6 +233,22 @@ def test_a_good_file_is_described(tmp_path):
     assert len(result.phash) == 112
 
 
+@pytest.mark.parametrize("error", [OSError("broken data stream"), ValueError("bad transform")])
+def test_an_image_that_fails_in_an_unforeseen_way_is_one_unreadable_file(tmp_path, monkeypatch, error):
+    path = picture(tmp_path / "a.png")
+
+    def fail(image: Image.Image) -> str:
+        raise error
+
+    monkeypatch.setattr(ingest, "fingerprint", fail)
+
+    result = inspect_file(path, MANY)
+
+    assert isinstance(result, UnreadableFile)
+    assert (result.size, result.reason) == (path.stat().st_size, f"cannot be read: {error}")
+    assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_size_and_hash_of_a_turned_photo_are_those_of_what_people_see(tmp_path):
     picture(tmp_path / "upright.png", (300, 200))
     exif = Image.Exif()
