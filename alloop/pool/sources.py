@@ -9,8 +9,10 @@ another machine.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedIOBase
@@ -26,7 +28,7 @@ SOURCES: Mapping[str, str] = {
     "row": "alloop.pool.given:GIVEN_ROWS",
 }
 SOURCE_GROUP = "alloop.sources"  # the entry points by which others add theirs; the name is the scheme
-_loaded: dict[str, "ImageSource"] = {}  # by scheme; looking through all installed packages takes milliseconds
+_loaded: dict[str, "ImageSource"] = {}  # by scheme
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -163,8 +165,17 @@ def scheme_of(location: str) -> str:
     scheme, colon, _ = location.partition(":")
     if not colon or "/" in scheme:
         return LOCAL
-    is_known = scheme in _loaded or scheme in SOURCES or scheme in list_installed(SOURCE_GROUP)
+    is_known = scheme in _loaded or scheme in SOURCES or scheme in _installed(tuple(sys.path))
     return scheme if is_known else LOCAL
+
+
+@functools.cache
+def _installed(path: tuple[str, ...]) -> frozenset[str]:
+    """Return the schemes that packages on a module path add.
+
+    Reading the metadata of all packages takes a tenth of a second, and a table may name thousands of files with colons.
+    """
+    return frozenset(list_installed(SOURCE_GROUP))
 
 
 def _load(scheme: str) -> ImageSource:

@@ -249,6 +249,18 @@ def test_an_image_that_fails_in_an_unforeseen_way_is_one_unreadable_file(tmp_pat
     assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_installed_packages_are_looked_through_once_for_all_names_with_a_colon(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "list_installed", lambda group: asked.append(group) or ())
+    sources._installed.cache_clear()
+
+    schemes = {sources.scheme_of(f"camera {i}: 12:30.png") for i in range(100)}
+
+    assert schemes == {"file"}
+    assert asked == ["alloop.sources"]
+    sources._installed.cache_clear()
+
+
 def test_size_and_hash_of_a_turned_photo_are_those_of_what_people_see(tmp_path):
     picture(tmp_path / "upright.png", (300, 200))
     exif = Image.Exif()
