@@ -143,7 +143,8 @@ def _explain_one(details: ErrorDetails, name: str, variables: Mapping[tuple[str,
         return f"{where}: {table}needs '{keys[-1]}'."
     if details["type"] == "value_error":
         section = f"[{'.'.join(keys)}] " if keys else ""
-        return f"{where}: {section}{details['msg'].removeprefix('Value error, ')}."
+        message = details["msg"].removeprefix("Value error, ")
+        return f"{where}: {section}{message}{'' if message.endswith(('.', '?')) else '.'}"
     if details["type"] in {"model_type", "dict_type"}:
         return f"{where}: '{keys[-1]}' is a table; write [{'.'.join(keys)}] and its settings below it."
     is_item = isinstance(details["loc"][-1], int)

@@ -73,5 +73,5 @@ def _unknown(name: str) -> ConfigError:
     try:
         check_backend(name)
     except ValueError as error:
-        return ConfigError(f"{str(error).rstrip('.')}.")
+        return ConfigError(str(error))
     return ConfigError(f"The labeling back end {name} is not installed.")

@@ -237,6 +237,18 @@ def test_a_round_does_not_store_the_options_of_another_packages_back_end():
     assert "s3cret" not in refusal(f"{VALID}[labeling]\noptions = 's3cret'")
 
 
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("[labeling]\nbackend = 'oracel'", "back end 'oracel'; did you mean 'oracle'?"),
+        ("[acquisition]\nstrategy = 'margins'", "'margins'; did you mean 'margin'?"),
+        ("[labeling]\nbackend = 'xyz'", "back end 'xyz'; there are: label-studio, csv, oracle."),
+    ],
+)
+def test_a_refused_name_ends_with_one_mark(text, end):
+    assert refusal(f"{VALID}{text}").endswith(end)
+
+
 def test_flags_replace_single_settings():
     config = set_values(make_config(loop={"max_rounds": 3}), loop={"batch_size": 5}, model={"device": "cpu"})
 
