@@ -225,7 +225,7 @@ def test_one_network_of_an_ensemble_is_in_memory_at_a_time(toys, monkeypatch):
 
 def test_the_weights_of_a_trained_trunk_are_hashed_once_for_many_calls(toys, monkeypatch):
     config, files = _trained(toys, "tuned")
-    model, hashed = Classifier.open(files, config, toys.root / "cache"), []
+    model, hashed = Classifier.open(files, EngineSettings.of(config), toys.root / "cache"), []
     digest = backbones.state_digest
     monkeypatch.setattr(backbones, "state_digest", lambda module: hashed.append(module) or digest(module))
 
