@@ -132,30 +132,36 @@ MIXINGS: Mapping[str, MixingRule] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CalibratorRule:
-    """Number of images that a calibrator needs.
+    """Properties and needs of a calibrator.
 
     Attributes:
         smallest: Number of images for a calibrator by name.
         considered: Number of images from which `auto` considers it.
         considered_per_class: Number of images per class from which `auto` considers it.
         is_flexible: True if `auto` takes it only when it is clearly better than a simple calibrator.
+        chooses: True if it takes the best of the others and fits nothing of its own.
+        title: Name of the fit in sentences; empty for the calibrator's own name.
+        unfitted: Consequence of too few images, in words.
     """
 
     smallest: int
     considered: int
     considered_per_class: int = 0
     is_flexible: bool = False
+    chooses: bool = False
+    title: str = ""
+    unfitted: str = "predictions stay as they are"
 
 
 CALIBRATORS: Mapping[str, CalibratorRule] = {  # from simple to flexible; of equals `auto` takes the first
     "none": CalibratorRule(0, 0),
-    "temperature": CalibratorRule(50, 50),
+    "temperature": CalibratorRule(50, 50, title="a temperature", unfitted="T = 1"),
     "platt": CalibratorRule(50, 100, 10, is_flexible=True),
     "histogram-mass": CalibratorRule(50, 200, 30, is_flexible=True),
     "histogram-width": CalibratorRule(50, 200, 30, is_flexible=True),
     # With fewer the curve is mostly steps of single images.
     "isotonic": CalibratorRule(200, 1000, 100, is_flexible=True),
-    "auto": CalibratorRule(50, 50),
+    "auto": CalibratorRule(50, 50, chooses=True),
 }
 
 

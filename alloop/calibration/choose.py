@@ -26,7 +26,7 @@ from alloop.calibration.histogram import Histogram, fit_histogram
 from alloop.calibration.isotonic import Isotonic, fit_isotonic
 from alloop.calibration.platt import Platt, fit_platt
 from alloop.calibration.temperature import FEWEST, UNIT, Temperature, fit_temperature
-from alloop.composition import CALIBRATORS
+from alloop.composition import CALIBRATORS, CalibratorRule
 
 Fit = Callable[[Tensor, Tensor], tuple[Calibrator, str]]
 
@@ -46,6 +46,7 @@ _FITS: Mapping[str, Fit] = {  # in the order of `composition.CALIBRATORS`
     "histogram-width": _quiet(lambda lp, y: fit_histogram(lp, y, "width")),
     "isotonic": _quiet(lambda lp, y: fit_isotonic(lp, y, fewest=1)),
 }
+_UNFITTED: Mapping[str, Calibrator] = {"temperature": UNIT}  # with too few images; others: Unchanged
 _KINDS: Mapping[str, type[Any]] = {kind.name: kind for kind in (Unchanged, Temperature, Platt, Histogram, Isotonic)}
 
 
@@ -71,12 +72,12 @@ def fit_calibrator(
         ValueError: The calibrator is unknown, a row is not finite, or the targets do not fit.
     """
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
-    if name == "auto":
+    if _find_rule(name).chooses:
         name, note = choose_calibrator(prepared, labels, seed, n_folds)
     else:
         note = _why_not(name, len(labels))
         if note:
-            return describe(UNIT if name == "temperature" else Unchanged(), prepared, labels, note)
+            return describe(_UNFITTED.get(name, Unchanged()), prepared, labels, note)
     calibrator, remark = _FITS[name](prepared, labels)
     return describe(calibrator, prepared, labels, " ".join(part for part in (note, remark) if part))
 
@@ -101,9 +102,10 @@ def cross_fit(
     """
     fitted = fit_calibrator(name, log_probs, targets, seed, n_folds)
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
-    if len(labels) < smallest_sample(name) or (name != "auto" and isinstance(fitted.calibrator, Unchanged)):
+    chooses = _find_rule(name).chooses
+    if len(labels) < smallest_sample(name) or (not chooses and isinstance(fitted.calibrator, Unchanged)):
         return prepared.float(), fitted
-    candidates = _candidates(*prepared.shape) if name == "auto" else (name,)
+    candidates = _candidates(*prepared.shape) if chooses else (name,)
     calibrated = prepared.clone()
     for rest, fold in draw_folds(labels.numpy(), seed, n_folds):
         calibrated[fold] = _fit_best(candidates, prepared[rest], labels[rest], seed, n_folds).apply(prepared[fold])
@@ -120,7 +122,7 @@ def choose_calibrator(
     """
     n, n_classes = log_probs.shape
     if n < FEWEST:
-        return "none", _too_few("a calibrator", n, FEWEST)
+        return "none", _too_few("a calibrator", CALIBRATORS["none"].unfitted, n, FEWEST)
     candidates = _candidates(n, n_classes)
     losses = _cross_validate(candidates, prepare(log_probs), targets, seed, n_folds)
     best = _best(losses)
@@ -192,15 +194,18 @@ def _best(losses: Mapping[str, Tensor]) -> str:
     return min(better, key=better.__getitem__) if better else simple
 
 
+def _find_rule(name: str) -> CalibratorRule:
+    if name not in CALIBRATORS:
+        raise ValueError(f"there is no calibrator '{name}'; there are: {', '.join(CALIBRATORS)}")
+    return CALIBRATORS[name]
+
+
 def _why_not(name: str, n: int) -> str:
-    if name not in _FITS:
-        raise ValueError(f"there is no calibrator '{name}'; there are: {', '.join(_FITS)}, auto")
-    least = smallest_sample(name)
-    return _too_few(name, n, least) if n < least else ""
+    rule = _find_rule(name)
+    return _too_few(rule.title or name, rule.unfitted, n, rule.smallest) if n < rule.smallest else ""
 
 
-def _too_few(name: str, n: int, least: int) -> str:
-    what, end = ("a temperature", "T = 1") if name == "temperature" else (name, "predictions stay as they are")
+def _too_few(what: str, end: str, n: int, least: int) -> str:
     return f"{n} holdout labels are too few to fit {what} (fewer than {least}); {end}."
 
 
