@@ -333,7 +333,7 @@ class Classifier:
                 f"The model in {folder} was trained on another backbone, other weights or another image size.",
                 "Train it again with `alloop train`.",
             )
-        depth = metadata.get("depth"), depth_of_all(images)
+        depth = metadata["depth"], depth_of_all(images)
         if None not in depth and depth[0] != depth[1]:
             raise ModelError(
                 f"The model in {folder} was trained on images read with {depth[0]} bits, but the pool's images "

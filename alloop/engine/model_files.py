@@ -24,7 +24,7 @@ from alloop.models.heads import MultiHead
 from alloop.records import Calibration, ModelFiles
 
 WEIGHTS, METADATA = "model.safetensors", "model.json"
-FORMAT = 2  # 1 had one network, and a temperature
+FORMAT = 2  # goes up when an older alloop could not read the files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,6 @@ def save_version(
             **metadata,
             "format": FORMAT,
             "calibration": dataclasses.asdict(calibration),
-            "weights_sha256": checksums[0][1],
             "networks": checksums,
         }
         write_json(temporary / METADATA, whole)
@@ -128,7 +127,7 @@ def load_model(files: ModelFiles) -> ModelVersion:
     try:
         intact = sha256_of(files.folder / METADATA) == files.sha256
         metadata = json.loads((files.folder / METADATA).read_bytes()) if intact else {}
-        networks = metadata.get("networks") or [(WEIGHTS, metadata.get("weights_sha256"))]
+        networks = metadata.get("networks", [])
         intact = intact and all(sha256_of(files.folder / name) == checksum for name, checksum in networks)
     except OSError as error:
         raise ModelError(f"The model in {files.folder} cannot be read: {error.strerror}.", again) from error

@@ -36,7 +36,7 @@ class Scores:
         entropy: Predictive entropies, in nats.
         confidence: Certainty in [0, 1]; for a classification, 1 - entropy / ln K.
         uncertainty: Strategy → scores [N], higher is more uncertain. Scores of several members need several members.
-        ood: OOD scores [N], higher means less like the training images; None if the file has no such column.
+        ood: OOD scores [N], higher means less like the training images.
         has_members: True if the file has a column with the predictions of every member.
         features_sha256: Checksum of the file of features next to the scores; None without such a file.
     """
@@ -47,7 +47,7 @@ class Scores:
     entropy: npt.NDArray[np.float32]
     confidence: npt.NDArray[np.float32]
     uncertainty: dict[str, npt.NDArray[np.float32]]
-    ood: npt.NDArray[np.float32] | None
+    ood: npt.NDArray[np.float32]
     classes: tuple[str, ...]
     model_sha256: str
     temperature: float
@@ -152,7 +152,7 @@ def read_scores(path: Path) -> Scores:
         predicted=table["predicted"].to_pylist(),
         entropy=table["entropy"].to_numpy(),
         confidence=table["confidence"].to_numpy(),
-        ood=table["ood"].to_numpy() if "ood" in narrow else None,
+        ood=table["ood"].to_numpy(),
         uncertainty={name: table[name].to_numpy() for name in SCORES if name in narrow},
         classes=tuple(json.loads(metadata["alloop.classes"])),
         model_sha256=metadata["alloop.model_sha256"],

@@ -130,9 +130,7 @@ def _source(
 
 def _said(row: RoundRecord, scores: PoolScores, image_id: int) -> dict[str, Any]:
     position = int(scores.positions([image_id])[0])
-    columns = dict(scores.scores.uncertainty)
-    if scores.scores.ood is not None:
-        columns["ood"] = scores.scores.ood
+    columns = {**scores.scores.uncertainty, "ood": scores.scores.ood}
     probs = scores.calibrated_log_probs([image_id])[0].exp().tolist()
     ordered = sorted(zip(scores.scores.classes, probs, strict=True), key=lambda pair: -pair[1])
     return {

@@ -104,7 +104,7 @@ def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
     The quantile is one of the scores (the smallest that at least this share of images does not exceed). A pool with
     equal scores, or with fewer than 1 / (1 - quantile) images, has no suspects.
     """
-    if scores.ood is None or not len(scores.ood):
+    if not len(scores.ood):
         return frozenset()
     bound = np.quantile(scores.ood, quantile, method="inverted_cdf")
     return frozenset(scores.image_ids[scores.ood > bound].tolist())

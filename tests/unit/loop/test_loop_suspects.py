@@ -9,8 +9,8 @@ from alloop.errors import ModelError
 from alloop.loop.choosing.pool_scores import PoolScores, find_suspects
 
 
-def _scores(ood: list[float] | None, **uncertainty: list[float]) -> Scores:
-    n = len(ood) if ood is not None else 3
+def _scores(ood: list[float], **uncertainty: list[float]) -> Scores:
+    n = len(ood)
     numbers = np.zeros(n, dtype=np.float32)
     return Scores(
         image_ids=np.arange(n, dtype=np.int64) + 100,
@@ -19,7 +19,7 @@ def _scores(ood: list[float] | None, **uncertainty: list[float]) -> Scores:
         entropy=numbers,
         confidence=numbers,
         uncertainty={"entropy": numbers} | {k: np.array(v, dtype=np.float32) for k, v in uncertainty.items()},
-        ood=None if ood is None else np.array(ood, dtype=np.float32),
+        ood=np.array(ood, dtype=np.float32),
         classes=("cat", "dog"),
         model_sha256="",
         temperature=1.0,
@@ -36,8 +36,8 @@ def test_a_pool_of_fewer_images_than_the_quantile_resolves_has_no_suspect():
     assert find_suspects(_scores([float(n) for n in range(99)]), 0.9) == set(range(190, 199))
 
 
-@pytest.mark.parametrize("ood", [[1.0] * 200, [], None])
-def test_without_a_score_that_stands_out_nothing_is_suspect(ood: list[float] | None):
+@pytest.mark.parametrize("ood", [[1.0] * 200, []])
+def test_without_a_score_that_stands_out_nothing_is_suspect(ood: list[float]):
     assert find_suspects(_scores(ood), 0.5) == frozenset()
 
 
@@ -53,6 +53,5 @@ def test_scores_that_lack_the_strategy_are_refused_with_the_way_out():
         scores.values("margin", [100])
 
     assert "alloop score" in caught.value.hint
-    assert PoolScores(_scores(None, margin=[3, 1, 2]), make_config().acquisition).values(
-        "margin", [102, 100]
-    ).tolist() == [2, 3]
+    known = PoolScores(_scores([0.0] * 3, margin=[3, 1, 2]), make_config().acquisition)
+    assert known.values("margin", [102, 100]).tolist() == [2, 3]
