@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from alloop.composition import CLASSIFICATION
 from alloop.errors import LabelingError, ServerUnavailable
 from alloop.files import from_folder, make_output_folder, write_bytes, write_json
 from alloop.labeling.annotator import Annotator
@@ -37,9 +36,9 @@ class _Cell:
     label: str
     annotator: str
     moment: str
-    sheet: str = ""
-    sha256: str = ""
-    file: str = ""
+    sheet: str
+    sha256: str
+    file: str
 
 
 _Seen = dict[str, _Cell]  # by the row's external id
@@ -62,6 +61,7 @@ class CsvAnnotator:
         annotations_per_image: Number of rows per image, for different people.
         push_batch: Number of rows per sheet.
         workspace_key: Key of the workspace whose last push is stored; several workspaces may share a folder.
+        wording: Wording of the task.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CsvAnnotator:
         annotations_per_image: int = 1,
         push_batch: int = 10_000,
         workspace_key: str = "",
-        wording: Wording = TASKS[CLASSIFICATION],
+        wording: Wording,
     ) -> None:
         self._wording = wording
         self._folder = folder
@@ -286,7 +286,7 @@ class CsvAnnotator:
             logger.warning(
                 "%s is not in %s. Its %d open questions stay open until it is back. If it is lost, `alloop push "
                 "--new-project` asks all open questions again in new sheets.",
-                name or "A sheet",
+                name,
                 self._folder,
                 n,
             )
@@ -306,7 +306,7 @@ class CsvAnnotator:
 
 
 def _task(key: str, cell: _Cell) -> ListedTask:
-    return ListedTask(key, key, cell.sha256 or None)
+    return ListedTask(key, key, cell.sha256)
 
 
 def _key(external_id: str) -> str:

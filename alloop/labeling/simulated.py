@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from alloop.composition import CLASSIFICATION
 from alloop.errors import ConfigError, LabelError, LabelingError
 from alloop.files import explain_os_error, from_folder, sha256_of
 from alloop.labeling.annotator import Annotator
@@ -137,6 +136,7 @@ class SimulatedAnnotator:
             order.
         seed: Seed of the mistakes and of the draw of people.
         push_batch: Number of tasks between two yields of `push`.
+        wording: Wording of the task.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class SimulatedAnnotator:
         annotators: int = 1,
         seed: int = 0,
         push_batch: int = 500,
-        wording: Wording = TASKS[CLASSIFICATION],
+        wording: Wording,
     ) -> None:
         self._wording = wording
         self._truth = truth
@@ -271,7 +271,7 @@ class SimulatedAnnotator:
         for number, line in enumerate(lines[:-1], start=1):  # text after the last line end is incomplete
             try:
                 entry = json.loads(line)
-                if not re.fullmatch("[0-9]+", entry["task"]) or {"key", "answers"} - entry.keys():
+                if not re.fullmatch("[0-9]+", entry["task"]) or {"key", "sha256", "answers"} - entry.keys():
                     raise ValueError(entry)
                 entries[entry["task"]] = entry
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -294,7 +294,7 @@ class SimulatedAnnotator:
 
 
 def _task(entry: Mapping[str, Any]) -> ListedTask:
-    return ListedTask(entry["task"], entry["key"], entry.get("sha256"))
+    return ListedTask(entry["task"], entry["key"], entry["sha256"])
 
 
 def _name(person: int) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from alloop.composition import CLASSIFICATION
+from alloop.engine.targets import TASKS, encode_known
 from alloop.errors import LabelError
 from alloop.loop.intake.named_images import find_named
 from alloop.names import as_answer, clean
@@ -113,6 +115,7 @@ def read_workspace(project: Project) -> LabeledImages:
         LabelError: There are too few labels.
     """
     classes = project.config.project.classes
+    coding = TASKS[project.config.project.task](classes)
     with reading(project.database) as session:
         labels = [label for label in list_labels(session) if _is_usable(label, classes)]
         depths = {image_id: ref.depth for image_id, ref in find_refs(session, [x.image_id for x in labels]).items()}
@@ -127,7 +130,7 @@ def read_workspace(project: Project) -> LabeledImages:
             ImageRef(label.image_id, label.sha256, str(label.path), depths.get(label.image_id), is_admitted=True)
             for label in labels
         ),
-        targets=np.array([classes.index(label.consensus.value) for label in labels], dtype=np.int64),
+        targets=coding.array(encode_known(coding, [label.consensus.value for label in labels])),
         is_holdout=np.array([label.split is Split.HOLDOUT for label in labels]),
     )
 
@@ -205,6 +208,7 @@ def _labeled(
     paths, labels, answers = zip(*by_content.values(), strict=True) if by_content else ((), (), ())
     _check_counts(labels, source)
     classes = tuple(sorted(set(labels)))
+    coding = TASKS[CLASSIFICATION](classes)  # a folder or a table gives one class for each image
     return LabeledImages(
         classes=classes,
         images=_at_one_depth(
@@ -213,7 +217,7 @@ def _labeled(
                 for n, pair in enumerate(zip(by_content, paths, strict=True), start=1)
             ]
         ),
-        targets=np.array([classes.index(label) for label in labels], dtype=np.int64),
+        targets=coding.array(encode_known(coding, labels)),
         people=_real_people(people, answers, paths, classes, source) if people else None,
     )
 

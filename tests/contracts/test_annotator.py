@@ -18,6 +18,7 @@ from alloop.errors import LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
+from alloop.labeling.single_choice import SingleChoice
 from alloop.pool.picture import PICTURES
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
 
@@ -72,7 +73,7 @@ class SheetsWorld(World):
     clock: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1_700_000_000))
 
     def new(self):
-        return CsvAnnotator(self.folder, ("cat", "dog"), PICTURES, push_batch=2)
+        return CsvAnnotator(self.folder, ("cat", "dog"), PICTURES, wording=SingleChoice(), push_batch=2)
 
     def answer(self, task_id, value):
         self._fill(task_id, value or "skip")
@@ -101,7 +102,9 @@ class OracleWorld(World):
 
     def new(self):
         truth = read_truth(self.folder / "truth.csv", self.people)
-        return SimulatedAnnotator(truth, ("cat", "dog"), self.folder / "oracle.jsonl", push_batch=2)
+        return SimulatedAnnotator(
+            truth, ("cat", "dog"), self.folder / "oracle.jsonl", wording=SingleChoice(), push_batch=2
+        )
 
     def answer(self, task_id, value):
         pass  # it has answered already

@@ -8,6 +8,7 @@ import pytest
 from alloop.errors import LabelingError
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.sheets import list_sheets, read_sheet
+from alloop.labeling.single_choice import SingleChoice
 from alloop.pool.picture import PICTURES
 from alloop.records import ImageRef, Outcome, OutgoingTask
 
@@ -19,7 +20,7 @@ def make_task(key: str, predicted: str | None = None) -> OutgoingTask:
 
 
 def pushed(folder: Path, *keys: str, **options: object) -> CsvAnnotator:
-    annotator = CsvAnnotator(folder, ("cat", "dog"), PICTURES, **options)  # type: ignore[arg-type]
+    annotator = CsvAnnotator(folder, ("cat", "dog"), PICTURES, wording=SingleChoice(), **options)  # type: ignore[arg-type]
     annotator.open_project(None)
     list(annotator.push([make_task(key, "cat") for key in keys]))
     return annotator
@@ -87,7 +88,10 @@ def test_excels_separator_line_is_passed_over(tmp_path: Path):
 
 
 def test_skip_is_a_skip_unless_a_class_has_that_name(tmp_path: Path):
-    plain, odd = CsvAnnotator(tmp_path, ("cat", "dog"), PICTURES), CsvAnnotator(tmp_path, ("Skip", "dog"), PICTURES)
+    plain, odd = (
+        CsvAnnotator(tmp_path, classes, PICTURES, wording=SingleChoice())
+        for classes in (("cat", "dog"), ("Skip", "dog"))
+    )
     save(tmp_path / "batch-0001.csv", f"label,annotator,key,sha256\nSKIP,,q1,{SHA}\n(skip),,q2,{SHA}\n")
 
     assert answers(plain)["q1"][0].outcome is Outcome.SKIP
@@ -171,7 +175,7 @@ def test_a_half_written_or_broken_sheet_is_named_with_line_and_column(tmp_path: 
     (tmp_path / "batch-0001.csv").write_text(text)
 
     with pytest.raises(LabelingError, match=words) as caught:
-        answers(CsvAnnotator(tmp_path, ("cat", "dog"), PICTURES))
+        answers(CsvAnnotator(tmp_path, ("cat", "dog"), PICTURES, wording=SingleChoice()))
 
     assert "batch-0001.csv" in caught.value.message
 

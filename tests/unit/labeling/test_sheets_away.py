@@ -9,12 +9,13 @@ from factories import fake_sha256
 from alloop.errors import ServerUnavailable
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.sheets import read_sheet, write_sheet
+from alloop.labeling.single_choice import SingleChoice
 from alloop.pool.picture import PICTURES
 from alloop.records import ImageRef, OutgoingTask
 
 
 def make_people(folder: Path, copies: int = 1) -> CsvAnnotator:
-    return CsvAnnotator(folder, ("cat", "dog"), PICTURES, annotations_per_image=copies)
+    return CsvAnnotator(folder, ("cat", "dog"), PICTURES, wording=SingleChoice(), annotations_per_image=copies)
 
 
 def make_tasks(*numbers: int) -> list[OutgoingTask]:

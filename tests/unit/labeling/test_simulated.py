@@ -7,6 +7,7 @@ import pytest
 from alloop.consensus import ClassificationJudge
 from alloop.errors import LabelError, LabelingError
 from alloop.labeling.simulated import SimulatedAnnotator, read_truth
+from alloop.labeling.single_choice import SingleChoice
 from alloop.records import ImageRef, OutgoingTask
 
 CLASSES = ("cat", "dog", "cow")
@@ -19,7 +20,9 @@ def image(number: int, path: str = "/pool/x.png") -> ImageRef:
 def oracle(tmp_path: Path, n: int = 300, **options: object) -> SimulatedAnnotator:
     rows = "".join(f"{image(number).sha256},cat\n" for number in range(n))
     (tmp_path / "truth.csv").write_text("sha256,label\n" + rows)
-    return SimulatedAnnotator(read_truth(tmp_path / "truth.csv"), CLASSES, tmp_path / "state.jsonl", **options)
+    return SimulatedAnnotator(
+        read_truth(tmp_path / "truth.csv"), CLASSES, tmp_path / "state.jsonl", wording=SingleChoice(), **options
+    )
 
 
 def ask(annotator: SimulatedAnnotator, numbers: list[int], prefix: str = "q") -> None:
@@ -74,7 +77,7 @@ def real_people(tmp_path: Path, n: int = 300, **options: object) -> SimulatedAnn
     rows = "".join(f"{image(number).sha256},cat,dog,cow\n" for number in range(n))
     (tmp_path / "people.csv").write_text("sha256,ann,bob,cyd\n" + rows)
     truth = read_truth(tmp_path / "people.csv", PEOPLE)
-    return SimulatedAnnotator(truth, CLASSES, tmp_path / "people.jsonl", **options)
+    return SimulatedAnnotator(truth, CLASSES, tmp_path / "people.jsonl", wording=SingleChoice(), **options)
 
 
 def test_each_image_is_answered_by_one_of_the_real_people_all_equally_often(tmp_path: Path):
@@ -169,9 +172,11 @@ def test_people_who_were_not_asked_do_not_answer(tmp_path: Path, nothing: str):
     (tmp_path / "people.csv").write_text(f"sha256,ann,bob,cyd\n{image(1).sha256},{nothing},dog,{nothing}\n")
     truth = read_truth(tmp_path / "people.csv", PEOPLE, CLASSES)
 
-    assert SimulatedAnnotator(truth, CLASSES, tmp_path / "s.jsonl").answers(image(1)) == [("bob", "dog")]
+    assert SimulatedAnnotator(truth, CLASSES, tmp_path / "s.jsonl", wording=SingleChoice()).answers(image(1)) == [
+        ("bob", "dog")
+    ]
     with pytest.raises(LabelError, match=r"has 1 answers about .*; 2 are asked for"):
-        SimulatedAnnotator(truth, CLASSES, tmp_path / "s.jsonl", annotators=2).answers(image(1))
+        SimulatedAnnotator(truth, CLASSES, tmp_path / "s.jsonl", wording=SingleChoice(), annotators=2).answers(image(1))
 
 
 def test_minus_one_is_an_answer_where_a_class_is_called_so(tmp_path: Path):
