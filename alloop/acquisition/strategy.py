@@ -3,6 +3,11 @@
     choose(candidates, k, seed) -> Choice
 
 `composition.STRATEGIES` lists the strategies and their needs; `acquisition/registry.py` finds the function of a name.
+
+A strategy of another package gets `calibrated_log_probs` and `features` of the candidates, and features and labels of
+the labeled images. For other parts, set an attribute `needs` of the function, a set of `alloop.composition.Need`. With
+`{Need.FEATURES}` alone, the strategy also chooses before there is a model. An attribute `cost`, a function of a `Size`
+that returns a `Cost`, lets alloop check the memory first.
 """
 
 import dataclasses

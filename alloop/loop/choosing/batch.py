@@ -14,7 +14,7 @@ from alloop.acquisition.scores import choose_by_score
 from alloop.acquisition.strategy import Candidates, Choice, Keys, Positions
 from alloop.composition import STRATEGIES, Need, strategy_name
 from alloop.config.schema import AcquisitionConfig, Config, ModelConfig
-from alloop.loop.choosing.evidence import Evidence
+from alloop.loop.choosing.evidence import Evidence, needs_of
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
 
@@ -69,7 +69,7 @@ def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ..
         return RANDOM, (
             "There is no model yet, and the backbone has no learned weights: the batch was drawn uniformly.",
         )
-    if name in STRATEGIES and STRATEGIES[name].needs == {Need.FEATURES}:
+    if needs_of(name) == {Need.FEATURES}:
         return name, ()
     return COLD, (f"{name} needs a model, and there is none yet: {COLD} chose typical images by features.",)
 

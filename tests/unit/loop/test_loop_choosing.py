@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 from factories import make_config
+from toys.installed import install
 
-from alloop.acquisition.strategy import Choice, Cost, Size
+from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 from alloop.loop.choosing.batch import has_learned_features, strategy_now, within_quota
 from alloop.loop.choosing.evidence import Evidence, Known, describe_cost, own_bytes, wide_needs
@@ -78,6 +79,28 @@ def test_probabilities_hold_only_as_long_as_no_class_was_shut_out():
 )  # fmt: skip
 def test_without_a_model_features_choose(strategy: str, expected: str):
     config = make_config(acquisition={"strategy": strategy})
+
+    assert strategy_now(config, has_model=False)[0] == expected
+
+
+def of_features(candidates: Candidates, k: int, seed: int) -> Choice:
+    """A strategy of somebody else that needs no model."""
+    return Choice(np.argsort(candidates.keys)[:k], np.ones(min(k, len(candidates))))
+
+
+def of_predictions(candidates: Candidates, k: int, seed: int) -> Choice:
+    return of_features(candidates, k, seed)
+
+
+of_features.needs = {Need.FEATURES}
+
+
+@pytest.mark.parametrize(("function", "expected"), [("of_features", "theirs"), ("of_predictions", "max-herding")])
+def test_without_a_model_a_strategy_of_another_package_that_needs_only_features_chooses(
+    tmp_path, monkeypatch, function, expected
+):
+    install(monkeypatch, tmp_path / "site", f"[alloop.strategies]\ntheirs = {__name__}:{function}")
+    config = make_config(acquisition={"strategy": "theirs"})
 
     assert strategy_now(config, has_model=False)[0] == expected
 
