@@ -126,8 +126,8 @@ def find_methods(config: Config, names: Sequence[str]) -> tuple[Method, ...]:
     Raises:
         ConfigError: A method is unknown, or does not work with the config.
     """
-    methods = tuple(dict.fromkeys(name.casefold() for name in names))
-    found = tuple(find_method(name) for name in methods) if methods else list_methods(config)
+    named = {method.name: method for method in map(find_method, names)}
+    found = tuple(named.values()) or list_methods(config)
     for method in found:
         apply_method(config, method)
     return found

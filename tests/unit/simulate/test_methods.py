@@ -47,6 +47,11 @@ def test_an_unknown_method_is_answered_with_the_nearest():
         find_method("logitnrom")
 
 
+def test_an_unknown_method_is_shown_as_it_was_written():
+    with pytest.raises(ConfigError, match="There is no method 'FOO'"):
+        find_methods(make_config(), ["FOO"])
+
+
 def test_names_are_found_in_any_case_and_taken_once():
     assert [method.name for method in find_methods(make_config(), ["4hml", "sl1h", "4HML"])] == ["4HML", "SL1H"]
 
