@@ -19,7 +19,7 @@ seed = 0
 images = {_list(images)}          # folders or globs; `alloop pool add` without paths adds these
 
 [model]
-backbone = "resnet50"             # torchvision name | timm:NAME | package.module:factory
+backbone = "resnet50"             # torchvision name | timm:NAME | package.module:factory | pixels
 weights = "DEFAULT"               # DEFAULT | none | a local file
 mode = "frozen"                   # frozen: train heads, in seconds | finetune: train the whole network, on a GPU
 
@@ -32,7 +32,7 @@ strategy = "entropy-spread"       # `alloop strategies` lists them: entropy | ma
 random_fraction = 0.1             # share of each batch drawn at random, for honest evaluation
 
 [labeling]
-backend = "label-studio"          # label-studio | csv | oracle
+backend = "label-studio"          # label-studio | csv (sheets to fill in, in sheets/) | oracle (answers from a file)
 preannotate = false               # true: show the model's guess to annotators
 
 [labeling.label_studio]

@@ -125,7 +125,9 @@ class CsvAnnotator:
         for start in range(0, len(tasks), self._push_batch):
             batch = tasks[start : start + self._push_batch]
             rows = [self._question(task, copy) for task in batch for copy in range(1, self._copies + 1)]
-            write_sheet(self._new_path(), self._header(), rows)
+            path = self._new_path()
+            write_sheet(path, self._header(), rows)
+            logger.info("%s: fill in the first two columns, then run `alloop run`.", path)
             self._read()
             yield {task.key: task.key for task in batch}
 

@@ -47,6 +47,14 @@ def test_a_sheet_opens_in_excel_and_says_what_to_write(tmp_path: Path):
     ]
 
 
+def test_a_push_names_the_sheet_and_the_way_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", logger="alloop"):
+        pushed(tmp_path, "q1")
+
+    sheet = tmp_path / "batch-0001.csv"
+    assert caplog.messages == [f"{sheet}: fill in the first two columns, then run `alloop run`."]
+
+
 def test_the_guess_is_shown_only_when_wanted(tmp_path: Path):
     pushed(tmp_path, "q1", preannotate=True)
 
