@@ -1,8 +1,9 @@
 """The port for image sources: places where the pool's images lie.
 
-A location is a URI, and its scheme names the source. A location without a known scheme is a path of a local file, so
-the paths in a database and in alloop.toml are locations too. alloop's own sources are listed in `SOURCES`. Other
-packages add theirs through the entry points `alloop.sources`, each of which leads to an `ImageSource`.
+A location is a URI, and its scheme names the source. `/` separates its parts, and the last part is the file's name. A
+location without a known scheme is a path of a local file, so the paths in a database and in alloop.toml are locations
+too. alloop's own sources are listed in `SOURCES`. Other packages add theirs through the entry points `alloop.sources`,
+each of which leads to an `ImageSource`.
 
 Sources are not handed around: the location alone names its source, also in a job that runs in another process or on
 another machine.
