@@ -79,7 +79,7 @@ def _findings(report: "StatusReport", shown: "Shown") -> list[str]:
             f"{percent(found.grown)}. They are not in the table."
         )
     if report.rounds:
-        lines.append("Stop rules (* stops the loop):")
+        lines.append("Stop rules (`alloop run` stops when one with * holds):")
         lines += [f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules]
     if any(shown.metrics[0].name in row.metrics for row in report.rounds):
         lines.append(describe_people(found))
@@ -92,7 +92,7 @@ def _people(report: "StatusReport") -> list[str]:
         other = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "label")
         lines.append(f"{name}: {counts.get('label', 0)} labels" + (f", {other}" if other else ""))
     if report.class_counts:
-        lines.append("Labels per class: " + ", ".join(f"{name} {n}" for name, n in report.class_counts.items()))
+        lines.append("Labels to train on: " + ", ".join(f"{name} {n}" for name, n in report.class_counts.items()))
     return lines
 
 

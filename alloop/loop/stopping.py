@@ -98,7 +98,7 @@ def _budget(settings: LoopConfig, evidence: StopEvidence) -> Rule:
 def _rounds(settings: LoopConfig, evidence: StopEvidence) -> Rule:
     name, limit, n = Ending.ROUND_LIMIT, settings.max_rounds, evidence.n_rounds
     if limit is None:
-        return Rule(name, Standing.NOT, f"no max_rounds is set; {n} rounds have asked", stops=False)
+        return Rule(name, Standing.NOT, f"no max_rounds is set; rounds so far: {n}", stops=False)
     if n >= limit:
         return Rule(name, Standing.HOLDS, f"round limit reached: {n} of {limit} rounds", stops=True)
     return Rule(name, Standing.NOT, f"round limit not reached: {n} of {limit} rounds", stops=True)
