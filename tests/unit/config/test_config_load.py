@@ -88,18 +88,6 @@ def test_a_wrong_setting_is_named_with_file_table_value_and_what_was_meant(text:
     assert message in refusal(whole)
 
 
-@pytest.mark.parametrize(
-    ("text", "end"),
-    [
-        ("[acquisition]\nstrategy = 'entrpy'", "; did you mean 'entropy'?"),
-        ("[labeling]\nbackend = 'xyzzy'", "; there are: label-studio, csv, oracle."),
-        ("[labeling.images]\nvia = 'url'", "needs both url_prefix and root."),
-    ],
-)
-def test_a_refusal_ends_with_one_mark(text: str, end: str):
-    assert refusal(f"{VALID}{text}").endswith(end)
-
-
 def test_every_wrong_setting_is_named_at_once():
     message = refusal(f"{VALID}[loop]\nbatch_size = -1\nmax_round = 3")
 
