@@ -121,7 +121,7 @@ def load_model(files: ModelFiles) -> ModelVersion:
     """Read a model version after checking that it is whole. Nothing is unpickled.
 
     Raises:
-        ModelError: The version is missing, damaged, or written by a newer alloop.
+        ModelError: The version is missing, damaged, or written by another alloop whose files cannot be read.
     """
     again = f"Train it again with `alloop train`; {files.folder} can be deleted."
     try:
@@ -135,6 +135,8 @@ def load_model(files: ModelFiles) -> ModelVersion:
         raise ModelError(f"The model in {files.folder} is damaged: its checksum does not match.", again)
     if metadata["format"] > FORMAT:
         raise ModelError(f"The model in {files.folder} was written by a newer alloop.", "Upgrade alloop.")
+    if metadata["format"] < FORMAT:
+        raise ModelError(f"The model in {files.folder} was written by an alloop that is too old.", again)
     paths = tuple(files.folder / name for name, _ in networks)
     calibration = Calibration(**metadata["calibration"])
     return ModelVersion(read_network(paths[0]), paths, tuple(metadata["classes"]), calibration, metadata)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -247,6 +248,15 @@ def test_a_version_under_another_checksum_is_refused(toys):
 
     with pytest.raises(ModelError, match="checksum does not match"):
         load_model(ModelFiles(files.folder, "0" * 64))
+
+
+@pytest.mark.parametrize(("number", "reason"), [(1, "too old"), (99, "a newer alloop")])
+def test_a_version_in_another_format_is_refused(tmp_path, number, reason):
+    (tmp_path / "model.json").write_text(f'{{"format": {number}}}')
+    checksum = hashlib.sha256((tmp_path / "model.json").read_bytes()).hexdigest()
+
+    with pytest.raises(ModelError, match=reason):
+        load_model(ModelFiles(tmp_path, checksum))
 
 
 def test_a_damaged_feature_cache_is_computed_anew(toys):
