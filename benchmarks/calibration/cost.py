@@ -1,12 +1,12 @@
-"""Benchmark 4: what scoring costs with 4 heads over 1, 20 dropout passes over 1, and ODIN, the trunk counted.
+"""Benchmark 4: cost of scoring with 4 heads instead of 1, with 20 dropout passes instead of 1, and with ODIN.
 
     ALLOOP_DATA=... python benchmarks/calibration/cost.py --work FOLDER
 
-Everything in one run on TrashNet: each repetition scores the same images with every model in turn through a ScoreJob,
-from JPEG to score file, with nothing cached, in one thread. Ratios are of the medians of CPU time, which other work on
-the machine hardly changes; the range is that of single repetitions. Wall time is in the file, too. The model of one
-dropout pass is the one of 20, weight for weight, with another number of passes in its description. ODIN, which takes so
-much longer that noise does not matter, takes part in the first two repetitions only.
+Everything runs in one process on TrashNet. Each repetition scores the same images with every model in turn by a
+ScoreJob, from JPEG to score file (the trunk included), with nothing cached, in one thread. Ratios compare the medians
+of CPU time, which other work on the machine hardly changes; the range is that of single repetitions. Wall time is in
+the file, too. The model with one dropout pass has the weights of the one with 20, and another number of passes in its
+description. ODIN takes part in the first two repetitions only: it takes so much longer that noise does not matter.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple[float, float]]]:
-    """(CPU, wall) seconds of every repetition, by method."""
+    """Return (CPU, wall) seconds of every repetition, by method."""
     images = data.load("trashnet", work)
     base = set_values(make_config(images.classes, None), train={"workers": 0})  # fewer processes, steadier clocks
     order = np.random.default_rng(0).permutation(len(images.images))
@@ -118,7 +118,7 @@ def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple
 
 
 def with_one_pass(model: ModelFiles, out: Path) -> ModelFiles:
-    """The same weights, to be asked once."""
+    """Return the same weights with a single dropout pass."""
     shutil.copytree(model.folder, out)
     metadata = json.loads((out / METADATA).read_text())
     metadata["config"]["model"]["members"] = 1

@@ -1,4 +1,4 @@
-"""The image sets of these benchmarks, unpacked once into a folder of files, as `alloop` wants them."""
+"""The image sets of these benchmarks, unpacked once into a folder of files, as `alloop` reads them."""
 
 import csv
 import dataclasses
@@ -31,7 +31,7 @@ Sources = Iterator[tuple[str, bytes, str]]  # file name, its bytes, class
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Labeled images on disk; `part` says which belong together, such as "train" and "test"."""
+    """Labeled images on disk; `part` names the part that each image belongs to, such as "train" and "test"."""
 
     images: tuple[ImageRef, ...]
     labels: tuple[str, ...]
@@ -46,7 +46,7 @@ class ImageSet:
 
 
 def read_zip(name: str, table: str, limit: int | None = None, *, is_spread: bool = False) -> Sources:
-    """The first `limit` files of a table, or as many spread over it: CIFAR-10's test images stand class by class."""
+    """Yield the first `limit` files of a table, or as many spread over it (for tables in class order)."""
     with zipfile.ZipFile(DATA / name) as archive:
         rows = list(csv.DictReader(io.TextIOWrapper(archive.open(table))))
         n = min(limit or len(rows), len(rows))
@@ -56,7 +56,7 @@ def read_zip(name: str, table: str, limit: int | None = None, *, is_spread: bool
 
 
 def read_cells(margin: int = 4) -> Sources:
-    """BCCD's blood cells, cut out with a few pixels around them; boxes that are hardly there are left out."""
+    """Yield BCCD's blood cells, cut out with a few pixels around them; boxes that are too small are left out."""
     with zipfile.ZipFile(DATA / "bccd.zip") as archive:
         rows = csv.DictReader(io.TextIOWrapper(archive.open("boxes.csv")))
         opened: tuple[str, Image.Image] | None = None
@@ -91,11 +91,11 @@ def read_digits() -> Sources:
 
 
 def unpack(sources: dict[str, Sources], folder: Path, first_id: int = 1) -> ImageSet:
-    """Write files that are not there yet; copies of an image that was seen before are left out.
+    """Write the files that do not exist yet; further copies of an image are left out.
 
     Args:
-        sources: Part → its files.
-        folder: Where they go.
+        sources: Files of each part, by its name.
+        folder: Folder to write them to.
         first_id: Number of the first image.
     """
     images, labels, parts = [], [], []

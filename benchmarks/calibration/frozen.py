@@ -2,9 +2,9 @@
 
     ALLOOP_DATA=... python benchmarks/calibration/frozen.py --work FOLDER
 
-FOLDER keeps images, features and finished cells; a second run goes on where the first one stopped. For every seed: 600
-images drawn at random to train on, 200 others to fit the calibrators to. TrashNet is measured on all its other images,
-CIFAR-10 (pool: the first 20,000 training images) on its test images.
+FOLDER keeps images, features and finished cells; a second run continues where the first one stopped. For every seed,
+600 images are drawn at random for training, and 200 others for the calibrators. TrashNet is measured on all its other
+images, CIFAR-10 (pool: the first 20,000 training images) on its test images.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from alloop.simulate.labeled import LabeledImages, Parts
 from alloop.simulate.methods import find_methods
 from alloop.simulate.summary import MethodRow, summarize, write_tables
 
-SETS = {"trashnet": None, "cifar10": 112}  # name → image size; None: that of the weights
+SETS = {"trashnet": None, "cifar10": 112}  # name → image size; None: the size of the weights
 N_LABELS, N_CALIBRATION, N_SEEDS = 600, 200, 5
 FITTED = tuple(name for name in CALIBRATORS if name != "none")
 BOUNDED = ("accuracy", "ece", "nll")  # metrics whose intervals are committed; a comparison's own tables have all
@@ -104,7 +104,7 @@ def make_config(classes: Sequence[str], image_size: int | None) -> Config:
 
 
 def random_parts(images: data.ImageSet, seed: int) -> Parts:
-    """600 + 200 random images of the pool; what is measured on is the test part, or all the rest."""
+    """Draw 600 + 200 random images of the pool; the measured images are the test part, or all the rest."""
     test = images.positions("test")
     pool = images.positions("train" if len(test) else "all")
     order = pool[np.random.default_rng(seed).permutation(len(pool))]
@@ -133,7 +133,7 @@ def markdown(name: str, rows: Sequence[MethodRow]) -> str:
 
 
 def of_calibrators(name: str, rows: Sequence[MethodRow]) -> str:
-    """ECE and NLL after each calibrator, the best of a line in bold."""
+    """Return ECE and NLL after each calibrator, the best of a line in bold."""
     stages = list(rows[0].stages)
     lines = [f"\n{name}: ECE % / NLL after each calibrator, mean over seeds\n", f"| method | {' | '.join(stages)} |"]
     lines.append("|---" * (len(stages) + 1) + "|")
@@ -152,7 +152,7 @@ def of_calibrators(name: str, rows: Sequence[MethodRow]) -> str:
 
 
 def short(line: Mapping[str, str]) -> dict[str, str]:
-    """A line of cells.csv without what the file of a benchmark can do without."""
+    """Return a line of cells.csv with only the columns that the benchmark's file needs."""
     kept = {}
     for key, value in line.items():
         metric, _, end = key.rpartition("_")

@@ -1,10 +1,10 @@
-"""Benchmark 3: strange images among those of CIFAR-10: TrashNet, Fashion-MNIST, digits; by every score.
+"""Benchmark 3: every score on strange images (TrashNet, Fashion-MNIST, digits) among those of CIFAR-10.
 
     ALLOOP_DATA=... python benchmarks/calibration/ood.py --work FOLDER
 
 Frozen EfficientNet-lite0 at 112 pixels, 600 random labels as in frozen.py. Every strange image is first reduced to the
-32 x 32 pixels of CIFAR-10, so that sharpness does not give it away. Nothing is tuned on any of the sets. ODIN runs the
-trunk again and again, and is measured on some images of each side only, drawn at random (`--odin`).
+32 x 32 pixels of CIFAR-10; otherwise its sharpness would distinguish it. Nothing is tuned on any of the sets. ODIN runs
+the trunk several times, so it is measured on some images of each side only, drawn at random (`--odin`).
 """
 
 import argparse
@@ -99,7 +99,7 @@ def _sets() -> dict[str, data.Sources]:
 
 
 def _small(files: data.Sources, limit: int) -> Iterator[tuple[str, bytes, str]]:
-    """A random choice of a set, at 32 x 32 pixels."""
+    """Return a random choice of a set, at 32 x 32 pixels."""
     everything = list(files)
     for position in np.random.default_rng(0).permutation(len(everything))[:limit].tolist():
         name, content, label = everything[position]

@@ -31,9 +31,10 @@ METHODS = (
 
 
 def small_network() -> Backbone:
-    """Six convolutions, 72,000 weights, images of 32 pixels, 64 features: what two busy cores can train 60 times.
+    """Network of six convolutions: 72,000 weights, images of 32 pixels, 64 features.
 
-    The first convolution takes every other pixel, which makes the network four times as fast.
+    Two busy cores can train it 60 times. The first convolution takes every other pixel, which makes the network four
+    times as fast.
     """
 
     def block(n_in: int, n_out: int) -> list[nn.Module]:
@@ -104,7 +105,7 @@ def main() -> None:
 
 
 def draw_parts(images: data.ImageSet, options: argparse.Namespace, seed: int) -> Parts:
-    """Random labels and calibration images of the training part; always the first test images."""
+    """Draw random labels and calibration images from the training part; the test images are always the first ones."""
     pool = images.positions("train")
     order = pool[np.random.default_rng(seed).permutation(len(pool))]
     end = options.labels + options.calibration

@@ -145,7 +145,7 @@ def report(rows: Rows, item: str, measure: str, rate: float, ceiling: float, not
 
 
 def measure_epoch(photos: tuple[ImageRef, ...], hardware: Hardware, options: Options, rows: Rows) -> None:
-    """An epoch of ResNet-50 from photos on disk, against a loop over the same batches that are already on the card."""
+    """Compare an epoch of ResNet-50 from photos on disk with a loop over the same batches held on the card."""
     n, batch_size = options.size(512, 8), options.size(64, 4)
     images = list((photos * 2)[:n])
     targets = torch.arange(len(images)) % N_CLASSES
@@ -178,7 +178,7 @@ def make_setup(hardware: Hardware, batch_size: int, options: Options) -> Setup:
 
 
 def bare_epoch(images: list[ImageRef], targets: Tensor, batch_size: int, hardware: Hardware, options: Options) -> float:
-    """Seconds of the shortest of three epochs."""
+    """Return the seconds of the shortest of three epochs."""
     setup = make_setup(hardware, batch_size, options)
     backbone = setup.backbone
     trunk = backbone.module.to(options.device, memory_format=torch.channels_last).requires_grad_(requires_grad=True)
@@ -213,7 +213,7 @@ def make_objective() -> Objective:
 
 
 def measure_heads(n: int, n_features: int, options: Options, rows: Rows) -> None:
-    """Four heads by L-BFGS on features with ten clusters, on the CPU and on the card."""
+    """Fit four heads by L-BFGS to features with ten clusters, on the CPU and on the card."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(0, N_CLASSES, (n,), generator=generator)
     centers = torch.randn(N_CLASSES, n_features, generator=generator)

@@ -17,7 +17,7 @@ from alloop.engine.device import choose_device
 def main() -> None:
     options = parse(__doc__)
     rows = Rows(options.out, "M")
-    choose_device(str(options.device))  # says in a sentence what is there, if this is not
+    choose_device(str(options.device))  # ends with a clear error if the device is missing
     name = torch.cuda.get_device_name(options.device) if options.is_cuda else f"{platform.machine()} CPU"
     rows.add("device", "name", name)
     if options.is_cuda:

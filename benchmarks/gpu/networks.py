@@ -1,4 +1,4 @@
-"""Small residual networks for images of 32 pixels, as trunks of one's own."""
+"""Small residual networks for images of 32 pixels, used as a user's own trunks."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,5 +41,5 @@ def small_resnet() -> Backbone:
 
 
 def tiny_resnet() -> Backbone:
-    """For a rehearsal on a CPU."""
+    """A very small trunk for a rehearsal on a CPU."""
     return _network(8, 1)

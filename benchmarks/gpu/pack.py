@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def pack(source: Path, target: Path, tables) -> int:
-    """Copy the files that each table's rule picks, and the table's rows of these. Return how many files."""
+    """Copy the files that each table's rule picks, and their rows of the table. Return the number of files."""
     n = 0
     unfinished = target.with_suffix(".part")
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as packed:
@@ -70,7 +70,7 @@ def first_of_each_class(rows: Rows) -> Rows:
 
 
 def spread(n: int):
-    """A rule that takes n rows at equal distances: CIFAR-10's test pictures stand class by class."""
+    """Rule that takes n rows at equal distances, because CIFAR-10's test pictures are sorted by class."""
 
     def choose(rows: Rows) -> Rows:
         return [rows[place * len(rows) // n] for place in range(min(n, len(rows)))]

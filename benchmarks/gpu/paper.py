@@ -1,7 +1,7 @@
-"""Part D: methods from scratch on CIFAR-10, a small ResNet, the most important first, as many as the time allows.
+"""Part D: methods from scratch on CIFAR-10 with a small ResNet.
 
-Accuracy, NLL and ECE on test images, before and after a temperature, and how well the maximum probability tells
-TrashNet's photos from them (AUROC).
+The most important methods come first, and as many run as the time allows. Each row has accuracy, NLL and ECE on test
+images, before and after a temperature, and the AUROC of the maximum probability against TrashNet's photos.
 """
 
 import json
@@ -37,7 +37,7 @@ def main() -> None:
         seeds=options.size(SEEDS, 1),
         out=options.work / "paper",
         cache=options.work / "paper-cache",
-        minutes=options.seconds / 60 * 0.75,  # no cell is begun that would be cut off
+        minutes=options.seconds / 60 * 0.75,  # a cell starts only if it can end in time
         device=str(options.device),
         strangers=strangers,
         odin_images=0,
@@ -82,7 +82,7 @@ def number_after(refs: tuple[ImageRef, ...], n: int) -> tuple[ImageRef, ...]:
 
 
 def draw_parts(cifar: Pictures, options: Options, seed: int) -> Parts:
-    """Random labels and images for the temperature out of the training table; always all test images."""
+    """Draw labels and images for the temperature from the training table; the test images are always all of them."""
     is_train = np.array([table == "train.csv" for table in cifar.tables])
     pool = np.flatnonzero(is_train)
     order = pool[np.random.default_rng(seed).permutation(len(pool))]

@@ -22,7 +22,7 @@ TINY = {"trashnet": (8, 64), "cifar10": (6, 32)}  # of each class and table, and
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Labeled files in a folder; `tables` says in which CSV each stood."""
+    """Labeled files in a folder; `tables` names the CSV that each file comes from."""
 
     folder: Path
     refs: tuple[ImageRef, ...]
@@ -58,7 +58,7 @@ def load(name: str, options: Options) -> Pictures:
 
 
 def make_up(target: Path, name: str) -> None:
-    """Write a small set in the packed form: noise whose mean color tells the class."""
+    """Write a small set in the packed form: noise whose mean color shows the class."""
     n, side = TINY[name]
     generator = np.random.default_rng(0)
     labels = [f"class-{number}" for number in range(6 if name == "trashnet" else 10)]
@@ -83,7 +83,7 @@ def make_large(folder: Path, n: int, width: int, height: int) -> tuple[ImageRef,
         generator = np.random.default_rng(number)
         across, down = np.linspace(0, 160, width), np.linspace(0, 60, height)[:, None]
         gradient = np.stack([across + down, across[::-1] + down, np.broadcast_to(down * 2, (height, width))], axis=-1)
-        # Noise of one value for 4 × 4 pixels: finer noise would make files that no camera writes.
+        # One noise value for 4 × 4 pixels: finer noise would make larger files than cameras do.
         noise = generator.integers(0, 36, (-(-height // 4), -(-width // 4), 3)).repeat(4, axis=0).repeat(4, axis=1)
         data = jpeg((gradient + noise[:height, :width]).clip(0, 255).astype(np.uint8))
         path = folder / f"{number:03d}.jpg"

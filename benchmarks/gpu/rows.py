@@ -56,7 +56,7 @@ def parse(description: str | None) -> Options:
 
 
 class Rows:
-    """Appends a row to rows.csv the moment it is known, so that a run that is cut off keeps what it measured."""
+    """Appends each row to rows.csv at once, so that an interrupted run keeps its measurements."""
 
     def __init__(self, out: Path, part: str) -> None:
         self._path, self._part = out / "rows.csv", part
@@ -74,10 +74,10 @@ class Rows:
 
     @contextlib.contextmanager
     def guarded(self, item: str) -> Iterator[None]:
-        """One failing measurement becomes a row; the others go on."""
+        """Turn an error of a measurement into a row, so that the other measurements continue."""
         try:
             yield
-        except Exception as error:  # the point of this run is to learn what fails
+        except Exception as error:  # this run has to show which measurements fail
             self.add(item, "failed", type(error).__name__, note=" ".join(str(error).split())[:300])
 
 
@@ -93,12 +93,12 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """Largest memory of tensors since `reset_peak`, in GiB; None on a CPU."""
+    """Return the largest memory of tensors since `reset_peak`, in GiB; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
 def seconds_of(work, options: Options, at_least: float = 0.4) -> float:
-    """Median seconds of one call of `work()`: repeated for `at_least` seconds, three times or more, after a warm-up.
+    """Return the median seconds of a call of `work()`, after a warm-up: at least three calls and `at_least` seconds.
 
     A tiny run calls it once.
     """

@@ -17,7 +17,7 @@ PARTS = {
     "D": "paper: CIFAR-10 from scratch",
     "R": "the run",
 }
-PASSED = "passed, seconds"  # what the tests call the row of a test that passed
+PASSED = "passed, seconds"  # the tests' name for the row of a test that passed
 
 
 def main(folder: Path) -> None:
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 
 
 def right(path: Path) -> list[dict[str, str]]:
-    """The rows that the tests of part A write, in the form of the other parts: how many passed, failures, figures."""
+    """Return the rows of part A in the form of the other parts: number of passed tests, failures, figures."""
     found = read(path)
     passed = [row for row in found if row["quantity"] == PASSED]
     failed = [row for row in found if row["quantity"].startswith("failed")]

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run_rounds(mode: str, n_rounds: int, pictures: Pictures, options: Options, rows: Rows, busy: Busy) -> None:
-    """Rounds by the loop that people use. Each step is a row."""
+    """Run rounds of the real loop. Each step is a row."""
     folder = options.work / mode
     create_workspace(folder, settings(mode, n_rounds, pictures, options))
     with open_project(folder) as project:
@@ -124,7 +124,7 @@ def write_table(pictures: Pictures, path: Path) -> Path:
 
 
 def command(name: str, flags: list[str], workspace: Path, options: Options, rows: Rows, busy: Busy) -> None:
-    """One command in a process of its own, as from a shell; its seconds count the start of Python and PyTorch."""
+    """Run a command in its own process, as from a shell; its seconds include the start of Python and PyTorch."""
     busy.take()
     started = time.perf_counter()
     words = [sys.executable, "-m", "alloop", name, *flags, "-C", str(workspace), "--device", str(options.device), "-q"]

@@ -1,4 +1,4 @@
-"""Which alloop strategies take part, and running them: `alloop simulate`, a process for every set and seed."""
+"""The alloop strategies that take part, and their runs: `alloop simulate`, one process for each set and seed."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from sets import BATCHES, ROUNDS, files_of
 from alloop.composition import DEFAULT_STRATEGY, PERTURBATIONS, STRATEGIES, Need
 
 PERTURBED = tuple(f"entropy:perturb={kind}" for kind in PERTURBATIONS if kind != "none")
-# In this order, so that what matters most is there first.
+# The most important ones run first.
 FIRST = ("random", DEFAULT_STRATEGY, "entropy", "margin", "badge", "uherding", "max-herding", "typiclust", "k-center")
 ARMS = (*FIRST, *(name for name in STRATEGIES if name not in FIRST), *PERTURBED)
 UNCALIBRATED = ":calibration.method=none"
 
 
 def run_arms(name: str, seed: int, arms: tuple[str, ...], work: Path) -> dict[str, Any]:
-    """Every arm's run with this seed, by name. Finished ones are kept by `alloop simulate` itself.
+    """Return every arm's run with this seed, by name. `alloop simulate` itself keeps finished runs.
 
     Both the split and everything random in alloop follow the seed: it is the seed of the project.
     """
@@ -44,10 +44,10 @@ def run_arms(name: str, seed: int, arms: tuple[str, ...], work: Path) -> dict[st
 
 
 def written(arm: str) -> str:
-    """As `alloop simulate` takes it.
+    """Return the arm as `alloop simulate` takes it.
 
-    A temperature changes neither which class is best nor what is chosen without looking at predictions;
-    cross-validating it on the labeled rows is most of a round's time, and is left out where it changes nothing.
+    Cross-validating a temperature on the labeled rows takes most of a round's time. It changes neither the top class
+    nor the picks of strategies that do not use predictions, so it is left out for these.
     """
     rule = STRATEGIES.get(arm)
     return arm + UNCALIBRATED if rule is not None and rule.needs <= {Need.FEATURES} else arm

@@ -2,8 +2,8 @@
 
     pip install --target FOLDER scikit-activeml==1.0.1 modAL-python==0.4.2.1   # and PYTHONPATH=FOLDER
 
-Where a library would take too long, or too much memory, at n = 20,000, it chooses among a random part or clusters by
-mini-batches; `settings_of` says where, and so do the results.
+If a library needs too much time or memory at n = 20,000, it chooses from a random part, or clusters by mini-batches.
+`settings_of` and the results name these cases.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
-LARGE = 10_000  # rows from which on a peer may need help
+LARGE = 10_000  # a peer may need help from this number of rows on
 DISTRIBUTIONS = {"skactiveml": "scikit-activeml", "modal": "modAL-python"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a peer sees: standardised features [N, D], who is labeled, and a head fitted to them."""
+    """Input of a peer: standardized features [N, D], the labels so far, and a head fitted to them."""
 
     Z: np.ndarray
-    y: np.ndarray  # [N], NaN where nobody has answered
+    y: np.ndarray  # [N], NaN without an answer
     classifier: object
     labeled: np.ndarray
     k: int
@@ -85,7 +85,7 @@ def typiclust(asked: Asked) -> np.ndarray:
 def max_herding(asked: Asked) -> np.ndarray:
     from skactiveml.pool import MaxHerding
 
-    # Of unit-length rows; gamma = 1 is the published kernel, the library's own default is 1 / D.
+    # For rows of length 1. gamma = 1 is the published kernel; the library's default is 1 / D.
     strategy = MaxHerding(metric_dict={"gamma": 1.0}, random_state=asked.seed)
     return _query(asked, strategy, 3_000)
 
@@ -144,7 +144,7 @@ HELPED = {
 
 
 def settings_of(name: str, n: int) -> str:
-    """How a peer was helped; nothing if it ran as it comes."""
+    """Return the help that a peer got; empty if it ran with its defaults."""
     return HELPED.get(name, "") if n > LARGE else ""
 
 
@@ -154,7 +154,7 @@ def version_of(name: str) -> str:
 
 
 def run_peer(set_name: str, name: str, head: Head, first: list[int], seed: int) -> dict[str, object]:
-    """Nine batches after the first one; picks, the head's accuracy after each batch, and seconds of choosing."""
+    """Run nine batches after the first one. Return picks, accuracies of the head, and seconds of choosing."""
     from skactiveml.classifier import SklearnClassifier
 
     n_classes = len(np.unique(head.y))
@@ -165,7 +165,7 @@ def run_peer(set_name: str, name: str, head: Head, first: list[int], seed: int) 
         y = np.full(len(head.y), np.nan)
         y[labeled] = head.y[labeled]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other packages, about their own insides; 300 iterations, enough or not
+            warnings.simplefilter("ignore")  # of other packages' own code, and of heads stopped at 300 iterations
             classifier = SklearnClassifier(LogisticRegression(C=C, max_iter=300), classes=range(n_classes))
             classifier.fit(head.Z[labeled], y[labeled])
             accuracy.append(float((classifier.predict(head.Z_test) == head.y_test).mean()))
@@ -189,7 +189,7 @@ def run_peer(set_name: str, name: str, head: Head, first: list[int], seed: int) 
 
 
 def _query(asked: Asked, strategy: object, most: int, **given: object) -> np.ndarray:
-    """Of a library's strategy, among a random part of a large pool."""
+    """Return the picks of a library's strategy; from a random part if the pool is large."""
     from skactiveml.pool import SubSamplingWrapper
 
     if asked.is_large:

@@ -1,9 +1,9 @@
-"""Benchmark: how many labels each strategy needs, alloop's and its peers', on the same features and seed batches.
+"""Benchmark: number of labels that strategies of alloop and its peers need, on the same features and seed batches.
 
     ALLOOP_DATA=... PYTHONPATH=PEERS python benchmarks/label_efficiency/run.py --work FOLDER
 
-FOLDER keeps features and finished runs; a second call goes on where the first one stopped, and only those strategies
-and seeds that are named and not there yet cost anything. The tables are of everything that FOLDER has.
+FOLDER keeps features and finished runs. A second call continues where the first one stopped, and computes only named
+strategies and seeds that are missing. The tables show everything in FOLDER.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compute(name: str, seed: int, arms: list[str], peers: list[str], work: Path) -> None:
-    """What is missing of a set and a seed: alloop's runs, the scoring head on their picks, and the peers."""
+    """Compute the missing runs of a set and a seed: alloop's, the scoring head on their picks, and the peers'."""
     folder = work / "runs" / name / f"seed{seed}"
     found = run_arms(name, seed, tuple(dict.fromkeys(["random", *arms])), work)
     first = found["random"]["picks"][0]
@@ -73,7 +73,7 @@ def compute(name: str, seed: int, arms: list[str], peers: list[str], work: Path)
 
 
 def write_csv(runs: list[Run], path: Path) -> None:
-    """A line for every run and kind of accuracy, with a column for every batch."""
+    """Write a line for every run and kind of accuracy, with a column for every batch."""
     rounds = max(len(run.curves["head"]) for run in runs)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

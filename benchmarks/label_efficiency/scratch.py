@@ -1,4 +1,4 @@
-"""Not frozen: a small convolutional network from scratch on Fashion-MNIST, by `alloop simulate` on image files.
+"""Strategies with a small network trained from scratch on Fashion-MNIST, by `alloop simulate` on image files.
 
     python benchmarks/label_efficiency/scratch.py --work FOLDER
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write_csv(runs: list[dict[str, Any]], batch: int) -> None:
-    """Accuracies of every run, as scratch.csv beside this script."""
+    """Write the accuracies of every run to scratch.csv beside this script."""
     with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         n_rounds = max(len(run["accuracy"]) for run in runs)
@@ -60,7 +60,7 @@ def write_csv(runs: list[dict[str, Any]], batch: int) -> None:
 
 
 def write_tables(folder: Path, n_pool: int, n_test: int) -> tuple[Path, Path]:
-    """The first images of both parts as files, with tables of their labels."""
+    """Write the first images of both parts as files, with tables of their labels."""
     import data
 
     images = data.unpack(

@@ -1,4 +1,4 @@
-"""Features, labels and splits: the same ones for alloop and for its peers. Also the one head that scores all picks."""
+"""Features, labels and splits, the same for alloop and its peers, and the one head that scores all picks."""
 
 import dataclasses
 import io
@@ -17,16 +17,16 @@ from alloop.files import write_bytes
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 
 BATCHES = {"trashnet": 40, "cifar10": 100, "digits": 20, "bccd": 20, "fashion-mnist": 50}
-IMAGE_SIZES = {"trashnet": None, "cifar10": 112, "bccd": 112, "fashion-mnist": 112}  # None: that of the weights
-OWN_TEST = {"cifar10": (20_000, 10_000), "fashion-mnist": (6_000, 4_000)}  # images of the pool, and measured on
+IMAGE_SIZES = {"trashnet": None, "cifar10": 112, "bccd": 112, "fashion-mnist": 112}  # None: the size of the weights
+OWN_TEST = {"cifar10": (20_000, 10_000), "fashion-mnist": (6_000, 4_000)}  # images of the pool, measured images
 ROUNDS, SEEDS, TEST_SHARE = 10, 5, 0.3
 C = 0.01  # of the scoring head
-LOOSE = {"digits": 1.0}  # another C that a set is scored with, too; why is in README.md
+LOOSE = {"digits": 1.0}  # another C that a set is also scored with; README.md gives the reason
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is asked about [N, D], and what is only measured on; labels are positions of classes."""
+    """Features to ask about [N, D], and features that are only measured; labels are positions of classes."""
 
     F: np.ndarray
     y: np.ndarray
@@ -35,7 +35,7 @@ class Task:
 
 
 class Head:
-    """A logistic head on features that are standardised by the whole pool, which needs no labels."""
+    """A logistic head on features that are standardized by the whole pool; this needs no labels."""
 
     def __init__(self, task: Task) -> None:
         self.mean, self.scale = task.F.mean(axis=0), task.F.std(axis=0)
@@ -47,22 +47,22 @@ class Head:
         return ((F - self.mean) / self.scale).astype(np.float32)
 
     def accuracy(self, rows: np.ndarray, c: float = C) -> float:
-        """On the test rows, of a head that saw `rows`; with one class among them it says that class."""
+        """Return the test accuracy of a head fitted to `rows`. With a single class, it always predicts this class."""
         if len(np.unique(self.y[rows])) < 2:
             return float((self.y_test == self.y[rows[0]]).mean())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations for every head, enough or not
+            warnings.simplefilter("ignore", ConvergenceWarning)  # every head gets 300 iterations, even if it needs more
             fitted = LogisticRegression(C=c, max_iter=300).fit(self.Z[rows], self.y[rows])
         return float((fitted.predict(self.Z_test) == self.y_test).mean())
 
     def curve(self, picks: list[list[int]], c: float = C) -> list[float]:
-        """Accuracy after every batch."""
+        """Return the accuracy after every batch."""
         order = np.concatenate([np.array(batch) for batch in picks])
         return [self.accuracy(np.sort(order[:n]), c) for n in np.cumsum([len(batch) for batch in picks])]
 
 
 def load_task(name: str, seed: int, work: Path) -> Task:
-    """Some sets have test images of their own; of the others the seed draws 30 %."""
+    """Load a set. Some sets have their own test images; from the others the seed draws 30 %."""
     F, y, part = _features(name, work)
     test = np.flatnonzero(part == "test")
     if not len(test):
@@ -73,7 +73,7 @@ def load_task(name: str, seed: int, work: Path) -> Task:
 
 
 def files_of(name: str, seed: int, work: Path) -> tuple[Path, Path]:
-    """The archives that `alloop simulate` takes, written once: of the pool, and of what is measured on."""
+    """Return the archives that `alloop simulate` takes, written once: the pool, and the measured rows."""
     kept = 0 if name in OWN_TEST else seed  # one split serves all seeds
     paths = tuple(work / f"{name}-{kept}-{part}.npz" for part in ("pool", "test"))
     if not all(path.exists() for path in paths):
@@ -95,7 +95,7 @@ def _features(name: str, work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _extract(name: str, work: Path, path: Path) -> None:
-    """EfficientNet-lite0's features of every image; the cache of benchmarks/calibration is used where it lies here."""
+    """Write EfficientNet-lite0's features of every image; use the cache of benchmarks/calibration if FOLDER has one."""
     import data  # of benchmarks/calibration
     from frozen import make_config
 

@@ -1,4 +1,4 @@
-"""From finished runs to tables: areas, labels to match random, and where a strategy is below random."""
+"""Tables of finished runs: areas, labels to match random, and budgets at which a strategy is below random."""
 
 import dataclasses
 import json
@@ -19,9 +19,9 @@ class Run:
 
     Attributes:
         curves: Accuracies [rounds] of the one scoring head (`head`), of it with another C (`loose`), and of alloop's
-            own model (`own`), as far as they are there.
-        select_seconds: Of a round after the first one.
-        settings: How a peer was helped.
+            own model (`own`), if they exist.
+        select_seconds: Seconds of choosing in a round after the first one.
+        settings: Help that a peer got.
     """
 
     set: str
@@ -43,15 +43,15 @@ class Line:
     area: float
     area_std: float
     final: float
-    share: float  # of random's labels until random's final accuracy; above 1: not reached
-    difference: tuple[float, float, float]  # of areas to random: mean, ends of the interval
-    below: tuple[int, ...]  # labels at which it is significantly below random
+    share: float  # share of random's labels until random's final accuracy; above 1: not reached
+    difference: tuple[float, float, float]  # area minus random's area: mean, ends of the interval
+    below: tuple[int, ...]  # numbers of labels at which it is significantly below random
     select_seconds: float
     settings: str
 
 
 def collect(work: Path) -> list[Run]:
-    """Everything that is there, in a fixed order."""
+    """Return all finished runs in a fixed order."""
     runs = []
     for path in sorted((work / "runs").glob("*/seed*/*-*.json")):
         kind = path.name.partition("-")[0]
@@ -75,7 +75,7 @@ def collect(work: Path) -> list[Run]:
 
 
 def lines(name: str, runs: Sequence[Run], kind: str) -> list[Line]:
-    """The best area first, of one kind of accuracy."""
+    """Return the lines for one kind of accuracy, the best area first."""
     curves: dict[tuple[str, str], dict[int, Run]] = {}
     for run in (run for run in runs if kind in run.curves):
         curves.setdefault((run.by, run.strategy), {})[run.seed] = run
@@ -109,7 +109,7 @@ def lines(name: str, runs: Sequence[Run], kind: str) -> list[Line]:
 
 
 def labels_to_reach(curve: np.ndarray, target: float, budgets: np.ndarray) -> float:
-    """Where the mean curve first meets `target`, straight between two budgets; infinite if it never does."""
+    """Number of labels at which the mean curve first reaches `target`, linear between budgets; infinite if never."""
     reached = np.flatnonzero(curve >= target)
     if not len(reached):
         return float("inf")
@@ -121,7 +121,7 @@ def labels_to_reach(curve: np.ndarray, target: float, budgets: np.ndarray) -> fl
 
 
 def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean and Student's 95 % interval over seeds; without bounds for a single one."""
+    """Return the mean and Student's 95 % interval over seeds; without bounds for a single seed."""
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return mean, float("-inf"), float("inf")
@@ -130,7 +130,7 @@ def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
 
 
 def markdown(name: str, runs: Sequence[Run]) -> str:
-    """The tables of a set."""
+    """Return the tables of a set."""
     titles = {"head": f"one head, C = {C}", "loose": f"one head, C = {LOOSE.get(name)}", "own": "alloop's own model"}
     text = []
     for kind, title in titles.items():

@@ -1,4 +1,4 @@
-"""How often near-duplicate grouping errs: unrelated images put together, and altered copies not recognized.
+"""Errors of near-duplicate grouping: unrelated images in one group, and altered copies that are not recognized.
 
     python benchmarks/near_duplicates/run.py            prints the tables of README.md
 
@@ -62,7 +62,7 @@ SETS = {
 
 
 def n_joined(phashes: list[str], distance: int) -> tuple[int, int]:
-    """How many images join another's group, and how many of those have exactly the leader's fingerprint."""
+    """Return the number of images that join another's group, and of those with exactly the leader's fingerprint."""
     index, joined, equal = NearDuplicateIndex(distance), 0, 0
     for position, phash in enumerate(phashes):
         leader, _ = index.assign(position, phash)
@@ -82,7 +82,7 @@ def n_joined_by_phash_alone(phashes: list[str], distance: int) -> int:
 
 
 def recognized(originals: list[str], copies: list[str], distance: int) -> float:
-    """Share of altered copies that find their own original, each asked on its own."""
+    """Return the share of altered copies that find their own original, each tested alone."""
     hits = 0
     for original, copy in zip(originals, copies, strict=True):
         index = NearDuplicateIndex(distance)

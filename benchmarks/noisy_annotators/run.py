@@ -1,10 +1,10 @@
-"""Does the report tell the truth where people disagree? CIFAR-10N's three annotators through the real loop, 40 times.
+"""Test of the report with people who disagree: CIFAR-10N's three annotators in the real loop, 40 times.
 
     ALLOOP_DATA=... python benchmarks/noisy_annotators/run.py --work FOLDER [--runs 40] [--arms clean one three random]
 
-FOLDER keeps images, features and finished runs; a second start goes on where the first one stopped. Every run draws a
-pool of 2,000 of the first 20,000 training images, and the loop a holdout of 200 and four batches of 50 from it. What
-the report says of the last model is compared with what can only be known here: README.md says of which images.
+FOLDER keeps images, features and finished runs; a second start continues where the first one stopped. Every run draws a
+pool of 2,000 of the first 20,000 training images, and the loop draws a holdout of 200 and four batches of 50 from it.
+The report's accuracy of the last model is compared with its accuracy on other images; README.md says which.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from alloop.store.session import reading, transaction
 
 N_IMAGES, N_POOL, BATCH, ROUNDS = 20_000, 2_000, 50, 4
 PEOPLE = ("annotator1", "annotator2", "annotator3")
-# Arm → people asked about an image (none: the truth answers), and the strategy (none: alloop's own).
+# Arm → people asked about an image (none: the truth answers), and the strategy (none: alloop's default).
 ARMS = {"clean": (0, None), "one": (1, None), "three": (3, None), "random": (1, "random")}
 PLACES = ("rest", "pool", "outside")
 
@@ -73,7 +73,7 @@ def main() -> None:
             if not cell.exists():
                 write_json(cell, measure(here, arm, seed))
                 print(f"{arm} {seed}", file=sys.stderr, flush=True)
-    # Whatever is there, also of arms that another call computed.
+    # All finished runs, also of arms that another call computed.
     cells = [here / "runs" / f"{arm}-{seed}.json" for arm in ARMS for seed in range(options.runs)]
     rows = [json.loads(cell.read_text()) for cell in cells if cell.exists()]
     text = io.StringIO()
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def prepare(work: Path, here: Path) -> None:
-    """Features of all images as rows that workspaces share, and everybody's answers; once."""
+    """Write the features of all images, which workspaces share, and everybody's answers, once."""
     answers = here / "answers.csv"
     if answers.exists():
         return
@@ -119,7 +119,7 @@ def prepare(work: Path, here: Path) -> None:
 
 
 def settings(here: Path, classes: Sequence[str], seed: int, arm: str) -> str:
-    """alloop.toml of a run; what is not named is alloop's default."""
+    """Return the alloop.toml of a run; settings that it does not name have their defaults."""
     n_people, strategy = ARMS[arm]
     asked = f"columns = {json.dumps(PEOPLE)}" if n_people else ""
     return f"""\
@@ -150,7 +150,7 @@ file = {json.dumps(str(here / "answers.csv"))}
 
 
 def measure(here: Path, arm: str, seed: int) -> dict[str, object]:
-    """One project from its first batch to its last model, and what is true of that."""
+    """Run one project from its first batch to its last model, and measure this model."""
     started = time.perf_counter()
     files = given_files(np.load(here / "features.npy"))
     with (here / "answers.csv").open(newline="") as lines:
@@ -174,7 +174,7 @@ def begin(here: Path, folder: Path, truth: dict[str, str], arm: str, seed: int) 
 
 
 def compare(project: Project, outside: list[ImageRef], truth: dict[str, str]) -> dict[str, object]:
-    """What the report says, and accuracy by the same people's answers and by the truth, in three places."""
+    """Return the report's accuracy, and the accuracy by the same people's answers and by the truth, in three places."""
     with reading(project.database) as session:
         model = find_last_model(session)
         said = list_metrics(session, model.id, "holdout")["accuracy"]
@@ -210,7 +210,7 @@ def compare(project: Project, outside: list[ImageRef], truth: dict[str, str]) ->
 
 
 def predict(project: Project, model: ModelRecord, refs: Sequence[ImageRef]) -> dict[str, str]:
-    """Content hash → class, by the model."""
+    """Return the class that the model predicts for each content hash."""
     out = project.folder / "runs" / "measured.parquet"
     files = model.files(project.folder)
     scores = read_scores(
@@ -222,7 +222,7 @@ def predict(project: Project, model: ModelRecord, refs: Sequence[ImageRef]) -> d
 
 
 def predict_unseen(project: Project, refs: Sequence[ImageRef], targets: np.ndarray) -> dict[str, str]:
-    """Training images, each predicted by a model of the four fifths of them without it."""
+    """Predict each training image by a model of the four fifths of them without it."""
     classes, predicted = project.config.project.classes, {}
     for number, (others, fold) in enumerate(draw_folds(targets, project.config.project.seed, 5)):
         others, fold = others.tolist(), fold.tolist()
@@ -244,8 +244,8 @@ def predict_unseen(project: Project, refs: Sequence[ImageRef], targets: np.ndarr
 
 
 def agreed(answers: Sequence[str]) -> str:
-    """As alloop's consensus: most votes, and of equals who was asked first; most_common keeps their order."""
-    return collections.Counter(answers).most_common(1)[0][0]
+    """Return the class with most votes, as alloop's consensus does; a tie goes to the person who was asked first."""
+    return collections.Counter(answers).most_common(1)[0][0]  # equal counts keep the order of the answers
 
 
 def share(right: Iterable[bool]) -> float:
@@ -253,7 +253,7 @@ def share(right: Iterable[bool]) -> float:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """The tables of the README."""
+    """Print the tables of the README."""
     print("| arm | runs | report's accuracy | half width | " + " | ".join(f"covers {place}" for place in PLACES) + " |")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
@@ -271,7 +271,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def mean(rows: Sequence[dict[str, Any]], key: str) -> str:
-    """Mean and standard deviation over runs, in %."""
+    """Return mean and standard deviation over runs, in %."""
     values = [100 * row[key] for row in rows]
     return f"{statistics.fmean(values):.1f} ± {statistics.pstdev(values):.1f}"
 

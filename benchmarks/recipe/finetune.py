@@ -2,7 +2,8 @@
 
     ALLOOP_DATA=... python benchmarks/recipe/finetune.py [--labels 400] [--size 96] [--rates 1e-4 3e-4] [--epochs 20]
 
-EfficientNet-Lite0; 200 random images fit the temperature, `--labels` others train, 1,000 others are measured on.
+EfficientNet-Lite0; the temperature is fitted to 200 random images, the model to `--labels` others, and 1,000 others
+measure it.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def measured(scratch: Path, pairs: list, mode: str, train: dict, options: argpar
 
 
 def measure(log_probs, targets) -> dict[str, float]:
-    """Accuracy, NLL and ECE."""
+    """Return accuracy, NLL and ECE."""
     statistics, whole = statistics_of(log_probs, targets), np.ones((1, len(targets)))
     found = {name: float(statistics[name](whole)[0]) for name in ("nll", "ece")}
     return {"accuracy": accuracy(np.exp(log_probs), targets), **found}

@@ -3,9 +3,9 @@
     ALLOOP_DATA=... python benchmarks/recipe/run.py --cache FOLDER
     python benchmarks/recipe/run.py --tables accuracy nll_calibrated
 
-Features are computed once and kept in FOLDER. For each set, seed and number of labels: 200 random images are the
-holdout (it fits the temperature), the labels are a random sample of the rest, and up to 5,000 others are measured on.
-Every method sees the same images.
+Features are computed once and kept in FOLDER. For each set, seed and number of labels, 200 random images are the
+holdout (the temperature is fitted to it), the labels are a random sample of the rest, and up to 5,000 others measure
+the model. Every method sees the same images.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def load(name: str, data: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def raw_pixels() -> Backbone:
-    """What the built-in random filters are compared with: the 64 gray values themselves."""
+    """Return the 64 gray values themselves, as a baseline for the built-in random filters."""
 
     class Flat(torch.nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def raw_pixels() -> Backbone:
 def heads(
     n_heads: int = 4, decay: float = HEAD_DECAY, prior: float = HEAD_PRIOR, scaling: str = "one"
 ) -> Callable[[np.ndarray, np.ndarray, int, int], Predict]:
-    """alloop's recipe, or a variation of it. "each": every feature is scaled by its own spread first."""
+    """Fit heads by alloop's recipe or a variation of it. "each": every feature is first scaled by its own spread."""
 
     def fit(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> Predict:
         generator = torch.Generator().manual_seed(seed)
@@ -137,7 +137,7 @@ def heads(
 
 
 def logistic(c: float | None) -> Callable[[np.ndarray, np.ndarray, int, int], Predict]:
-    """scikit-learn on features standardized one by one; None chooses C by cross-validated NLL."""
+    """Fit scikit-learn's model to features standardized one by one; None chooses C by cross-validated NLL."""
 
     def fit(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> Predict:
         center, spread = standard(x)
@@ -155,7 +155,7 @@ def logistic(c: float | None) -> Callable[[np.ndarray, np.ndarray, int, int], Pr
         def predict(rows: np.ndarray) -> Tensor:
             probs = np.zeros((len(rows), n_classes))
             probs[:, model.classes_] = model.predict_proba((rows - center) / spread)
-            # A class it has never seen gets a probability for which it is not punished without bound.
+            # A class without labels gets a probability above 0, because its NLL would be unbounded otherwise.
             probs = np.maximum(probs, 1e-4)
             return torch.from_numpy(np.log(probs / probs.sum(axis=1, keepdims=True)))
 
@@ -215,7 +215,7 @@ def compare(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[dict[str, objec
 
 
 def print_tables(path: Path, measures: list[str]) -> None:
-    """Means over seeds as Markdown, one table per measure."""
+    """Print means over seeds as Markdown, one table per measure."""
     with path.open() as file:
         rows = list(csv.DictReader(file))
     counts = sorted({int(row["labels"]) for row in rows})
@@ -235,7 +235,7 @@ def print_tables(path: Path, measures: list[str]) -> None:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore", ConvergenceWarning)  # 2,000 iterations for every model, enough or not
+    warnings.simplefilter("ignore", ConvergenceWarning)  # every model gets 2,000 iterations, even if it needs more
     warnings.simplefilter("ignore", UserWarning)  # scikit-learn, on classes with fewer images than folds
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("recipe-features"))
@@ -262,7 +262,7 @@ def main() -> None:
 
 
 def measure(log_probs, targets) -> dict[str, float]:
-    """Accuracy, NLL and ECE."""
+    """Return accuracy, NLL and ECE."""
     statistics, whole = statistics_of(log_probs, targets), np.ones((1, len(targets)))
     found = {name: float(statistics[name](whole)[0]) for name in ("nll", "ece")}
     return {"accuracy": accuracy(np.exp(log_probs), targets), **found}

@@ -1,10 +1,10 @@
-"""How long one selection takes, and how much memory, on random features; peers where they are installed.
+"""Time and memory of one selection on random features; also of peers if they are installed.
 
     OMP_NUM_THREADS=1 python benchmarks/selection_time/measure.py --strategies k-center badge typiclust
     OMP_NUM_THREADS=1 python benchmarks/selection_time/measure.py --peer --strategies k-center badge typiclust
 
-Times are of the processor, so that other programs count little. Run one strategy at a time for honest memory: what an
-earlier one gave back may be used again.
+Times are processor times, so that other programs have little effect. Measure memory with one strategy at a time,
+because a later strategy may use memory that an earlier one gave back.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def _candidates(features: torch.Tensor, classes: torch.Tensor, args: argparse.Na
 
 
 def _peer(strategy: str, features: torch.Tensor, classes: torch.Tensor, args: argparse.Namespace) -> float:
-    """Run scikit-activeml's; when it started, its model fitted."""
+    """Run scikit-activeml's strategy. Return the time of its start; its model is fitted before."""
     from skactiveml import pool
     from skactiveml.classifier import SklearnClassifier
     from sklearn.linear_model import LogisticRegression
@@ -85,7 +85,7 @@ def _peer(strategy: str, features: torch.Tensor, classes: torch.Tensor, args: ar
 
 
 def _reset_peak() -> int:
-    """Forget the highest memory so far (Linux); what is held now, in bytes."""
+    """Reset the highest memory so far (Linux). Return the memory in use, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/trashnet_loop/run.py [--seeds 5] [--out benchmarks/trashnet_loop]
 
-Frozen EfficientNet-lite0 features, answers from the truth, 10 rounds of 40 (the first one random) besides the holdout.
-Both models are measured on the train images that were never asked about.
+Frozen EfficientNet-lite0 features, answers from the known classes, 10 rounds of 40 (the first one random) besides the
+holdout. Both models are measured on the training images that were never asked about.
 """
 
 import argparse
@@ -117,7 +117,7 @@ labeling = {{ backend = "oracle", oracle = {{ file = "{truth_file}" }} }}
 
 
 def logistic_regression(project, truth) -> dict[str, float]:
-    """The same training labels, the same features, the same images to be measured on."""
+    """Fit logistic regression to the same training labels and features, and measure it on the same images."""
     with reading(project.database) as session:
         labels = list_labels(session, Split.TRAIN)
         refs = find_refs(session, [label.image_id for label in labels])
