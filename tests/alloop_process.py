@@ -1,8 +1,8 @@
-"""alloop as processes of their own: forked from one that has imported everything, and able to die at a named point.
+"""alloop in processes that are forked from one with all imports, and that can kill themselves at a named point.
 
-Importing torch takes seconds, and the first run in a process compiles its queries. With both done once, a test can
-afford to kill a run at every one of its commits. Run as a program, this file is that one process: it reads a request
-(JSON, one a line) from stdin and answers on stdout.
+Importing torch takes seconds, and the first run in a process compiles its queries. Both are done once here, so a test
+can kill a run at every one of its commits. Run as a program, this file is the process that forks: it reads requests
+(JSON, one per line) from stdin and answers on stdout.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ _LONG = 300  # seconds after which a command that does not end is killed
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """Where a process ends itself with SIGKILL.
+    """Point at which a process ends itself with SIGKILL.
 
-    kind: `commit`: of a database transaction; `request`: to the server, matched by `part` (as in `POST …/import`);
-        `file`: when a file that was written is flushed (its half is cut off first) or takes its name.
-    at: The how-manieth of them, from 1; 0 counts them all and kills nothing.
-    when: `before` or `after` it is done.
+    kind: `commit`: a database transaction; `request`: a request to the server that matches `part` (as in `POST
+        …/import`); `file`: a written file is flushed (half of it is cut off first) or gets its name.
+    at: Number of the point, from 1; with 0 all points are counted and nothing is killed.
+    when: `before` or `after` the point.
     """
 
     kind: str
@@ -49,9 +49,9 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a process ended.
+    """End of a process.
 
-    trace: One sign for each point that the process passed: `.` one of the kind that the test asked for, `+` another
+    trace: One sign for each point that the process passed: `.` for the kind that the test asked for, `+` for another
         one that changes something outside of the database.
     """
 
@@ -62,7 +62,7 @@ class Ended:
 
     @property
     def points(self) -> int:
-        """How many points of the kind that the test asked for were passed."""
+        """Number of passed points of the kind that the test asked for."""
         return self.trace.count(".")
 
     @property
@@ -74,10 +74,10 @@ class Ended:
 
 
 class Forks:
-    """The process that has imported everything, and forks an alloop whenever it is told to."""
+    """The process that has imported everything, and forks an alloop for each request."""
 
     def __init__(self) -> None:
-        source = Path(alloop.__file__).parents[1]  # the alloop under test, wherever the tests were started
+        source = Path(alloop.__file__).parents[1]  # the alloop under test, whatever the current folder is
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
@@ -88,11 +88,11 @@ class Forks:
         return self.end(self.start(*argv, env=env, kill=kill))
 
     def start(self, *argv: str, env: Mapping[str, str] | None = None, kill: Kill | None = None) -> int:
-        """Start a command, and return its process id; a test in which several run at once ends each of them."""
+        """Start a command and return its process id. A test that starts several must call `end` for each of them."""
         return int(self._ask({"argv": argv, "env": dict(env or {}), "kill": kill and dataclasses.asdict(kill)}))
 
     def end(self, pid: int) -> Ended:
-        """Wait for the end of a command that was started. Until then, one that was killed stays a zombie."""
+        """Wait for the end of a started command. Before this call, a killed command stays a zombie."""
         return Ended(**self._ask({"end": pid}))
 
     def _ask(self, request: dict[str, Any]) -> Any:
@@ -102,7 +102,7 @@ class Forks:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End it, and what a failing test has left behind."""
+        """End the process, and commands that a failing test left running."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
@@ -121,13 +121,13 @@ def forks() -> Iterator[Forks]:
 
 def serve() -> None:
     """Fork one alloop for each request."""
-    # All of it, so that a file that is edited meanwhile does not meet others of before.
+    # Import everything, so that edited files are not mixed with files of an earlier state.
     for module in pkgutil.walk_packages(alloop.__path__, "alloop."):
         if not module.name.endswith("__main__"):
-            with contextlib.suppress(ImportError):  # of an extra that is not installed
+            with contextlib.suppress(ImportError):  # needs an extra that is not installed
                 importlib.import_module(module.name)
     people: Any = importlib.import_module("alloop.labeling.label_studio")
-    # Several pages for a dozen answers; and no overlap between pulls, which would make good what a crash lost.
+    # Small pages, so that a dozen answers need several. Pulls do not overlap: an overlap would hide lost answers.
     people._PULL_PAGE, people._OVERLAP = 4, dt.timedelta(0)
     connection: Any = importlib.import_module("alloop.labeling.connection").ServerConnection
     connection.__init__ = functools.partialmethod(connection.__init__, patience=0.05)  # seconds before reading again
@@ -150,7 +150,7 @@ def serve() -> None:
 
 
 def _warm_up() -> None:
-    """Run a small project once, so that no fork has to compile its queries; and let forks share all memory."""
+    """Run a small project once, so that forks need not compile its queries, and let forks share all memory."""
     import factories
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -250,7 +250,7 @@ def _arm_commits(around: Callable[..., Any]) -> None:
 
 
 def _arm_requests(part: str, around: Callable[..., Any]) -> None:
-    """Arm those that match `part`; without it, all that change something on the server."""
+    """Arm the requests that match `part`; without it, all requests that change something on the server."""
     from alloop.labeling.connection import ServerConnection
 
     send = ServerConnection.send
@@ -272,7 +272,7 @@ def _arm_files(around: Callable[..., Any]) -> None:
     fsync, replace, rename = os.fsync, os.replace, os.rename
 
     def halve(descriptor: int) -> None:
-        with contextlib.suppress(OSError):  # a folder
+        with contextlib.suppress(OSError):  # descriptor of a folder
             os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
 
     os.fsync = lambda descriptor: around(lambda: fsync(descriptor), lambda: halve(descriptor))

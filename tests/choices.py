@@ -1,4 +1,4 @@
-"""Choose by any strategy from predictions and features at hand, as a round does: scores first, then the choice."""
+"""Choose by any strategy from given predictions and features, as a round does: scores first, then the choice."""
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,7 @@ def choose(name: str, candidates: Candidates, k: int, seed: int, **perturbation)
 
 
 def scores_of(name: str, candidates: Candidates, needs: frozenset[Need] | None = None) -> np.ndarray:
-    """Return a score of each image, of the parts that a strategy needs."""
+    """Return the score of each image, from the predictions that the strategy needs."""
     of_members = Need.MEMBER_LOG_PROBS in (STRATEGIES[name].needs if needs is None else needs)
     log_probs: Tensor = candidates.member_log_probs if of_members else candidates.calibrated_log_probs.unsqueeze(0)
     return SCORES[name].function(log_probs).double().numpy()

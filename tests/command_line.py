@@ -1,4 +1,4 @@
-"""The program called in this process, as the console script calls it."""
+"""Call the program in this process, as the console script does."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from alloop.cli.main import main
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """Result of a command."""
 
     code: int
     out: str
@@ -22,12 +22,12 @@ class Outcome:
 
     @property
     def data(self) -> Any:
-        """What --json printed."""
+        """Return the data that --json printed."""
         return json.loads(self.out)
 
 
 def alloop(*arguments: str | Path) -> Outcome:
-    """Run a command; a bug's traceback is not caught."""
+    """Run a command. Exceptions that are bugs are not caught."""
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["alloop", *map(str, arguments)]),

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures for all tests."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ from databases import migrated_sqlite as migrated_sqlite
 from databases import new_database as new_database
 from databases import new_url as new_url
 from label_studio_server import installed_meanwhile
-from label_studio_server import label_studio as label_studio  # a fixture; starts nothing until a test asks for it
+from label_studio_server import label_studio as label_studio  # a fixture; starts only when a test asks for it
 from postgres_server import postgres_port as postgres_port
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -26,13 +26,13 @@ def _needs_label_studio(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the server come last: it may have to be installed first."""
+    """Run tests of the server last, because it may have to be installed first."""
     items.sort(key=_needs_label_studio)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    worker = getattr(session.config, "workerinput", {}).get("workerid", "gw0")  # of pytest-xdist; one is enough
+    worker = getattr(session.config, "workerinput", {}).get("workerid", "gw0")  # one worker of pytest-xdist is enough
     if worker != "gw0" or not any(map(_needs_label_studio, session.items)):
         return (yield)
     with tempfile.TemporaryDirectory() as folder, installed_meanwhile(Path(folder)):
@@ -41,7 +41,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real image sets; skips where there is none."""
+    """Return the folder of real image sets; skip the test if there is none."""
     if not DATA.is_dir():
         pytest.skip(f"no real image sets at {DATA}; set ALLOOP_DATA")
     return DATA
@@ -49,17 +49,17 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _fold_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give commands under test an endless line.
+    """Give commands under test lines of unlimited length.
 
-    Otherwise lines would be folded by the length of the test's folder, and by the width of a terminal that
-    pytest-xdist gives to its workers.
+    Otherwise the length of the test's folder, and the terminal width that pytest-xdist gives to its workers, would
+    decide where lines are folded.
     """
     monkeypatch.setenv("COLUMNS", "10000")
 
 
 @pytest.fixture(autouse=True)
 def _close_projects() -> Iterator[None]:
-    """Projects that a test made it need not close; whatever else opens a database closes it."""
+    """Close the projects that a test made. Everything else that opens a database has to close it."""
     outlive = len(factories.OPENED)
     with every_sqlite_file_closed():
         yield

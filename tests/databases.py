@@ -1,4 +1,4 @@
-"""Databases for tests: migrated once per kind, then copied, so that each test has its own at little cost."""
+"""Databases for tests: migrated once per kind, then copied, so that each test quickly gets its own."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ from alloop.store.migrate import upgrade
 from alloop.store.session import connect
 
 KINDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
-NewUrl = Callable[[], str]  # every call: the URL of another database, without tables
-_handles: list[sqlite3.Connection] = []  # held, so that none is closed by being collected
+NewUrl = Callable[[], str]  # each call returns the URL of another database without tables
+_handles: list[sqlite3.Connection] = []  # kept here, so that garbage collection closes none of them
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
@@ -31,9 +31,9 @@ sys.addaudithook(_note)
 
 @contextlib.contextmanager
 def every_sqlite_file_closed() -> Iterator[None]:
-    """Whoever opens a SQLite file in the block closes it there.
+    """Fail if a SQLite file that was opened in the block is still open at its end.
 
-    Since Python 3.13 the interpreter warns of others too, but only when memory is collected, in whichever test that is.
+    Python 3.13 and later warn of such files, but only at the next garbage collection, which may be in another test.
     """
     _handles.clear()
     yield
@@ -49,7 +49,7 @@ def every_sqlite_file_closed() -> Iterator[None]:
 
 @pytest.fixture(params=KINDS)
 def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
-    """Empty databases of each kind."""
+    """Return a function that makes empty databases, for each kind."""
     if request.param == "sqlite":
         yield lambda: f"sqlite:///{tmp_path / uuid.uuid4().hex}.db"
         return
@@ -68,7 +68,7 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
 
 @pytest.fixture
 def new_database(new_url: NewUrl) -> Iterator[Engine]:
-    """A database without tables."""
+    """Return a database without tables."""
     database = connect(new_url())
     yield database
     database.dispose()
@@ -76,7 +76,7 @@ def new_database(new_url: NewUrl) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with today's schema, to be copied."""
+    """Return a SQLite file with the current schema, to be copied."""
     path = tmp_path_factory.mktemp("migrated") / "alloop.db"
     database = connect(f"sqlite:///{path}")
     upgrade(database)
@@ -92,7 +92,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_port: int) -> str:
-    """The name of a PostgreSQL database with today's schema, to be copied."""
+    """Return the name of a PostgreSQL database with the current schema, to be copied."""
     _postgres_admin(postgres_port, "CREATE DATABASE migrated")
     database = connect(postgres_url(postgres_port, "migrated"))
     upgrade(database)
@@ -102,7 +102,7 @@ def migrated_postgres(postgres_port: int) -> str:
 
 @pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database with today's schema and nothing in it: every test runs on SQLite and on PostgreSQL."""
+    """Return an empty database with the current schema. Every test runs on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
         path = tmp_path / "alloop.db"
         shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)

@@ -30,7 +30,7 @@ from alloop.store.images import add_image, add_to_group, set_location, set_split
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 CLASSES = ("cat", "dog")
-# Small, without weights, answered at once.
+# Small, without weights, answered immediately.
 SMALL: dict[str, dict[str, Any]] = {
     "project": {"name": "pets", "classes": list(CLASSES), "seed": 7},
     "model": {"backbone": "pixels", "weights": "none", "image_size": 16, "members": 2, "device": "cpu"},
@@ -43,7 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def make_config(**sections: Mapping[str, Any]) -> Config:
-    """Settings of a small project; `make_config(loop={"batch_size": 3})`."""
+    """Make settings of a small project, as in `make_config(loop={"batch_size": 3})`."""
     data: dict[str, Any] = {"project": {"classes": CLASSES}}
     for name, values in sections.items():
         data[name] = {**data.get(name, {}), **values}
@@ -51,12 +51,12 @@ def make_config(**sections: Mapping[str, Any]) -> Config:
 
 
 def fake_sha256(number: int) -> str:
-    """A hash that nothing hashes to, evenly spread like a real one."""
+    """Return a made-up hash, evenly spread like a real one."""
     return hashlib.sha256(f"image {number}".encode()).hexdigest()
 
 
 def make_image(number: int, **changes: Any) -> ImageFile:
-    """An image file as found on disk; no file is there."""
+    """Make the record of an image file; the file does not exist."""
     sha256 = fake_sha256(number)
     image = ImageFile(f"/pool/{number:04d}.png", sha256, 100 + number, number, 8, 8, "PNG", "RGB", sha256[:16])
     return dataclasses.replace(image, **changes)
@@ -65,7 +65,7 @@ def make_image(number: int, **changes: Any) -> ImageFile:
 def add_pool_image(
     session: Session, number: int, *, split: Split = Split.TRAIN, group: int | None = None, **changes: Any
 ) -> int:
-    """A row for an image with its location, in a near-duplicate group of its own unless said otherwise."""
+    """Add a row for an image with its location; without other arguments it is alone in its near-duplicate group."""
     file = make_image(number, **changes)
     image_id = add_image(session, file, NOW)
     set_location(session, file, image_id, NOW)
@@ -76,12 +76,12 @@ def add_pool_image(
 
 
 def make_query(image_id: int, **changes: Any) -> Query:
-    """One image to be asked about."""
+    """Make a query about one image."""
     return dataclasses.replace(Query(image_id, Reason.ACQUIRED, "entropy", rank=image_id), **changes)
 
 
 def write_picture(path: Path, *, label: str, number: int, classes: Sequence[str] = CLASSES) -> Path:
-    """A 16 x 16 PNG whose stripes tell its class, under noise that makes every picture another."""
+    """Write a 16 x 16 PNG whose stripes show its class; noise makes every picture different."""
     noise = np.random.default_rng([classes.index(label), number]).normal(0, 40, (16, 16, 3))
     period = 2 + classes.index(label) // 2
     stripes = np.where(np.arange(16) % (2 * period) < period, 60, -60).reshape(16, 1, 1)
@@ -93,10 +93,10 @@ def write_picture(path: Path, *, label: str, number: int, classes: Sequence[str]
 
 
 def write_pool(folder: Path, n: int, *, classes: Sequence[str] = CLASSES, first: int = 0) -> dict[str, str]:
-    """n pictures, the classes in turn, with `truth.csv` beside the folder extended by them.
+    """Write n pictures, the classes in turn, and add them to `truth.csv` beside the folder.
 
     Returns:
-        Path → class.
+        Class of each path.
     """
     truth = {}
     for number in range(first, first + n):
@@ -107,7 +107,7 @@ def write_pool(folder: Path, n: int, *, classes: Sequence[str] = CLASSES, first:
 
 
 def add_truth(path: Path, truth: Mapping[str, str]) -> None:
-    """More rows for the oracle."""
+    """Add rows to the oracle's answers."""
     is_new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
@@ -115,7 +115,7 @@ def add_truth(path: Path, truth: Mapping[str, str]) -> None:
 
 
 def render_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """JSON values are TOML values, as far as tests go."""
+    """Return settings as TOML; the JSON form of every value in tests is valid TOML."""
     return "\n".join(
         f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
         for name, values in sections.items()
@@ -123,14 +123,14 @@ def render_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def make_settings(**changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """SMALL with some settings changed; `__` in a name stands for the dot of a nested table."""
+    """Return SMALL with some settings changed; `__` in a name is the dot of a nested table."""
     sections = {name: dict(values) for name, values in SMALL.items()}
     for name, values in changes.items():
         sections.setdefault(name.replace("__", "."), {}).update(values)
     return sections
 
 
-OPENED: list[Project] = []  # conftest closes them after each test, also those of fixtures that outlive it
+OPENED: list[Project] = []  # conftest closes them after each test, also those of fixtures that live longer
 
 
 def _opened(folder: Path) -> Project:
@@ -139,7 +139,7 @@ def _opened(folder: Path) -> Project:
 
 
 def write_settings(project: Project, /, **changes: Mapping[str, Any]) -> Project:
-    """The same workspace after somebody edited alloop.toml."""
+    """Return the same workspace after an edit of alloop.toml."""
     (project.folder / "alloop.toml").write_text(render_toml(make_settings(**changes)))
     return _opened(project.folder)
 
@@ -149,7 +149,7 @@ Result = TypeVar("Result")
 
 
 def tools_of(project: Project, **changes: Any) -> Tools:
-    """What commands work with, some of it replaced: `tools_of(project, clock=lambda: NOW)`."""
+    """Return the tools of commands, some of them replaced, as in `tools_of(project, clock=lambda: NOW)`."""
     return dataclasses.replace(make_tools(project, LocalExecutor()), **changes)
 
 
@@ -159,12 +159,12 @@ def at_bench(
     *args: Given.args,
     **options: Given.kwargs,
 ) -> Result:
-    """Call a step under a lease of its own: `at_bench(project, steps.train, 0)`."""
+    """Call a step with its own lease, as in `at_bench(project, steps.train, 0)`."""
     with open_workbench(tools_of(project) if isinstance(project, Project) else project) as bench:
         return step(bench, *args, **options)
 
 
-_MADE: dict[str, Path] = {}  # what a workspace was made of → one that was made of it
+_MADE: dict[str, Path] = {}  # arguments of a workspace → the first workspace that was made with them
 
 
 def make_project(
@@ -176,7 +176,7 @@ def make_project(
     add: bool = True,
     **changes: Mapping[str, Any],
 ) -> Project:
-    """A workspace with n real pictures in its pool, all of which the oracle knows. The second of a kind is a copy."""
+    """Make a workspace with n real pictures in its pool; the oracle knows all. The second one of a kind is a copy."""
     folder = tmp_path / name
     changes["project"] = {"classes": list(classes), **changes.get("project", {})}
     kind = repr((n, name, classes, add, changes))
@@ -205,7 +205,7 @@ def _make_project(
 
 
 def _copy_project(made: Path, folder: Path) -> Project:
-    """The same in another place, with an identity of its own."""
+    """Copy a workspace to another place and give the copy its own identity."""
     shutil.copytree(made, folder)
     truth = folder / "truth.csv"
     truth.write_text(truth.read_text().replace(str(made), str(folder)))

@@ -1,4 +1,4 @@
-"""A proxy that fails on purpose, in front of a real server. Standard library only."""
+"""Proxy that fails on purpose in front of a real server. Standard library only."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ PAGE = b"<!doctype html><html><title>Sign in</title></html>"
 
 @dataclasses.dataclass
 class Fault:
-    """What goes wrong with the next `times` requests that match.
+    """Fault of the next `times` requests that match.
 
     kind: `cut-before` (never delivered), `cut-after` (delivered, reply lost), `late` (connection cut, delivered
         `seconds` later), `slow` (delivered, reply `seconds` late), `held` (delivered, reply when
@@ -28,7 +28,7 @@ class Fault:
 
 
 class FaultyProxy:
-    """Forwards to `target`, below `prefix` if one is given. `log` lists what arrived as (method, path)."""
+    """Forwards to `target`, below `prefix` if one is given. `log` lists the requests as (method, path)."""
 
     def __init__(self, target: str, prefix: str = "") -> None:
         self.target = urlsplit(target)
@@ -56,7 +56,7 @@ class FaultyProxy:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}{prefix}"
 
     def fail(self, kind: str, method: str, part: str, times: int = 1, seconds: float = 0.0) -> None:
-        """Arrange a fault for requests of this method whose path holds `part`."""
+        """Add a fault for requests of this method whose path contains `part`."""
         self.faults.append(Fault(kind, lambda m, p: m == method and part in p, times, seconds))
 
     def count(self, method: str, part: str) -> int:
@@ -131,7 +131,7 @@ class FaultyProxy:
 
 @contextlib.contextmanager
 def faulty_proxy(target: str, prefix: str = "") -> Iterator[FaultyProxy]:
-    """A running proxy."""
+    """Start a proxy, and stop it at the end of the block."""
     proxy = FaultyProxy(target, prefix)
     thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -1,4 +1,4 @@
-"""One real Label Studio for a test run: started when first asked for, gone when the run ends, however it ends."""
+"""One real Label Studio for a test run: it starts when a test needs it, and stops with the run, even a killed one."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from alloop.simulate.browser_people import BrowserPerson, create_annotator_accou
 
 PASSWORD = "correct-horse-battery"
 
-# Installs Label Studio, and prepares the empty database that every server begins with. Ended early, it leaves nothing.
+# Installs Label Studio and prepares the empty database of every server. If interrupted, it leaves nothing behind.
 INSTALL = """
 import pathlib, signal, sys
 from alloop.labeling import local_server
@@ -33,7 +33,7 @@ finally:
     local_server.down(workspace)
 """
 
-# Waits for the end of the test process, even one that was killed, and stops the server then.
+# Waits for the end of the test process, also of a killed one, and then stops the server.
 WATCHDOG = """
 import pathlib, sys
 from alloop.labeling import local_server
@@ -44,7 +44,7 @@ local_server.down(pathlib.Path(sys.argv[1]))
 
 @dataclasses.dataclass
 class LabelStudioServer:
-    """The server, and whom one can be there. `images` is the pool as the server names it."""
+    """The server and its accounts. `images` is the pool as the server names it."""
 
     workspace: Path
     images: Path
@@ -52,7 +52,7 @@ class LabelStudioServer:
     people: dict[str, BrowserPerson] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # One for all requests: each new client reads the machine's certificates anew.
+        # One client for all requests, because each new one reads the machine's certificates again.
         headers = {"Authorization": f"Token {self.credentials.token}"}
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
@@ -67,17 +67,17 @@ class LabelStudioServer:
         return self.people["admin"]
 
     def person(self, name: str) -> BrowserPerson:
-        """A colleague with an account of their own."""
+        """Return a colleague with their own account."""
         if name not in self.people:
             self.people[name] = create_annotator_account(self.admin, f"{name}@example.com", PASSWORD)
         return self.people[name]
 
     def api(self, method: str, path: str, **kwargs: object) -> httpx.Response:
-        """A request behind alloop's back, with the administrator's token."""
+        """Send a request without alloop, with the administrator's token."""
         return self.client.request(method, path, **kwargs)  # type: ignore[arg-type]
 
     def tasks(self, project_ref: str) -> list[dict[str, object]]:
-        """All tasks of a project as the server lists them."""
+        """Return all tasks of a project as the server lists them."""
         return self.api("GET", f"/api/tasks?project={project_ref}&page_size=1000&resolve_uri=false").json()["tasks"]
 
     def annotator(
@@ -94,7 +94,7 @@ class LabelStudioServer:
         push_batch: int = 500,
         annotations_per_image: int = 1,
     ) -> Annotator:
-        """An annotator as `alloop` builds it from a configuration."""
+        """Return an annotator as `alloop` builds it from settings."""
         server = LabelStudioConfig(url=url or self.url, timeout=timeout, push_batch=push_batch, project_id=project_id)
         labeling = LabelingConfig(
             label_studio=server,
@@ -103,8 +103,8 @@ class LabelStudioServer:
             annotations_per_image=annotations_per_image,
         )
         config = Config(project=ProjectConfig(name="tests", classes=classes), labeling=labeling)
-        # A folder that knows of no server: address and key must come from the configuration and the environment,
-        # unless a test asks for the server's own workspace.
+        # A folder without a server: address and key must come from the settings and the environment, unless a test
+        # asks for the server's own workspace.
         folder = self.workspace if url is None and key is None else self.workspace / "elsewhere"
         environ = {} if url is None and key is None else {"LABEL_STUDIO_API_KEY": key or self.credentials.token}
         return build_annotator(config, folder, workspace_key or uuid.uuid4().hex, environ, PICTURES)
@@ -112,9 +112,9 @@ class LabelStudioServer:
 
 @contextlib.contextmanager
 def installed_meanwhile(folder: Path) -> Iterator[None]:
-    """Install Label Studio, where that was never done, while tests run that need no server: it takes minutes.
+    """Install Label Studio, if it is missing, while tests without a server run, because this takes minutes.
 
-    A test that needs the server waits for the end of it. Should it fail, that test tries again and says why.
+    A test that needs the server waits for the installation. If it failed, the test tries again and shows the reason.
     """
     if local_install.program(local_install.venv_path()).exists():
         yield
@@ -127,7 +127,7 @@ def installed_meanwhile(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
-    """A running server of this test process (of this worker, under pytest-xdist)."""
+    """Run the server of this test process (of this worker, with pytest-xdist)."""
     workspace = tmp_path_factory.mktemp("label-studio")
     pool = workspace / "pool"
     pool.mkdir()
@@ -149,7 +149,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something that another process does; fails when it does not come."""
+    """Wait for a result of another process; fail if it does not come in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

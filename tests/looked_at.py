@@ -1,4 +1,4 @@
-"""A workspace with a real Label Studio, looked at from three sides: its database, its commands, the server."""
+"""A workspace with a real Label Studio, checked in three places: its database, its commands, the server."""
 
 import contextlib
 import csv
@@ -21,7 +21,7 @@ from alloop.files import sha256_of
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """One workspace. `truth` is content hash → class."""
+    """A workspace. `truth` maps content hashes to classes."""
 
     folder: Path
     server: LabelStudioServer
@@ -34,18 +34,18 @@ class Workspace:
         return self.forks.end(self.start(*argv, kill=kill, **env))
 
     def start(self, *argv: str, kill: Kill | None = None, **env: str) -> int:
-        """A command that goes on beside the test, by its process id; `forks.end` waits for its end."""
+        """Start a command beside the test and return its process id; `forks.end` waits for its end."""
         environ = {"LABEL_STUDIO_API_KEY": self.server.credentials.token, **env}
         return self.forks.start(*argv, "-C", str(self.folder), env=environ, kill=kill)
 
     def run(self) -> dict[str, Any]:
-        """`alloop run`, which must go well; what it says."""
+        """Call `alloop run`, which must succeed, and return its output."""
         ended = self.alloop("run", "--json", "-q")
         assert ended.rc == 0, (ended.rc, ended.out, ended.err)
         return ended.json()
 
     def finish(self) -> None:
-        """Run and answer until a stop rule holds."""
+        """Run and answer in turn until a stop rule holds."""
         for _ in range(10):
             stage = self.run()["stage"]
             if stage == "done":
@@ -77,17 +77,17 @@ class Workspace:
     # --- the server
 
     def projects(self) -> list[dict[str, Any]]:
-        """Those that this workspace made."""
+        """Return the projects that this workspace made."""
         found = self.server.api("GET", "/api/projects/?page_size=1000").json()["results"]
         return [row for row in found if f"alloop-workspace:{self.uuid}" in (row["description"] or "")]
 
     def tasks(self, project: str | None = None) -> list[dict[str, Any]]:
-        """All tasks with their annotations."""
+        """Return all tasks with their annotations."""
         path = f"/api/tasks?project={project or self.project}&page_size=1000&resolve_uri=false&fields=all"
         return self.server.api("GET", path).json()["tasks"]
 
     def answer(self, most: int | None = None, project: str | None = None) -> list[int]:
-        """Somebody who is always right answers what nobody has answered; returns the annotations' ids."""
+        """Answer all open tasks with the true class; return the ids of the annotations."""
         waiting = [task for task in self.tasks(project) if not task["annotations"]]
         return [self.annotate(task, self.truth[task["data"]["alloop_sha256"]]) for task in waiting[:most]]
 
@@ -98,10 +98,10 @@ class Workspace:
         assert reply.status_code == 201, reply.text
         return int(reply.json()["id"])
 
-    # --- all of it
+    # --- everything
 
     def outcome(self) -> dict[str, Any]:
-        """Everything that two runs with the same seed, images and answers must have in common."""
+        """Return everything that two runs with the same seed, images and answers must have in common."""
         files = {}
         for name, path in self.sql("SELECT name, path FROM model_version"):
             files[name] = sha256_of(self.folder / path / "model.safetensors")
@@ -122,7 +122,7 @@ class Workspace:
         }
 
     def check(self) -> None:
-        """What must hold whenever nobody is at work: nothing twice, nothing lost, and three sides that agree."""
+        """Check the rules that hold while no command runs: nothing twice, nothing lost, all three places agree."""
         tasks = self.tasks()
         self._check_tasks(tasks)
         self._check_annotations(tasks)
@@ -139,7 +139,7 @@ class Workspace:
         assert twice == []
         assert self.sql("SELECT image_id FROM query GROUP BY image_id HAVING count(*) > 1") == []
         assert len(self.projects()) == 1
-        # Nor were any made twice that had to be taken back afterwards.
+        # No task was made twice and deleted afterwards.
         assert self.sql("SELECT data FROM event WHERE kind = 'copies taken back'") == []
 
     def _check_annotations(self, tasks: list[dict[str, Any]]) -> None:
@@ -157,7 +157,7 @@ class Workspace:
         assert {version for *_, version in recorded} <= {1}
 
     def check_training(self) -> None:
-        """The newest model was made from exactly the train labels there are; the holdout only measured it."""
+        """Check that the newest model was trained on exactly the training labels, and only measured on the holdout."""
         labels = self.sql("SELECT i.split, i.sha256, l.class_name FROM label l JOIN image i ON i.id = l.image_id")
         digest = [f"class {name}" for name in CLASSES]
         for split in ("train", "holdout"):
@@ -184,7 +184,7 @@ class Workspace:
 
 
 def make_pool(server: LabelStudioServer, name: str, n: int) -> tuple[Path, dict[str, str]]:
-    """n tiny pictures where the server sees them; and the truth about them."""
+    """Write n tiny pictures where the server sees them, and return their classes."""
     folder, truth = server.images / name, {}
     for number in range(n):
         label = CLASSES[number % len(CLASSES)]
@@ -200,7 +200,7 @@ def make_workspace(
     known: int = 0,
     **changes: Mapping[str, Any],
 ) -> Workspace:
-    """A workspace with a pool, of whose images the first `known` have labels already."""
+    """Make a workspace with a pool; the first `known` images have labels already."""
     workspace = Workspace(folder, server, forks, pool[1])
     folder.mkdir(parents=True)
     write_settings(workspace, pool[0], **changes)
@@ -217,7 +217,7 @@ def make_workspace(
 
 
 def write_settings(workspace: Workspace, images: Path, **changes: Mapping[str, Any]) -> None:
-    """alloop.toml: small, quick, and over the real server."""
+    """Write an alloop.toml for a small, quick project on the real server."""
     server = workspace.server
     sections: dict[str, dict[str, Any]] = {
         "project": {"name": "crash", "classes": list(CLASSES), "seed": 3},
@@ -236,7 +236,7 @@ def write_settings(workspace: Workspace, images: Path, **changes: Mapping[str, A
 
 
 def copied(workspace: Workspace, folder: Path, *, new_identity: bool) -> Workspace:
-    """The same workspace in another place; with a new identity it makes a project of its own."""
+    """Return a copy of the workspace in another place; with a new identity, it makes its own project."""
     shutil.copytree(workspace.folder, folder)
     if new_identity:
         with contextlib.closing(sqlite3.connect(folder / "alloop.db")) as connection, connection:

@@ -15,7 +15,7 @@ SERVER_SETTINGS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=of
 
 
 def find_binaries() -> Path | None:
-    """The folder with initdb and pg_ctl: in PATH, or where Debian hides them."""
+    """Return the folder with initdb and pg_ctl: from PATH, or from Debian's folders."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
@@ -23,7 +23,7 @@ def find_binaries() -> Path | None:
 
 
 def server_user() -> str | None:
-    """PostgreSQL refuses to run as root."""
+    """Return another user's name under root, because PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -32,7 +32,7 @@ def server_user() -> str | None:
 
 @pytest.fixture(scope="session")
 def postgres_port() -> Iterator[int]:
-    """A running server that trusts the user "alloop" on 127.0.0.1; skips where PostgreSQL is not installed."""
+    """Run a server that trusts the user "alloop" on 127.0.0.1; skip the test if PostgreSQL is not installed."""
     binaries = find_binaries()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed (no initdb in PATH or /usr/lib/postgresql)")

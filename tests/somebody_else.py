@@ -1,4 +1,4 @@
-"""The program run by a user who may read a workspace and not write it."""
+"""Run the program as a user who can read a workspace but not write to it."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ print(json.dumps([[one.code, one.out, one.err] for one in done]))
 
 
 def as_somebody_else(folder: Path, *commands: list[str]) -> list[Outcome]:
-    """Commands in a process of another user (root may write everything); paths in them count from `folder`."""
+    """Run commands in another user's process (root could write everything); their paths are relative to `folder`."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(sys.path), json.dumps(commands)],
         capture_output=True,
@@ -46,8 +46,8 @@ def as_somebody_else(folder: Path, *commands: list[str]) -> list[Outcome]:
 
 @contextlib.contextmanager
 def closed_to_others(folder: Path) -> Iterator[None]:
-    """Everything in a folder can be read and not written meanwhile, and the folder can be reached."""
-    # pytest keeps its folders to their owner; somebody else must be able to pass.
+    """Make everything in a folder readable but not writable inside the block, and make the folder reachable."""
+    # pytest's folders are closed to other users; this user must be able to pass through them.
     closed = {parent: parent.stat().st_mode for parent in folder.parents if not parent.stat().st_mode & 1}
     for parent, mode in closed.items():
         parent.chmod(mode | 0o055)

@@ -1,7 +1,7 @@
-"""A task that alloop does not have: people mark what is wrong with a part, and a part without a mark is fine.
+"""A task that alloop does not have: people mark the defects of a part, and a part without a mark is fine.
 
-It is a classification all the same, of the first class (fine) and the others (defects); so it borrows what it does not
-change, and a real trunk, loss and calibrator can work for it.
+It is a classification into the first class (fine) and the others (defects). So it takes from `classification` all parts
+that it does not change, and a real trunk, loss and calibrator work with it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ NAME = "defects"
 
 
 class _Like:
-    """Borrows from a classification what it does not do itself."""
+    """Takes from a classification all parts that it does not define itself."""
 
     def __init__(self, other: Any) -> None:
         self._other = other
@@ -50,7 +50,7 @@ class DefectJudge(_Like):
 
 
 class DefectWording(_Like):
-    """The interface offers the defects only: `fine` is said by choosing nothing."""
+    """The interface offers only the defects; choosing nothing means `fine`."""
 
     control = '<Choices choice="single"> of defects under a <Header>'
     answer = "defect"
@@ -87,7 +87,7 @@ class DefectCoding(_Like):
 
 
 class DefectRule(_Like):
-    """An image has a row for each defect: it is there, or it is not."""
+    """An image has a row for each defect, which is present or absent."""
 
     def __init__(self) -> None:
         super().__init__(ONE_ROW)

@@ -1,13 +1,13 @@
-"""What the tests of a GPU share: the device, what they measure, and images.
+"""Fixtures of the GPU tests: the device, the record of measurements, and images.
 
-They run where there is CUDA, and are skipped elsewhere. `ALLOOP_GPU_TESTS=cpu` rehearses them with the CPU in the
-GPU's place and small networks: it shows that the tests themselves work, and says nothing about a GPU. Only what needs
-a real card is skipped then.
+The tests run with CUDA and are skipped without it. `ALLOOP_GPU_TESTS=cpu` rehearses them on the CPU with small
+networks. A rehearsal shows that the tests themselves work, and nothing about a GPU; tests that need a real card are
+skipped.
 
-`ALLOOP_GPU_ROWS` names a CSV file that every measured difference is appended to at once, so that a run that is cut
-off leaves what it measured: test, quantity, measured, bound (empty: reported only). How each test ended, why it was
-skipped, and every warning are rows, too. Warnings are errors in all other tests; here they are measurements: torch
-warns of operations that have no deterministic implementation, and which ones these are depends on card and version.
+`ALLOOP_GPU_ROWS` names a CSV file. Every measured difference is appended to it at once, so that an interrupted run
+keeps its measurements: test, quantity, measured, bound (empty: reported only). The result of each test, the reason for
+a skip, and every warning are rows, too. Warnings are errors in all other tests and measurements here: torch warns of
+operations without a deterministic implementation, and these depend on the card and the version.
 """
 
 import csv
@@ -26,7 +26,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def write_row(test: str, quantity: str, measured: object, bound: object = "") -> None:
-    """Append a row to the file that ALLOOP_GPU_ROWS names; without one nothing is written."""
+    """Append a row to the file that ALLOOP_GPU_ROWS names, if it is set."""
     name = os.environ.get("ALLOOP_GPU_ROWS")
     if not name:
         return
@@ -79,7 +79,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The device under test."""
+    """Return the device under test."""
     if REHEARSES:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -94,7 +94,7 @@ def sizes(device: torch.device) -> Sizes:
 
 @pytest.fixture
 def card(device: torch.device) -> torch.device:
-    """The device, where only a real card can show something."""
+    """Return the device for a test that needs a real card."""
     if device.type != "cuda":
         pytest.skip("only a real card can show this")
     return device
@@ -102,7 +102,7 @@ def card(device: torch.device) -> torch.device:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Writes down what was measured, and fails the test where it is beyond its bound."""
+    """Records measurements, and fails the test if one is beyond its bound."""
 
     test: str
 
@@ -130,11 +130,11 @@ def measured(request: pytest.FixtureRequest) -> Measured:
 
 @pytest.fixture(scope="session")
 def toys(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Toys:
-    """Striped pictures on disk, which a small network can learn."""
+    """Write striped pictures, which a small network can learn."""
     return make_toys(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Callable[[str], Path]:
-    """Folders that are not there yet."""
+    """Return a function that names folders which do not exist yet."""
     return lambda name: tmp_path / name

@@ -1,4 +1,4 @@
-"""A training job in a process of its own, which may kill itself at a named point."""
+"""Training job in its own process, which can kill itself at a named point."""
 
 import json
 import logging
@@ -23,13 +23,13 @@ def make_job(pictures: Path, device: str, cache: Path, out: Path, seed: int) -> 
 
 
 def train(pictures: Path, device: str, cache: Path, out: Path, seed: int, kill: tuple[str, int] | None) -> None:
-    """Fine-tune from the feature cache on; writes what came out beside the model.
+    """Fine-tune, using the feature cache, and write the result beside the model.
 
     Args:
-        kill: What progress says, and at the how-manieth time this process ends itself with SIGKILL.
+        kill: Progress message, and the number of times it is heard before this process ends itself with SIGKILL.
     """
     logging.basicConfig(level=logging.ERROR)
-    extraction.SHARD_SECONDS = 0.0  # every batch is written at once
+    extraction.SHARD_SECONDS = 0.0  # every batch is written immediately
     said: list[tuple[str, int]] = []
 
     def listen(label: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Networks, pictures and jobs for the tests of a GPU. Importable by child processes."""
+"""Networks, pictures and jobs for the GPU tests. Child processes can import it."""
 
 import copy
 import dataclasses
@@ -21,18 +21,18 @@ from alloop.records import ImageRef, ModelFiles
 
 CLASSES = ("vertical", "horizontal", "checkered", "plain")
 CPU = torch.device("cpu")
-REHEARSES = os.environ.get("ALLOOP_GPU_TESTS") == "cpu"  # the CPU stands in for a card: see conftest.py
+REHEARSES = os.environ.get("ALLOOP_GPU_TESTS") == "cpu"  # rehearsal on the CPU: see conftest.py
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trashnet"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How big things are: on a card, and in a rehearsal.
+    """Sizes on a card and in a rehearsal.
 
     Attributes:
         trunks: Torchvision names with their image size; None: the published one.
-        batches: Of images that go through a trunk together; the last one is the largest.
-        reference: So many images of the largest batch are compared with the CPU's.
+        batches: Numbers of images that go through a trunk together; the last one is the largest.
+        reference: Number of images of the largest batch that are compared with the CPU's results.
     """
 
     trunks: dict[str, int | None]
@@ -53,7 +53,7 @@ class Sizes:
 
 
 def own_trunk() -> Backbone:
-    """A trunk of the user's own, as `gpu_toys:own_trunk` finds it: odd channels, a group norm, and a mean."""
+    """A user's own trunk, for `gpu_toys:own_trunk`: odd numbers of channels, a group norm, and a mean."""
     torch.manual_seed(5)
     layers = [
         nn.Conv2d(3, 24, 5, stride=2, padding=2),
@@ -72,14 +72,14 @@ def own_trunk() -> Backbone:
 
 
 def wide_trunk() -> Backbone:
-    """A trunk whose single image takes some 200 MB while it is computed."""
+    """A trunk that needs about 200 MB for a single image."""
     torch.manual_seed(6)
     layers = [nn.Conv2d(3, 256, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return Backbone(nn.Sequential(*layers), n_features=256, image_size=256)
 
 
 def plain_trunk() -> Backbone:
-    """No batch normalization and no dropout: an image's gradient does not depend on who shares the batch."""
+    """A trunk without batch normalization and dropout: an image's gradient does not depend on the rest of the batch."""
     torch.manual_seed(7)
     layers = [
         nn.Conv2d(3, 32, 3, padding=1),
@@ -93,7 +93,7 @@ def plain_trunk() -> Backbone:
 
 
 def dropping_trunk() -> Backbone:
-    """Dropout within, and batch normalization that starts without statistics."""
+    """A trunk with dropout, and with batch normalization that starts without statistics."""
     torch.manual_seed(8)
     layers = [
         nn.Conv2d(3, 16, 3, padding=1, bias=False),
@@ -126,7 +126,7 @@ def settle(backbone: Backbone) -> None:
 
 
 def load_trunk(name: str, image_size: int | None) -> Backbone:
-    """A torchvision trunk with weights from a fixed seed and sane statistics; "lite0" has trained ones."""
+    """Return a torchvision trunk with weights of a fixed seed and realistic statistics; "lite0" has trained weights."""
     if name == "lite0":
         return load_backbone("backbone:efficientnet_lite0", search_paths=[EXAMPLE])
     backbone = _small_vit() if name == "vit_small" else load_backbone(name, "none", image_size, seed=3)
@@ -142,7 +142,7 @@ def _small_vit() -> Backbone:
 
 
 def pictures(n: int, size: int, seed: int = 0) -> Tensor:
-    """Noise of several scales, uint8 [n, 3, size, size]; the first ones are the same whatever n is."""
+    """Return noise of several scales, uint8 [n, 3, size, size]; the first pictures do not depend on n."""
     images = []
     for number in range(n):
         generator = torch.Generator().manual_seed(1000 * seed + number)
@@ -155,7 +155,7 @@ def pictures(n: int, size: int, seed: int = 0) -> Tensor:
 
 
 def on(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a module on a device."""
+    """Return a copy of a module on a device."""
     return copy.deepcopy(module).to(device)
 
 
@@ -164,13 +164,13 @@ def hardware(device: torch.device, batch_size: int = 32) -> Hardware:
 
 
 def relative(one: Tensor, other: Tensor) -> float:
-    """Largest over rows of |a - b| / |b|, Euclidean norms; the second one is the reference."""
+    """Return the largest |a - b| / |b| over rows, with Euclidean norms; b is the reference."""
     one, other = one.double().cpu().flatten(1), other.double().cpu().flatten(1)
     return float(((one - other).norm(dim=1) / other.norm(dim=1)).max())
 
 
 def relative_to_spread(one: Tensor, other: Tensor) -> float:
-    """The same, but of what makes images differ: the reference's rows without their mean."""
+    """Return the same, relative to the differences between images: the reference's rows without their mean."""
     one, other = one.double().cpu().flatten(1), other.double().cpu().flatten(1)
     spread = (other - other.mean(dim=0)).norm(dim=1).mean()
     return float((one - other).norm(dim=1).max() / spread)
@@ -226,7 +226,7 @@ def make_toys(root: Path) -> Toys:
 
 
 def find_toys(root: Path) -> Toys:
-    """Those that `make_toys` has written."""
+    """Return the toys that `make_toys` has written."""
     paths = sorted((root / "images").glob("*.png"))
     images = [
         ImageRef(number + 1000, hashlib.sha256(path.read_bytes()).hexdigest(), str(path))
@@ -236,7 +236,7 @@ def find_toys(root: Path) -> Toys:
 
 
 def drawn(n: int, noise: float) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 [n, 3, 32, 32] of the classes in turn, and which ones these are."""
+    """Return pictures uint8 [n, 3, 32, 32] of the classes in turn, and their classes."""
     generator = np.random.default_rng(1)
     images = np.stack([_draw(number % 4, generator, noise) for number in range(n)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.arange(n) % 4

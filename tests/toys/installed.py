@@ -1,4 +1,4 @@
-"""Installing a package of somebody else, as pip would do: the entry points that lead to its modules."""
+"""Install another package's entry points, as pip would do."""
 
 import importlib
 from pathlib import Path

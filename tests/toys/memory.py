@@ -7,8 +7,8 @@ from pathlib import Path
 from alloop.errors import PoolError, SourceUnreachable
 from alloop.pool.sources import Fetched, Skipped, Stamp
 
-IMAGES: dict[str, tuple[bytes, int]] = {}  # location → bytes, time of the last change
-OFFLINE: list[str] = []  # says why, while the source cannot be reached
+IMAGES: dict[str, tuple[bytes, int]] = {}  # location → bytes and time of the last change
+OFFLINE: list[str] = []  # the reason while the source cannot be reached
 
 
 def put(location: str, data: bytes, moment: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""A labeling back end of another package: people write into a JSON file. It has what the contract asks for, no more."""
+"""A labeling back end of another package: people write into a JSON file. It has only what the contract requires."""
 
 import datetime as dt
 import json
@@ -73,7 +73,7 @@ class Notebook:
         return frozenset(gone)
 
     def answer(self, task_id: str, outcome: Outcome | None, value: str | None = None) -> None:
-        """Somebody writes an answer, or (None) wipes it out."""
+        """Write a person's answer, or delete it (None)."""
         book = self._read()
         entry = book["tasks"][task_id]
         book["moment"] += 1

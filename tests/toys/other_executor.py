@@ -1,4 +1,4 @@
-"""An executor of another package: it writes down the kinds of jobs, and lets the local one do the work."""
+"""An executor of another package: it records the kinds of jobs, and the local executor runs them."""
 
 import os
 from collections.abc import Generator, Iterable
@@ -8,7 +8,7 @@ from alloop.engine.executor_local import LocalExecutor
 from alloop.executor import Job, Result
 from alloop.progress import Progress, silent
 
-LOG = "TOY_EXECUTOR_LOG"  # variable with the path of the file that the kinds of jobs are appended to
+LOG = "TOY_EXECUTOR_LOG"  # variable that names the file to which the kinds of jobs are appended
 
 
 class Remembering:

@@ -1,4 +1,4 @@
-"""Makes the database of today's schema for the upgrade test: `python tests/assets/schemas/make.py`, once per schema."""
+"""Make the current schema's database for the upgrade test: `python tests/assets/schemas/make.py`, once per schema."""
 
 import contextlib
 import sqlite3
@@ -16,7 +16,7 @@ from alloop.store.migrate import head_revision  # noqa: E402
 
 
 def main() -> None:
-    """One round over eight images, all answered, and the model that was trained on them."""
+    """Write a project with one answered round of eight images and the model that was trained on them."""
     target = HERE / f"{head_revision()}.db"
     target.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -96,6 +96,6 @@ def toys(tmp_path: Path) -> Iterator[Toys]:
 
 @pytest.fixture
 def heard() -> tuple[list[tuple[str, int, int]], Callable[[str, int, int], None]]:
-    """What progress said, and the listener that writes it down."""
+    """Return the messages of progress, and the listener that records them."""
     calls: list[tuple[str, int, int]] = []
     return calls, lambda label, done, total: calls.append((label, done, total))
