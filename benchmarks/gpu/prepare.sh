@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepare a GPU run on a machine that reaches the package registry; the GPU machine itself needs no network.
+# Prepare a GPU run on a machine with a package registry; the GPU machine itself needs no network.
 #
 #     ALLOOP_DATA=FOLDER benchmarks/gpu/prepare.sh
 #
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-python3}
 LIMIT_MIB=${LIMIT_MIB:-60}
-# One entry for each missing package, dependencies included: --no-deps keeps torch and NumPy, which are there, out.
+# All missing packages, dependencies included: --no-deps leaves out torch and NumPy, which the GPU machine has.
 PACKAGES=(
   sqlalchemy alembic mako               # the database
   pydantic pydantic-core typing-inspection annotated-types # settings

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run every CUDA path for real and measure it, in eight minutes, without network.
+# Test and measure all CUDA code in eight minutes, without network.
 #
 #     benchmarks/gpu/run.sh --out FOLDER [--parts A,B,C,D] [--minutes 8] [--device cuda|cuda:1|cpu] [--tiny]
 #
 # --tiny with --device cpu rehearses the same code with toy sizes in about two minutes; its figures mean nothing.
-# Every row is written to FOLDER/rows.csv or FOLDER/right.csv the moment it is known. Exit code 1 if a part failed.
+# Every row is written to FOLDER/rows.csv or FOLDER/right.csv at once. The exit code is 1 if a part failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 here=benchmarks/gpu
@@ -23,7 +23,7 @@ done
 [ -n "$out" ] || { echo "Error: name the folder of the results: --out FOLDER." >&2; exit 2; }
 case ",$parts," in *[!A-D,]*) echo "Error: --parts takes A, B, C and D between commas." >&2; exit 2 ;; esac
 
-# The tests of part A know one card only: the one that is visible.
+# The tests of part A use only one card, so make only this one visible.
 case $device in cuda:*) export CUDA_VISIBLE_DEVICES=${device#cuda:} device=cuda ;; esac
 
 began=$SECONDS
@@ -43,7 +43,7 @@ if ! "$python" -c "import $needed" 2>/dev/null; then
     echo "Error: packages are missing and .gpu/wheels is empty. Run $here/prepare.sh on a machine with network." >&2
     exit 1
   }
-  # alloop's own dependencies on what is here already (torch, NumPy …) are left alone.
+  # The packages of this machine (torch, NumPy …) are not replaced.
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$work/site" .gpu/wheels/*.whl || exit 1
 fi
 

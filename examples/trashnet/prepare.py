@@ -1,4 +1,4 @@
-"""Unpack TrashNet beside this file: `images/` and `truth.csv`, which answers in place of people."""
+"""Unpack TrashNet beside this file: `images/`, and `truth.csv`, which answers instead of people."""
 
 import argparse
 import csv
