@@ -1,4 +1,4 @@
-"""Names of devices: what is not there is an error that says what there is."""
+"""Names of devices: a missing device is an error that names the existing ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Features of a GPU are the CPU's."""
+"""Features computed on a GPU are equal to the CPU's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from alloop.engine import features as extraction
 from alloop.engine.features import run_features
 from alloop.models.backbones import Backbone, state_digest
 
-FLOAT32 = 1e-4  # relative, of an image's whole row of features
+FLOAT32 = 1e-4  # relative to an image's whole row of features
 BFLOAT16 = 1e-2
 KINDS = ("resnet", "efficientnet", "vit", "convnext", "own", "lite0")  # lite0: of one's own too, with trained weights
 
@@ -34,7 +34,7 @@ def images(backbone: Backbone, sizes: Sizes) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def reference(backbone: Backbone, images: torch.Tensor, sizes: Sizes) -> torch.Tensor:
-    """The CPU's features of the first images."""
+    """Return the CPU's features of the first images."""
     return extraction.run_trunk(backbone.module, backbone, images[: sizes.reference], hardware(CPU))
 
 
@@ -54,7 +54,7 @@ def test_features_are_those_of_the_cpu_in_batches_of_any_size(
     largest = rows[sizes.batches[-1]]
     measured("the same, of what tells images apart", relative_to_spread(largest[: len(reference)], reference))
     for size in sizes.batches[:-1]:
-        # Batches of another size may be computed by other kernels: rounding differs, and nothing else may.
+        # Batches of another size may use other kernels: only rounding may differ.
         alone = relative(rows[size], largest[:size])
         measured(f"difference of batches of {size} and {sizes.batches[-1]}", alone, FLOAT32)
     assert state_digest(trunk) == digest, "batch normalization or a weight has moved"
@@ -83,7 +83,7 @@ def test_bfloat16_as_fine_tuning_uses_it_stays_close(backbone, images, reference
 def test_tf32_as_pytorch_has_it_by_default_and_for_everything(
     backbone, images, reference, card: torch.device, measured
 ):
-    """What alloop switches off: reported, not judged."""
+    """Record the effect of the modes that alloop switches off; they have no bound."""
     trunk = on(backbone.module, card)
     normalized = backbone.normalize(images[: len(reference)].to(card))
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

@@ -1,4 +1,4 @@
-"""Fine-tuning on a GPU: it learns, keeps the best, repeats itself, and leaves nothing behind."""
+"""Fine-tuning on a GPU: it learns, keeps the best epoch, is repeatable, and leaves nothing behind."""
 
 import dataclasses
 import math
@@ -85,7 +85,7 @@ def test_mixing_dropout_and_several_networks_learn_under_autocast(
 
 
 def test_autocasts_cache_cuts_no_gradient(toys: Toys, device: torch.device, measured):
-    """A look at the validation part runs without gradients just before a step that needs them."""
+    """Measuring the validation part needs no gradients, and comes just before a step that needs them."""
     backbone = build_backbone(EngineSettings.of(toys.config("plain_trunk", mode="finetune")), search_paths(toys.root))
     setup = _setup(toys, device, backbone, mixing=Mixing("mixup"), dropout=HeadDropout(0.2))
     train = _labeled(toys, slice(0, 16))
@@ -118,7 +118,7 @@ def test_normalization_that_came_with_statistics_keeps_them(toys: Toys, device: 
 def test_the_same_job_twice_gives_the_same_bytes(
     toys: Toys, device: torch.device, tmp_path: Path, measured, trunk: str, mode: str
 ):
-    """What the README promises: the same seed, labels and machine."""
+    """Check the README's promise: the same seed, labels and machine give the same bytes."""
     config = toys.config(trunk, {**TRAIN, "epochs": 1 if REHEARSES else 3}, mode=mode)
     if trunk == "resnet18":
         model = config.model.model_copy(update={"backbone": "resnet18", "image_size": 32})
@@ -169,7 +169,7 @@ def test_nothing_stays_on_the_card_after_training(
 
 
 def test_a_step_on_the_device_has_the_cpus_gradient(toys: Toys, device: torch.device, measured):
-    """In mixed precision: as far as bfloat16 allows."""
+    """Gradients in mixed precision are equal up to the rounding of bfloat16."""
     gradients = []
     for where in (device, CPU):
         setup = _setup(toys, where, load_plain(toys))
@@ -191,7 +191,7 @@ def flat_gradient(setup: Setup) -> torch.Tensor:
 
 
 def test_a_trunk_with_dropout_within_starts_from_the_same_numbers_each_time(toys: Toys, device: torch.device, measured):
-    """Dropout within a trunk draws from the device's own stream, which fine-tuning seeds and gives back."""
+    """Dropout in a trunk draws from the device's own random stream, which fine-tuning seeds and then restores."""
     before = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     backbone = load_trunk("resnet18", 32)
     module = nn.Sequential(on(backbone.module, CPU), nn.Dropout(0.5))

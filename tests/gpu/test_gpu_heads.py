@@ -28,7 +28,7 @@ K = len(CLASSES)
 
 @pytest.fixture(scope="module")
 def both(toys: Toys, device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
-    """Features of the toys by the device and by the CPU."""
+    """Return the features of the toys by the device and by the CPU."""
     config = toys.config("own_trunk")
     jobs = [toys.feature_job(config, where, tmp_path_factory.mktemp("cache")) for where in (device, CPU)]
     return [torch.from_numpy(run_features(job).features) for job in jobs]

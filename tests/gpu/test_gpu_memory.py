@@ -1,6 +1,6 @@
-"""A card that is nearly full: batches come in halves and pieces, and what cannot be done is said.
+"""A card that is nearly full: batches are halved or split, and an error says if even that is too large.
 
-On a card the memory is really taken, by one plain allocation. A rehearsal pretends: large batches raise.
+On a card, one plain allocation really takes the memory. In a rehearsal, large batches raise the error instead.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ FULL = "CUDA out of memory. (a rehearsal)"
 
 
 def peak(device: torch.device, work: Callable[[], object]) -> int:
-    """Bytes that the work takes from the card, beyond what is taken already."""
+    """Return the bytes that the work takes from the card, besides those already in use."""
     work()  # loads libraries
     gc.collect()
     torch.cuda.empty_cache()
@@ -43,7 +43,7 @@ def peak(device: torch.device, work: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def filled(device: torch.device, leave: int) -> Iterator[None]:
-    """Take all but so many bytes of the card."""
+    """Take all memory of the card except this many bytes."""
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
@@ -60,7 +60,7 @@ def filled(device: torch.device, leave: int) -> Iterator[None]:
 def too_little(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, work: Callable[[int], object], measured
 ) -> Iterator[None]:
-    """Room for a small batch, and not for the large one."""
+    """Leave memory for a small batch only."""
     if device.type == "cuda":
         small, large = (peak(device, lambda n=n: work(n)) for n in (SMALL, BATCH))
         leave = max(3 * small, 48 * MIB)
@@ -104,7 +104,7 @@ def test_features_come_in_halves_and_are_the_same(device: torch.device, monkeypa
 def test_a_step_in_pieces_has_the_same_gradient(
     toys: Toys, device: torch.device, monkeypatch, measured, precision: str
 ):
-    """Rounding of gradients to bfloat16 is another in each piece: 1e-3 holds for float32 only."""
+    """Gradients in bfloat16 are rounded differently in each piece, so the bound 1e-3 holds for float32 only."""
     if precision == "float32":
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     backbone = plain_trunk()
@@ -172,7 +172,7 @@ def _never(*_: object) -> Tensor:
 
 
 def test_a_batch_size_of_alloops_choice_fits_an_empty_card(toys: Toys, card: torch.device, measured):
-    """256 images of a usual trunk: far below what a card has; says how much it was."""
+    """A batch of 256 images with a usual trunk needs far less memory than a card has; the test records how much."""
     from gpu_toys import load_trunk
 
     backbone = load_trunk("resnet50", None)

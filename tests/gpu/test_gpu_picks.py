@@ -1,4 +1,4 @@
-"""A GPU asks about the same images as the CPU, and finds the same ones strange."""
+"""Strategies pick the same images on a GPU as on the CPU, and the same images are out of distribution."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ LABELED, PICKS = 80, 20
 
 
 def _candidates(features: Tensor, targets: Tensor, steps: int) -> Candidates:
-    """What a strategy sees of all but the first images, to which two heads are fitted."""
+    """Return all but the first images as a strategy sees them; two heads are fitted to the first ones."""
     objective, recipe = Objective(find_loss(), None, None, "mean"), HeadRecipe(steps, HEAD_DECAY, HEAD_PRIOR, "mean")
     known, rest = features[:LABELED], features[LABELED:]
     halves = slice(LABELED // 2), slice(LABELED // 2, LABELED)  # other labels for each head, so that they disagree
@@ -54,7 +54,7 @@ def _candidates(features: Tensor, targets: Tensor, steps: int) -> Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Both:
-    """What strategies see by the device, by the CPU, and by the CPU with features that are off by as much."""
+    """Candidates by the device, by the CPU, and by the CPU with features that have errors of the same size."""
 
     device: Candidates
     cpu: Candidates
@@ -79,16 +79,16 @@ def both(device: torch.device, sizes: Sizes) -> Both:
 
 def run_trunk_in_batches(backbone, images: Tensor, where: torch.device) -> Tensor:
     trunk = on(backbone.module, where)
-    size = 256 if where.type == "cuda" else 32  # as alloop takes them
+    size = 256 if where.type == "cuda" else 32  # as alloop uses them
     return torch.cat([run_trunk(trunk, backbone, part, hardware(where)) for part in images.split(size)])
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random"])
 def test_every_strategy_picks_what_it_picks_on_the_cpu(both: Both, measured, name: str):
-    """Rounding turns some strategies over: clusters and joint draws built on them differ where features differ at all.
+    """Rounding changes the picks of some strategies, because clusters and joint draws depend on the last digits.
 
-    Such a strategy picks other images on the CPU, too, once features are off by as much as the device's. It is
-    reported; every other one must pick the same.
+    Such a strategy picks other images on the CPU, too, if its features get errors as large as the device's. It is only
+    reported; every other strategy must pick the same images.
     """
     here, there = (set(_picks(name, candidates)) for candidates in (both.cpu, both.device))
     on_its_own = max(len(set(_picks(name, candidates)) - here) for candidates in both.shaken)

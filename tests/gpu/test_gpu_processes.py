@@ -16,9 +16,9 @@ SECONDS = 150
 
 @pytest.fixture(scope="module")
 def server() -> ForkServerContext:
-    """Forks children from a process that has imported torch, and has never touched the card."""
+    """Return a fork server that has imported torch and has never used the card."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alloop.engine.train"])  # what is beside the tests it would not find
+    context.set_forkserver_preload(["alloop.engine.train"])  # it would not find the modules beside the tests
     return context
 
 

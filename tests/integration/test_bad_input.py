@@ -1,4 +1,4 @@
-"""What goes wrong outside alloop: refused in words with the way out, and the workspace stays where it was."""
+"""Faults outside alloop: each is refused with a message and a way out, and the workspace stays unchanged."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What people do to a project between rounds: new images, moved and deleted files, other classes, another backbone."""
+"""Changes of a project between rounds: new images, moved and deleted files, other classes, another backbone."""
 
 import csv
 import os

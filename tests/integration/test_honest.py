@@ -1,4 +1,4 @@
-"""What `alloop status` and `alloop report` say of a project whose holdout grows and whose rounds stop by evidence."""
+"""Sentences of `alloop status` and `alloop report` for a growing holdout and rounds that stop by evidence."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""What commands print on narrow terminals and into files: figures are whole everywhere."""
+"""Output of commands on narrow terminals and into files: numbers are complete everywhere."""
 
 import fcntl
 import os

@@ -249,7 +249,7 @@ def test_evaluating_again_gives_the_same_numbers(finished: Project):
 
 
 def outcome(project: Project) -> tuple[list[Any], list[Any]]:
-    """What was asked in which order and why, and what every model was, without row ids."""
+    """Return the questions in their order with their reasons, and all models, without row ids."""
     queries = rows(
         project,
         "SELECT r.number, q.rank, i.sha256, q.reason, q.score, q.probability, q.predicted FROM query q "

@@ -1,4 +1,4 @@
-"""What becomes of a project when its Label Studio fails, changes, or is another one: words, exit codes, no loss."""
+"""Projects whose Label Studio fails, changes, or is another one: messages, exit codes, no loss."""
 
 import contextlib
 import dataclasses
@@ -189,7 +189,7 @@ def test_a_push_to_a_new_project_that_is_killed_is_finished_by_the_next_run(work
 
 
 def test_two_of_two_answers_may_come_from_two_projects(workspace: Workspace):
-    """What was pulled from the project that was given up is not deleted because the new one does not list it."""
+    """Answers from the old project are not deleted because the new project does not list them."""
     settings(workspace, labeling={"annotations_per_image": 2})
     workspace.run()
     workspace.answer(most=1)

@@ -1,4 +1,4 @@
-"""What is settled without a label is not told as answered, and `run` says what `status` warns of."""
+"""Questions closed without a label do not count as answered, and `run` shows the warnings of `status`."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -77,7 +77,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """What the command said, and the pool that it was done on, beside its results."""
+    """Output and results of the command, and the pool that it used."""
     folder = tmp_path_factory.mktemp("simulated")
     pool = write_features(folder / "pool.npz", ROWS, 0)
     return _simulate(pool, "--test", write_features(folder / "test.npz", 60, 1)), pool

@@ -35,14 +35,14 @@ def tiny():
 
 
 def batch(project: Project, number: int) -> list[QueryRecord]:
-    """What a round asked besides the holdout, by rank."""
+    """Return the images that a round asked about besides the holdout, by rank."""
     with reading(project.database) as session:
         queries = list_queries(session, find_round(session, number).id)
     return [query for query in queries if query.reason is not Reason.HOLDOUT]
 
 
 def selected(project: Project) -> SelectionRecord:
-    """How the newest round that chose has chosen."""
+    """Return the selection of the newest round that chose images."""
     with reading(project.database) as session:
         return list(list_selections(session).values())[-1]
 

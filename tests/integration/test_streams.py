@@ -1,4 +1,4 @@
-"""Where output goes: closed streams, pipes that nobody reads, links and devices in place of files, full disks."""
+"""Output to unusual places: closed streams, pipes that nobody reads, links and devices instead of files, full disks."""
 
 import contextlib
 import os

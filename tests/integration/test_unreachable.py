@@ -1,4 +1,4 @@
-"""Where much of the pool vanishes at once, a disk is not mounted: nothing is recorded, and a later run goes on."""
+"""Pools that vanish at once because a disk is not mounted: nothing is recorded, and a later run continues."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def in_transaction(bench: Workbench, change: Callable[[Session, Workbench], obje
 
 
 def unmount(project: Project) -> None:
-    """What is left of a mount is an empty folder."""
+    """Leave an empty folder, as a removed mount does."""
     (project.folder / "photos").rename(project.folder / "disk")
     (project.folder / "photos").mkdir()
 

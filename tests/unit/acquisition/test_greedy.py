@@ -8,7 +8,7 @@ from alloop.acquisition.greedy import lazy_greedy
 
 
 def _covered(sets: np.ndarray, picked: list[int]) -> np.ndarray:
-    """How many elements each set [S, E] adds to those that are picked."""
+    """Return the number of elements that each set [S, E] adds to the picked ones."""
     covered = sets[picked].any(axis=0) if picked else np.zeros(sets.shape[1], dtype=bool)
     return (sets & ~covered).sum(axis=1).astype(float)
 

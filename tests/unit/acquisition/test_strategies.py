@@ -1,4 +1,4 @@
-"""What must hold for every strategy, as one suite; one hand-computed example of five images for each."""
+"""Rules for every strategy, as one suite; and a hand-computed example of five images for each strategy."""
 
 import dataclasses
 import functools

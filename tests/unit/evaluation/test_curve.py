@@ -72,7 +72,7 @@ def test_no_law_errs_in_less_than_no_image():
 
 
 def test_the_interval_of_the_next_doubling_covers_the_truth_about_as_often_as_it_says():
-    """Of 200 noisy curves at least 176 are expected to cover at 95 % with three fitted numbers of six points."""
+    """At 95 % with three numbers fitted to six points, at least 176 of 200 noisy curves are expected to be covered."""
     noise, covered = np.random.default_rng(3), 0
     truth = law(800) - law(400)
     for seed in range(200):

@@ -1,4 +1,4 @@
-"""What annotators do, and what becomes of it: versions, tombstones, the status of queries, labels."""
+"""Effects of annotators' actions: versions, tombstones, the status of queries, labels."""
 
 import datetime as dt
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which images may be asked about: not those that are known, declined, gone, set aside, or copies of one that is."""
+"""Images that may be asked about: not known, declined, missing or set aside ones, and no copies of known ones."""
 
 import pytest
 from factories import NOW, add_pool_image, make_config, make_image, make_query

@@ -1,4 +1,4 @@
-"""Which images may be asked about: by paths, or by what is known of them."""
+"""Images that may be asked about, restricted by paths or by attributes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What recorded rounds show, without training: files beside models, drawn answers, sentences."""
+"""Findings from recorded rounds, without training: files beside models, drawn answers, sentences."""
 
 import math
 import shutil

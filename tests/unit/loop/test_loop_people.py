@@ -61,7 +61,7 @@ def test_a_task_deleted_between_its_answer_and_the_listing_stays_answered(projec
 
 
 def test_a_task_that_took_the_place_of_its_copy_is_the_one_remembered(project: Project):
-    """Of two copies the one that people had begun stays, which is not the one we had recorded."""
+    """If people began one of two copies, this copy stays, although alloop recorded the other one."""
     at_bench(project, people.push, 0)
     connection = at_bench(project, people.connect_people)
     with reading(project.database) as session:

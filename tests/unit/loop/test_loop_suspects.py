@@ -1,4 +1,4 @@
-"""Which images of a pool look like nothing else in it."""
+"""Images that look like nothing else in their pool."""
 
 import numpy as np
 import pytest

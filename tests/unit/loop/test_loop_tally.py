@@ -1,4 +1,4 @@
-"""When a round may be closed, and how it says what became of its questions."""
+"""Rules for closing a round, and its message about its questions."""
 
 import pytest
 

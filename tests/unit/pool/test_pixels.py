@@ -1,4 +1,4 @@
-"""What an image looks like to alloop: every format and mode, against pixel values worked out by hand."""
+"""Pixels that alloop reads from every format and mode, compared with values worked out by hand."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""What is measured of predictions, before and after calibrators; cells on disk."""
+"""Measures of predictions before and after calibrators; cells on disk."""
 
 import dataclasses
 import math

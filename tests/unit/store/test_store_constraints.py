@@ -1,4 +1,4 @@
-"""What must never happen is refused by the database itself, whoever writes to it."""
+"""Rows that must never exist are refused by the database itself, whoever writes to it."""
 
 import pytest
 from factories import NOW, add_pool_image, fake_sha256, make_query

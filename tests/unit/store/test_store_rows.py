@@ -1,4 +1,4 @@
-"""What rows say: images and where they lie, queries and tasks, versions of annotations, models and metrics."""
+"""Contents of rows: images and their locations, queries and tasks, versions of annotations, models and metrics."""
 
 import dataclasses
 import datetime as dt
