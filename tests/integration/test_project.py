@@ -340,7 +340,7 @@ def test_each_step_is_a_command_and_refuses_to_be_out_of_turn(tmp_path: Path):
 
     assert "No round is under way" in alloop("score", *at).err
     assert alloop("train", *at).data == {"round": 0, "model": None}
-    assert "'trained', this step needs it to be 'scored'" in alloop("select", *at).err
+    assert "'trained', but this step needs it to be 'scored'" in alloop("select", *at).err
     assert alloop("score", *at).data == {"round": 0, "scores": None}
     assert alloop("select", *at).data["queries"] == 14
     assert "'selected'" in alloop("train", *at).err
