@@ -53,7 +53,7 @@ test: lint ## Everything that CI checks; JOBS=4 uses four processes, each with a
 	$(PYTEST)
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## Only the tests of single parts, without a server: two minutes.
+test-fast: $(STAMP) ## Only the tests of single parts, without a server: a few minutes.
 	$(PYTEST) tests/unit tests/contracts -m 'not slow and not label_studio and not postgresql'
 
 .PHONY: clean
