@@ -252,7 +252,10 @@ class ListedTask:
     sha256: str | None
 
     def asks_about(self, sha256: str) -> bool:
-        """Return whether the task asks about this image; True if the task has no hash."""
+        """Return whether the task shows the image with this content hash.
+
+        A task without a hash cannot be checked. It counts as a task about the image.
+        """
         return self.sha256 in (None, sha256)
 
 

@@ -166,7 +166,10 @@ def drawn(weights: npt.NDArray[np.float64], left: npt.NDArray[np.bool_], generat
 
 
 def _arranged(candidates: Candidates, order: Positions, needs: Sequence[Need]) -> Candidates:
-    """Return the needed parts in the given order. Labeled rows, which have no keys, are ordered by their content."""
+    """Return the parts of the candidates that a strategy needs, in the given order.
+
+    Labeled images have no keys. Their rows are sorted by content.
+    """
     rows = torch.from_numpy(order)
     arranged = Candidates(candidates.keys[order], rule=candidates.rule)
     if Need.CALIBRATED_LOG_PROBS in needs and candidates.calibrated_log_probs is not None:

@@ -94,7 +94,7 @@ def some_rows(connection: ServerConnection, project_id: int, refs: Sequence[str]
 
 
 def untouched_refs(connection: ServerConnection, project_id: int, refs: Sequence[str]) -> frozenset[str]:
-    """Return those of `refs` that exist and have no annotation, skip or draft."""
+    """Return the references of existing tasks that nobody has worked on: no annotation, no skip, no draft."""
     # `drafts` lists only the drafts of the key's user; `draft_exists` covers all users.
     rows = _some(connection, project_id, "all", "id,data,annotations,draft_exists", refs)
     return _refs(row for row in rows if row["annotations"] == [] and row["draft_exists"] is False) & set(refs)

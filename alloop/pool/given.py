@@ -1,4 +1,4 @@
-"""Images that are given as features, the rows of an array. They have no files."""
+"""Source of images without files: each image is one row of a feature array."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence

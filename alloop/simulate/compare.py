@@ -440,7 +440,10 @@ def measure_stage(
 
 
 def _filled(bins: Bins, values: npt.NDArray[np.float64]) -> tuple[float | None, ...]:
-    """Replace nan by None, because JSON has no nan."""
+    """Return one value for each bin, and None for a bin without images.
+
+    The mean of an empty bin is NaN, and JSON cannot hold NaN.
+    """
     return tuple(value if n else None for value, n in zip(values.tolist(), bins.count.tolist(), strict=True))
 
 

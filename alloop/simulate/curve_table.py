@@ -120,7 +120,10 @@ def _row(
 
 
 def table_json(table: CurveTable) -> dict[str, Any]:
-    """Convert to plain data. JSON has no infinity, so a target that was not reached is null."""
+    """Return the table as plain data for JSON.
+
+    The number of labels for a target that was not reached is infinite in the table and null in JSON.
+    """
     data = dataclasses.asdict(table)
     for row in data["rows"]:
         if row["to_match"] is not None:

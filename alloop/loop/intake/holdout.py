@@ -98,7 +98,9 @@ def growth_size(settings: Config, room: int | None = None) -> int:
 
 
 def grow_holdout(session: Session, n: int, seed: int) -> tuple[list[int], int]:
-    """Add a uniform sample of images that were never asked about and have no label, nor a near copy with one.
+    """Add a uniform sample of unlabeled images to the holdout.
+
+    An image can be drawn if it was never asked about and if neither the image nor a near copy of it has a label.
 
     The sample represents the rest of the pool at this moment, not the pool, because images that the strategy took are
     missing. Therefore it is measured separately (docs/evaluation.md).

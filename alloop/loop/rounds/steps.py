@@ -132,7 +132,9 @@ def score(
     strategy: str | None = None,
     accept_change: bool = False,
 ) -> None:
-    """Score the unlabeled images with the round's model: TRAINED → SCORED. Without a model there are no scores.
+    """Score the unlabeled images with the round's model: TRAINED → SCORED.
+
+    A round without a model becomes SCORED, too, but has no scores.
 
     The data that the strategy needs (the configured one, or `strategy`) are stored with the scores.
     """
