@@ -155,8 +155,8 @@ class Classifier:
         Raises:
             ModelError: The model was trained on another backbone, or the images have another depth than its images.
         """
+        needs_images = OOD_SCORES[self._ood_name].needs_images
         for outputs in self.outputs(images, progress):
-            needs_images = OOD_SCORES[self._ood_name].needs_images
             yield self._with_odin(outputs, progress) if needs_images else self._predicted(outputs)
 
     def outputs(self, images: Sequence[ImageRef], progress: Progress = silent) -> Iterator[Outputs]:

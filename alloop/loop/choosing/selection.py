@@ -217,10 +217,9 @@ def _known(session: Session, config: Config) -> Known:
     )
     asked = list_open_images(session)
     open_ = {ref.image_id: -1 for ref in list_refs(session, Split.TRAIN, labeled=False) if ref.image_id in asked}
-    refs = find_refs(session, {**open_, **labels})
-    # Ordered by content, because ids depend on the order of adding.
-    ordered = sorted(refs.values(), key=lambda ref: ref.sha256)
     given = {**open_, **labels}
+    # Ordered by content, because ids depend on the order of adding.
+    ordered = sorted(find_refs(session, given).values(), key=lambda ref: ref.sha256)
     return Known(tuple(ordered), np.array([given[ref.image_id] for ref in ordered], dtype=np.int64))
 
 
