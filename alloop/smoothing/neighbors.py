@@ -8,7 +8,6 @@ from torch import Tensor
 
 BLOCK = 256  # rows that are compared with all nodes at a time
 ADDED = 4096  # rows that are added to the covariance at a time
-SPANNED = 1e-10  # smallest variance along an axis, as a share of the largest one
 VARIED = 1e-14  # smallest variance along an axis, as a share of the mean squared feature norm
 
 
@@ -72,8 +71,7 @@ def principal_axes(features: Float[Tensor, "N D"], most: int) -> tuple[Float[Ten
         values, vectors = torch.linalg.eigh(covariance / n)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)  # the strongest first
     total = float(values.sum() + mean.square().sum())
-    is_spanned = (values > SPANNED * values[0]) & (values > VARIED * total)
-    kept = max(1, min(most, int(is_spanned.sum())))
+    kept = max(1, min(most, int((values > VARIED * total).sum())))
     axes = vectors[:, :kept]
     if n <= n_features:
         axes = (features.double() - mean).T @ axes
