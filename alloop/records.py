@@ -299,8 +299,10 @@ class Calibration:
         temperature: Fitted temperature; 1 if no temperature was fitted.
         n: Number of holdout images it was fitted to.
         note: Reason for another calibrator than the requested one, or for an automatic choice.
-        method: Name of the calibrator; "none" leaves predictions as they are.
+        method: Name of the calibrator; "none" leaves predictions as they are, "weights" are those below and nothing
+            else.
         fitted: Parameters of the calibrator as JSON; None if the temperature is the only one.
+        weights: Weights a, b of the predictions of raw and smoothed heads; None for a model with one kind of heads.
     """
 
     temperature: float
@@ -310,6 +312,7 @@ class Calibration:
     note: str = ""
     method: str = "temperature"
     fitted: Mapping[str, Any] | None = None
+    weights: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -62,10 +62,17 @@ class FittedCalibrator:
 
 
 def describe(
-    calibrator: Calibrator, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], note: str = ""
+    calibrator: Calibrator,
+    log_probs: Float[Tensor, "N *two K"],
+    targets: Int[Tensor, "N"],
+    note: str = "",
+    before: Float[Tensor, "N K"] | None = None,
 ) -> FittedCalibrator:
-    """Return a calibrator with its evidence on the data it was fitted to."""
-    before, after = prepare(log_probs), calibrator.apply(log_probs)
+    """Return a calibrator with its evidence on the data it was fitted to.
+
+    `before` is the prediction that counts as uncalibrated, if it is not `log_probs` itself.
+    """
+    before, after = prepare(log_probs if before is None else before), calibrator.apply(log_probs)
     n, n_classes = before.shape
     labels = targets.detach().cpu().long()
     return FittedCalibrator(
@@ -81,16 +88,19 @@ def describe(
     )
 
 
-def prepare(log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def prepare(log_probs: Float[Tensor, "N *two K"]) -> Float[Tensor, "N *two K"]:
     """Convert log-probabilities to float64 on the CPU, normalized and finite.
+
+    Rows are [N, K], or [N, 2, K] of a model with two kinds of heads (`calibration.weighing`).
 
     Raises:
         ValueError: There are fewer than two classes, or a row holds nan or +inf, or all of a row is -inf.
     """
     wide = log_probs.detach().cpu().double()
-    if wide.ndim != 2 or wide.shape[1] < 2:
+    if wide.ndim not in (2, 3) or wide.shape[-1] < 2:
         raise ValueError(f"need log-probabilities [N, K] of at least 2 classes, got {list(wide.shape)}")
-    bad = torch.isnan(wide).any(dim=1) | (wide == torch.inf).any(dim=1) | (wide == -torch.inf).all(dim=1)
+    bad = torch.isnan(wide).any(dim=-1) | (wide == torch.inf).any(dim=-1) | (wide == -torch.inf).all(dim=-1)
+    bad = bad.flatten(1).any(dim=1) if bad.ndim > 1 else bad
     if bool(bad.any()):
         raise ValueError(f"the prediction of row {int(bad.nonzero()[0])} is not finite ({int(bad.sum())} such rows)")
     return wide.log_softmax(dim=-1).clamp_min(LOWEST_LOG)
@@ -103,7 +113,7 @@ def check_targets(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) ->
         ValueError: Targets are soft, their number is wrong, or a class does not exist.
     """
     labels = targets.detach().cpu()
-    n, n_classes = log_probs.shape
+    n, n_classes = log_probs.shape[0], log_probs.shape[-1]
     if labels.is_floating_point() or labels.shape != (n,):
         raise ValueError(f"need {n} class positions, got {labels.dtype} {list(labels.shape)}")
     outside = (labels < 0) | (labels >= n_classes)

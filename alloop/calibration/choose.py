@@ -1,5 +1,8 @@
 """Calibrators by name: fit one, choose one by cross-validation, and cross-fit predictions.
 
+Predictions are log p̄ [N, K], or [N, 2, K] of a model with raw and smoothed heads. Of the latter, the two weights of
+`calibration.weighing` are fitted first; they take the place of a temperature, and other calibrators follow them.
+
 With too few images a fit does not fail: predictions stay as they are, and the note gives the reason.
 """
 
@@ -26,6 +29,17 @@ from alloop.calibration.histogram import Histogram, fit_histogram
 from alloop.calibration.isotonic import Isotonic, fit_isotonic
 from alloop.calibration.platt import Platt, fit_platt
 from alloop.calibration.temperature import FEWEST, UNIT, Temperature, fit_temperature
+from alloop.calibration.weighing import (
+    CAUTIOUS,
+    RAW,
+    SMOOTHED,
+    Weighed,
+    choose_one,
+    fit_weights,
+    is_double,
+    plain,
+    weigh,
+)
 from alloop.composition import CALIBRATORS, CalibratorRule
 
 Fit = Callable[[Tensor, Tensor], tuple[Calibrator, str]]
@@ -39,15 +53,18 @@ def _quiet(fit: Callable[[Tensor, Tensor], Calibrator]) -> Fit:
 
 
 _FITS: Mapping[str, Fit] = {  # in the order of `composition.CALIBRATORS`
-    "none": _quiet(lambda *_: Unchanged()),
+    "none": _quiet(lambda *_: UNCHANGED),
     "temperature": fit_temperature,
     "platt": _quiet(fit_platt),
     "histogram-mass": _quiet(lambda lp, y: fit_histogram(lp, y, "mass")),
     "histogram-width": _quiet(lambda lp, y: fit_histogram(lp, y, "width")),
     "isotonic": _quiet(lambda lp, y: fit_isotonic(lp, y, fewest=1)),
 }
+UNCHANGED = Unchanged()
 _UNFITTED: Mapping[str, Calibrator] = {"temperature": UNIT}  # with too few images; others: Unchanged
-_KINDS: Mapping[str, type[Any]] = {kind.name: kind for kind in (Unchanged, Temperature, Platt, Histogram, Isotonic)}
+_KINDS: Mapping[str, type[Any]] = {
+    kind.name: kind for kind in (Unchanged, Temperature, Platt, Histogram, Isotonic, Weighed)
+}
 
 
 def smallest_sample(name: str, n_classes: int = 2, *, is_auto: bool = False) -> int:
@@ -57,13 +74,13 @@ def smallest_sample(name: str, n_classes: int = 2, *, is_auto: bool = False) -> 
 
 
 def fit_calibrator(
-    name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int = 0, n_folds: int = N_FOLDS
+    name: str, log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], seed: int = 0, n_folds: int = N_FOLDS
 ) -> FittedCalibrator:
     """Fit a calibrator to held-out predictions, with the evidence for it.
 
     Args:
         name: Name in `composition.CALIBRATORS`; "auto" uses `choose_calibrator`.
-        log_probs: Pooled predictions: log p̄, not a member's.
+        log_probs: Pooled predictions: log p̄ [N, K], not a member's; or [N, 2, K] of raw and smoothed heads.
         targets: Class positions [N].
         seed: Seed of the folds of "auto".
         n_folds: Number of folds of "auto".
@@ -72,18 +89,37 @@ def fit_calibrator(
         ValueError: The calibrator is unknown, a row is not finite, or the targets do not fit.
     """
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
-    if _find_rule(name).chooses:
+    if _find_rule(name).chooses and len(labels) >= FEWEST:
         name, note = choose_calibrator(prepared, labels, seed, n_folds)
+    elif len(labels) < smallest_sample(name):
+        calibrator, note = _fit_too_few(name, prepared, labels)
+        return describe(calibrator, prepared, labels, note, plain(prepared))
     else:
-        note = _why_not(name, len(labels))
-        if note:
-            return describe(_UNFITTED.get(name, Unchanged()), prepared, labels, note)
-    calibrator, remark = _FITS[name](prepared, labels)
-    return describe(calibrator, prepared, labels, " ".join(part for part in (note, remark) if part))
+        note = ""
+    calibrator, remark = _fit(name, prepared, labels)
+    return describe(calibrator, prepared, labels, " ".join(part for part in (note, remark) if part), plain(prepared))
+
+
+def fit_apart(
+    name: str, log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
+) -> FittedCalibrator:
+    """Fit a calibrator to out-of-fold predictions of training images, for a holdout that nothing may be fitted to.
+
+    Of raw and smoothed heads one kind is chosen (`calibration.weighing.choose_one`), because asked labels are no random
+    sample to fit weights to. For other arguments and errors see `fit_calibrator`.
+    """
+    if not is_double(log_probs) or name == "none":
+        return fit_calibrator(name, log_probs, targets, seed, n_folds)
+    prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
+    raw, smoothed, note = choose_one(prepared, labels)
+    one = fit_calibrator(name, prepared[:, SMOOTHED if smoothed else RAW], targets, seed, n_folds)
+    unscaled = isinstance(one.calibrator, Temperature)
+    calibrator = Weighed(raw, smoothed, UNCHANGED) if unscaled else Weighed(*_sides(smoothed), one.calibrator)
+    return describe(calibrator, prepared, labels, " ".join(part for part in (note, one.note) if part), plain(prepared))
 
 
 def cross_fit(
-    name: str, log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
+    name: str, log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
 ) -> tuple[Float[Tensor, "N K"], FittedCalibrator]:
     """Return cross-fitted log-probabilities, and the calibrator fitted to all images.
 
@@ -103,24 +139,25 @@ def cross_fit(
     fitted = fit_calibrator(name, log_probs, targets, seed, n_folds)
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
     chooses = _find_rule(name).chooses
-    if len(labels) < smallest_sample(name) or (not chooses and isinstance(fitted.calibrator, Unchanged)):
-        return prepared.float(), fitted
-    candidates = _candidates(*prepared.shape) if chooses else (name,)
-    calibrated = prepared.clone()
+    if name == "none" or len(labels) < smallest_sample(name):
+        fixed = fitted.calibrator.apply(prepared) if is_double(prepared) else prepared
+        return fixed.float(), fitted
+    candidates = _candidates(prepared.shape[0], prepared.shape[-1]) if chooses else (name,)
+    calibrated = torch.empty_like(plain(prepared))
     for rest, fold in draw_folds(labels.numpy(), seed, n_folds):
         calibrated[fold] = _fit_best(candidates, prepared[rest], labels[rest], seed, n_folds).apply(prepared[fold])
     return calibrated.float(), fitted
 
 
 def choose_calibrator(
-    log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
+    log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
 ) -> tuple[str, str]:
     """Return the calibrator with the lowest cross-validated NLL among those with enough images, and the reason.
 
     A more flexible calibrator must beat temperature scaling by more than two standard errors of the difference between
     their NLLs on the same images.
     """
-    n, n_classes = log_probs.shape
+    n, n_classes = log_probs.shape[0], log_probs.shape[-1]
     if n < FEWEST:
         return "none", _too_few("a calibrator", CALIBRATORS["none"].unfitted, n, FEWEST)
     candidates = _candidates(n, n_classes)
@@ -139,7 +176,7 @@ def to_json(fitted: FittedCalibrator) -> dict[str, Any]:
     whole = {field.name: getattr(fitted, field.name) for field in dataclasses.fields(fitted)}
     calibrator: Any = fitted.calibrator
     return whole | {
-        "calibrator": {"name": calibrator.name, **dataclasses.asdict(calibrator)},
+        "calibrator": _numbers(calibrator),
         "class_counts": list(fitted.class_counts),
     }
 
@@ -150,12 +187,23 @@ def from_json(data: Mapping[str, Any]) -> FittedCalibrator:
     Raises:
         ValueError: This alloop does not know the calibrator.
     """
-    numbers = dict(data["calibrator"])
-    kind = _KINDS.get(numbers.pop("name"))
-    if kind is None:
-        raise ValueError(f"there is no calibrator '{data['calibrator']['name']}'")
-    calibrator = kind(**{key: _tuples(value) for key, value in numbers.items()})
+    calibrator = _from_numbers(data["calibrator"])
     return FittedCalibrator(**{**data, "calibrator": calibrator, "class_counts": tuple(data["class_counts"])})
+
+
+def _numbers(calibrator: Any) -> dict[str, Any]:
+    values = {field.name: getattr(calibrator, field.name) for field in dataclasses.fields(calibrator)}
+    nested = {key: _numbers(value) for key, value in values.items() if dataclasses.is_dataclass(value)}
+    return {"name": calibrator.name, **values, **nested}
+
+
+def _from_numbers(data: Mapping[str, Any]) -> Any:
+    numbers = dict(data)
+    name = numbers.pop("name")
+    if name not in _KINDS:
+        raise ValueError(f"there is no calibrator '{name}'")
+    nested = {key: _from_numbers(value) for key, value in numbers.items() if isinstance(value, Mapping)}
+    return _KINDS[name](**{key: _tuples(value) for key, value in numbers.items()} | nested)
 
 
 def _candidates(n: int, n_classes: int) -> tuple[str, ...]:
@@ -164,9 +212,9 @@ def _candidates(n: int, n_classes: int) -> tuple[str, ...]:
 
 def _fit_best(candidates: Sequence[str], log_probs: Tensor, targets: Tensor, seed: int, n_folds: int) -> Calibrator:
     if len(candidates) == 1:
-        return _FITS[candidates[0]](log_probs, targets)[0]
+        return _fit(candidates[0], log_probs, targets)[0]
     best = _best(_cross_validate(candidates, log_probs, targets, seed, n_folds))
-    return _FITS[best](log_probs, targets)[0]
+    return _fit(best, log_probs, targets)[0]
 
 
 def _cross_validate(
@@ -176,7 +224,7 @@ def _cross_validate(
     losses = {name: torch.empty(len(targets), dtype=torch.float64) for name in candidates}
     for rest, fold in draw_folds(targets.numpy(), seed, n_folds):
         for name in candidates:
-            calibrator, _ = _FITS[name](log_probs[rest], targets[rest])
+            calibrator, _ = _fit(name, log_probs[rest], targets[rest])
             losses[name][fold] = nll_per_image(calibrator.apply(log_probs[fold]), targets[fold])
     return losses
 
@@ -200,9 +248,37 @@ def _find_rule(name: str) -> CalibratorRule:
     return CALIBRATORS[name]
 
 
-def _why_not(name: str, n: int) -> str:
-    rule = _find_rule(name)
-    return _too_few(rule.title or name, rule.unfitted, n, rule.smallest) if n < rule.smallest else ""
+def _fit(name: str, log_probs: Tensor, targets: Tensor) -> tuple[Calibrator, str]:
+    """Fit one calibrator by name. Of raw and smoothed heads, the weights come first."""
+    if not is_double(log_probs):
+        return _FITS[name](log_probs, targets)
+    if name == "none":
+        return Weighed(0.0, 1.0, UNCHANGED), ""
+    raw, smoothed = fit_weights(log_probs, targets)
+    if name == "temperature":  # the sum of the weights is 1 / T already
+        return Weighed(raw, smoothed, UNCHANGED), ""
+    then, note = _FITS[name](weigh(log_probs, raw, smoothed), targets)
+    return Weighed(raw, smoothed, then), note
+
+
+def _fit_too_few(name: str, log_probs: Tensor, targets: Tensor) -> tuple[Calibrator, str]:
+    """Return the calibrator for a holdout that is too small for the named one, and the reason."""
+    rule, n = _find_rule(name), len(targets)
+    what = "a calibrator" if rule.chooses else rule.title or name
+    if not is_double(log_probs):
+        return _UNFITTED.get(name, UNCHANGED), _too_few(what, rule.unfitted, n, rule.smallest)
+    if n >= FEWEST:
+        weights = fit_weights(log_probs, targets)
+        return Weighed(*weights, UNCHANGED), _too_few(
+            what, "only the weights of the heads are fitted", n, rule.smallest
+        )
+    alone = f"smoothed heads alone, T = {CAUTIOUS:g}"
+    return Weighed(0.0, 1 / CAUTIOUS, UNCHANGED), _too_few(what, alone, n, rule.smallest)
+
+
+def _sides(smoothed: float) -> tuple[float, float]:
+    """Return the weights 0 and 1 of the kind of heads that was chosen."""
+    return (0.0, 1.0) if smoothed else (1.0, 0.0)
 
 
 def _too_few(what: str, end: str, n: int, least: int) -> str:

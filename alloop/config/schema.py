@@ -120,6 +120,7 @@ class ModelConfig(Section):
     )
     consistent_masks: bool = False  # mc-dropout: one mask per pass for the whole pool
     image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the size that the weights were trained with
+    pool_features: Literal["auto", "off"] = "auto"  # auto: the unlabeled pool teaches features where this can help
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
 
     @model_validator(mode="after")

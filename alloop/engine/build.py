@@ -18,6 +18,7 @@ from alloop.models.dropout import HeadDropout
 from alloop.seeds import derive_seed
 
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
+SMOOTHED_DECAY = 1e-4  # of heads on smoothed features (benchmarks/pool_features)
 NO_MIXING = Mixing()
 HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # for mini-batches, where L-BFGS cannot be used
 
@@ -108,12 +109,16 @@ def build_dropout(settings: EngineSettings) -> HeadDropout | None:
     return HeadDropout(model.dropout, model.n_passes) if model.uncertainty == "mc-dropout" else None
 
 
-def build_head_recipe(settings: EngineSettings) -> HeadRecipe:
-    """Return the recipe for heads. In finetune mode the settings in [train] belong to the fine-tuning that follows."""
+def build_head_recipe(settings: EngineSettings, *, is_smoothed: bool = False) -> HeadRecipe:
+    """Return the recipe for heads on raw or smoothed features.
+
+    In finetune mode the settings in [train] belong to the fine-tuning that follows.
+    """
     train = settings.train
     if settings.model.mode == "finetune":
         return HeadRecipe(HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR, train.loss_scale, dropout=build_dropout(settings))
-    decay = HEAD_DECAY if train.weight_decay is None else train.weight_decay
+    default = SMOOTHED_DECAY if is_smoothed else HEAD_DECAY
+    decay = default if train.weight_decay is None else train.weight_decay
     return HeadRecipe(
         steps=train.epochs or HEAD_STEPS,
         weight_decay=decay,

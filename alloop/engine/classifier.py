@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alloop.calibration.weighing import plain
 from alloop.composition import OOD_SCORES
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
@@ -17,13 +18,15 @@ from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
 from alloop.engine.ood_score import ModelOutputs, ood_score
+from alloop.engine.pool_features import open_graph
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
-from alloop.predictive import mean_log_probs
+from alloop.predictive import floor, mean_log_probs
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef, ModelFiles
+from alloop.smoothing.smoothing import Smoothing
 
 CHUNK = 4096  # images whose features are in memory at once
 BLOCK = 8192  # images that one network of an ensemble goes through before the next one is loaded
@@ -38,8 +41,9 @@ class Outputs:
         images: Images of the batch that could be read.
         failed: Ids of the other images of the batch, and the reasons.
         features: Features [B, D] by the trunk of the first network.
-        logits: Raw logits of every member [M, B, K].
+        logits: Raw logits of every member [M, B, K], by heads on raw features.
         lengths: L1 norm of the input of every member's last layer [M, B].
+        smoothed_logits: The same by heads on smoothed features; None without such heads.
     """
 
     images: Sequence[ImageRef]
@@ -47,6 +51,7 @@ class Outputs:
     features: Float[Tensor, "B D"]
     logits: Float[Tensor, "M B K"]
     lengths: Float[Tensor, "M B"]
+    smoothed_logits: Float[Tensor, "M B K"] | None = None
 
     def without(self, failed: Failed) -> "Outputs":
         """Leave out images that turned out to be unreadable."""
@@ -60,6 +65,7 @@ class Outputs:
             self.features[rows],
             self.logits[:, rows],
             self.lengths[:, rows],
+            None if self.smoothed_logits is None else self.smoothed_logits[:, rows],
         )
 
 
@@ -71,17 +77,20 @@ class Predictions:
         images: Images of the batch that could be read.
         failed: Ids of the other images of the batch, and the reasons.
         features: Features [B, D] by the trunk of the first network.
-        member_log_probs: Prediction of every member [M, B, K], uncalibrated.
-        pooled_log_probs: Log of the members' mean probability [B, K], uncalibrated.
-        calibrated_log_probs: The prediction of the model [B, K]; the pooled one if the calibrator was left out.
-        ood: OOD score of every image [B]. Higher means less like the training images.
+        member_log_probs: Prediction of every member [M, B, K], uncalibrated. Of a model with raw and smoothed heads,
+            each member's two predictions are weighed like the model's, with weights of sum 1.
+        uncalibrated_log_probs: Log of the members' mean probability [B, K], or [B, 2, K] by raw and smoothed heads:
+            what calibrators are fitted to.
+        calibrated_log_probs: The prediction of the model [B, K]; without the calibrator, that before calibration.
+        ood: OOD score of every image [B]. Higher means less like the training images. It is computed from raw features,
+            because smoothing makes every image resemble the pool.
     """
 
     images: Sequence[ImageRef]
     failed: Failed
     features: Float[Tensor, "B D"]
     member_log_probs: Float[Tensor, "M B K"]
-    pooled_log_probs: Float[Tensor, "B K"]
+    uncalibrated_log_probs: Float[Tensor, "B *two K"]
     calibrated_log_probs: Float[Tensor, "B K"]
     ood: Float[Tensor, "B"]
 
@@ -181,8 +190,11 @@ class Classifier:
         An ensemble with trained trunks answers with its first network, as `features` does.
         """
         heads = [self.version.heads] if self.has_own_trunk else self._published_heads
-        logits = torch.cat([self._passes.logits(part, features) for part in heads])
-        return self._calibrated(mean_log_probs(self._passes.member_log_probs(logits)))
+        raw = self._mean_of(heads, features)
+        if self._smoothing is None:
+            return self._calibrated(raw)
+        smoothed = self._mean_of(self._smoothed_heads, self._smoothing.place(features))
+        return self._calibrated(torch.stack([raw, smoothed], dim=1))
 
     def odin(self, images: Sequence[ImageRef], progress: Progress = silent) -> tuple[Float[Tensor, "B"], Failed]:
         """ODIN scores of the images that could be read, in the order given, and the images that could not.
@@ -197,21 +209,38 @@ class Classifier:
         return self._predicted(outputs.without(failed), ood)
 
     def _predicted(self, outputs: Outputs, ood: Tensor | None = None) -> Predictions:
-        members = self._passes.member_log_probs(outputs.logits)
-        pooled = mean_log_probs(members)
-        calibrated = self._calibrated(pooled)
+        raw = members = self._passes.member_log_probs(outputs.logits)
+        uncalibrated = mean_log_probs(raw)
+        if outputs.smoothed_logits is not None:
+            smoothed = self._passes.member_log_probs(outputs.smoothed_logits)
+            members = self._weighed(raw, smoothed)
+            uncalibrated = torch.stack([uncalibrated, mean_log_probs(smoothed)], dim=1)
+        calibrated = self._calibrated(uncalibrated)
         if ood is None:
-            # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
-            is_lost = self._passes.loss.rule.normalizes_logits
-            shown = mean_log_probs(outputs.logits.log_softmax(dim=-1)) if is_lost else calibrated
-            seen = ModelOutputs(outputs.logits, outputs.lengths, members, shown.unsqueeze(0))
-            ood = ood_score(self._ood_name, seen)
-        return Predictions(outputs.images, outputs.failed, outputs.features, members, pooled, calibrated, ood)
+            ood = ood_score(self._ood_name, self._seen_by_ood(outputs, raw, calibrated))
+        return Predictions(outputs.images, outputs.failed, outputs.features, members, uncalibrated, calibrated, ood)
 
-    def _calibrated(self, pooled_log_probs: Tensor) -> Tensor:
+    def _seen_by_ood(self, outputs: Outputs, raw: Tensor, calibrated: Tensor) -> ModelOutputs:
+        """Return what OOD scores are computed from, given the members' predictions by raw features."""
+        shown = calibrated if outputs.smoothed_logits is None else mean_log_probs(raw)
+        if self._passes.loss.rule.normalizes_logits:
+            # Under LogitNorm the norm of raw logits tells what is unlike; normalized ones have lost it.
+            shown = mean_log_probs(outputs.logits.log_softmax(dim=-1))
+        return ModelOutputs(outputs.logits, outputs.lengths, raw, shown.unsqueeze(0))
+
+    def _weighed(self, raw: Tensor, smoothed: Tensor) -> Tensor:
+        """Return the members' predictions [M, B, K] by both kinds of heads, with the calibrator's weights, of sum 1."""
+        a, b = self.version.calibration.weights or (0.0, 1.0)
+        return ((a * floor(raw) + b * floor(smoothed)) / (a + b)).log_softmax(dim=-1) if a + b > 0 else smoothed
+
+    def _calibrated(self, uncalibrated_log_probs: Tensor) -> Tensor:
         if not self._is_calibrated:
-            return pooled_log_probs
-        return apply_calibration(self.version.calibration, pooled_log_probs)
+            return plain(uncalibrated_log_probs)
+        return apply_calibration(self.version.calibration, uncalibrated_log_probs)
+
+    def _mean_of(self, heads: Sequence[MultiHead], features: Tensor) -> Tensor:
+        logits = torch.cat([self._passes.logits(part, features) for part in heads])
+        return mean_log_probs(self._passes.member_log_probs(logits))
 
     # -- from images to outputs ---------------------------------------------------------------------------------------
 
@@ -262,7 +291,11 @@ class Classifier:
         sha256s = [image.sha256 for image in images]
         logits = torch.cat([self._passes.logits(part, features, sha256s) for part in heads])
         lengths = torch.cat([self._passes.lengths(part, features) for part in heads])
-        return Outputs(images, failed, features, logits, lengths)
+        smoothed_logits = None
+        if self._smoothing is not None:
+            smoothed = self._smoothing.transform([image.key for image in images], features)
+            smoothed_logits = torch.cat([self._passes.logits(part, smoothed, sha256s) for part in self._smoothed_heads])
+        return Outputs(images, failed, features, logits, lengths, smoothed_logits)
 
     def _unread(self, failed: Failed) -> Outputs:
         """Outputs for images of which none could be read."""
@@ -306,6 +339,19 @@ class Classifier:
     def _published_heads(self) -> list[MultiHead]:
         """Heads of all networks. They share the published trunk and are small: all of them stay in memory."""
         return [self.version.load_network(number).heads for number in range(self._n_networks)]
+
+    @functools.cached_property
+    def _smoothed_heads(self) -> list[MultiHead]:
+        """Heads of all networks on smoothed features."""
+        networks = [self.version.load_network(number) for number in range(self._n_networks)]
+        return [network.smoothed for network in networks if network.smoothed is not None]
+
+    @functools.cached_property
+    def _smoothing(self) -> Smoothing | None:
+        """The smoothing that the model was trained with; None if it has raw heads only."""
+        if self.version.network.smoothed is None:
+            return None
+        return open_graph(self.version.files[0].parent, self._cache, self._backbone)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
         """Heads that share a trunk, one trunk after the other; `_backbone` holds the trunk of the heads at hand."""

@@ -28,6 +28,8 @@ class TrainJob:
             classes are added; empty for the first.
         is_test: The holdout is a test set: it is measured on, and the calibrator is cross-validated on the training
             labels.
+        pool: Images whose features may teach the model without labels, near copies once. Empty: raw features only.
+        pool_before: Folder of the model version before, whose graph of the pool is kept if it still fits.
         out: Folder that the model version is written to, as a whole or not at all.
         device: Device instead of [model] device; None leaves it.
     """
@@ -44,6 +46,8 @@ class TrainJob:
     device: str | None = None
     head_classes: tuple[tuple[str, ...], ...] = ()
     is_test: bool = False
+    pool: tuple[ImageRef, ...] = ()
+    pool_before: Path | None = None
 
     def run(self, progress: Progress = silent) -> "TrainResult":
         from alloop.engine.train import run_train
@@ -61,7 +65,7 @@ class TrainResult:
             Cross-fitted: no image was calibrated by itself. No rows without a holdout, or for images in `failed`.
         history: Losses of every epoch and decisions, JSON-able, for the record.
         seconds: Wall time.
-        holdout_pooled_log_probs: The same rows before calibration.
+        holdout_pooled_log_probs: The same rows before calibration, [N, K], or [N, 2, K] of raw and smoothed heads.
         failed: Training and holdout images that took no part, because they could not be read, with the reasons.
     """
 
@@ -86,7 +90,9 @@ class ScoreJob:
             (1 - entropy / ln K), log_probs fixed-size list<float32>[K] (calibrated log p̄), ood float32 (higher is more
             unlike the training images), and a float32 column for each other strategy, named like it; in the order of
             `images`. The classes, the model's sha256 and the temperature are in the file's metadata.
-        is_calibrated: False leaves the calibrator out: log_probs and everything computed from them are uncalibrated.
+        is_calibrated: False leaves the calibrator out: log_probs and everything computed from them are uncalibrated. Of
+            a model with smoothed heads, log_probs are theirs, and there is a column `both`, fixed-size list<float32>
+            [2 * K]: log p̄ of raw and smoothed heads.
         keep_members: Adds a column `members`, fixed-size list<float32>[M * K]: uncalibrated predictions of all members.
         features_out: File for the features of `images` and `labeled` by the trained trunk, in an ensemble by that of
             the first network. Nothing is written if this is None or the trunk is published: the cache has them then.

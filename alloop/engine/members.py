@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,8 @@ class Fitted:
     """A trained network and its predictions for the holdout.
 
     Attributes:
-        holdout_member_log_probs: Predictions of every member [M, N, K] for the holdout images that could be read.
+        holdout_member_log_probs: Predictions of every member [M, N, K] for the holdout images that could be read, or
+            [M, N, 2, K] by raw and smoothed heads.
         holdout_ids: Ids of these images [N], in the order of the job.
         history: Record of the training, JSON-able.
         failed: Images that could not be read, and the reasons.
@@ -38,10 +39,11 @@ class Fitted:
 class Members:
     """Fitted networks in order. A single network stays in memory; several are on disk, and one is read at a time."""
 
-    def __init__(self, job: TrainJob, n_networks: int) -> None:
+    def __init__(self, job: TrainJob, n_networks: int, graph: Mapping[str, object]) -> None:
+        """`graph` says which graph of the pool the heads are trained with."""
         self._n = n_networks
         self._folder = job.out.parent / f".{job.out.name}.members"
-        self._key = _key(job)
+        self._key = _key(job, graph)
         self._only: Fitted | None = None
 
     def fit(self, number: int, train: Callable[[int], Fitted]) -> Fitted:
@@ -112,6 +114,8 @@ class Members:
 
 def _checked(fitted: Fitted, number: int) -> Fitted:
     tensors = [*fitted.network.heads.state_dict().values(), fitted.holdout_member_log_probs]
+    if fitted.network.smoothed is not None:
+        tensors += fitted.network.smoothed.state_dict().values()
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ModelError(
             f"Training diverged: member {number} has weights or predictions that are not finite.",
@@ -120,12 +124,12 @@ def _checked(fitted: Fitted, number: int) -> Fitted:
     return fitted
 
 
-def _key(job: TrainJob) -> str:
+def _key(job: TrainJob, graph: Mapping[str, object]) -> str:
     """Digest of everything that a network depends on, except the device."""
     settings = job.settings
     uses = (("train", job.images, job.targets), ("holdout", job.holdout, job.holdout_targets))
     lines = [settings.model.model_dump_json(), settings.train.model_dump_json(), str(settings.seed), str(job.seed)]
-    lines += [repr(job.classes), repr(job.head_classes)]
+    lines += [repr(job.classes), repr(job.head_classes), json.dumps(graph, sort_keys=True)]
     for use, images, targets in uses:
         lines += sorted(f"{use} {ref.key} {target}" for ref, target in zip(images, targets, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

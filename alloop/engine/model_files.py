@@ -19,20 +19,28 @@ from torch import Tensor
 from alloop.config.schema import ModelConfig, TrainConfig
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
-from alloop.files import explain_os_error, sha256_of, write_json
+from alloop.files import explain_os_error, sha256_of, write_bytes, write_json
 from alloop.models.heads import MultiHead
 from alloop.records import Calibration, ModelFiles
 
 WEIGHTS, METADATA = "model.safetensors", "model.json"
-FORMAT = 2  # goes up when an older alloop could not read the files
+FORMAT = 3  # goes up when an older alloop could not read the files
+OLDEST = 2  # format that this alloop still reads; 3 added smoothed heads
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One trained network. `trunk` is the state of its trunk by name; empty if the trunk is the published one."""
+    """One trained network.
 
-    heads: MultiHead  # in eval mode, on the CPU
+    Attributes:
+        heads: Heads on raw features, in eval mode, on the CPU.
+        trunk: State of its trunk by name; empty if the trunk is the published one.
+        smoothed: Heads on smoothed features; None without them.
+    """
+
+    heads: MultiHead
     trunk: dict[str, Tensor]
+    smoothed: MultiHead | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +87,16 @@ class ModelVersion:
 
 
 def save_version(
-    out: Path, networks: Iterable[Network], calibration: Calibration, metadata: Mapping[str, Any]
+    out: Path,
+    networks: Iterable[Network],
+    calibration: Calibration,
+    metadata: Mapping[str, Any],
+    others: Mapping[str, bytes] | None = None,
 ) -> ModelFiles:
     """Write a model version. The folder `out` appears as a whole or not at all, and replaces an earlier one.
 
     `model.json` holds the SHA-256 of all weights. The checksum of the version is that of `model.json`, so it covers
-    every file. Each network is written before the next one is asked for.
+    every file. Each network is written before the next one is asked for. `others` are further files by name.
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -100,11 +112,16 @@ def save_version(
             name = WEIGHTS if number == 0 else f"model-{number}.safetensors"
             write_network(network, temporary / name)
             checksums.append((name, sha256_of(temporary / name)))
+        beside: list[tuple[str, str]] = []
+        for name, data in (others or {}).items():
+            write_bytes(temporary / name, data)
+            beside.append((name, sha256_of(temporary / name)))
         whole = {
             **metadata,
             "format": FORMAT,
             "calibration": dataclasses.asdict(calibration),
             "networks": checksums,
+            "others": beside,
         }
         write_json(temporary / METADATA, whole)
         checksum = sha256_of(temporary / METADATA)
@@ -128,14 +145,15 @@ def load_model(files: ModelFiles) -> ModelVersion:
         intact = sha256_of(files.folder / METADATA) == files.sha256
         metadata = json.loads((files.folder / METADATA).read_bytes()) if intact else {}
         networks = metadata.get("networks", [])
-        intact = intact and all(sha256_of(files.folder / name) == checksum for name, checksum in networks)
+        listed = [*networks, *metadata.get("others", [])]
+        intact = intact and all(sha256_of(files.folder / name) == checksum for name, checksum in listed)
     except OSError as error:
         raise ModelError(f"The model in {files.folder} cannot be read: {error.strerror}.", again) from error
     if not intact:
         raise ModelError(f"The model in {files.folder} is damaged: its checksum does not match.", again)
     if metadata["format"] > FORMAT:
         raise ModelError(f"The model in {files.folder} was written by a newer alloop.", "Upgrade alloop.")
-    if metadata["format"] < FORMAT:
+    if metadata["format"] < OLDEST:
         raise ModelError(f"The model in {files.folder} was written by an alloop that is too old.", again)
     paths = tuple(files.folder / name for name, _ in networks)
     calibration = Calibration(**metadata["calibration"])
@@ -146,20 +164,27 @@ def write_network(network: Network, path: Path) -> None:
     """Write the weights of a network as safetensors."""
     tensors = {f"heads.{name}": tensor for name, tensor in network.heads.state_dict().items()}
     tensors |= {f"trunk.{name}": tensor for name, tensor in network.trunk.items()}
+    if network.smoothed is not None:
+        tensors |= {f"smoothed.{name}": tensor for name, tensor in network.smoothed.state_dict().items()}
     _write_weights({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
 
 
 def read_network(path: Path) -> Network:
     """Read heads and trunk from one file, on the CPU. Nothing is unpickled."""
-    parts: dict[str, dict[str, Tensor]] = {"heads": {}, "trunk": {}}
+    parts: dict[str, dict[str, Tensor]] = {"heads": {}, "trunk": {}, "smoothed": {}}
     for name, tensor in safetensors.torch.load_file(path).items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    n_heads, n_classes, n_features = parts["heads"]["weight"].shape
+    smoothed = _make_heads(parts["smoothed"]) if parts["smoothed"] else None
+    return Network(_make_heads(parts["heads"]), parts["trunk"], smoothed)
+
+
+def _make_heads(state: dict[str, Tensor]) -> MultiHead:
+    n_heads, n_classes, n_features = state["weight"].shape
     heads = MultiHead(n_features, n_heads, n_classes)
-    heads.load_state_dict(parts["heads"])
+    heads.load_state_dict(state)
     heads.eval().requires_grad_(requires_grad=False)
-    return Network(heads, parts["trunk"])
+    return heads
 
 
 def library_versions() -> dict[str, str]:

@@ -30,7 +30,14 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     with (
         TrunkWriter(features_out, len(job.images) + len(job.labeled)) as trunk_rows,
         atomic_path(job.out) as temporary,
-        ScoreWriter(temporary, model.version, job.model.sha256, task, keep_members=job.keep_members) as writer,
+        ScoreWriter(
+            temporary,
+            model.version,
+            job.model.sha256,
+            task,
+            keep_members=job.keep_members,
+            keep_both=not job.is_calibrated and model.version.network.smoothed is not None,
+        ) as writer,
     ):
         for predictions in model.predict(job.images, progress):
             failed += predictions.failed

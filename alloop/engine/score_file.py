@@ -59,12 +59,21 @@ class ScoreWriter:
     """Writes predictions as they come. A row group is on disk before the next one is collected."""
 
     def __init__(
-        self, path: Path, version: ModelVersion, model_sha256: str, task: str, *, keep_members: bool = False
+        self,
+        path: Path,
+        version: ModelVersion,
+        model_sha256: str,
+        task: str,
+        *,
+        keep_members: bool = False,
+        keep_both: bool = False,
     ) -> None:
+        """`keep_both` adds the uncalibrated predictions by raw and smoothed heads."""
         self._path = path
         self._coding, self._rule = CODINGS[task](version.classes), RULES[task]
         n_members = version.n_members
         self._n_kept = n_members if keep_members else 0
+        self._keeps_both = keep_both
         self._rows = max(1, GROUP_VALUES // (len(version.classes) * (1 + self._n_kept)))
         self._pending: list[pa.RecordBatch] = []
         self._n_pending = 0
@@ -75,7 +84,7 @@ class ScoreWriter:
         }
         possible = [name for name in SCORES if n_members > 1 or not STRATEGIES[name].of_several]
         self._names = tuple(name for name in possible if name != "entropy")  # its column comes first
-        self._schema = _schema(len(version.classes), self._names, self._n_kept).with_metadata(metadata)
+        self._schema = _schema(len(version.classes), self._names, self._n_kept, keep_both).with_metadata(metadata)
 
     def __enter__(self) -> "ScoreWriter":
         try:
@@ -119,6 +128,9 @@ class ScoreWriter:
         if self._n_kept:
             said = predictions.member_log_probs.float().transpose(0, 1).reshape(-1).numpy()
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), self._n_kept * n_classes))
+        if self._keeps_both:
+            both = predictions.uncalibrated_log_probs.float().reshape(-1).numpy()
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(both), 2 * n_classes))
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)
         if self._n_pending >= self._rows:
@@ -143,7 +155,7 @@ def read_scores(path: Path) -> Scores:
     """
     with _opened(path) as file:
         names = file.schema_arrow.names
-        narrow = [name for name in names if name not in ("log_probs", "members")]
+        narrow = [name for name in names if name not in ("log_probs", "members", "both")]
         table = file.read(columns=narrow)
         metadata = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
     return Scores(
@@ -206,17 +218,25 @@ def read_rows(path: Path, column: str, image_ids: npt.NDArray[np.int64]) -> Tens
 
 
 def read_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-    """Yield image ids [B] and calibrated log p̄ [B, K], one row group at a time."""
+    """Yield image ids [B] and log p̄ [B, K], one row group at a time.
+
+    Of a model with smoothed heads that was scored without its calibrator, log p̄ is [B, 2, K] by raw and smoothed heads.
+    """
     with _opened(path) as file:
+        is_double = "both" in file.schema_arrow.names
+        name = "both" if is_double else "log_probs"
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["image_id", "log_probs"])
-            column: Any = table["log_probs"].combine_chunks()
-            rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            table = file.read_row_group(group, columns=["image_id", name])
+            column: Any = table[name].combine_chunks()
+            shape = (len(column), 2, -1) if is_double else (len(column), -1)
+            rows = column.flatten().to_numpy(zero_copy_only=False).reshape(shape)
             yield table["image_id"].to_numpy(), torch.from_numpy(rows.copy())
 
 
-def _schema(n_classes: int, uncertainties: Sequence[str], n_members: int) -> Any:
+def _schema(n_classes: int, uncertainties: Sequence[str], n_members: int, keep_both: bool) -> Any:
     said = [pa.field("members", pa.list_(pa.float32(), n_members * n_classes), nullable=False)] if n_members else []
+    if keep_both:
+        said.append(pa.field("both", pa.list_(pa.float32(), 2 * n_classes), nullable=False))
     return pa.schema(
         [
             pa.field("image_id", pa.int64(), nullable=False),

@@ -1,6 +1,7 @@
 """Train one model version: features or fine-tuning, heads, calibrator, files."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import Network, library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
+from alloop.engine.pool_features import prepare_graph
 from alloop.engine.targets import TASKS, Coding, Target
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
@@ -38,6 +40,7 @@ from alloop.models.heads import MultiHead
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
+from alloop.smoothing.smoothing import Smoothing
 
 
 @explained_shortage()
@@ -56,26 +59,30 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     started = time.perf_counter()
     _check_labels(job)
     hardware = build_hardware(job.settings, job.device)
-    metadata = _metadata(job, build_backbone(job.settings, search_paths(job.cache)))
+    backbone = build_backbone(job.settings, search_paths(job.cache))
+    graph = prepare_graph(job, backbone, hardware, progress)
+    metadata = _metadata(job, backbone) | {"pool_features": dict(graph.about)}
     n_networks = job.settings.model.n_networks
     parts = [_specialties(job, number) for number in range(n_networks)]
-    members = Members(job, n_networks)
+    members = Members(job, n_networks, graph.about)
     fitted = []
     for number in range(n_networks):
-        fitted.append(_without_weights(members.fit(number, lambda n: _fit(job, n, parts[n], hardware, progress))))
+        fit = functools.partial(_fit, job, number, parts[number], hardware, graph.smoothing, progress)
+        fitted.append(_without_trunk(members.fit(number, lambda _, fit=fit: fit())))
         if n_networks > 1:
             progress("networks", number + 1, n_networks)
     pooled, targets = _pool(job, fitted)
     method, seed = job.settings.calibration, derive_seed(job.seed, "calibration")
     if job.is_test:
         can_repeat = job.settings.model.mode == "frozen"
-        again = (lambda: _cross_validate(job, parts, hardware, seed)) if can_repeat else None
-        calibration = calibrate_apart(method, len(job.images), seed, again)
+        again = (lambda: _cross_validate(job, parts, hardware, graph.smoothing, seed)) if can_repeat else None
+        calibration = calibrate_apart(method, len(job.images), seed, again, pooled[:0])
         calibrated = apply_calibration(calibration, pooled)
     else:
         calibrated, calibration = calibrate(method, pooled, targets, seed)
     head_classes = tuple(tuple(job.classes[position] for position in part) for heads in parts for part in heads)
-    files = save_version(job.out, members.networks(), calibration, metadata | {"head_classes": head_classes})
+    metadata |= {"head_classes": head_classes}
+    files = save_version(job.out, members.networks(), calibration, metadata, graph.files())
     members.clear()
     return TrainResult(
         files=files,
@@ -84,49 +91,77 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         holdout_pooled_log_probs=pooled.numpy().astype(np.float32),
         head_classes=head_classes,
         library_versions=library_versions(),
-        history=_history(fitted),
+        history=_history(fitted) | {"pool_features": dict(graph.about)},
         seconds=time.perf_counter() - started,
         failed=tuple(dict.fromkeys(pair for one in fitted for pair in one.failed)),
     )
 
 
-def _fit(job: TrainJob, number: int, specialties: Specialties, hardware: Hardware, progress: Progress) -> Fitted:
+def _fit(
+    job: TrainJob,
+    number: int,
+    specialties: Specialties,
+    hardware: Hardware,
+    smoothing: Smoothing | None,
+    progress: Progress,
+) -> Fitted:
     """Fit one network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
     backbone = build_backbone(job.settings, search_paths(job.cache), number)
     with deterministic():
         if job.settings.model.mode == "frozen":
-            return _fit_frozen(job, seed, backbone, hardware, specialties, progress)
+            return _fit_frozen(job, seed, backbone, hardware, specialties, smoothing, progress)
         new_norms = settle_statistics(backbone, _sorted_by_content(job.images, job.targets)[0], hardware)
-        probe = _fit_frozen(job, seed, backbone, hardware, specialties, progress)
+        probe = _fit_frozen(job, seed, backbone, hardware, specialties, None, progress)
         return _finetune(job, seed, backbone, hardware, specialties, probe, new_norms, progress)
 
 
 def _fit_frozen(
-    job: TrainJob, seed: int, backbone: Backbone, hardware: Hardware, specialties: Specialties, progress: Progress
+    job: TrainJob,
+    seed: int,
+    backbone: Backbone,
+    hardware: Hardware,
+    specialties: Specialties,
+    smoothing: Smoothing | None,
+    progress: Progress,
 ) -> Fitted:
+    """Fit heads to raw features, and with a smoothing others to smoothed features."""
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features([*images, *job.holdout], backbone, job.cache, hardware, progress)
     coding = _coding(job)
     images, labels = _readable(images, targets, failed, coding)
     _check_enough(labels.tolist(), coding)
     train, _ = _parts(job, seed, images, labels)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "heads"))
-    features = torch.from_numpy(cache.take([image.key for image in train.images]))
-    progress("heads", 0, 1)
-    recipe, objective = build_head_recipe(job.settings), _objective(job, specialties, train.targets)
-    n_heads = len(specialties)
-    heads, history = fit_heads(features, train.targets, len(job.classes), n_heads, objective, recipe, generator)
-    progress("heads", 1, 1)
     holdout, _ = _readable(job.holdout, job.holdout_targets, failed, coding)
-    rows = torch.from_numpy(cache.take([image.key for image in holdout]))
+    features = [torch.from_numpy(cache.take([ref.key for ref in refs])) for refs in (train.images, holdout)]
+    progress("heads", 0, 1)
+    heads, history = _fit_to(features[0], train.targets, job, derive_seed(seed, "heads"), specialties)
+    predicted, smoothed = _member_log_probs(job, heads, features[1], holdout), None
+    if smoothing is not None:
+        parts = [
+            smoothing.transform([ref.key for ref in refs], rows)
+            for refs, rows in zip((train.images, holdout), features, strict=True)
+        ]
+        drawn = derive_seed(seed, "smoothed heads")
+        smoothed, history["smoothed"] = _fit_to(parts[0], train.targets, job, drawn, specialties, is_smoothed=True)
+        predicted = torch.stack([predicted, _member_log_probs(job, smoothed, parts[1], holdout)], dim=2)
+    progress("heads", 1, 1)
     return Fitted(
-        network=Network(heads, {}),
-        holdout_member_log_probs=_member_log_probs(job, heads, rows, holdout),
+        network=Network(heads, {}, smoothed),
+        holdout_member_log_probs=predicted,
         holdout_ids=tuple(image.image_id for image in holdout),
         history={"mode": "frozen", "n_labels": len(images), **history},
         failed=failed,
     )
+
+
+def _fit_to(
+    features: Tensor, targets: Tensor, job: TrainJob, seed: int, specialties: Specialties, *, is_smoothed: bool = False
+) -> tuple[MultiHead, dict[str, object]]:
+    """Fit the heads of one network to raw or smoothed features [N, D]."""
+    generator = torch.Generator().manual_seed(seed)
+    recipe, objective = build_head_recipe(job.settings, is_smoothed=is_smoothed), _objective(job, specialties, targets)
+    return fit_heads(features, targets, len(job.classes), len(specialties), objective, recipe, generator)
 
 
 def _finetune(
@@ -171,30 +206,37 @@ def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> 
 
 
 def _cross_validate(
-    job: TrainJob, parts: Sequence[Specialties], hardware: Hardware, seed: int
+    job: TrainJob, parts: Sequence[Specialties], hardware: Hardware, smoothing: Smoothing | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return out-of-fold log p̄ [N, K] of the training images by heads of the same recipe, and their targets [N]."""
+    """Return out-of-fold predictions of the training images by heads of the same recipe, and their targets [N].
+
+    Predictions are log p̄ [N, K], or [N, 2, K] by raw and smoothed heads.
+    """
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features(images, build_backbone(job.settings, search_paths(job.cache)), job.cache, hardware)
     images, labels = _readable(images, targets, failed, _coding(job))
-    features = torch.from_numpy(cache.take([image.key for image in images]))
-    recipe, n_classes = build_head_recipe(job.settings), len(job.classes)
-    if recipe.has_one_solution(build_loss(job.settings)):
-        features = rotate(features)
+    keys = [image.key for image in images]
+    raw = torch.from_numpy(cache.take(keys))
+    kinds = [raw] if smoothing is None else [raw, smoothing.transform(keys, raw)]
+    if build_head_recipe(job.settings).has_one_solution(build_loss(job.settings)):
+        kinds = [rotate(features) for features in kinds]
 
     def predict(rest: Tensor, fold: Tensor) -> Tensor:
-        rows = []
-        for number, specialties in enumerate(parts):
-            generator = torch.Generator().manual_seed(derive_seed(seed, "fold", number))
-            objective = _objective(job, specialties, labels[rest])
-            heads, _ = fit_heads(
-                features[rest], labels[rest], n_classes, len(specialties), objective, recipe, generator
-            )
-            rows.append(_member_log_probs(job, heads, features[fold], [images[row] for row in fold.tolist()]))
-        return pool_members(member for part in rows for member in part)
+        seen = [images[row] for row in fold.tolist()]
+        both = []
+        for is_smoothed, features in enumerate(kinds):
+            rows = []
+            for number, specialties in enumerate(parts):
+                chosen = derive_seed(seed, "fold", number)
+                heads, _ = _fit_to(
+                    features[rest], labels[rest], job, chosen, specialties, is_smoothed=bool(is_smoothed)
+                )
+                rows.append(_member_log_probs(job, heads, features[fold], seen))
+            both.append(pool_members(member for part in rows for member in part))
+        return both[0] if smoothing is None else torch.stack(both, dim=1)
 
     with deterministic():
-        return out_of_fold(labels, seed, predict, n_classes), labels
+        return out_of_fold(labels, seed, predict), labels
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:
@@ -202,13 +244,16 @@ def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images:
     return passes.member_log_probs(passes.logits(heads, features, [image.sha256 for image in images]))
 
 
-def _without_weights(fitted: Fitted) -> Fitted:
+def _without_trunk(fitted: Fitted) -> Fitted:
     """Drop the trunk of a network, so that it is not in memory while the next one trains."""
-    return dataclasses.replace(fitted, network=Network(fitted.network.heads, {}))
+    return dataclasses.replace(fitted, network=dataclasses.replace(fitted.network, trunk={}))
 
 
 def _pool(job: TrainJob, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
-    """Return log p̄ [N, K], float64, and targets of the holdout images that every network could read, in job order."""
+    """Return log p̄, float64, and targets of the holdout images that every network could read, in job order.
+
+    log p̄ is [N, K], or [N, 2, K] by raw and smoothed heads.
+    """
     kept = set(fitted[0].holdout_ids).intersection(*(one.holdout_ids for one in fitted))
     rows = [
         one.holdout_member_log_probs[:, [place for place, image_id in enumerate(one.holdout_ids) if image_id in kept]]

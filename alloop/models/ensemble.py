@@ -16,7 +16,7 @@ _TOLERANCE = 1e-2  # tolerance of the log of a row's sum, in nats; bfloat16 roun
 class MemberPool:
     """Running log Σ_m p_m in float64 on the CPU. Memory is O(N K) for every M.
 
-    Members arrive as log-probabilities [N, K] of the same images in the same order.
+    Members arrive as log-probabilities [N, K] of the same images in the same order, or [N, 2, K] by two kinds of heads.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,7 @@ class MemberPool:
             )
         # Rows that are not finite or do not sum to 1; comparisons with nan are false.
         bad = ~(log_probs.logsumexp(dim=-1).abs() < _TOLERANCE)
+        bad = bad.flatten(1).any(dim=1) if bad.ndim > 1 else bad
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             why = (

@@ -360,18 +360,27 @@ def train_and_score(
         cache=settings.cache,
         out=scratch / "model",
         device=settings.device,
+        pool=tuple(data.images),
     )
     trained = executor.submit(job)
     others = tuple(data.images[position] for position in [*parts.calibration.tolist(), *parts.test.tolist()])
     scored = executor.submit(
-        ScoreJob(job.settings, trained.files, others, settings.cache, scratch / "scores.parquet", settings.device)
+        ScoreJob(
+            job.settings,
+            trained.files,
+            others,
+            settings.cache,
+            scratch / "scores.parquet",
+            settings.device,
+            is_calibrated=False,
+        )
     )
     _refuse_failed((*trained.failed, *scored.failed), data.images)
     return trained, scored
 
 
 def _read(scored: ScoreResult, data: LabeledImages, positions: npt.NDArray[np.int64]) -> Tensor:
-    """Read raw log p̄ [N, K], float64, in the order of the positions."""
+    """Read raw log p̄, float64, in the order of the positions: [N, K], or [N, 2, K] by raw and smoothed heads."""
     rows: dict[int, Tensor] = {}
     for image_ids, log_probs in read_log_probs(scored.path):
         rows |= dict(zip(image_ids.tolist(), log_probs, strict=True))
@@ -401,7 +410,7 @@ def measure_stages(
         seed: Seed of folds and bootstrap draws.
         draws: Number of bootstrap draws.
     """
-    stages = {RAW: measure_stage(test, test_targets, seed, draws=draws)}
+    stages = {RAW: measure_stage(plain(test), test_targets, seed, draws=draws)}
     for name in calibrators:
         if len(calibration):
             fitted = fit_calibrator(name, calibration, torch.from_numpy(calibration_targets), seed)

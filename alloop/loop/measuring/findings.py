@@ -30,6 +30,8 @@ from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_agreements, list_metrics, list_rounds
 
 GROWN = "grown"  # split name of the holdout images that later rounds drew
+# Names in place of a split: the holdout, measured with one kind of heads alone.
+RAW_HEADS, SMOOTHED_HEADS = "raw heads", "smoothed heads"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from alloop.calibration.weighing import plain
 from alloop.config.load import validate_config
 from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
@@ -18,8 +19,9 @@ from alloop.engine.targets import TASKS as CODINGS
 from alloop.engine.targets import Coding, encode_known
 from alloop.errors import LabelError, ModelError
 from alloop.evaluation.measures import TASKS as MEASURES
+from alloop.evaluation.measures import Measures
 from alloop.loop.intake.reach import require_reachable
-from alloop.loop.measuring.findings import GROWN
+from alloop.loop.measuring.findings import GROWN, RAW_HEADS, SMOOTHED_HEADS
 from alloop.loop.measuring.holdout_file import write_holdout
 from alloop.loop.workbench import Workbench
 from alloop.project import Project
@@ -41,7 +43,7 @@ class HoldoutRows:
         targets: Class positions [N].
         grown: True for images that a later round drew [N].
         calibrated_log_probs: Calibrated log p̄ [N, K], cross-fitted.
-        pooled_log_probs: The same before calibration.
+        pooled_log_probs: The same before calibration; [N, 2, K] by raw and smoothed heads of a model that has both.
     """
 
     refs: tuple[ImageRef, ...]
@@ -80,6 +82,7 @@ def record_holdout(
     Returns:
         Split → metrics: `holdout` for the sample drawn before the first model, `grown` for images that later rounds
         drew from the rest of the pool. They represent different images and are never averaged (docs/evaluation.md).
+        For a model with raw and smoothed heads also those of each kind alone, on the images of `holdout`.
     """
     refs, targets, grown = rows.refs, rows.targets, rows.grown
     write_holdout(
@@ -96,9 +99,43 @@ def record_holdout(
         if mask.any():
             generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
             found[split] = measures.measure(
-                rows.calibrated_log_probs[mask], targets[mask], generator, rows.pooled_log_probs[mask]
+                rows.calibrated_log_probs[mask], targets[mask], generator, _plain(rows.pooled_log_probs)[mask]
             )
+    if rows.pooled_log_probs.ndim == 3 and not grown.all():
+        is_test = project.config.evaluation.test is not None
+        found |= measure_heads(rows.pooled_log_probs[~grown], targets[~grown], measures, seed, is_test=is_test)
     return found
+
+
+def measure_heads(
+    both_log_probs: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.int64],
+    measures: Measures,
+    seed: int,
+    *,
+    is_test: bool,
+) -> dict[str, dict[str, Interval]]:
+    """Measure raw and smoothed heads alone, each at a temperature of its own, to see what smoothing brings.
+
+    Args:
+        both_log_probs: Uncalibrated log p̄ [N, 2, K] of labeled holdout images by raw and smoothed heads.
+        targets: Class positions [N].
+        measures: Measures of the task.
+        seed: Seed of the model version.
+        is_test: True to leave the temperature out, because nothing is fitted to a test set.
+    """
+    found = {}
+    for position, name in enumerate((RAW_HEADS, SMOOTHED_HEADS)):
+        alone = torch.from_numpy(both_log_probs[:, position])
+        method = "none" if is_test else "temperature"
+        calibrated, _ = calibrate(method, alone, torch.from_numpy(targets), derive_seed(seed, "calibration"))
+        generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
+        found[name] = measures.measure(calibrated.numpy(), targets, generator)
+    return found
+
+
+def _plain(log_probs: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    return np.asarray(plain(torch.from_numpy(log_probs)))
 
 
 def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str, Interval]]:
@@ -159,7 +196,10 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
 def _predict(
     bench: Workbench, model: ModelRecord, refs: list[ImageRef], device: str | None
 ) -> tuple[torch.Tensor, list[int]]:
-    """Return uncalibrated log p̄ [N, K] in float64, and the ids of the images that could be read, in that order."""
+    """Return uncalibrated log p̄ in float64, and the ids of the images that could be read, in that order.
+
+    log p̄ is [N, K], or [N, 2, K] by raw and smoothed heads.
+    """
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         job = ScoreJob(
             settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
@@ -172,5 +212,5 @@ def _predict(
         )
         result = bench.executor.submit(job, bench.progress)
         parts = list(read_log_probs(result.path))
-    pooled = torch.cat([torch.empty(0, len(model.classes)), *(rows for _, rows in parts)]).double()
+    pooled = torch.cat([rows for _, rows in parts]).double() if parts else torch.empty(0, len(model.classes))
     return pooled, [int(image_id) for ids, _ in parts for image_id in ids]

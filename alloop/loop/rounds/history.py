@@ -17,6 +17,7 @@ COMPARED = (
     "dropout",
     "consistent_masks",
     "image_size",
+    "pool_features",
 )
 
 

@@ -19,7 +19,7 @@ from alloop.loop.measuring.matched import compare_arms, without
 from alloop.loop.measuring.measure import record_holdout, rows_of
 from alloop.loop.rounds.history import check_history
 from alloop.loop.rounds.round_settings import compared_with, renew_settings, settings_of, with_strategy
-from alloop.loop.rounds.training import make_train_job, read_labels, record_model
+from alloop.loop.rounds.training import list_pool, make_train_job, read_labels, record_model
 from alloop.loop.workbench import Workbench
 from alloop.records import Ending, Interval, RoundState, Split
 from alloop.seeds import derive_seed
@@ -97,10 +97,11 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
         previous = find_last_model(session)
         grown = list_grown(session)
         reasons = list_first_reasons(session) if config.evaluation.matched_arm else None
+        pool = list_pool(session, config)
     result = matched = None
     metrics: dict[str, dict[str, Interval]] = {}
     if labels.are_enough:
-        job = make_train_job(project, current, config, labels, previous, device)
+        job = make_train_job(project, current, config, labels, previous, pool, device)
         result = bench.executor.submit(job, bench.progress)
         if (rows := rows_of(job, result, grown)) is not None:
             metrics = record_holdout(project, number, result.files.sha256, labels.coding, rows, job.seed)
