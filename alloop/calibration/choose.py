@@ -45,6 +45,7 @@ from alloop.composition import CALIBRATORS, CalibratorRule
 Fit = Callable[[Tensor, Tensor], tuple[Calibrator, str]]
 
 N_FOLDS = 5
+UNCHANGED = Unchanged()
 _MARGIN = 2.0  # standard errors
 
 
@@ -60,7 +61,6 @@ _FITS: Mapping[str, Fit] = {  # in the order of `composition.CALIBRATORS`
     "histogram-width": _quiet(lambda lp, y: fit_histogram(lp, y, "width")),
     "isotonic": _quiet(lambda lp, y: fit_isotonic(lp, y, fewest=1)),
 }
-UNCHANGED = Unchanged()
 _UNFITTED: Mapping[str, Calibrator] = {"temperature": UNIT}  # with too few images; others: Unchanged
 _KINDS: Mapping[str, type[Any]] = {
     kind.name: kind for kind in (Unchanged, Temperature, Platt, Histogram, Isotonic, Weighed)

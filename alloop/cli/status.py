@@ -78,6 +78,8 @@ def _findings(report: "StatusReport", shown: "Shown") -> list[str]:
             f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
             f"{percent(found.grown)}. They are not in the table."
         )
+    if found.pool_brings is not None:
+        lines.append(found.pool_brings.says)
     if report.rounds:
         lines.append("Stop rules (`alloop run` stops when one with * holds):")
         lines += [f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules]

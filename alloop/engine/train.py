@@ -1,7 +1,6 @@
 """Train one model version: features or fine-tuning, heads, calibrator, files."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 
@@ -67,8 +66,8 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     members = Members(job, n_networks, graph.about)
     fitted = []
     for number in range(n_networks):
-        fit = functools.partial(_fit, job, number, parts[number], hardware, graph.smoothing, progress)
-        fitted.append(_without_trunk(members.fit(number, lambda _, fit=fit: fit())))
+        one = members.fit(number, lambda n: _fit(job, n, parts[n], hardware, graph.smoothing, progress))
+        fitted.append(_without_trunk(one))
         if n_networks > 1:
             progress("networks", number + 1, n_networks)
     pooled, targets = _pool(job, fitted)

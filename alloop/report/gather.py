@@ -118,9 +118,13 @@ def gather_status(project: Project) -> StatusReport:
 
 def describe_calibration(calibration: Calibration) -> str:
     """Describe the calibrator in a few words."""
-    if calibration.method == "temperature":
+    if calibration.method == "temperature" and calibration.weights is None:
         return f"temperature T = {calibration.temperature:.3f}"
-    return "no calibrator" if calibration.method == "none" else calibration.method
+    words = "no calibrator" if calibration.method == "none" else calibration.method
+    if calibration.weights is None:
+        return words
+    weights = "weights {:.2f} (raw heads) and {:.2f} (smoothed heads)".format(*calibration.weights)
+    return weights if calibration.method == "weights" else f"{weights}, then {words}"
 
 
 def describe_measured(findings: Findings) -> str:

@@ -73,6 +73,8 @@ def _sentences(found: Findings) -> list[str]:
             f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
             f"{percent(found.grown)}."
         )
+    if found.pool_brings is not None:
+        said.append(found.pool_brings.says)
     return said
 
 

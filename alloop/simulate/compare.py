@@ -21,6 +21,7 @@ from torch import Tensor
 from alloop import __version__
 from alloop.calibration.calibrator import prepare
 from alloop.calibration.choose import cross_fit, fit_calibrator, to_json
+from alloop.calibration.weighing import plain
 from alloop.config.load import validate_config
 from alloop.config.schema import Config
 from alloop.engine.build import build_backbone, build_hardware, search_paths
@@ -43,7 +44,7 @@ from alloop.simulate.methods import Method, apply_method
 from alloop.simulate.ood import OodScore, measure_strangers
 
 RAW = "raw"  # stage before any calibrator
-LAYOUT = 2  # layout of cell files; files of another layout are computed again
+LAYOUT = 3  # layout of cell files; files of another layout are computed again
 _TIMED = 128  # number of images that the trunk is timed on
 SplitKind = Literal["stratified", "holdout"]
 

@@ -20,6 +20,7 @@ from alloop.evaluation.paired import PairedComparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
 from alloop.loop.intake.test_set import bought
 from alloop.loop.measuring.holdout_file import HoldoutPredictions, read_holdout
+from alloop.loop.measuring.pool_brings import PoolBrings, find_pool_brings
 from alloop.loop.stopping import Rule, StopEvidence, list_rules, percent, points
 from alloop.project import Project
 from alloop.records import Agreement, CurvePoint, Ending, Interval, Reason, RoundState, Split
@@ -30,8 +31,6 @@ from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_agreements, list_metrics, list_rounds
 
 GROWN = "grown"  # split name of the holdout images that later rounds drew
-# Names in place of a split: the holdout, measured with one kind of heads alone.
-RAW_HEADS, SMOOTHED_HEADS = "raw heads", "smoothed heads"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +81,7 @@ class Findings:
 
     Attributes:
         grown: Accuracy on the holdout images that later rounds drew.
+        pool_brings: What features that the unlabeled pool teaches bring to the newest model.
         disputed: Number of holdout labels with disagreement, and of those that several people gave.
         on_test: True if the measurements are on a test set, not on a sample of the pool.
     """
@@ -90,6 +90,7 @@ class Findings:
     matched: Mapping[str, Any] | None
     unbiased: Unbiased | None
     grown: Interval | None
+    pool_brings: PoolBrings | None
     outlook: Outlook | None
     rules: tuple[Rule, ...]
     disputed: tuple[int, int]
@@ -118,6 +119,7 @@ def gather_findings(session: Session, project: Project) -> Findings:
         matched=_last_matched(session),
         unbiased=_unbiased(session),
         grown=grown.get(TASKS[project.config.project.task].primary),
+        pool_brings=find_pool_brings(session),
         outlook=outlook,
         rules=tuple(list_rules(project.config.loop, evidence)),
         disputed=count_disputed(session, Split.HOLDOUT),

@@ -21,8 +21,9 @@ from alloop.errors import LabelError, ModelError
 from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.evaluation.measures import Measures
 from alloop.loop.intake.reach import require_reachable
-from alloop.loop.measuring.findings import GROWN, RAW_HEADS, SMOOTHED_HEADS
+from alloop.loop.measuring.findings import GROWN
 from alloop.loop.measuring.holdout_file import write_holdout
+from alloop.loop.measuring.pool_brings import RAW_HEADS, SMOOTHED_HEADS
 from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import ImageRef, Interval, Split

@@ -156,8 +156,8 @@ def test_members_are_pooled_and_the_pooled_prediction_is_calibrated(toys, name: 
     batch = next(Classifier(version, EngineSettings.of(config), toys.root / "cache").predict(toys.images[75:]))
 
     assert batch.member_log_probs.shape == (version.n_members, len(batch.images), 3)
-    assert torch.equal(batch.pooled_log_probs, mean_log_probs(batch.member_log_probs))
-    torch.testing.assert_close(batch.calibrated_log_probs, (batch.pooled_log_probs / 2).log_softmax(dim=1))
+    assert torch.equal(batch.uncalibrated_log_probs, mean_log_probs(batch.member_log_probs))
+    torch.testing.assert_close(batch.calibrated_log_probs, (batch.uncalibrated_log_probs / 2).log_softmax(dim=1))
 
 
 def test_without_the_calibrator_the_pooled_prediction_is_the_answer(toys):
@@ -167,7 +167,7 @@ def test_without_the_calibrator_the_pooled_prediction_is_the_answer(toys):
         toys.images[75:]
     )
 
-    assert batch.calibrated_log_probs is batch.pooled_log_probs
+    assert batch.calibrated_log_probs is batch.uncalibrated_log_probs
 
 
 @pytest.mark.parametrize("ood_score", ["gradnorm", "odin"])

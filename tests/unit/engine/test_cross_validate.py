@@ -24,7 +24,7 @@ def test_every_image_is_predicted_once_by_a_model_that_did_not_see_it():
         seen.append((set(rest.tolist()), set(fold.tolist())))
         return torch.full((len(fold), 3), -math.log(3)) + 0.1 * len(seen)
 
-    rows = out_of_fold(targets, 0, predict, 3)
+    rows = out_of_fold(targets, 0, predict)
 
     assert len(seen) == N_FOLDS
     assert all(rest.isdisjoint(fold) and rest | fold == set(range(60)) for rest, fold in seen)
@@ -54,13 +54,13 @@ def test_overconfident_folds_raise_the_temperature():
     targets[::4] = 1
     log_probs = torch.tensor([[10.0, 0.0]]).repeat(80, 1).log_softmax(dim=-1).double()
 
-    fitted = calibrate_apart("temperature", 80, 0, lambda: (log_probs, targets))
+    fitted = calibrate_apart("temperature", 80, 0, lambda: (log_probs, targets), torch.empty(0, 2))
 
     assert fitted.temperature == pytest.approx(10 / math.log(3), rel=1e-4)
 
 
 def test_few_labels_leave_the_temperature_at_one():
-    fitted = calibrate_apart("temperature", 49, 0, lambda: pytest.fail("nothing to cross-validate"))
+    fitted = calibrate_apart("temperature", 49, 0, lambda: pytest.fail("nothing to cross-validate"), torch.empty(0, 2))
 
     assert (fitted.temperature, fitted.n) == (1.0, 0)
     assert "49 training labels are too few" in fitted.note

@@ -222,10 +222,10 @@ def test_a_trunk_is_fine_tuned_under_dropout(toys):
 def test_members_left_on_disk_come_back_as_they_were(toys):
     config = toys.config(uncertainty="ensemble", members=2)
     job = toys.train_job(config)
-    kept = members_of.Members(job, 2)
+    kept = members_of.Members(job, 2, {})
     fitted = kept.fit(0, lambda number: training._fit(job, number, ((0, 1, 2),), *_here(job)))
 
-    again = members_of.Members(job, 2).fit(0, lambda _: pytest.fail("it was there"))
+    again = members_of.Members(job, 2, {}).fit(0, lambda _: pytest.fail("it was there"))
 
     torch.testing.assert_close(again.holdout_member_log_probs, fitted.holdout_member_log_probs, rtol=0, atol=0)
     assert (again.holdout_ids, again.history, again.failed) == (fitted.holdout_ids, fitted.history, fitted.failed)
@@ -234,24 +234,24 @@ def test_members_left_on_disk_come_back_as_they_were(toys):
 @pytest.mark.parametrize("left", [b"", b"{half", b"[]", b"{}", b"null", b"\xff\xfe"])
 def test_a_member_whose_record_is_damaged_is_trained_again(toys, left):
     job = toys.train_job(toys.config(uncertainty="ensemble", members=2))
-    kept = members_of.Members(job, 2)
+    kept = members_of.Members(job, 2, {})
     fitted = kept.fit(0, lambda number: training._fit(job, number, ((0, 1, 2),), *_here(job)))
     next(kept._folder.glob("member-0.json")).write_bytes(left)
 
-    assert members_of.Members(job, 2).fit(0, lambda _: fitted) is fitted
+    assert members_of.Members(job, 2, {}).fit(0, lambda _: fitted) is fitted
 
 
 def test_a_member_whose_weights_are_gone_is_trained_again(toys):
     job = toys.train_job(toys.config(uncertainty="ensemble", members=2))
-    kept = members_of.Members(job, 2)
+    kept = members_of.Members(job, 2, {})
     fitted = kept.fit(0, lambda number: training._fit(job, number, ((0, 1, 2),), *_here(job)))
     next(kept._folder.glob("*.safetensors")).unlink()
 
-    assert members_of.Members(job, 2).fit(0, lambda _: fitted) is fitted
+    assert members_of.Members(job, 2, {}).fit(0, lambda _: fitted) is fitted
 
 
 def _here(job):
-    return build_hardware(job.settings, None), silent
+    return build_hardware(job.settings, None), None, silent
 
 
 def test_scores_hold_every_uncertainty_that_the_members_give(toys):

@@ -1,0 +1,73 @@
+"""Finding: what features that the unlabeled pool teaches bring to the newest model, measured on the holdout."""
+
+import dataclasses
+
+from sqlalchemy.orm import Session
+
+from alloop.loop.stopping import percent
+from alloop.records import Interval, Split
+from alloop.store.rounds import find_last_model, find_round_number, list_metrics
+
+# Names in place of a split: the holdout, measured with one kind of heads alone.
+RAW_HEADS, SMOOTHED_HEADS = "raw heads", "smoothed heads"
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolBrings:
+    """Accuracy and NLL (nats) of the newest model's heads on raw features, on smoothed ones, and of both as weighed.
+
+    Attributes:
+        is_on: False if the model has heads on raw features only; `reason` says why.
+        n_nodes: Number of images in the graph of the pool.
+        weights: Weights a, b of raw and smoothed heads; None without smoothed heads.
+        accuracy, nll: "raw heads", "smoothed heads" and "weighed" → interval; empty without a labeled holdout.
+    """
+
+    round_number: int
+    is_on: bool
+    reason: str
+    n_nodes: int
+    weights: tuple[float, float] | None
+    accuracy: dict[str, Interval]
+    nll: dict[str, Interval]
+    says: str
+
+
+def find_pool_brings(session: Session) -> PoolBrings | None:
+    """Return the finding for the newest model; None without a model, or for one of an alloop before this feature."""
+    model = find_last_model(session)
+    about = None if model is None else model.history.get("pool_features")
+    if model is None or about is None:
+        return None
+    splits = {RAW_HEADS: RAW_HEADS, SMOOTHED_HEADS: SMOOTHED_HEADS, "weighed": Split.HOLDOUT.value}
+    metrics = {name: list_metrics(session, model.id, split) for name, split in splits.items()}
+    is_measured = about["is_on"] and all("accuracy" in found and "nll" in found for found in metrics.values())
+    weights = model.calibration.weights
+    found = PoolBrings(
+        round_number=find_round_number(session, model.round_id),
+        is_on=bool(about["is_on"]),
+        reason=str(about.get("reason", "")),
+        n_nodes=int(about.get("n_nodes", 0)),
+        weights=None if weights is None else (weights[0], weights[1]),
+        accuracy={name: found["accuracy"] for name, found in metrics.items()} if is_measured else {},
+        nll={name: found["nll"] for name, found in metrics.items()} if is_measured else {},
+        says="",
+    )
+    return dataclasses.replace(found, says=describe(found))
+
+
+def describe(found: PoolBrings) -> str:
+    """Describe the finding in sentences."""
+    if not found.is_on:
+        return f"Unlabeled images teach no features here: {found.reason}."
+    words = f"The {found.n_nodes:,} different images of the pool teach features without labels."
+    if found.accuracy:
+        parts = [
+            f"{name} {percent(found.accuracy[name])}, NLL {found.nll[name].value:.3f} "
+            f"[{found.nll[name].low:.3f}, {found.nll[name].high:.3f}]"
+            for name in found.accuracy
+        ]
+        words += f" Holdout accuracy: {'; '.join(parts)}."
+    if found.weights is not None:
+        words += f" The weights are {found.weights[0]:.2f} (raw) and {found.weights[1]:.2f} (smoothed)."
+    return words
