@@ -5,6 +5,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -15,6 +16,8 @@ from alloop.engine.settings import EngineSettings
 from alloop.files import write_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
+if TYPE_CHECKING:
+    from data import ImageSet
 
 BATCHES = {"trashnet": 40, "cifar10": 100, "digits": 20, "bccd": 20, "fashion-mnist": 50}
 IMAGE_SIZES = {"trashnet": None, "cifar10": 112, "bccd": 112, "fashion-mnist": 112}  # None: the size of the weights
@@ -97,14 +100,20 @@ def _features(name: str, work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def _extract(name: str, work: Path, path: Path) -> None:
     """Write EfficientNet-lite0's features of every image; use the cache of benchmarks/calibration if FOLDER has one."""
     import data  # of benchmarks/calibration
+
+    n_train, n_test = OWN_TEST.get(name, (0, 0))
+    save_features(data.load(name, work, n_test or None, n_train), IMAGE_SIZES[name], work, path)
+
+
+def save_features(images: "ImageSet", image_size: int | None, work: Path, path: Path) -> None:
+    """Write EfficientNet-lite0's features, classes and parts of all images of a set."""
+    import data  # of benchmarks/calibration
     from frozen import make_config
 
     from alloop.engine.build import build_backbone, build_hardware
     from alloop.engine.features import ensure_features
 
-    n_train, n_test = OWN_TEST.get(name, (0, 0))
-    images = data.load(name, work, n_test or None, n_train)
-    config = make_config(images.classes, IMAGE_SIZES[name])
+    config = make_config(images.classes, image_size)
     data.warm(images.images, config, work / "cache")
     cache, _ = ensure_features(
         images.images,
