@@ -55,6 +55,7 @@ class Reason(enum.StrEnum):
     HOLDOUT = "holdout"
     SEED = "seed"
     RELABEL = "relabel"
+    AUDIT = "audit"  # drawn from the images that were labeled automatically, to measure the errors among them
 
 
 class QueryStatus(enum.StrEnum):

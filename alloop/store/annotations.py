@@ -4,12 +4,12 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, and_, delete, func, insert, select
+from sqlalchemy import Select, and_, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from alloop.records import Answer, Consensus, LocationStatus, Outcome, Split
 from alloop.store.session import in_chunks
-from alloop.store.tables import Annotation, Image, ImageLocation, Label
+from alloop.store.tables import Annotation, AutoLabel, Image, ImageLocation, Label
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def list_current(
 def set_labels(session: Session, labels: Mapping[int, Consensus | None], now: dt.datetime) -> None:
     """Replace the labels of these images; None removes the label.
 
-    A label that does not change keeps its row and the time at which it was derived.
+    A label that does not change keeps its row and the time at which it was derived. The automatic label of an image
+    that gets a label is withdrawn.
     """
     known: dict[int, Consensus] = {}
     for chunk in in_chunks(labels):
@@ -98,6 +99,9 @@ def set_labels(session: Session, labels: Mapping[int, Consensus | None], now: dt
     ]
     if fresh:
         session.execute(insert(Label), fresh)
+    for chunk in in_chunks(image_id for image_id, label in labels.items() if label is not None):
+        is_active = AutoLabel.withdrawn_at.is_(None)
+        session.execute(update(AutoLabel).where(AutoLabel.image_id.in_(chunk), is_active).values(withdrawn_at=now))
 
 
 def list_labels(session: Session, split: Split | None = None) -> list[LabelRecord]:

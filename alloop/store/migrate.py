@@ -10,7 +10,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Engine
 
 from alloop.errors import DatabaseError
-from alloop.store.session import describe, reading, transaction
+from alloop.store.session import check_foreign_keys, describe, reading, transaction
 
 
 def migrations_folder() -> Path:
@@ -34,15 +34,16 @@ def upgrade(database: Engine) -> None:
     """Upgrade a database to the schema that this alloop needs.
 
     Raises:
-        DatabaseError: A newer alloop made the database.
+        DatabaseError: A newer alloop made the database, or it holds references to rows that do not exist.
     """
     refuse_newer(database)
     config = AlembicConfig()
     # Alembic uses configparser, where % begins a reference to another setting.
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
-    with transaction(database) as session:
+    with transaction(database, check_references=False) as session:
         config.attributes["connection"] = session.connection()
         command.upgrade(config, "head")
+        check_foreign_keys(session)
 
 
 def require_current(database: Engine) -> None:

@@ -103,14 +103,37 @@ def look_only(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def transaction(database: Engine) -> Iterator[Session]:
+def transaction(database: Engine, *, check_references: bool = True) -> Iterator[Session]:
     """Open a transaction: all changes are stored, or none.
+
+    Args:
+        database: The database.
+        check_references: False switches foreign keys of SQLite off meanwhile, so that a table that others refer to can
+            be copied. The caller then calls `check_foreign_keys`.
 
     Raises:
         DatabaseError: The database cannot be opened, read or written.
     """
+    database = database.execution_options(alloop_foreign_keys=check_references)
     with _in_words(database), Session(database, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def check_foreign_keys(session: Session) -> None:
+    """Check that every foreign key of a SQLite database refers to a row. Other databases check them at once.
+
+    Raises:
+        DatabaseError: One does not.
+    """
+    if session.get_bind().dialect.name != "sqlite":
+        return
+    broken = session.connection().exec_driver_sql("PRAGMA foreign_key_check").first()
+    if broken is not None:
+        raise DatabaseError(
+            f"The database is damaged: row {broken[1]} of the table {broken[0]} refers to a row of {broken[2]} that "
+            "does not exist.",
+            "Nothing was changed. Restore a backup (`alloop db backup` makes them).",
+        )
 
 
 @contextlib.contextmanager
@@ -171,7 +194,10 @@ def _prepare_sqlite(database: Engine) -> None:
 
 
 def _begin(connection: Any) -> None:
-    looks_only = connection.get_execution_options().get("alloop_reading", False)
+    options = connection.get_execution_options()
+    looks_only = options.get("alloop_reading", False)
+    if not looks_only:  # the pragma counts for the connection, and does nothing inside a transaction
+        connection.exec_driver_sql(f"PRAGMA foreign_keys = {int(options.get('alloop_foreign_keys', True))}")
     connection.exec_driver_sql("BEGIN" if looks_only else "BEGIN IMMEDIATE")
 
 

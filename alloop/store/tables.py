@@ -339,6 +339,54 @@ class Label(TableBase):
     derived_at: Mapped[dt.datetime]
 
 
+class AutolabelLook(TableBase):
+    """Look at the holdout labels that may allow automatic labels. Every look spends a part of the confidence.
+
+    `outcome` holds the tests of the look: for each chain of thresholds its class, threshold, images and errors.
+    """
+
+    __tablename__ = "autolabel_look"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    model: Mapped[str] = mapped_column(String(64))
+    model_sha256: Mapped[str] = mapped_column(String(64))
+    holdout_digest: Mapped[str] = mapped_column(String(64))
+    max_error: Mapped[float] = mapped_column(Float)
+    confidence: Mapped[float] = mapped_column(Float)
+    is_classwise: Mapped[bool]
+    n_holdout: Mapped[int]
+    outcome: Mapped[dict[str, Any]]
+    created_at: Mapped[dt.datetime]
+    __table_args__ = (
+        CheckConstraint("max_error > 0 AND max_error < 1", name="max_error"),
+        CheckConstraint("confidence > 0 AND confidence < 1", name="confidence"),
+    )
+
+
+class AutoLabel(TableBase):
+    """Label that the model of a look gave an image, withdrawn when a person labels the image."""
+
+    __tablename__ = "auto_label"
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), index=True)
+    look_id: Mapped[int] = mapped_column(ForeignKey("autolabel_look.id"), index=True)
+    class_name: Mapped[str] = mapped_column(Text)
+    probability: Mapped[float] = mapped_column(Float)
+    threshold: Mapped[float] = mapped_column(Float)
+    created_at: Mapped[dt.datetime]
+    withdrawn_at: Mapped[dt.datetime | None]
+    __table_args__ = (
+        CheckConstraint("probability >= threshold", name="threshold"),
+        Index(
+            "uq_auto_label_active_image",
+            "image_id",
+            unique=True,
+            sqlite_where=text("withdrawn_at IS NULL"),
+            postgresql_where=text("withdrawn_at IS NULL"),
+        ),
+    )
+
+
 class SyncState(TableBase):
     """Project of this workspace in a back end, and the progress of pulling from it."""
 

@@ -1,0 +1,154 @@
+"""Automatic labels, and the looks at the holdout labels that allowed them."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from alloop.records import LocationStatus
+from alloop.store.session import in_chunks
+from alloop.store.tables import AutoLabel, AutolabelLook, Image, ImageLocation
+
+AUTO = "auto"  # source of automatic labels in exports, where people's labels name theirs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LookRecord:
+    """Look at the holdout labels.
+
+    Attributes:
+        number: Number of the look in this workspace, from 1.
+        model: Name of the model version whose predictions were tested.
+        holdout_digest: SHA-256 of the holdout labels that were looked at.
+        max_error: Largest share of errors that is allowed, in (0, 1).
+        confidence: Confidence of all looks together, in (0, 1).
+        is_classwise: True if the promise holds for each predicted class.
+        n_holdout: Number of holdout images that were looked at.
+        outcome: Tests of the look, as JSON.
+    """
+
+    id: int
+    number: int
+    model: str
+    model_sha256: str
+    holdout_digest: str
+    max_error: float
+    confidence: float
+    is_classwise: bool
+    n_holdout: int
+    outcome: dict[str, Any]
+    created_at: dt.datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AutoLabelRecord:
+    """Automatic label of one image that no person has labeled.
+
+    Attributes:
+        model: Name of the model version that gave it.
+        probability: Probability of the class before calibration, in [0, 1].
+        threshold: Smallest probability that was accepted.
+        look: Number of the look that allowed it.
+        path: Place of the image file, or the place where it was last seen.
+    """
+
+    id: int
+    image_id: int
+    sha256: str
+    class_name: str
+    model: str
+    probability: float
+    threshold: float
+    look: int
+    created_at: dt.datetime
+    path: str | None
+
+    @property
+    def source(self) -> str:
+        """Source of the label, in the place where people's labels name their back end."""
+        return AUTO
+
+
+def add_look(session: Session, values: Mapping[str, Any], now: dt.datetime) -> LookRecord:
+    """Record a look, and return it with its number.
+
+    Args:
+        session: Session to write in.
+        values: Columns of the look, all but `id`, `number` and `created_at`.
+        now: Time of the look.
+    """
+    session.execute(insert(AutolabelLook).values(number=count_looks(session) + 1, created_at=now, **values))
+    return list_looks(session)[-1]
+
+
+def count_looks(session: Session) -> int:
+    """Count the looks so far."""
+    return session.scalar(select(func.count(AutolabelLook.id))) or 0
+
+
+def list_looks(session: Session) -> list[LookRecord]:
+    """List the looks in order."""
+    columns = [AutolabelLook.__table__.c[field.name] for field in dataclasses.fields(LookRecord)]
+    return [LookRecord(*row) for row in session.execute(select(*columns).order_by(AutolabelLook.number))]
+
+
+def add_auto_labels(session: Session, look_id: int, labels: Sequence[Mapping[str, Any]], now: dt.datetime) -> None:
+    """Add automatic labels of images without an active one.
+
+    Args:
+        session: Session to write in.
+        look_id: Look that allows them.
+        labels: `image_id`, `class_name`, `probability` and `threshold` of each.
+        now: Time to record.
+    """
+    if labels:
+        session.execute(insert(AutoLabel), [{**label, "look_id": look_id, "created_at": now} for label in labels])
+
+
+def withdraw_auto_labels(session: Session, now: dt.datetime, image_ids: Iterable[int] | None = None) -> int:
+    """Withdraw the active automatic labels of these images (None: all of them); return their number."""
+    is_active = AutoLabel.withdrawn_at.is_(None)
+    if image_ids is None:
+        found = session.execute(update(AutoLabel).where(is_active).values(withdrawn_at=now))
+        return int(found.rowcount)  # type: ignore[attr-defined]
+    n = 0
+    for chunk in in_chunks(image_ids):
+        found = session.execute(
+            update(AutoLabel).where(is_active, AutoLabel.image_id.in_(chunk)).values(withdrawn_at=now)
+        )
+        n += int(found.rowcount)  # type: ignore[attr-defined]
+    return n
+
+
+def list_auto_labels(session: Session) -> list[AutoLabelRecord]:
+    """List the active automatic labels by content hash: those not withdrawn, of images that no person has labeled."""
+    paths = select(func.min(ImageLocation.path)).where(ImageLocation.image_id == Image.id).correlate(Image)
+    there = paths.where(ImageLocation.status == LocationStatus.OK.value)
+    path = func.coalesce(there.scalar_subquery(), paths.scalar_subquery())
+    query = (
+        select(
+            AutoLabel.id,
+            AutoLabel.image_id,
+            Image.sha256,
+            AutoLabel.class_name,
+            AutolabelLook.model,
+            AutoLabel.probability,
+            AutoLabel.threshold,
+            AutolabelLook.number,
+            AutoLabel.created_at,
+            path,
+        )
+        .join(Image, Image.id == AutoLabel.image_id)
+        .join(AutolabelLook, AutolabelLook.id == AutoLabel.look_id)
+        .where(AutoLabel.withdrawn_at.is_(None))
+        .order_by(Image.sha256)
+    )
+    return [AutoLabelRecord(*row) for row in session.execute(query)]
+
+
+def count_auto_labels(session: Session) -> int:
+    """Count the active automatic labels."""
+    return session.scalar(select(func.count(AutoLabel.id)).where(AutoLabel.withdrawn_at.is_(None))) or 0
