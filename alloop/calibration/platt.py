@@ -16,7 +16,7 @@ from alloop.calibration.calibrator import check_targets, prepare
 
 Array = npt.NDArray[np.float64]
 
-_FARTHEST = 1e4  # limit of log-odds; beyond it a class is certain
+FARTHEST = 1e4  # limit of log-odds; beyond it a class is certain
 _STEPS = 200
 _TINY = 1e-10  # relative size of a Newton step at which the solution has converged
 _RIDGE = 1e-12  # keeps the Hessian of a constant score invertible
@@ -124,9 +124,9 @@ def _sigmoid(odds: Array) -> Array:
 def _odds(log_probs: Tensor) -> Tensor:
     """Return the log-odds log p_k - log(1 - p_k) [N, K]; for two classes those of class 1 [N, 1]."""
     if log_probs.shape[1] == 2:
-        return (log_probs[:, 1:] - log_probs[:, :1]).clamp(-_FARTHEST, _FARTHEST)
+        return (log_probs[:, 1:] - log_probs[:, :1]).clamp(-FARTHEST, FARTHEST)
     top = log_probs.argmax(dim=1, keepdim=True)
     # 1 - p of the top class may round to 0, so the other probabilities are summed.
     others = log_probs.scatter(1, top, -torch.inf).logsumexp(dim=1, keepdim=True)
     rest = torch.log1p(-log_probs.exp().clamp_max(0.5)).scatter(1, top, others)
-    return (log_probs - rest).clamp(-_FARTHEST, _FARTHEST)
+    return (log_probs - rest).clamp(-FARTHEST, FARTHEST)

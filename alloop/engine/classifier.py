@@ -202,7 +202,7 @@ class Classifier:
         Raises:
             ModelError: The trunk has no gradient.
         """
-        return odin_scores(self._backbone, self._networks(), self._passes, images, self._hardware, progress)
+        return odin_scores(self.backbone, self._networks(), self._passes, images, self._hardware, progress)
 
     def _with_odin(self, outputs: Outputs, progress: Progress) -> Predictions:
         ood, failed = self.odin(outputs.images, progress)
@@ -246,7 +246,7 @@ class Classifier:
 
     def _of_cached_features(self, images: Sequence[ImageRef], progress: Progress) -> Iterator[Outputs]:
         """Outputs of heads on a published trunk, from features that are cached or computed now."""
-        cache, failed = ensure_features(images, self._backbone, self._cache, self._hardware, progress)
+        cache, failed = ensure_features(images, self.backbone, self._cache, self._hardware, progress)
         gone = {image_id for image_id, _ in failed}
         readable = [image for image in images if image.image_id not in gone]
         if failed:
@@ -270,7 +270,7 @@ class Classifier:
     def _of_block(self, block: Sequence[ImageRef]) -> Outputs:
         parts: list[Outputs] = []
         for heads in self._networks():
-            features, places, failed = trunk_features(self._backbone, block, self._hardware)
+            features, places, failed = trunk_features(self.backbone, block, self._hardware)
             part = self._of_heads(heads, [block[place] for place in places], failed, features)
             # Features of later networks are not used, and would add up.
             parts.append(dataclasses.replace(part, features=features.new_empty(len(places), 0)) if parts else part)
@@ -299,12 +299,12 @@ class Classifier:
 
     def _unread(self, failed: Failed) -> Outputs:
         """Outputs for images of which none could be read."""
-        return self._of_heads(self._published_heads, (), failed, torch.empty(0, self._backbone.n_features))
+        return self._of_heads(self._published_heads, (), failed, torch.empty(0, self.backbone.n_features))
 
     def _through_trunk(self, images: Sequence[ImageRef]) -> Iterator[tuple[list[ImageRef], Failed, Tensor]]:
         """Images that could be read, those that could not, and features [B, D] by the trunk of the first network."""
         self._use(0)
-        for _, refs, batch, rows in trunk_batches(images, self._backbone, self._hardware):
+        for _, refs, batch, rows in trunk_batches(images, self.backbone, self._hardware):
             yield [refs[position] for position in batch.positions.tolist()], batch.failed, rows
 
     def _images_at_once(self, most: int) -> int:
@@ -327,13 +327,14 @@ class Classifier:
         return build_hardware(self._settings, self._device)
 
     @functools.cached_property
-    def _backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:
+        """Trunk and preprocessing. Of networks with trunks of their own, the trunk in use."""
         return build_backbone(self._settings, search_paths(self._cache))
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, object]:
         """Fingerprint of the backbone. Hashing all weights takes a while, so it is done once."""
-        return self._backbone.fingerprint()
+        return self.backbone.fingerprint()
 
     @functools.cached_property
     def _published_heads(self) -> list[MultiHead]:
@@ -351,7 +352,7 @@ class Classifier:
         """The smoothing that the model was trained with; None if it has raw heads only."""
         if self.version.network.smoothed is None:
             return None
-        return open_graph(self.version.files[0].parent, self._cache, self._backbone)
+        return open_graph(self.version.files[0].parent, self._cache, self.backbone)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
         """Heads that share a trunk, one trunk after the other; `_backbone` holds the trunk of the heads at hand."""
@@ -365,7 +366,7 @@ class Classifier:
         """Load the trunk of a network in place of the one before, and return the heads."""
         network = self.version.load_network(number)
         if self._in_use != number:
-            self._backbone.module.load_state_dict(network.trunk)
+            self.backbone.module.load_state_dict(network.trunk)
             self._in_use = number
         return network.heads
 

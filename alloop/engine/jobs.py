@@ -4,6 +4,7 @@ Imports no torch; a job loads the function that does its work when it runs.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,43 @@ class FeatureResult:
     image_ids: npt.NDArray[np.int64]
     features: npt.NDArray[np.float32]
     failed: tuple[tuple[int, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportJob:
+    """Write a model version to a folder that other programs can use.
+
+    Attributes:
+        model: A model version; its checksum is verified before use.
+        images: Images of the pool that the exported files are checked on.
+        out: Folder, new or empty, that appears as a whole or not at all.
+        card: Text of the model card, to which the results of the check are added.
+    """
+
+    settings: EngineSettings
+    model: ModelFiles
+    images: tuple[ImageRef, ...]
+    cache: Path
+    out: Path
+    card: str
+
+    def run(self, progress: Progress = silent) -> "ExportResult":
+        from alloop.engine.export import run_export
+
+        return run_export(self, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """An exported folder.
+
+    Attributes:
+        names: Model files in it.
+        gaps: Model file → largest difference in probability from alloop's own prediction.
+        n_images: Number of images it was checked on.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    gaps: Mapping[str, float]
+    n_images: int

@@ -89,12 +89,17 @@ class HeadDropout:
 
     def _consistent(self, heads: MultiHead, features: Tensor, seed: int) -> Iterator[Tensor]:
         # One mask for all images can be applied to the weights instead: K rows rather than B.
-        alone = features.new_zeros(1, features.shape[1])
+        masks = self.fixed_masks(features.shape[1], seed).to(features.device)
         with torch.autocast(features.device.type, enabled=False):
             centered = (features.to(heads.weight.dtype) - heads.center) / heads.scale
-            for number in range(self.passes):
-                mask = self.masks(alone, torch.Generator().manual_seed(derive_seed(seed, "mc-dropout", number)))
+            for mask in masks:
                 yield torch.einsum("bd,mkd->mbk", centered, heads.weight * mask) + heads.bias.unsqueeze(1)
+
+    def fixed_masks(self, n_features: int, seed: int) -> Float[Tensor, "P D"]:
+        """Return the masks of all passes with consistent masks, on the CPU."""
+        alone = torch.zeros(1, n_features)
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "mc-dropout", n)) for n in range(self.passes)]
+        return torch.cat([self.masks(alone, generator) for generator in generators])
 
     def logits(
         self,

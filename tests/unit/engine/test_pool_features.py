@@ -56,7 +56,7 @@ def test_the_prediction_weighs_both_kinds_of_heads_on_their_own_features(toys):
         run_features(FeatureJob(EngineSettings.of(toys.config()), images, toys.root / "cache")).features
     )
     model = Classifier.open(trained.files, EngineSettings.of(toys.config()), toys.root / "cache")
-    smoothing = pool_features.open_graph(trained.files.folder, toys.root / "cache", model._backbone)
+    smoothing = pool_features.open_graph(trained.files.folder, toys.root / "cache", model.backbone)
 
     smoothed = smoothing.transform([image.key for image in images], rows)
     both = [
