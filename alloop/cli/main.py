@@ -30,6 +30,7 @@ ENTRIES = {
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the current holdout labels."),
     "explain": Entry("alloop.cli.explain:explain", "Explain why an image was asked about, and show its state."),
     "replay": Entry("alloop.cli.explain:replay", "Choose a round's images again from stored data."),
+    "export-model": Entry("alloop.cli.export_model:export_model", "Write the model to FOLDER, for other programs."),
     "strategies": Entry("alloop.cli.strategies:strategies", "List the query strategies."),
     "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
     "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on known labels, in the real loop."),

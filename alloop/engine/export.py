@@ -26,7 +26,7 @@ from alloop.engine.jobs import ExportJob, ExportResult
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.pool_features import open_graph
 from alloop.engine.settings import EngineSettings
-from alloop.errors import ModelError
+from alloop.errors import ModelError, WorkspaceError
 from alloop.files import atomic_folder, sha256_of, write_bytes, write_json
 from alloop.models.backbones import STRIP, Backbone
 from alloop.models.given import Given
@@ -47,6 +47,7 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         ModelError: There is no trunk, it cannot be traced, a file gives other numbers, or no image can be read.
         WorkspaceError: The folder exists and is not empty, or cannot be written.
     """
+    _check_empty(job.out)
     version = _with_fixed_masks(load_model(job.model))
     settings = version.as_trained(job.settings)
     hardware = build_hardware(settings, "cpu")
@@ -79,6 +80,13 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         write_bytes(folder / "model-card.md", (job.card + _appendix(gaps, digests, len(refs))).encode())
     progress("export", 4, 4)
     return ExportResult(job.out, tuple(names), gaps, len(refs))
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder with files before any work is done."""
+    found = next(folder.iterdir(), None) if folder.is_dir() else None
+    if found is not None:
+        raise WorkspaceError(f"{folder} is not empty: it holds {found.name}.", "Name a new folder.")
 
 
 def has_onnx() -> bool:
@@ -170,7 +178,12 @@ def _write_onnx(
 ) -> None:
     with _explained(backbone, "ONNX"):
         program: Any = torch.onnx.export(
-            exported, (_example(images),), input_names=["images"], output_names=["log_probs"], dynamo=True, verbose=False
+            exported,
+            (_example(images),),
+            input_names=["images"],
+            output_names=["log_probs"],
+            dynamo=True,
+            verbose=False,
         )
         buffer = io.BytesIO()
         program.save(buffer)

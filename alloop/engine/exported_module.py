@@ -36,6 +36,9 @@ class TrunkAndHeads(nn.Module):
         masks: Dropout masks [P, D], which give each head P passes; None without dropout.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: Backbone, heads: Sequence[MultiHead], loss: Loss, masks: Tensor | None = None) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(backbone.module)
@@ -75,8 +78,9 @@ class ExportedModel(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B K"]:
         """Return calibrated log-probabilities, float32."""
-        features = [part.features(images) for part in self.parts]
-        raw = mean_log_probs(torch.cat([part.members(rows) for part, rows in zip(self.parts, features, strict=True)]))
+        trunks = [part for part in self.parts if isinstance(part, TrunkAndHeads)]
+        features = [part.features(images) for part in trunks]
+        raw = mean_log_probs(torch.cat([part.members(rows) for part, rows in zip(trunks, features, strict=True)]))
         if self.smoothed is not None:
             raw = torch.stack([raw, mean_log_probs(self.smoothed(features[0]))], dim=1)
         calibrated: Tensor = self.calibrator(raw.double().log_softmax(dim=-1).clamp_min(LOWEST_LOG))
@@ -85,6 +89,17 @@ class ExportedModel(nn.Module):
 
 class SmoothedHeads(nn.Module):
     """Heads on smoothed features: every image is placed among the nodes, as an image outside the pool is."""
+
+    axes: Tensor
+    metric: Tensor
+    spread: Tensor
+    places: Tensor
+    widths: Tensor
+    rows: Tensor
+    centers: Tensor
+    scales: Tensor
+    mean: Tensor
+    least: Tensor
 
     def __init__(
         self, smoothing: Smoothing, heads: Sequence[MultiHead], loss: Loss, masks: Tensor | None = None
@@ -130,6 +145,11 @@ class SmoothedHeads(nn.Module):
 
 class _Head(nn.Module):
     """Log p of the heads of one network [M, B, K], for each dropout mask if there are some, in the order of passes."""
+
+    center: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, heads: MultiHead, loss: Loss, masks: Tensor | None) -> None:
         super().__init__()
@@ -196,6 +216,9 @@ class _Divided(nn.Module):
 
 
 class _Logistic(nn.Module):
+    slopes: Tensor
+    intercepts: Tensor
+
     def __init__(self, calibrator: Platt) -> None:
         super().__init__()
         self.register_buffer("slopes", torch.tensor(calibrator.slopes, dtype=torch.float64))
@@ -223,6 +246,9 @@ class _Logistic(nn.Module):
 class _ByPlace(nn.Module):
     """Base of calibrators that look up the place of each probability on an axis of its class."""
 
+    places: Tensor
+    lasts: Tensor
+
     def __init__(self, places: Sequence[Sequence[float]], floor: float) -> None:
         super().__init__()
         self.register_buffer("places", _padded(places, float("inf")))
@@ -243,6 +269,8 @@ class _ByPlace(nn.Module):
 class _Curves(_ByPlace):
     """Linear between knots, constant outside."""
 
+    heights: Tensor
+
     def __init__(self, calibrator: Isotonic) -> None:
         super().__init__([[x for x, _ in knots] for knots in calibrator.curves], calibrator.floor)
         self.register_buffer("heights", _padded([[y for _, y in knots] for knots in calibrator.curves], None))
@@ -259,6 +287,8 @@ class _Curves(_ByPlace):
 
 class _Bins(_ByPlace):
     """The value of the right-closed bin."""
+
+    values: Tensor
 
     def __init__(self, calibrator: Histogram) -> None:
         super().__init__(calibrator.edges, calibrator.floor)

@@ -104,10 +104,13 @@ def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
     The quantile is one of the scores (the smallest that at least this share of images does not exceed). A pool with
     equal scores, or with fewer than 1 / (1 - quantile) images, has no suspects.
     """
-    if not len(scores.ood):
-        return frozenset()
-    bound = np.quantile(scores.ood, quantile, method="inverted_cdf")
-    return frozenset(scores.image_ids[scores.ood > bound].tolist())
+    bound = suspect_bound(scores, quantile)
+    return frozenset() if bound is None else frozenset(scores.image_ids[scores.ood > bound].tolist())
+
+
+def suspect_bound(scores: Scores, quantile: float) -> float | None:
+    """Return the OOD score above which images are suspect; None for an empty pool."""
+    return float(np.quantile(scores.ood, quantile, method="inverted_cdf")) if len(scores.ood) else None
 
 
 def load_scores(project: Project, current: RoundRecord, settings: AcquisitionConfig) -> PoolScores | None:

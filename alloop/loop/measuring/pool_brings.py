@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from alloop.loop.stopping import percent
 from alloop.records import Interval, Split
-from alloop.store.rounds import find_last_model, find_round_number, list_metrics
+from alloop.store.rounds import ModelRecord, find_last_model, find_round_number, list_metrics
 
 # Names in place of a split: the holdout, measured with one kind of heads alone.
 RAW_HEADS, SMOOTHED_HEADS = "raw heads", "smoothed heads"
@@ -14,7 +14,7 @@ RAW_HEADS, SMOOTHED_HEADS = "raw heads", "smoothed heads"
 
 @dataclasses.dataclass(frozen=True)
 class PoolBrings:
-    """Accuracy and NLL (nats) of the newest model's heads on raw features, on smoothed ones, and of both as weighed.
+    """Accuracy and NLL (nats) of a model's heads on raw features, on smoothed ones, and of both as weighed.
 
     Attributes:
         is_on: False if the model has heads on raw features only; `reason` says why.
@@ -33,9 +33,12 @@ class PoolBrings:
     says: str
 
 
-def find_pool_brings(session: Session) -> PoolBrings | None:
-    """Return the finding for the newest model; None without a model, or for one of an alloop before this feature."""
-    model = find_last_model(session)
+def find_pool_brings(session: Session, model: ModelRecord | None = None) -> PoolBrings | None:
+    """Return the finding for a model, else for the newest one.
+
+    None without a model, or for one of an alloop before this feature.
+    """
+    model = find_last_model(session) if model is None else model
     about = None if model is None else model.history.get("pool_features")
     if model is None or about is None:
         return None

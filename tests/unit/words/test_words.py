@@ -38,7 +38,7 @@ def test_documents_outside_of_the_repository_are_not_cited():
         f"{path.relative_to(ROOT)}: {name}"
         for path in modules()
         for name in re.findall(r"(?<![\w/.-])[\w-]+\.md\b", path.read_text("utf-8"))
-        if name != "README.md"
+        if name not in ("README.md", "model-card.md")  # an exported folder gets the second one
     ]
 
     assert not cited, "\n".join(cited)
