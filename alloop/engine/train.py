@@ -29,7 +29,7 @@ from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import Network, library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
-from alloop.engine.pool_features import prepare_graph
+from alloop.engine.pool_features import prepare_graph, smooth
 from alloop.engine.targets import TASKS, Coding, Target
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
@@ -138,7 +138,7 @@ def _fit_frozen(
     predicted, smoothed = _member_log_probs(job, heads, features[1], holdout), None
     if smoothing is not None:
         parts = [
-            smoothing.transform([ref.key for ref in refs], rows)
+            smooth(smoothing, [ref.key for ref in refs], rows)
             for refs, rows in zip((train.images, holdout), features, strict=True)
         ]
         drawn = derive_seed(seed, "smoothed heads")
