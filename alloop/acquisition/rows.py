@@ -51,6 +51,15 @@ class RowRule(Protocol):
         """Return the predictive entropy of each image as a share of the highest one, in [0, 1]."""
         ...
 
+    def sharpen(self, calibrated_log_probs: Float[Tensor, "N K"], power: float) -> Float[Tensor, "N K"]:
+        """Return predictions whose rows are p^power / Σ p^power, as log-probabilities. 1 changes nothing.
+
+        Args:
+            calibrated_log_probs: Calibrated log p̄; -inf is a probability of 0, which stays 0.
+            power: Power β above 0. The larger it is, the more an entropy counts only the most probable outcomes.
+        """
+        ...
+
     def mass(self, calibrated_log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """Return how many of each class are expected in each image, in float64."""
         ...
@@ -72,6 +81,9 @@ class OneRow:
     def share_of_highest(self, calibrated_log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N"]:
         n_classes = calibrated_log_probs.shape[1]
         return (entropy(calibrated_log_probs.float()) / math.log(n_classes)).clamp(0, 1)
+
+    def sharpen(self, calibrated_log_probs: Float[Tensor, "N K"], power: float) -> Float[Tensor, "N K"]:
+        return (power * calibrated_log_probs.float()).log_softmax(dim=-1)
 
     def mass(self, calibrated_log_probs: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         return calibrated_log_probs.double().exp()

@@ -7,6 +7,9 @@ yet. The weight of both depends on the model:
   regions without labels come first.
 * The surer the calibrated model is of the pool, the more an image's own entropy counts, and the less a labeled neighbor
   matters: if the model is unsure in spite of it, the image is near a class boundary.
+* The surer the model is, the more its predictions are sharpened before the entropy is taken. The entropy of a sharpened
+  prediction is high where two classes are equally probable, and low where probability is spread over many classes of
+  which one is far ahead: in the end images are ranked almost like by margin, which teaches more per label there.
 * Uncertain images are unevenly spread over the classes, and labels of few classes teach a wrong prior. Therefore images
   of classes with fewer labels than their share of the pool count more, as far as the model can tell.
 * The nearer the pool is to labeled images, the narrower is the kernel. In the end images cover only themselves, and the
@@ -29,6 +32,7 @@ from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
 from alloop.seeds import derive_seed
 
+SHARPEST = 2.0  # power of the probabilities that a fully sure model's entropies are taken of
 WIDTH = 0.85  # width of the kernel, in median distances from an image of the pool to the nearest labeled one
 TARGETS, SOURCES = 4_000, 5_000  # largest numbers of images that are covered, and that may be chosen
 PROBES = 3_000  # number of images that the median is taken over
@@ -39,8 +43,9 @@ NARROWEST = 1e-3
 def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
     """Choose in each step the image c with the largest Σ_x √u_x max(0, k(x, c) - m_x) · u_c^r f_c^(2r²).
 
-    u = H(p̄) / ln K is the calibrated predictive entropy in [0, 1], and r = 1 - mean u is the sureness of the model.
-    k(x, c) = exp(-d² / sigma²) of features that are centered and scaled to length 1; sigma is 0.85 of the median
+    r = 1 - mean H(p̄) / ln K is the sureness of the model, in [0, 1]. u = H(q) / ln K, in [0, 1], is the predictive
+    entropy of the sharpened prediction q = p̄^β / Σ p̄^β with β = 1 + (SHARPEST - 1) r. p̄ is calibrated. k(x, c) =
+    exp(-d² / sigma²) of features that are centered and scaled to length 1; sigma is 0.85 of the median
     distance to the nearest labeled image. m_x is the coverage of x: images of this batch count fully, labeled ones with
     the factor 1 - r. f_c = Σ_k p̄_ck need_k, where need_k is the predicted share of class k over its share of the
     labels.
@@ -49,16 +54,17 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
         Scores are the gain with a mean over the pool in place of the sum; at least 0.
 
     Source: herding weighted by uncertainty as in Bae et al. (2025), arXiv 2412.20644, with entropy in place of the
-    margin; the fading of coverage, the width and the needs of classes are alloop's own.
+    margin; the sharpening, the fading of coverage, the width and the needs of classes are alloop's own.
     """
     assert candidates.calibrated_log_probs is not None and candidates.features is not None
-    n_classes = candidates.calibrated_log_probs.shape[1]
-    uncertainty = candidates.rule.share_of_highest(candidates.calibrated_log_probs)
-    sureness = 1 - float(uncertainty.mean())
+    log_probs, rule = candidates.calibrated_log_probs, candidates.rule
+    n_classes = log_probs.shape[1]
+    sureness = 1 - float(rule.share_of_highest(log_probs).mean())
+    power = 1 + (SHARPEST - 1) * sureness
     labeled = none_labeled(candidates)
     _center(candidates.features, labeled)
     sigma = _width(unit_(candidates.features), unit_(labeled), k, seed)
-    u = uncertainty.double().numpy()
+    u = rule.share_of_highest(rule.sharpen(log_probs, power)).double().numpy()
     factors = u**sureness * _needed(candidates, n_classes) ** (2 * sureness**2)
     choice = herd(
         candidates,
@@ -71,11 +77,23 @@ def entropy_spread(candidates: Candidates, k: int, seed: int) -> Choice:
         n_targets=TARGETS,
         n_sources=SOURCES,
     )
-    note = (
-        f"The model is {sureness:.0%} sure of the pool (1 - mean entropy / ln K). This is the exponent of an image's "
-        f"own entropy; coverage by labeled images has the factor {1 - sureness:.2f}. The kernel is {sigma:.3f} wide."
-    )
+    note = _explain(sureness, power, sigma)
     return dataclasses.replace(choice, notes=(note, *choice.notes))
+
+
+def _explain(sureness: float, power: float, sigma: float) -> str:
+    """Return what decided the choice, in words for people who label."""
+    if sureness < 1 / 3:
+        led = "mostly takes typical images of regions without labels"
+    elif sureness < 2 / 3:
+        led = "weighs typical images of regions without labels against images that the model is unsure of"
+    else:
+        led = "mostly takes images that the model is unsure of, spread over the pool"
+    return (
+        f"On average, the model is {sureness:.0%} sure of an image (0%: all classes are equally probable). So the "
+        f"batch {led}. An image stands for others up to a distance of about {sigma:.3f}. Entropies are those of "
+        f"probabilities to the power {power:.2f}."
+    )
 
 
 def _needed(candidates: Candidates, n_classes: int) -> npt.NDArray[np.float64]:

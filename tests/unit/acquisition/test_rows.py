@@ -58,3 +58,13 @@ def test_certainty_and_the_share_of_the_highest_entropy_lie_between_0_and_1():
     assert share.tolist() == pytest.approx([1.0, 0.0])
     assert ONE_ROW.certainty(torch.tensor([math.log(4), 0.0]), 4).tolist() == pytest.approx([0.0, 1.0])
     assert ONE_ROW.mass(calibrated).flatten().tolist() == pytest.approx([0.25] * 4 + [1.0, 0.0, 0.0, 0.0])
+
+
+def test_sharpened_predictions_are_powers_that_sum_to_1():
+    # 0.8² and 0.2² are 16 and 1 parts of 17.
+    calibrated = torch.tensor([[0.8, 0.2, 0.0], [0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).log()
+
+    squared = ONE_ROW.sharpen(calibrated, 2.0)
+
+    assert squared.exp().flatten().tolist() == pytest.approx([16 / 17, 1 / 17, 0, 4 / 6, 1 / 6, 1 / 6, 1, 0, 0])
+    torch.testing.assert_close(ONE_ROW.sharpen(calibrated, 1.0), calibrated)

@@ -1,6 +1,9 @@
 """The default: herding by predictive entropy, against the plain loop, and at both ends of what a model can know."""
 
+import dataclasses
 import math
+import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from alloop.acquisition import spread
 from alloop.acquisition.registry import estimate
+from alloop.acquisition.rows import OneRow
 from alloop.acquisition.strategy import Candidates, Size
 
 
@@ -30,6 +34,10 @@ def _random(n: int, seed: int) -> torch.Tensor:
     return (torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) * 2).log_softmax(dim=1)
 
 
+def _entropies(probs: np.ndarray) -> np.ndarray:
+    return -(probs * np.log(probs)).sum(axis=1) / math.log(probs.shape[1])
+
+
 def _plain(candidates: Candidates, k: int) -> tuple[list[int], list[float]]:
     """The formula of the docstring in numpy, word for word."""
     x, labeled = candidates.features.double().numpy(), candidates.labeled.double().numpy()
@@ -42,8 +50,9 @@ def _plain(candidates: Candidates, k: int) -> tuple[list[int], list[float]]:
         return np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2) / sigma**2)
 
     probs = candidates.calibrated_log_probs.double().exp().numpy()
-    u = -(probs * np.log(probs)).sum(axis=1) / math.log(probs.shape[1])
-    sureness = 1 - u.mean()
+    sureness = 1 - _entropies(probs).mean()
+    sharpened = probs ** (1 + sureness)
+    u = _entropies(sharpened / sharpened.sum(axis=1, keepdims=True))
     counts = np.bincount(candidates.labels.numpy(), minlength=probs.shape[1])
     share = (probs.sum(axis=0) + counts) / (len(probs) + counts.sum())
     needed = (probs * share / ((counts + 1) / (counts + 1).sum())).sum(axis=1)
@@ -71,7 +80,7 @@ def test_it_chooses_what_the_formula_says(seed):
     assert choice.positions.tolist() == picked
 
 
-def test_labels_of_all_classes_beside_every_image_leave_entropy_the_highest_first():
+def test_labels_of_all_classes_beside_every_image_leave_sharpened_entropy_the_highest_first():
     # Every prediction comes in three turns, so that the pool promises all classes alike, and the labels are alike.
     turns = torch.cat([_random(17, 1).roll(turn, dims=1) for turn in range(3)])
     candidates = _candidates(turns)
@@ -83,10 +92,52 @@ def test_labels_of_all_classes_beside_every_image_leave_entropy_the_highest_firs
         labels=torch.arange(51) % 3,
     )
 
-    chosen, highest = (choose(name, beside, 20, 0) for name in ("entropy-spread", "entropy"))
+    chosen = choose("entropy-spread", beside, 20, 0)
 
-    entropies = -(turns.exp() * turns).sum(dim=1)
-    torch.testing.assert_close(entropies[chosen.positions], entropies[highest.positions])
+    probs = turns.double().exp().numpy()
+    sharpened = probs ** (2 - _entropies(probs).mean())
+    entropies = _entropies(sharpened / sharpened.sum(axis=1, keepdims=True))
+    assert entropies[chosen.positions] == pytest.approx(np.sort(entropies)[::-1][:20])
+
+
+def test_a_sure_model_asks_where_two_classes_are_equally_probable():
+    # Image 0 is split between two classes: entropy ln 2 = 0.693. Image 1 is 60 % one class and 4 % each of ten others:
+    # 1.594, but only 0.274 once its probabilities are squared (0.957 and ten times 0.0043). All others are nearly sure.
+    n, n_classes = 60, 11
+    probs = torch.full((n, n_classes), 1e-5)
+    probs[torch.arange(n), torch.arange(n) % n_classes] = 1
+    probs[0] = torch.tensor([0.5, 0.5] + [1e-5] * 9)
+    probs[1] = torch.tensor([0.04, 0.6] + [0.04] * 9)
+    features = torch.randn(n, 30, generator=torch.Generator().manual_seed(0))
+    candidates = Candidates(
+        np.arange(n, dtype=np.uint64),
+        (probs / probs.sum(dim=1, keepdim=True)).log(),
+        features=features,
+        labeled=torch.randn(n_classes, 30, generator=torch.Generator().manual_seed(1)),
+        labels=torch.arange(n_classes),
+    )
+
+    chosen, highest = (choose(name, candidates, 1, 0) for name in ("entropy-spread", "entropy"))
+
+    assert chosen.positions.tolist() == [0]
+    assert highest.positions.tolist() == [1]
+    assert "mostly takes images that the model is unsure of" in chosen.notes[0]
+
+
+def test_the_rule_of_the_task_sharpens_by_how_sure_the_model_is():
+    class Recorded(OneRow):
+        powers: ClassVar[list[float]] = []
+
+        def sharpen(self, calibrated_log_probs: torch.Tensor, power: float) -> torch.Tensor:
+            self.powers.append(power)
+            return super().sharpen(calibrated_log_probs, power)
+
+    candidates = _candidates(_random(40, 5))
+
+    choose("entropy-spread", dataclasses.replace(candidates, rule=Recorded()), 3, 0)
+
+    probs = candidates.calibrated_log_probs.double().exp().numpy()
+    assert Recorded.powers == [pytest.approx(2 - _entropies(probs).mean(), abs=1e-6)]
 
 
 def test_of_equally_unsure_images_those_of_the_class_without_labels_come_first():
@@ -113,7 +164,9 @@ def test_a_model_that_knows_nothing_leaves_coverage_alone():
 
     choice = choose("entropy-spread", candidates, 6, 0)
 
-    assert choice.notes[0].startswith("The model is 0% sure of the pool")
+    assert choice.notes[0].startswith("On average, the model is 0% sure of an image")
+    assert "mostly takes typical images" in choice.notes[0]
+    assert choice.notes[0].endswith("to the power 1.00.")
     assert choice.positions.tolist() == _plain(candidates, 6)[0]
 
 
@@ -139,8 +192,9 @@ def test_the_kernel_is_narrower_where_labels_are_near():
         labels=torch.zeros(30, dtype=torch.int64),
     )
 
-    widths = [float(choose("entropy-spread", one, 5, 0).notes[0].split()[-2]) for one in (candidates, near)]
+    notes = [choose("entropy-spread", one, 5, 0).notes[0] for one in (candidates, near)]
 
+    widths = [float(re.findall(r"distance of about ([0-9.]+)\.", note)[0]) for note in notes]
     assert widths[0] > widths[1] > 0
 
 
