@@ -7,7 +7,6 @@ strategies and seeds that are missing. The tables show everything in FOLDER.
 """
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -16,14 +15,15 @@ from pathlib import Path
 from arms import ARMS, run_arms
 from peers import PEERS, SMALL_ONLY, run_peer
 from sets import BATCHES, LOOSE, SEEDS, Head, load_task
-from tables import Run, collect, markdown
+from tables import collect, markdown, read_csv, targets, write_csv
 
+from alloop.composition import DEFAULT_STRATEGY
 from alloop.files import write_json
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(BATCHES), choices=list(BATCHES))
     parser.add_argument(
         "--arms", nargs="*", default=list(ARMS), help="alloop's strategies, as `alloop simulate` takes them"
@@ -31,8 +31,15 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--tables", action="store_true", help="compute nothing, only write the tables")
+    parser.add_argument("--targets", action="store_true", help="only print targets, from the CSV files in --out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
+    if options.targets:
+        former, present = (read_csv(options.out / name) for name in ("results.csv", "pool_features.csv"))
+        print(targets(former, present, DEFAULT_STRATEGY))
+        return
+    if options.work is None:
+        parser.error("--work is missing")
     work = options.work.absolute()
     for seed in [] if options.tables else options.seeds:
         for name in options.sets:
@@ -70,19 +77,6 @@ def compute(name: str, seed: int, arms: list[str], peers: list[str], work: Path)
             run = json.loads(path.read_text())
             if "loose_accuracy" not in run:
                 write_json(path, {**run, "loose_accuracy": head.curve(run["picks"], LOOSE[name])})
-
-
-def write_csv(runs: list[Run], path: Path) -> None:
-    """Write a line for every run and kind of accuracy, with a column for every batch."""
-    rounds = max(len(run.curves["head"]) for run in runs)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        batches = [f"after_{number}" for number in range(1, rounds + 1)]
-        writer.writerow(["set", "by", "strategy", "settings", "seed", "select_seconds", "accuracy_of", *batches])
-        for run in runs:
-            for kind, curve in run.curves.items():
-                about = [run.set, run.by, run.strategy, run.settings, run.seed, f"{run.select_seconds:.3f}", kind]
-                writer.writerow([*about, *(f"{value:.4f}" for value in curve)])
 
 
 def _path(folder: Path, kind: str, name: str) -> Path:

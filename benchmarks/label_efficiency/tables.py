@@ -1,5 +1,6 @@
-"""Tables of finished runs: areas, labels to match random, and budgets at which a strategy is below random."""
+"""Tables of finished runs: areas, labels to match random, budgets at which a strategy is below random, and targets."""
 
+import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -138,6 +139,111 @@ def markdown(name: str, runs: Sequence[Run]) -> str:
         if found:
             text += [f"\n### {name}: {title}\n", *_table(found)]
     return "\n".join(text)
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """Write a line for every run and kind of accuracy, with a column for every batch."""
+    rounds = max(len(curve) for run in runs for curve in run.curves.values())
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        batches = [f"after_{number}" for number in range(1, rounds + 1)]
+        writer.writerow(["set", "by", "strategy", "settings", "seed", "select_seconds", "accuracy_of", *batches])
+        for run in runs:
+            for kind, curve in run.curves.items():
+                about = [run.set, run.by, run.strategy, run.settings, run.seed, f"{run.select_seconds:.3f}", kind]
+                writer.writerow([*about, *(f"{value:.4f}" for value in curve)])
+
+
+def read_csv(path: Path) -> list[Run]:
+    """Read what `write_csv` wrote."""
+    curves: dict[tuple[str, ...], dict[str, tuple[float, ...]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            key = tuple(row[name] for name in ("set", "by", "strategy", "settings", "seed", "select_seconds"))
+            curve = tuple(float(value) for name, value in row.items() if name.startswith("after_") and value)
+            curves.setdefault(key, {})[row["accuracy_of"]] = curve
+    return [
+        Run(name, by, strategy, int(seed), found, float(seconds), settings)
+        for (name, by, strategy, settings, seed, seconds), found in curves.items()
+    ]
+
+
+def targets(former: Sequence[Run], runs: Sequence[Run], default: str) -> str:
+    """Return the table of targets, each met or missed, on the sets and seeds that both sides have.
+
+    Args:
+        former: Runs of the former default and of peers; peers' accuracy is that of their own head ("head").
+        runs: Runs of the present default, and peers' picks, with alloop's present model ("own").
+        default: Name of the default strategy.
+    """
+    rows = ["| target | set | seeds | found | |", "|---|---|---|---|---|"]
+    shares: dict[str, float] = {}
+    gaps: dict[str, float] = {}
+    for name in BATCHES:
+        mine = _curves(runs, name, "own", "alloop", default)
+        if not mine:
+            continue
+        before = _curves(former, name, "own", "alloop", default)
+        if seeds := sorted(set(mine) & set(before)):
+            end = float(np.mean([before[seed][-1] for seed in seeds]))
+            curve = np.mean([mine[seed] for seed in seeds], axis=0)
+            budgets = BATCHES[name] * np.arange(1, len(curve) + 1)
+            shares[name] = labels_to_reach(curve, end, budgets) / float(budgets[-1])
+            found = f"{shares[name]:.0%} of the labels reach {end:.3f}"
+            rows.append(
+                _row("labels to the former default's end, at most 75 %", name, seeds, found, shares[name] <= 0.75)
+            )
+        for title, source, kind, least, collected in (
+            ("area, best peer's picks with alloop's own model - 0.003", runs, "own", -0.003, gaps),
+            ("area, best peer with its own head + 0.030", former, "head", 0.030, None),
+        ):
+            best = _best_peer(source, name, kind, mine)
+            if best is None:
+                continue
+            peer, seeds, (mean, low, high) = best
+            found = f"best peer {peer}: {mean:+.4f} [{low:+.3f}, {high:+.3f}]"
+            rows.append(_row(title, name, seeds, found, mean >= least))
+            if collected is not None:
+                collected[name] = mean
+    if shares:
+        mean = float(np.mean(list(shares.values())))
+        rows.append(_row("labels to the former default's end, at most 55 %", "mean", [], f"{mean:.0%}", mean <= 0.55))
+    if gaps:
+        mean = float(np.mean(list(gaps.values())))
+        title = "area, best peer's picks with alloop's own model + 0.010"
+        rows.append(_row(title, "mean", [], f"{mean:+.4f}", mean >= 0.010))
+    return "\n".join(rows)
+
+
+def _curves(runs: Sequence[Run], name: str, kind: str, by: str, strategy: str) -> dict[int, tuple[float, ...]]:
+    return {
+        run.seed: run.curves[kind]
+        for run in runs
+        if (run.set, run.by, run.strategy) == (name, by, strategy) and kind in run.curves
+    }
+
+
+def _best_peer(
+    runs: Sequence[Run], name: str, kind: str, mine: Mapping[int, tuple[float, ...]]
+) -> tuple[str, list[int], tuple[float, float, float]] | None:
+    """Return the peer with the highest mean area among those with the most seeds, and the paired difference to it."""
+    peers = sorted({(run.by, run.strategy) for run in runs if run.set == name and run.by != "alloop"})
+    found = []
+    for by, strategy in peers:
+        theirs = _curves(runs, name, kind, by, strategy)
+        seeds = sorted(set(theirs) & set(mine))
+        if seeds:
+            area = float(np.mean([theirs[seed] for seed in seeds]))
+            difference = np.array([np.mean(mine[seed]) - np.mean(theirs[seed]) for seed in seeds])
+            found.append((len(seeds), area, strategy, seeds, paired_interval(difference)))
+    if not found:
+        return None
+    _, _, strategy, seeds, interval = max(found, key=lambda one: one[:3])
+    return strategy, seeds, interval
+
+
+def _row(title: str, name: str, seeds: Sequence[int], found: str, is_met: bool) -> str:
+    return f"| {title} | {name} | {len(seeds) or ''} | {found} | **{'met' if is_met else 'missed'}** |"
 
 
 def _table(found: Sequence[Line]) -> list[str]:
