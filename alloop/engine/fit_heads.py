@@ -4,12 +4,13 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from alloop.engine.build import HEAD_BATCH, HEAD_RATE, HeadRecipe
 from alloop.engine.device import full_float32
 from alloop.engine.objective import Objective
+from alloop.losses.cross_entropy import Targets
 from alloop.losses.mixing import mix
 from alloop.losses.multi_head import multi_head_loss
 from alloop.models.heads import MultiHead
@@ -20,20 +21,20 @@ _SMALL = 5_000_000  # N * D up to which one thread is fastest: many short operat
 
 def fit_heads(
     features: Float[Tensor, "N D"],
-    targets: Int[Tensor, "N"],
+    targets: Targets,
     n_classes: int,
     n_heads: int,
     objective: Objective,
     recipe: HeadRecipe,
     generator: torch.Generator,
 ) -> tuple[MultiHead, dict[str, object]]:
-    """Fit M heads to labeled features, in float32, on the features' device (alloop keeps features on the CPU).
+    """Fit M heads to features, in float32, on the features' device (alloop keeps features on the CPU).
 
-    The heads minimize the objective, plus weight decay, plus the cross-entropy of `recipe.prior` imaginary images at
-    the center of the features, which belong to every class alike. LogitNorm has no such images, because the logits at
-    the center cannot be normalized. Smooth losses are solved by L-BFGS with all labels at once. Other losses, mixed
-    features and dropout go to Adam in mini-batches, which minimizes the same sum. benchmarks/recipe says how the
-    numbers were found.
+    Targets are labels, or predictions of another model. The heads minimize the objective, plus weight decay, plus the
+    cross-entropy of `recipe.prior` imaginary images at the center of the features, which belong to every class alike.
+    LogitNorm has no such images, because the logits at the center cannot be normalized. Smooth losses are solved by
+    L-BFGS with all labels at once. Other losses, mixed features and dropout go to Adam in mini-batches, which minimizes
+    the same sum. benchmarks/recipe says how the numbers were found.
 
     Returns:
         The heads, and a JSON-able record of the fit.

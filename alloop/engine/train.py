@@ -21,6 +21,7 @@ from alloop.engine.build import (
 from alloop.engine.calibrate import apply_calibration, calibrate
 from alloop.engine.cross_validate import calibrate_apart, out_of_fold, rotate
 from alloop.engine.device import deterministic, explained_shortage
+from alloop.engine.distill import distilled_files
 from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified
 from alloop.engine.fit_heads import fit_heads
@@ -81,7 +82,8 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         calibrated, calibration = calibrate(method, pooled, targets, seed)
     head_classes = tuple(tuple(job.classes[position] for position in part) for heads in parts for part in heads)
     metadata |= {"head_classes": head_classes}
-    files = save_version(job.out, members.networks(), calibration, metadata, graph.files())
+    distilled = distilled_files(job, members.networks(), calibration, graph.smoothing, backbone, hardware)
+    files = save_version(job.out, members.networks(), calibration, metadata, graph.files() | distilled)
     members.clear()
     return TrainResult(
         files=files,
