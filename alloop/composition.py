@@ -461,3 +461,15 @@ def _check_dropout(passes: int | None, rate: float | None) -> None:
 def _check_name(kind: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
     if name not in known:
         raise ValueError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")
+
+
+# Formats of exported labels, which alloop/export/formats.py writes: name → True for a folder with the images.
+EXPORTS: Mapping[str, bool] = {
+    "csv": False,
+    "jsonl": False,
+    "parquet": False,
+    "folders": True,
+    "hf-imagefolder": True,
+    "coco": True,
+    "fiftyone": True,
+}

@@ -75,12 +75,17 @@ def majority(answers: Sequence[Answer], vote: Callable[[Answer], str | None]) ->
 
     Source: methods of Sheng, Provost & Ipeirotis, KDD 2008 (majority vote); the tie rule is alloop's.
     """
-    votes = [(value, answer) for answer in _newest(answers) if (value := vote(answer)) is not None]
+    votes = list_votes(answers, vote)
     if not votes:
         return None
     counts = collections.Counter(value for value, _ in votes)
     first, _ = min(votes, key=lambda pair: (-counts[pair[0]], pair[1].updated_at, pair[0]))
     return Consensus(first, counts[first] / len(votes), len(votes))
+
+
+def list_votes(answers: Sequence[Answer], vote: Callable[[Answer], str | None]) -> list[tuple[str, Answer]]:
+    """List the votes about one image, one of each annotator at most, with the answers that they come from."""
+    return [(value, answer) for answer in _newest(answers) if (value := vote(answer)) is not None]
 
 
 def _newest(answers: Sequence[Answer]) -> Iterable[Answer]:

@@ -1,10 +1,15 @@
 """`alloop labels`: import and export of labels."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from alloop.cli._options import OutFile, Session, common_options
+from alloop.composition import EXPORTS
+
+if TYPE_CHECKING:
+    from alloop.export.rows import Include
 
 
 @click.group()
@@ -57,23 +62,32 @@ def adopt(session: Session) -> None:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["csv", "jsonl", "folders"]),
+    type=click.Choice(list(EXPORTS)),
     help="Format.  [default: by TARGET's ending; without an ending: a folder per class, or CSV into a pipe]",
 )
-@click.option("--copy", is_flag=True, help="With folders: copy images instead of linking to them.")
+@click.option("--copy", is_flag=True, help="Copy images instead of linking to them, where a format has images.")
+@click.option(
+    "--include",
+    type=click.Choice(["human", "auto", "both"]),
+    default="human",
+    show_default=True,
+    help="Labels by people, labels by `alloop autolabel`, or both; the column provenance says which.",
+)
 @common_options
-def export(session: Session, target: Path, form: str | None, copy: bool) -> None:
-    """Write all labels as CSV, JSON lines or a folder per class.
+def export(session: Session, target: Path, form: str | None, copy: bool, include: "Include") -> None:
+    """Write all labels as a table, or with their images as other programs read them.
 
-    TARGET is a file or a new folder; - is standard output.
+    TARGET is a file (csv, jsonl, parquet; - is standard output) or a new folder with the images: folders (one per
+    class), hf-imagefolder (Hugging Face datasets), coco (COCO, without boxes), fiftyone
+    (FiftyOneImageClassificationDataset).
     """
+    from alloop.export.formats import export_labels
     from alloop.files import is_stream
-    from alloop.loop.intake.labels import export_labels
 
     bare = "csv" if is_stream(target) else "folders"
-    endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", "": bare}
+    endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", "": bare}
     chosen = form or endings.get(target.suffix.lower())
     if chosen is None:
         raise click.UsageError(f"The ending {target.suffix} does not name a format; add --format.")
-    n = export_labels(session.project(), target, chosen, copy=copy)  # type: ignore[arg-type]
+    n = export_labels(session.project(), target, chosen, copy=copy, include=include)
     session.show({"labels": n, "target": str(target)}, f"{n} labels written to {target}.", written=target)

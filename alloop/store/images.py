@@ -374,6 +374,15 @@ def find_sizes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[in
     return found
 
 
+def find_shapes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Find the shapes of images as people see them: image id → (width, height) in pixels."""
+    found: dict[int, tuple[int, int]] = {}
+    for chunk in in_chunks(image_ids):
+        rows = session.execute(select(Image.id, Image.width, Image.height).where(Image.id.in_(chunk)))
+        found.update({image_id: (width, height) for image_id, width, height in rows})
+    return found
+
+
 def find_all_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
     """Find images, also those without a file: their path is that of a missing file, or empty."""
     is_there = ImageLocation.status == LocationStatus.OK.value

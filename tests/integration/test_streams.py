@@ -89,7 +89,7 @@ def test_labels_go_to_standard_output(project: Project, target: str, way: str):
     ended = shell(project, f"alloop labels export {target} {way}")
 
     lines = (project.folder / "got.csv").read_text().splitlines()
-    assert lines[0] == "file,sha256,label,split,agreement,annotations"
+    assert lines[0].startswith("file,sha256,label,split,agreement,annotations,provenance,")
     assert sorted(line.split(",")[2] for line in lines[1:]) == ["cat", "dog"]
     assert ended.stderr == "2 labels written to /dev/stdout.\n"
     assert not (project.folder / "-").exists()

@@ -1,41 +1,30 @@
-"""Labels from annotations; import and export of labels."""
+"""Labels from annotations; import of labels."""
 
-import csv
 import datetime as dt
-import json
-import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import ProjectConfig
 from alloop.consensus import TASKS, Judge
 from alloop.errors import LabelError, did_you_mean
-from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
 from alloop.loop.intake.named_images import FileFinder
 from alloop.loop.intake.near_copies import update_splits
-from alloop.loop.intake.presence import find_replaced
 from alloop.loop.workbench import Workbench
-from alloop.pool.sources import find_source, name_of
-from alloop.project import Project
 from alloop.records import Answer, Consensus, Outcome
 from alloop.spreadsheet import Row, read_table
 from alloop.store.annotations import (
     AnnotationRecord,
-    LabelRecord,
     add_annotations,
     list_current,
-    list_labels,
     set_labels,
 )
 from alloop.store.images import find_image_ids, list_locations
-from alloop.store.session import reading, transaction
+from alloop.store.session import transaction
 from alloop.store.workspace import add_event
 
 IMPORT = "import"
-ExportFormat = Literal["csv", "jsonl", "folders"]
 
 
 def judge_of(settings: ProjectConfig) -> Judge:
@@ -103,7 +92,7 @@ def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
         (number of recorded labels, number of labels that were already known).
 
     Raises:
-        LabelError: A column, a file or a class is unknown; nothing is imported.
+        LabelError: A column, a file or a class is unknown, or a model gave a label; nothing is imported.
     """
     project = bench.project.config.project
     judge = judge_of(project)
@@ -113,94 +102,6 @@ def import_labels(bench: Workbench, path: Path) -> tuple[int, int]:
         recorded = record_imported(session, labels, judge, path.name, bench.now())
         add_event(session, bench.user, "labels import", bench.now(), file=path.name, labels=recorded)
     return recorded, len(labels) - recorded
-
-
-def export_labels(project: Project, target: Path, form: ExportFormat, *, copy: bool = False) -> int:
-    """Write all labels as CSV, JSON lines, or a folder per class with links to (or copies of) the images.
-
-    Returns:
-        Number of written labels.
-
-    Raises:
-        LabelError: The target folder is not empty, or an image is missing and cannot be linked.
-    """
-    with reading(project.database) as session:
-        labels = list_labels(session)
-        replaced = [] if form != "folders" else find_replaced(session, [(x.path, x.sha256) for x in labels if x.path])
-    if replaced:
-        raise LabelError(
-            f"{len(replaced)} labeled images were replaced by other files, for example {replaced[0][0]}. Nothing was "
-            "exported.",
-            "Run `alloop pool check`, which records it, and export again; or use --format csv, which exports no files.",
-        )
-    if form == "folders":
-        _export_folders(labels, target, copy=copy)
-        return len(labels)
-    rows = [_exported(label) for label in labels]
-    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        if form == "csv":
-            writer = csv.DictWriter(file, fieldnames=list(_EXPORTED))
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return len(labels)
-
-
-_EXPORTED = ("file", "sha256", "label", "split", "agreement", "annotations")
-
-
-def _exported(label: LabelRecord) -> dict[str, str | float | int | None]:
-    found = label.consensus
-    values = (label.path, label.sha256, found.value, label.split.value, found.agreement, found.n)
-    return dict(zip(_EXPORTED, values, strict=True))
-
-
-def _export_folders(labels: Sequence[LabelRecord], target: Path, *, copy: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise LabelError(f"{target} is not a folder.", "Name a new folder, or set --format csv or jsonl.")
-    if target.is_dir() and (found := next(target.iterdir(), None)):
-        raise LabelError(
-            f"{target} is not empty: it holds {found.name}.",
-            "Name a new folder: an export never goes into a folder that holds other files.",
-        )
-    gone = [label for label in labels if label.path is None or find_source(label.path).stamp(label.path) is None]
-    if gone:
-        raise LabelError(
-            f"{len(gone)} labeled images are missing, for example {gone[0].path or gone[0].sha256}.",
-            "`alloop pool check` lists them; export as CSV keeps their labels without the files.",
-        )
-    with atomic_folder(target) as folder:
-        (folder / OUTPUT_MARK).touch()
-        for label in labels:
-            location = str(label.path)
-            place = folder / label.consensus.value / _exported_name(location, label.sha256)
-            place.parent.mkdir(exist_ok=True)
-            _export_image(location, place, copy=copy)
-
-
-def _exported_name(location: str, sha256: str) -> str:
-    """Return a file name of at most 255 bytes with a part of the hash, so that equal names of two folders differ."""
-    name = PurePosixPath(name_of(location))
-    end = f"-{sha256[:8]}{name.suffix}"
-    return name.stem.encode()[: 255 - len(end.encode())].decode(errors="ignore") + end
-
-
-def _export_image(location: str, place: Path, *, copy: bool) -> None:
-    """Link an image or copy it. An image that is not a file of this machine is copied."""
-    source = find_source(location)
-    original = source.local_file(location)
-    if original is not None and not copy:
-        place.symlink_to(original)
-        return
-    try:
-        opened = source.open(location)
-    except OSError as error:
-        raise LabelError(f"{location} cannot be read: {error.strerror}.", "Nothing was exported.") from error
-    with opened, place.open("wb") as copied:
-        shutil.copyfileobj(opened, copied)
-    if original is not None:
-        shutil.copystat(original, place)
 
 
 def _read_rows(path: Path) -> tuple[Row, ...]:
@@ -223,6 +124,11 @@ def _agreeing(path: Path, labels: Iterable[tuple[int, str, str]]) -> dict[str, s
 
 def _read_label(row: Row, path: Path, find: FileFinder, judge: Judge, classes: Sequence[str]) -> tuple[int, str, str]:
     """Return the line, the content hash of the image and the label of a row."""
+    if row.get("provenance") == "auto":
+        raise LabelError(
+            f"{path}, line {row.line}: a model gave this label (provenance auto); labels by people can be imported.",
+            "Export with `--include human`, or remove these lines. Nothing was imported.",
+        )
     value = judge.spelled(row.get("label"))
     if not judge.is_known(value):
         raise LabelError(
