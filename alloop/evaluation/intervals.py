@@ -158,18 +158,26 @@ def adaptive_ece_of(
     places = np.linspace(0, 1, n_bins + 1) * (len(sure) - 1)
     share = places - np.floor(places)
 
-    def edges(running: Counts) -> Counts:
-        low, high = (sure[np.searchsorted(running, ends(places), side="right")] for ends in (np.floor, np.ceil))
-        found: Counts = np.unique(np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share)))
-        return found
+    def statistic(counts: Counts) -> npt.NDArray[np.float64]:
+        ordered = counts[:, order]
+        running = ordered.cumsum(axis=1)
+        # Each row of counts ends below the beginning of the next one, so one search serves all rows.
+        first = np.arange(len(counts))[:, None] * (len(sure) + 1.0)
+        rows = np.arange(len(counts))[:, None] * len(sure)
 
-    def one(counts: Counts) -> float:
-        ends = np.searchsorted(sure, edges(counts.cumsum())[1:], side="right")
-        # Sums between the right ends of bins; with equal confidences there is one bin.
-        totals = np.concatenate([[0.0], (counts * gap).cumsum()])[[0, *ends[:-1], len(sure)]]
-        return float(np.abs(np.diff(totals)).sum() / len(sure))
+        def kth(k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return sure[np.searchsorted((running + first).ravel(), first + k, side="right") - rows]
 
-    return lambda counts: np.array([one(row) for row in counts[:, order]])
+        low, high = kth(np.floor(places)), kth(np.ceil(places))
+        edges = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share))
+        # Sums between the right ends of bins. Equal edges have nothing between them; with equal confidences there is
+        # one bin.
+        ends = np.where(edges == edges[:, :1], 0, np.searchsorted(sure, edges, side="right"))
+        ends[:, -1] = len(sure)
+        totals = np.pad((ordered * gap).cumsum(axis=1), ((0, 0), (1, 0)))
+        return np.asarray(np.abs(np.diff(np.take_along_axis(totals, ends, axis=1))).sum(axis=1) / len(sure))
+
+    return statistic
 
 
 def classwise_ece_of(
