@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -189,12 +190,17 @@ def _make_heads(state: dict[str, Tensor]) -> MultiHead:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that the numbers of a model depend on."""
+    return dict(_library_versions())
+
+
+@functools.cache
+def _library_versions() -> tuple[tuple[str, str], ...]:
     names = ("alloop", "torch", "torchvision", "numpy", "scikit-learn", "safetensors")
-    versions = {"python": platform.python_version()}
+    versions = [("python", platform.python_version())]
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            versions.append((name, importlib.metadata.version(name)))
+    return tuple(versions)
 
 
 def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Schemas of databases: the present one, the one that this alloop needs, and the upgrade between them."""
 
+import functools
 from pathlib import Path
 
 from alembic import command
@@ -85,4 +86,10 @@ def refuse_newer(database: Engine) -> None:
 
 
 def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(migrations_folder()))
+    return _scripts_in(migrations_folder())
+
+
+@functools.cache
+def _scripts_in(folder: Path) -> ScriptDirectory:
+    # A ScriptDirectory imports the migrations at its first use, and keeps them.
+    return ScriptDirectory(str(folder))
