@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import share_compiled_sql
 
 import alloop
 
@@ -121,6 +122,7 @@ def forks() -> Iterator[Forks]:
 
 def serve() -> None:
     """Fork one alloop for each request."""
+    share_compiled_sql()
     # Import everything, so that edited files are not mixed with files of an earlier state.
     for module in pkgutil.walk_packages(alloop.__path__, "alloop."):
         if not module.name.endswith("__main__"):

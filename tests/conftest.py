@@ -17,8 +17,12 @@ from databases import new_url as new_url
 from label_studio_server import installed_meanwhile
 from label_studio_server import label_studio as label_studio  # a fixture; starts only when a test asks for it
 from postgres_server import postgres_port as postgres_port
+from quick import keep_files_in_memory, share_compiled_sql
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+keep_files_in_memory()
+share_compiled_sql()
 
 
 def _needs_label_studio(item: pytest.Item) -> bool:
