@@ -165,6 +165,8 @@ def at_bench(
 
 
 _MADE: dict[str, Path] = {}  # arguments of a workspace → the first workspace that was made with them
+# Tables of alloop.toml that are read only after the images have been added.
+_READ_LATER = {"model", "train", "calibration", "acquisition", "loop"}
 
 
 def make_project(
@@ -179,17 +181,18 @@ def make_project(
     """Make a workspace with n real pictures in its pool; the oracle knows all. The second one of a kind is a copy."""
     folder = tmp_path / name
     changes["project"] = {"classes": list(classes), **changes.get("project", {})}
-    kind = repr((n, name, classes, add, changes))
+    read = {table: values for table, values in changes.items() if table.split("__")[0] not in _READ_LATER}
+    kind = repr((n, name, classes, add, read))
     if str(tmp_path) in kind or "database" in changes:
         return _make_project(folder, n, classes, add, changes)
     if kind not in _MADE:
         if not _MADE:
             atexit.register(_forget_all)
         there = Path(tempfile.mkdtemp(prefix="alloop-")) / name
-        _make_project(there, n, classes, add, changes).close()
+        _make_project(there, n, classes, add, read).close()
         OPENED.pop()
         _MADE[kind] = there
-    return _copy_project(_MADE[kind], folder)
+    return _copy_project(_MADE[kind], folder, changes)
 
 
 def _make_project(
@@ -204,9 +207,10 @@ def _make_project(
     return project
 
 
-def _copy_project(made: Path, folder: Path) -> Project:
-    """Copy a workspace to another place and give the copy its own identity."""
+def _copy_project(made: Path, folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Project:
+    """Copy a workspace to another place, with other settings, and give the copy its own identity."""
     shutil.copytree(made, folder)
+    (folder / "alloop.toml").write_text(render_toml(make_settings(**changes)))
     truth = folder / "truth.csv"
     truth.write_text(truth.read_text().replace(str(made), str(folder)))
     with contextlib.closing(sqlite3.connect(folder / "alloop.db")) as connection, connection:
