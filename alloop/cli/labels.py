@@ -75,7 +75,7 @@ def adopt(session: Session) -> None:
 )
 @common_options
 def export(session: Session, target: Path, form: str | None, copy: bool, include: "Include") -> None:
-    """Write all labels as a table, or with their images as other programs read them.
+    """Write all labels for other programs, as a table or with images.
 
     TARGET is a file (csv, jsonl, parquet; - is standard output) or a new folder with the images: folders (one per
     class), hf-imagefolder (Hugging Face datasets), coco (COCO, without boxes), fiftyone
