@@ -1,10 +1,12 @@
 """Settings of alloop.toml, one frozen model per section: names, types, defaults and units."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from alloop.composition import (
     CALIBRATORS,
@@ -105,11 +107,64 @@ class PoolConfig(Section):
     truncated: Literal["refuse", "accept"] = "refuse"  # incomplete files; accept: read as far as possible
 
 
+GIVEN = "features:"  # prefix of a backbone whose features were computed elsewhere
+
+
+class TrunkSettings(NamedTuple):
+    """Settings of one trunk: name, weights, and side of its images in pixels (None: as the weights were trained)."""
+
+    name: str
+    weights: str
+    image_size: int | None
+
+    @property
+    def is_learned(self) -> bool:
+        """True if its features are useful without training. User factories are assumed to give useful features."""
+        is_own = ":" in self.name and not self.name.startswith("timm:")
+        return self.weights != "none" or is_own or self.name == "pixels"
+
+
+def _one_or_several(is_valid: Callable[[Any], bool], words: str) -> PlainValidator:
+    """Check a setting with one value, or with a value for each trunk. A list of one value is this value.
+
+    Args:
+        is_valid: Function that tells whether a value is right.
+        words: Description of a right value.
+    """
+
+    def check(given: Any) -> Any:
+        values = tuple(given) if isinstance(given, list | tuple) else (given,)
+        if not values or not all(map(is_valid, values)):
+            # "string_type" lets `config.load` take a variable's own text where a name looks like a number.
+            raise PydanticCustomError("string_type", f"Input should be {words}, or a list of them")
+        return values[0] if len(values) == 1 else values
+
+    return PlainValidator(check)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 8)
+
+
+if TYPE_CHECKING:
+    Names = str | tuple[str, ...]
+    Sizes = int | None | tuple[int | None, ...]
+else:  # Any, because pydantic would warn that a tuple is stored as a list
+    Names = Annotated[Any, _one_or_several(_is_name, "a name")]
+    Sizes = Annotated[Any, _one_or_several(_is_size, "a whole number of pixels, at least 8")]
+
+
 class ModelConfig(Section):
     """`[model]`: the model that predicts."""
 
-    backbone: str = "resnet50"  # torchvision name | timm:NAME | package.module:factory | features:D
-    weights: str = "DEFAULT"  # DEFAULT | none | a local .safetensors or .pth state dict
+    # torchvision name | timm:NAME | package.module:factory | pixels | features:D, or a list of several trunks whose
+    # features stand side by side; weights and image_size are then one value for all, or a list with a value for each
+    backbone: Names = "resnet50"
+    weights: Names = "DEFAULT"  # DEFAULT | none | name of published torchvision weights | a local .safetensors or .pth
     mode: Literal["frozen", "finetune"] = "frozen"
     uncertainty: Literal["multi-head", "ensemble", "mc-dropout", "single"] = "multi-head"
     members: PositiveInt | None = None  # None: 4 heads, 5 networks of an ensemble, 20 dropout passes; single: always 1
@@ -119,20 +174,57 @@ class ModelConfig(Section):
         0.25  # mc-dropout: probability that a feature is dropped before the heads
     )
     consistent_masks: bool = False  # mc-dropout: one mask per pass for the whole pool
-    image_size: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the size that the weights were trained with
+    image_size: Sizes = None  # pixels; None: the size that the weights were trained with
     pool_features: Literal["auto", "off"] = "auto"  # auto: the unlabeled pool teaches features where this can help
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
 
     @model_validator(mode="after")
-    def _check_given(self) -> "ModelConfig":
-        if self.backbone.startswith("features:"):
-            if not re.fullmatch(r"features:[1-9][0-9]*", self.backbone):
+    def _check_trunks(self) -> "ModelConfig":
+        n_trunks = len(_listed(self.backbone))
+        for key in ("weights", "image_size"):
+            value = getattr(self, key)
+            if isinstance(value, tuple) and len(value) != n_trunks:
                 raise ValueError(
-                    f"backbone {self.backbone!r} must name how many features are given, as in features:1280"
+                    f"{key} has {len(value)} values, but backbone names {n_trunks} trunk{'s' * (n_trunks != 1)}; "
+                    "give one value for all, or one for each"
                 )
-            if self.mode == "finetune":
-                raise ValueError('given features have no trunk that could be fine-tuned; set mode = "frozen"')
+        for trunk in self.trunks:
+            if self.trunks.count(trunk) > 1:
+                raise ValueError(f"backbone names {trunk.name!r} twice, with the same weights and image_size")
+            if trunk.name.startswith(GIVEN):
+                self._check_given(trunk.name)
+        if n_trunks > 1 and self.mode == "finetune":
+            raise ValueError(
+                f'mode = "finetune" trains one trunk, but backbone names {n_trunks}; name one, or set mode = "frozen"'
+            )
         return self
+
+    def _check_given(self, name: str) -> None:
+        if len(self.trunks) > 1:
+            raise ValueError(
+                f"{name!r} stands for given features, which cannot stand beside those of a trunk; put them side by "
+                "side before they are given, or name trunks only"
+            )
+        if not re.fullmatch(rf"{GIVEN}[1-9][0-9]*", name):
+            raise ValueError(f"backbone {name!r} must name how many features are given, as in features:1280")
+        if self.mode == "finetune":
+            raise ValueError('given features have no trunk that could be fine-tuned; set mode = "frozen"')
+
+    @property
+    def trunks(self) -> tuple[TrunkSettings, ...]:
+        """Settings of every trunk, in the order of their features."""
+        names = _listed(self.backbone)
+        return tuple(map(TrunkSettings, names, _listed(self.weights, len(names)), _listed(self.image_size, len(names))))
+
+    @property
+    def has_learned_features(self) -> bool:
+        """True if the features of every trunk are useful before training."""
+        return all(trunk.is_learned for trunk in self.trunks)
+
+    @property
+    def has_images(self) -> bool:
+        """True if a trunk looks at images; False if features are given."""
+        return not self.trunks[0].name.startswith(GIVEN)
 
     @property
     def n_networks(self) -> int:
@@ -155,6 +247,11 @@ class ModelConfig(Section):
     def n_members(self) -> int:
         """Number of members M, whose mean is the prediction."""
         return self.n_networks * self.n_heads * self.n_passes
+
+
+def _listed(value: Any, n: int = 1) -> tuple[Any, ...]:
+    """Return the value of each of n trunks."""
+    return value if isinstance(value, tuple) else (value,) * n
 
 
 class TrainConfig(Section):
@@ -356,7 +453,7 @@ class Config(Section):
             parameters=train.loss_parameters,
             mixing=train.mixing,
             frozen=is_frozen,
-            has_images=not model.backbone.startswith("features:"),
+            has_images=model.has_images,
             batch_size=None if is_frozen else train.batch_size,
             n_members=model.n_networks * model.n_heads,
             dropout_passes=model.n_passes if model.uncertainty == "mc-dropout" else None,

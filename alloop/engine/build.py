@@ -13,7 +13,7 @@ from alloop.files import from_folder
 from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import LossScale
 from alloop.losses.named import Loss, find_loss
-from alloop.models.backbones import Backbone, load_backbone
+from alloop.models.backbones import Backbone, is_weights_name, load_backbone, side_by_side
 from alloop.models.dropout import HeadDropout
 from alloop.seeds import derive_seed
 
@@ -89,18 +89,21 @@ def build_hardware(settings: EngineSettings, device: str | None) -> Hardware:
 
 
 def build_backbone(settings: EngineSettings, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:
-    """Return the trunk that [model] names, on the CPU, in eval mode. The first search path holds its weights file.
+    """Return the trunk that [model] names, or its trunks side by side, on the CPU, in eval mode.
 
-    In each network of an ensemble an untrained trunk starts from other weights, if it is fine-tuned.
+    The first search path holds weights files. In each network of an ensemble an untrained trunk starts from other
+    weights, if it is fine-tuned.
     """
     model = settings.model
     seed = derive_seed(settings.seed, "backbone")
     if member and model.mode == "finetune":
         seed = derive_seed(settings.seed, "backbone", member)
-    weights = model.weights
-    if weights not in {"DEFAULT", "none"}:
-        weights = str(from_folder(search_paths[0] if search_paths else Path(), weights))
-    return load_backbone(model.backbone, weights, model.image_size, search_paths, seed)
+    folder = search_paths[0] if search_paths else Path()
+    parts = []
+    for name, weights, image_size in model.trunks:
+        source = weights if is_weights_name(name, weights) else str(from_folder(folder, weights))
+        parts.append(load_backbone(name, source, image_size, search_paths, seed))
+    return side_by_side(parts)
 
 
 def build_dropout(settings: EngineSettings) -> HeadDropout | None:

@@ -1,11 +1,12 @@
 """Features of images by a trunk. Those of a published trunk are cached in pieces, so that a stopped run continues."""
 
-import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from alloop.engine.jobs import FeatureJob, FeatureResult
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.given import Given
+from alloop.models.side_by_side import join_blocks
 from alloop.pool.cache import FeatureCache
 from alloop.pool.dataset import ImageBatch, ImageDataset, collate
 from alloop.progress import Progress, silent
@@ -25,6 +27,18 @@ Failed = tuple[tuple[int, str], ...]  # image ids that could not be read now, an
 
 SHARD_ROWS = 8192  # most features that wait in memory before they are written
 SHARD_SECONDS = 30.0  # longest wait: the work that a killed run has to do again
+
+
+class CachedFeatures(Protocol):
+    """Features on disk, by `ImageRef.key`."""
+
+    def missing(self, keys: Sequence[str], /) -> list[str]:
+        """Return the keys without features, each once."""
+        ...
+
+    def take(self, keys: Sequence[str], /) -> npt.NDArray[np.float32]:
+        """Return features [n, D] in the order given; keys may repeat."""
+        ...
 
 
 @explained_shortage()
@@ -49,18 +63,21 @@ def count_features(job: FeatureJob) -> int:
 
 def ensure_features(
     images: Sequence[ImageRef], backbone: Backbone, cache: Path, hardware: Hardware, progress: Progress = silent
-) -> tuple[FeatureCache, Failed]:
+) -> tuple[CachedFeatures, Failed]:
     """Compute the features that the cache does not have yet.
 
     Features are written every half minute and at an interruption. An interrupted run continues where it stopped.
+    Of trunks side by side, each has the cache that it has alone, so only what none has computed before is computed.
 
     Returns:
-        The cache, and the images that it still lacks, because they could not be read.
+        The cached features, and the images that they still lack, because they could not be read.
 
     Raises:
         ModelError: Features were given instead of a trunk, but not for all images.
     """
-    features = FeatureCache(cache / "features", backbone.fingerprint(), backbone.n_features)
+    if backbone.parts:
+        return _of_parts(images, backbone, cache, hardware, progress)
+    features = _open_one(cache, backbone, backbone.fingerprint())
     lacking = set(features.missing([image.key for image in images]))
     todo = {image.key: image for image in images if image.key in lacking}
     if todo and isinstance(backbone.module, Given):
@@ -76,6 +93,31 @@ def ensure_features(
             failed |= {ref.key: reasons[ref.image_id] for ref in refs.values() if ref.image_id in reasons}
             progress("features", done, len(todo))
     return features, tuple((image.image_id, failed[image.key]) for image in images if image.key in failed)
+
+
+def open_features(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> CachedFeatures:
+    """Open the features that the cache has. The fingerprint is that of the backbone; making it takes a while."""
+    if not backbone.parts:
+        return _open_one(cache, backbone, fingerprint)
+    pairs = zip(backbone.parts, fingerprint["side_by_side"], strict=True)
+    return _Joined([open_features(cache, part, its) for part, its in pairs], backbone.n_features)
+
+
+def _open_one(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> FeatureCache:
+    return FeatureCache(cache / "features", fingerprint, backbone.n_features)
+
+
+def _of_parts(
+    images: Sequence[ImageRef], backbone: Backbone, cache: Path, hardware: Hardware, progress: Progress
+) -> tuple[CachedFeatures, Failed]:
+    blocks: list[CachedFeatures] = []
+    failed: dict[int, str] = {}
+    for part in backbone.parts:
+        readable = [image for image in images if image.image_id not in failed]
+        block, unread = ensure_features(readable, part, cache, hardware, progress)
+        blocks.append(block)
+        failed |= dict(unread)
+    return _Joined(blocks, backbone.n_features), tuple(failed.items())
 
 
 def depth_of_all(images: Sequence[ImageRef]) -> int | None:
@@ -120,8 +162,7 @@ def trunk_features(
 
 def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[ImageBatch]:
     """Decode images at the size of the trunk, uint8 [B, 3, S, S], in the order given."""
-    # Worker processes get the preprocessing, not the weights.
-    look = dataclasses.replace(backbone, module=nn.Identity())
+    look = backbone.without_weights()  # what worker processes get
     workers = hardware.workers if len(images) > 4 * hardware.batch_size else 0  # starting processes takes a while
     dataset = ImageDataset(images, look.preprocess)
     yield from DataLoader(dataset, batch_size=hardware.batch_size, num_workers=workers, collate_fn=collate)
@@ -148,6 +189,25 @@ def run_trunk(trunk: nn.Module, backbone: Backbone, images: Tensor, hardware: Ha
     if not bool(torch.isfinite(features).all()):
         raise ModelError("The backbone gave features that are not finite.", "Check its weights.")
     return features
+
+
+class _Joined:
+    """Features of trunks side by side, joined when they are read."""
+
+    def __init__(self, blocks: Sequence[CachedFeatures], n_features: int) -> None:
+        self._blocks, self._n_features = blocks, n_features
+
+    def missing(self, keys: Sequence[str], /) -> list[str]:
+        lacking = {key for block in self._blocks for key in block.missing(keys)}
+        return list(dict.fromkeys(key for key in keys if key in lacking))
+
+    def take(self, keys: Sequence[str], /) -> npt.NDArray[np.float32]:
+        rows = np.empty((len(keys), self._n_features), dtype=np.float32)
+        for start in range(0, len(keys), SHARD_ROWS):  # so that only the result is in memory
+            part = keys[start : start + SHARD_ROWS]
+            blocks = [torch.from_numpy(block.take(part)) for block in self._blocks]
+            rows[start : start + SHARD_ROWS] = join_blocks(blocks).numpy()
+        return rows
 
 
 class _Shards:

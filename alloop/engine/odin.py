@@ -63,7 +63,7 @@ def _of_trunk(
     progress: Progress,
 ) -> dict[int, Tensor]:
     """Scores by position under one trunk. Images that cannot be read are added to `reasons`."""
-    trunk, std = backbone.module.to(hardware.device), torch.tensor(backbone.std)
+    trunk, std = backbone.module.to(hardware.device), backbone.deviation
 
     def network(inputs: Tensor) -> Tensor:
         features = trunk(inputs).float().cpu()

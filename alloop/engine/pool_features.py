@@ -22,13 +22,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from alloop.engine.build import Hardware
-from alloop.engine.features import ensure_features
+from alloop.engine.features import ensure_features, open_features
 from alloop.engine.jobs import TrainJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import sha256_of, write_bytes, write_json
 from alloop.models.backbones import Backbone
-from alloop.pool.cache import FeatureCache
 from alloop.progress import Progress, silent
 from alloop.smoothing.smoothing import FEWEST, VERSION, Smoothing, choose_nodes, fit_smoothing
 
@@ -142,14 +141,9 @@ def why_off(settings: EngineSettings) -> str:
         return '[model] pool_features = "off"'
     if model.mode == "finetune":
         return "a trunk that is trained with the heads has new features in every round"
-    if model.weights == "none" and _needs_weights(model.backbone):
+    if not model.has_learned_features:
         return "the trunk has random weights"
     return ""
-
-
-def _needs_weights(name: str) -> bool:
-    """Return whether a trunk is random without weights; `pixels`, given features and a user's factory are not."""
-    return name.startswith("timm:") or (":" not in name and name != "pixels")
 
 
 def _off(reason: str) -> Graph:
@@ -195,7 +189,7 @@ def _load_or_fit(
     found = _load(path)
     if found is not None:
         return found
-    features = FeatureCache(cache / "features", fingerprint, backbone.n_features)
+    features = open_features(cache, backbone, fingerprint)
     if features.missing(nodes):
         return None
     made = fit_smoothing(nodes, torch.from_numpy(features.take(nodes)), progress)

@@ -94,7 +94,7 @@ def gradnorm(
 
 def odin(
     network: Callable[[Tensor], Tensor],
-    images: Float[Tensor, "N C H W"],
+    images: Float[Tensor, "N C *S"],
     temperature: float = 1000.0,
     epsilon: float = 0.0014,
     std: Float[Tensor, "C"] | None = None,
@@ -107,7 +107,7 @@ def odin(
     Args:
         network: Deterministic function from images to raw logits [N, K] or [M, N, K]; in eval mode (otherwise batch
             statistics leak), and not under `torch.inference_mode`.
-        images: Normalized images.
+        images: Normalized images [N, C, H, W], or rows of numbers [N, C].
         temperature: Temperature T.
         epsilon: Step ε, in pixel units of [0, 1] if `std` is given.
         std: Standard deviation σ of the normalization for each channel; None: 1.
@@ -121,7 +121,7 @@ def odin(
         raise ValueError("ODIN needs a network in eval mode, or batch statistics leak into the scores")
     step = torch.full_like(images[:1], epsilon)
     if std is not None:
-        step = step / std.to(images).reshape(1, -1, 1, 1)
+        step = step / std.to(images).reshape(1, -1, *[1] * (images.ndim - 2))
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         log_probs = (_members(network(leaf)) / temperature).log_softmax(dim=-1)

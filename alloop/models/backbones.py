@@ -1,7 +1,8 @@
 """Trunks by name: images [B, 3, H, W] to features [B, D], with the preprocessing of their weights.
 
 There are five kinds of names: a torchvision classification model (`resnet50`), `timm:NAME` with the extra, a factory of
-the user (`package.module:factory`), `pixels`, which needs no weights, and `features:D` for D given features.
+the user (`package.module:factory`), `pixels`, which needs no weights, and `features:D` for D given features. Several
+trunks can stand side by side.
 """
 
 import contextlib
@@ -19,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional as transforms
 from alloop.errors import AlloopError, ConfigError, ModelError
 from alloop.models.given import Given
 from alloop.models.pixels import Pixels
+from alloop.models.side_by_side import SideBySide, join_pixels, split_pixels
 from alloop.models.state import load_weights
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -50,6 +51,9 @@ class Backbone:
             changes the proportions.
         mean, std: Mean and standard deviation of each channel, for values in [0, 1].
         interpolation: Method of resizing (always with antialiasing, except "nearest").
+        parts: Trunks that stand side by side; `side_by_side` sets it. Images are then rows of pixels [B, P] with the
+            pixels of every trunk (`models.side_by_side`), and the attributes above, except `module` and `n_features`,
+            are those of the parts.
     """
 
     module: nn.Module
@@ -59,6 +63,7 @@ class Backbone:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
+    parts: tuple["Backbone", ...] = ()
 
     def resized_to(self, image_size: int | None) -> "Backbone":
         """Return the trunk for images of another size, with the same relative cut. None changes nothing."""
@@ -68,7 +73,9 @@ class Backbone:
         return dataclasses.replace(self, image_size=image_size, resize=resize)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Resize and cut an image: uint8 [3, H, W] to uint8 [3, S, S]."""
+        """Resize and cut an image: uint8 [3, H, W] to uint8 [3, S, S], or to a row [P] for trunks side by side."""
+        if self.parts:
+            return join_pixels([part.preprocess(image) for part in self.parts], is_batch=False)
         mode = v2.InterpolationMode(self.interpolation)
         shorter = self.image_size if self.resize is None else self.resize
         size = [shorter] if shorter else [self.image_size, self.image_size]
@@ -90,13 +97,34 @@ class Backbone:
         cut: Tensor = transforms.center_crop(image, [min(height, kept), min(width, kept)])
         return cut
 
-    def normalize(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Normalize uint8 images [B, 3, S, S] for the trunk: float32, on the images' device."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize uint8 images [B, 3, S, S], or rows [B, P], for the trunk: float32, on the images' device."""
+        if self.parts:
+            images_of = split_pixels(images, [part.image_size for part in self.parts])
+            normals = [part.normalize(its) for part, its in zip(self.parts, images_of, strict=True)]
+            return join_pixels(normals, is_batch=True)
         normal: Tensor = transforms.normalize(images.float() / 255, list(self.mean), list(self.std))
         return normal
 
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of the normalization: of every channel [3], or of every pixel of a row [P]."""
+        if self.parts:
+            spread = [
+                part.deviation.reshape(3, 1, 1).expand(3, part.image_size, part.image_size) for part in self.parts
+            ]
+            return join_pixels(spread, is_batch=False)
+        return torch.tensor(self.std)
+
+    def without_weights(self) -> "Backbone":
+        """Return the preprocessing alone, which is small enough to be sent to other processes."""
+        parts = tuple(part.without_weights() for part in self.parts)
+        return dataclasses.replace(self, module=nn.Identity(), parts=parts)
+
     def fingerprint(self) -> dict[str, object]:
         """Return everything a feature depends on besides the image: weights, code, preprocessing. JSON-able."""
+        if self.parts:
+            return {"side_by_side": [part.fingerprint() for part in self.parts]}
         return {
             "trunk": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
             "weights": state_digest(self.module),
@@ -109,6 +137,14 @@ class Backbone:
         }
 
 
+def side_by_side(parts: Sequence[Backbone]) -> Backbone:
+    """Return several trunks as one, whose features are those of the parts in this order. One part is returned as is."""
+    if len(parts) == 1:
+        return parts[0]
+    module = SideBySide([part.module for part in parts], [part.image_size for part in parts])
+    return Backbone(module.eval(), sum(part.n_features for part in parts), parts=tuple(parts))
+
+
 def load_backbone(
     name: str, weights: str = "DEFAULT", image_size: int | None = None, search_paths: Sequence[Path] = (), seed: int = 0
 ) -> Backbone:
@@ -116,7 +152,8 @@ def load_backbone(
 
     Args:
         name: Name of the trunk; see the top of this file.
-        weights: "DEFAULT", "none" (random, drawn from `seed`), or a local .safetensors or .pth state dict.
+        weights: "DEFAULT", "none" (random, drawn from `seed`), the name of weights that torchvision publishes, or a
+            local .safetensors or .pth state dict.
         image_size: Side in pixels; None: the size that the weights were trained with.
         search_paths: Folders of a factory's module, besides the Python path.
         seed: Seed of random weights.
@@ -185,17 +222,14 @@ def _from_torchvision(name: str, weights: str) -> Backbone:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, names))
-    entries = torchvision.models.get_model_weights(name)
-    chosen = _published(entries, weights)
+    chosen = _published(name, weights)
     preset = chosen.transforms()
     # Vision transformers are built for one image size, which the published weights define.
     size = {"image_size": preset.crop_size[0]} if name.startswith("vit_") else {}
-    if weights == "DEFAULT":
-        module = _download(name, chosen)
-    else:
-        module = torchvision.models.get_model(name, weights=None, **size)
+    is_published = is_weights_name(name, weights) and weights != "none"
+    module = _download(name, chosen) if is_published else torchvision.models.get_model(name, weights=None, **size)
     head, n_features = _cut_classifier(module)
-    if weights not in {"DEFAULT", "none"}:
+    if not is_published and weights != "none":
         load_weights(module, Path(weights), ignore=(head, "aux", "AuxLogits"))
     return Backbone(
         module=module,
@@ -208,9 +242,33 @@ def _from_torchvision(name: str, weights: str) -> Backbone:
     )
 
 
-def _published(entries: Any, weights: str) -> Any:
-    """Return the published weights whose preprocessing applies: those that the file copies, else the default."""
-    same = [entry for entry in entries if entry.url.rsplit("/", 1)[-1] == Path(weights).name]
+def is_weights_name(backbone: str, weights: str) -> bool:
+    """Return whether weights are named rather than a file: DEFAULT, none, or weights that torchvision publishes."""
+    return weights in {"DEFAULT", "none"} or weights in _published_names(backbone)
+
+
+def _published_names(backbone: str) -> list[str]:
+    if ":" in backbone or backbone not in torchvision.models.list_models(module=torchvision.models):
+        return []
+    return list(torchvision.models.get_model_weights(backbone).__members__)
+
+
+def _published(name: str, weights: str) -> Any:
+    """Return the published weights whose preprocessing applies: those named or copied by a file, else the default.
+
+    Raises:
+        ConfigError: The weights are neither a published name nor a file.
+    """
+    entries = torchvision.models.get_model_weights(name)
+    if weights in entries.__members__:
+        return entries[weights]
+    file = Path(weights)
+    if weights != "none" and not file.suffix and not file.exists():
+        raise ConfigError(
+            f"There are no weights {file.name!r} of {name}, and no such file.",
+            _nearest(file.name, _published_names(name)),
+        )
+    same = [entry for entry in entries if entry.url.rsplit("/", 1)[-1] == file.name]
     return same[0] if same else entries.DEFAULT
 
 

@@ -13,7 +13,7 @@ from alloop.acquisition.registry import choose
 from alloop.acquisition.scores import choose_by_score
 from alloop.acquisition.strategy import Candidates, Choice, Keys, Positions
 from alloop.composition import STRATEGIES, Need, strategy_name
-from alloop.config.schema import AcquisitionConfig, Config, ModelConfig
+from alloop.config.schema import AcquisitionConfig, Config
 from alloop.loop.choosing.evidence import Evidence, needs_of
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
@@ -65,19 +65,13 @@ def strategy_now(config: Config, *, has_model: bool) -> tuple[str, tuple[str, ..
         return name, ()
     if config.acquisition.cold_start == "random":
         return RANDOM, ("There is no model yet, and [acquisition] cold_start = random: the batch was drawn uniformly.",)
-    if not has_learned_features(config.model):
+    if not config.model.has_learned_features:
         return RANDOM, (
             "There is no model yet, and the backbone has no learned weights: the batch was drawn uniformly.",
         )
     if needs_of(name) == {Need.FEATURES}:
         return name, ()
     return COLD, (f"{name} needs a model, and there is none yet: {COLD} chose typical images by features.",)
-
-
-def has_learned_features(model: ModelConfig) -> bool:
-    """Return whether features are useful before training. User factories are assumed to give useful features."""
-    is_own = ":" in model.backbone and not model.backbone.startswith("timm:")
-    return model.weights != "none" or is_own or model.backbone == "pixels"
 
 
 class _Strategy:

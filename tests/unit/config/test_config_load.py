@@ -1,5 +1,6 @@
 """alloop.toml and the environment: what is refused, and whether a stranger could mend it from the message alone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,30 @@ def test_what_is_not_said_has_a_default():
         (
             "[labeling]\nbackend = 'oracle'\nannotations_per_image = 3\noracle = { columns = ['ann', 'bob'] }",
             "[labeling] annotations_per_image is 3, but [labeling.oracle] columns names 2 people.",
+        ),
+        (
+            "[model]\nbackbone = ['pixels', 'pixels']",
+            "alloop.toml: [model] backbone names 'pixels' twice, with the same",
+        ),
+        ("[model]\nbackbone = []", "[model] backbone = [] is refused: input should be a name, or a list of them."),
+        ("[model]\nbackbone = ['pixels', 5]", "[model] backbone = ['pixels', 5] is refused: input should be a name"),
+        (
+            "[model]\nbackbone = ['a', 'b']\nweights = ['x', 'y', 'z']",
+            "[model] weights has 3 values, but backbone names 2 trunks; give one value for all, or one for each.",
+        ),
+        (
+            "[model]\nbackbone = 'a'\nimage_size = [8, 9]",
+            "image_size has 2 values, but backbone names 1 trunk; give one",
+        ),
+        ("[model]\nimage_size = 7", "image_size = 7 is refused: input should be a whole number of pixels, at least 8"),
+        ("[model]\nimage_size = true", "image_size = True is refused: input should be a whole number of pixels"),
+        (
+            "[model]\nbackbone = ['pixels', 'features:8']",
+            "[model] 'features:8' stands for given features, which cannot stand beside those of a trunk",
+        ),
+        (
+            "[model]\nbackbone = ['a', 'b']\nmode = 'finetune'",
+            '[model] mode = "finetune" trains one trunk, but backbone names 2; name one, or set mode = "frozen".',
         ),
         ("loop = 5", "alloop.toml: 'loop' is a table; write [loop] and its settings below it."),
     ],
@@ -302,3 +327,27 @@ def test_settings_in_another_encoding_are_refused_with_the_way_out(tmp_path: Pat
 
     with pytest.raises(ConfigError, match=r"alloop.toml cannot be read: it is not UTF-8\.\nSave it as UTF-8"):
         load_config(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "trunks"),
+    [
+        ("", [("resnet50", "DEFAULT", None)]),
+        ("backbone = ['pixels']\nweights = ['none']\nimage_size = [8]", [("pixels", "none", 8)]),
+        ("backbone = ['a', 'b']\nweights = 'w'\nimage_size = 16", [("a", "w", 16), ("b", "w", 16)]),
+        ("backbone = ['b', 'a']\nweights = ['v', 'w']", [("b", "v", None), ("a", "w", None)]),
+        ("backbone = ['a', 'a']\nimage_size = [16, 8]", [("a", "DEFAULT", 16), ("a", "DEFAULT", 8)]),
+    ],
+)
+def test_one_trunk_or_several_are_named_in_order_and_stored_as_written(text: str, trunks: list[tuple[object, ...]]):
+    config = parse_config(f"{VALID}[model]\n{text}", "alloop.toml", {})
+
+    assert [tuple(trunk) for trunk in config.model.trunks] == trunks
+    assert validate_config(json.loads(json.dumps(freeze_config(config))), "stored") == config
+    assert freeze_config(config)["model"]["backbone"] == (trunks[0][0] if len(trunks) == 1 else [t[0] for t in trunks])
+
+
+def test_several_trunks_can_be_named_by_a_variable():
+    config = parse_config(VALID, "alloop.toml", {"ALLOOP__MODEL__BACKBONE": '["pixels", "resnet18"]'})
+
+    assert config.model.backbone == ("pixels", "resnet18")

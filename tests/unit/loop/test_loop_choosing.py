@@ -9,7 +9,7 @@ from toys.installed import install
 
 from alloop.acquisition.strategy import Candidates, Choice, Cost, Size
 from alloop.composition import Need
-from alloop.loop.choosing.batch import has_learned_features, strategy_now, within_quota
+from alloop.loop.choosing.batch import strategy_now, within_quota
 from alloop.loop.choosing.evidence import Evidence, Known, describe_cost, own_bytes, wide_needs
 
 NONE = np.zeros(3, dtype=np.intp)
@@ -117,10 +117,11 @@ def test_with_a_model_the_strategy_that_is_set_chooses():
         ({}, True), ({"weights": "none"}, False), ({"backbone": "pixels", "weights": "none"}, True),
         ({"backbone": "own:trunk", "weights": "none"}, True), ({"backbone": "timm:resnet18", "weights": "none"}, False),
         ({"backbone": "features:64", "weights": "none"}, True), ({"weights": "local.pth"}, True),
+        ({"backbone": ("pixels", "resnet18"), "weights": "none"}, False), ({"backbone": ("pixels", "resnet18")}, True),
     ],
 )  # fmt: skip
 def test_which_backbones_tell_images_apart_untrained(model: dict[str, str], expected: bool):
-    assert has_learned_features(make_config(model=model).model) is expected
+    assert make_config(model=model).model.has_learned_features is expected
 
 
 def test_only_strategies_that_look_at_more_than_their_own_score_need_wide_columns():

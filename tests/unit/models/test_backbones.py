@@ -366,3 +366,43 @@ def test_a_size_that_the_trunk_cannot_take_is_refused(monkeypatch: pytest.Monkey
 
     assert "image_size" in caught.value.hint
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_fingerprint_of_one_trunk_never_changes():
+    """Caches and models of earlier versions are found by it."""
+    assert load_backbone("pixels").fingerprint() == {
+        "trunk": "alloop.models.pixels.Pixels",
+        "weights": "cdd7fa70c29a0beec164cc4fc1b1f4e1e57987bf94d76483f6b7ab2f239b6294",
+        "n_features": 1024,
+        "image_size": 8,
+        "resize": 0,
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "interpolation": "bilinear",
+    }
+
+
+def test_weights_that_torchvision_publishes_are_named(monkeypatch: pytest.MonkeyPatch):
+    loaded = []
+    monkeypatch.setattr(
+        backbones, "_download", lambda name, weights: loaded.append(weights) or torchvision.models.get_model(name)
+    )
+
+    first, second = (load_backbone("resnet50", f"IMAGENET1K_V{version}") for version in (1, 2))
+
+    assert [weights.name for weights in loaded] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+    assert (first.resize, second.resize) == (256, 232)  # each with its own preprocessing
+
+
+def test_unknown_weights_are_refused_with_those_that_exist(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no weights 'IMAGENET1K_V3' of resnet50") as caught:
+        load_backbone("resnet50", str(tmp_path / "IMAGENET1K_V3"))
+
+    assert "IMAGENET1K_V2" in caught.value.hint
+
+
+def test_a_name_of_weights_belongs_to_its_trunk():
+    assert backbones.is_weights_name("resnet50", "IMAGENET1K_V2")
+    assert not backbones.is_weights_name("resnet18", "IMAGENET1K_V2")
+    assert not backbones.is_weights_name("timm:resnet50", "IMAGENET1K_V1")
+    assert backbones.is_weights_name("own.module:make", "none")
