@@ -164,7 +164,7 @@ def load_backbone(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = _find(name, weights, search_paths)
+        found = _find(name, weights, image_size, search_paths)
     backbone = found.resized_to(image_size)
     built_for = getattr(backbone.module, "image_size", backbone.image_size)
     if name.startswith("vit_") and built_for != backbone.image_size:
@@ -173,6 +173,24 @@ def load_backbone(
     if backbone.image_size != found.image_size and not isinstance(backbone.module, Given):
         _try_size(backbone, name)
     return backbone
+
+
+def check_backbone(name: str, weights: str, search_paths: Sequence[Path] = ()) -> None:
+    """Refuse an unknown name before anything is loaded.
+
+    Raises:
+        ConfigError: The trunk is unknown, or torchvision publishes no such weights.
+        ModelError: A package is missing.
+    """
+    if name == "pixels" or name.startswith(GIVEN):
+        return
+    if name.startswith("timm:"):
+        _import_timm(name.removeprefix("timm:"))
+    elif ":" in name:
+        module_name, _, factory_name = name.partition(":")
+        _import_factory(module_name, factory_name, search_paths)
+    else:
+        _published(name, weights)
 
 
 def _try_size(backbone: Backbone, name: str) -> None:
@@ -194,13 +212,13 @@ def _try_size(backbone: Backbone, name: str) -> None:
         ) from error
 
 
-def _find(name: str, weights: str, search_paths: Sequence[Path]) -> Backbone:
+def _find(name: str, weights: str, image_size: int | None, search_paths: Sequence[Path]) -> Backbone:
     if name == "pixels":
         return _pixels()
     if name.startswith(GIVEN):
         return Backbone(Given(), int(name.removeprefix(GIVEN)), image_size=1)
     if name.startswith("timm:"):
-        return _from_timm(name.removeprefix("timm:"), weights)
+        return _from_timm(name.removeprefix("timm:"), weights, image_size)
     if ":" in name:
         return _from_factory(name, weights, search_paths)
     return _from_torchvision(name, weights)
@@ -219,9 +237,6 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _from_torchvision(name: str, weights: str) -> Backbone:
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, names))
     chosen = _published(name, weights)
     preset = chosen.transforms()
     # Vision transformers are built for one image size, which the published weights define.
@@ -257,8 +272,11 @@ def _published(name: str, weights: str) -> Any:
     """Return the published weights whose preprocessing applies: those named or copied by a file, else the default.
 
     Raises:
-        ConfigError: The weights are neither a published name nor a file.
+        ConfigError: The trunk is unknown, or the weights are neither a published name nor a file.
     """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, names))
     entries = torchvision.models.get_model_weights(name)
     if weights in entries.__members__:
         return entries[weights]
@@ -317,15 +335,24 @@ def _cut_classifier(module: nn.Module) -> tuple[str, int]:
 # -- timm -------------------------------------------------------------------------------------------------------------
 
 
-def _from_timm(name: str, weights: str) -> Backbone:
+def _import_timm(name: str) -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
         raise ModelError(f"Backbone timm:{name} needs timm.", "Install it: pip install 'alloop[timm]'.") from error
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}.", _nearest(name, timm.list_models()))
+    return timm
+
+
+def _from_timm(name: str, weights: str, image_size: int | None) -> Backbone:
+    timm = _import_timm(name)
+    # Vision transformers are built for one image size; timm fits their position embeddings to another one.
+    published = timm.get_pretrained_cfg(name)
+    is_fixed = image_size is not None and published is not None and published.fixed_input_size
+    extra = {"img_size": image_size} if is_fixed else {}
     try:
-        module = timm.create_model(name, pretrained=weights == "DEFAULT", num_classes=0)
+        module = timm.create_model(name, pretrained=weights == "DEFAULT", num_classes=0, **extra)
     except Exception as error:  # the hub's client raises errors of several libraries
         raise ModelError(
             f"timm:{name} could not be made: {str(error).rstrip('.')}.",

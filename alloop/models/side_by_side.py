@@ -31,7 +31,7 @@ class SideBySide(nn.Module):
 
 def split_pixels(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Split rows of pixels [B, P] into each trunk's images [B, 3, S_i, S_i]."""
-    parts = images.split([3 * size * size for size in sizes], dim=1)
+    parts = torch.split(images, [3 * size * size for size in sizes], dim=1)
     return [part.reshape(-1, 3, size, size) for part, size in zip(parts, sizes, strict=True)]
 
 

@@ -3,12 +3,8 @@
 Every model is trained without post-hoc calibration. Calibrators are fitted here, to images outside its training part.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +20,11 @@ from alloop.calibration.choose import cross_fit, fit_calibrator, to_json
 from alloop.calibration.weighing import plain
 from alloop.config.load import validate_config
 from alloop.config.schema import Config
-from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.classifier import Classifier
-from alloop.engine.features import ensure_features, trunk_batches
 from alloop.engine.jobs import ScoreJob, ScoreResult, TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
 from alloop.engine.settings import EngineSettings
-from alloop.errors import ConfigError, LabelError, ModelError, PoolError
+from alloop.errors import ConfigError, LabelError, ModelError
 from alloop.evaluation.intervals import DRAWS, bootstrap_all, statistics_of, wilson
 from alloop.evaluation.metrics import Bins, accuracy, confidence_bins
 from alloop.executor import Executor
@@ -42,10 +36,10 @@ from alloop.simulate.cells import Deadline, digest_of, read_cell_file
 from alloop.simulate.labeled import LabeledImages, Parts, split_holdout, split_stratified
 from alloop.simulate.methods import Method, apply_method
 from alloop.simulate.ood import OodScore, measure_strangers
+from alloop.simulate.warming import compute_features, refuse_failed, time_trunk
 
 RAW = "raw"  # stage before any calibrator
 LAYOUT = 3  # layout of cell files; files of another layout are computed again
-_TIMED = 128  # number of images that the trunk is timed on
 SplitKind = Literal["stratified", "holdout"]
 
 
@@ -230,7 +224,7 @@ def _plan(settings: CompareSettings, data: LabeledImages, draw: Callable[[int], 
     plans = []
     for seed in range(settings.seeds):
         parts = draw(seed)
-        _check_classes(data, parts, seed)
+        check_classes(data, parts, seed)
         for method in settings.methods:
             digest = _digest(configs[method.name], data, parts, seed, settings)
             name = f"{method.name.replace('/', '+')}-seed{seed}-{digest[:12]}.json"
@@ -238,7 +232,7 @@ def _plan(settings: CompareSettings, data: LabeledImages, draw: Callable[[int], 
     return plans
 
 
-def _check_classes(data: LabeledImages, parts: Parts, seed: int) -> None:
+def check_classes(data: LabeledImages, parts: Parts, seed: int) -> None:
     """Refuse training images of only one class. If one class is frequent, a random draw may hold no other.
 
     Raises:
@@ -376,7 +370,7 @@ def train_and_score(
             is_calibrated=False,
         )
     )
-    _refuse_failed((*trained.failed, *scored.failed), data.images)
+    refuse_failed((*trained.failed, *scored.failed), data.images)
     return trained, scored
 
 
@@ -469,35 +463,7 @@ def _warm(settings: CompareSettings, data: LabeledImages, progress: Progress) ->
     make_output_folder(settings.out)
     if settings.config.model.mode != "frozen":
         return 0.0
-    engine = EngineSettings.of(settings.config)
-    backbone = build_backbone(engine, search_paths(settings.cache))
-    hardware = build_hardware(engine, settings.device)
     everything = (*data.images, *settings.strangers)
-    _, failed = ensure_features(everything, backbone, settings.cache, hardware, progress)
-    _refuse_failed(failed, everything)
-    note = settings.out / "trunk.json"  # a continued run uses the same value
-    digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # if missing or damaged, the trunk is timed again
-        known = json.loads(note.read_text())
-        if known["backbone"] == digest:
-            return float(known["seconds_per_image"])
-    alone = dataclasses.replace(hardware, workers=0)
-    sample = data.images[:_TIMED]
-    started = time.perf_counter()
-    for _ in trunk_batches(sample, backbone, alone):
-        pass
-    seconds = (time.perf_counter() - started) / len(sample)
-    write_json(note, {"backbone": digest, "seconds_per_image": seconds, "n_images": len(sample)})
-    return seconds
-
-
-def _refuse_failed(failed: Sequence[tuple[int, str]], images: Sequence[ImageRef]) -> None:
-    if failed:
-        image_id, reason = failed[0]
-        path = next(image.path for image in images if image.image_id == image_id)
-        raise PoolError(
-            f"{len({image_id for image_id, _ in failed})} images cannot be read, for example {path}: {reason}.",
-            "Repair or remove them: all methods must see the same images.",
-        )
+    backbone = compute_features(settings.config, everything, settings.cache, settings.device, progress)
+    # A continued run uses the same value.
+    return time_trunk(backbone, settings.config, data.images, settings.device, settings.out / "trunk.json")

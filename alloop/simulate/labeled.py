@@ -167,6 +167,28 @@ def split_holdout(
     return Parts(_some(train, n_labels), np.array([], dtype=np.int64), np.flatnonzero(is_holdout))
 
 
+def draw_folds(targets: npt.NDArray[np.int64], seed: int, n_folds: int, n_labels: int | None = None) -> list[Parts]:
+    """Draw the folds of a cross-validation: each image is in one test part, with the classes in proportion.
+
+    Args:
+        targets: Class positions [N].
+        seed: Seed of the folds.
+        n_folds: Number of folds.
+        n_labels: Number of training images of each fold; None: all others.
+
+    Raises:
+        LabelError: Fewer images are left than `n_labels`.
+    """
+    order = _interleave(targets, seed)
+    tests = np.array_split(order, n_folds)
+    nothing = np.array([], dtype=np.int64)
+    parts = []
+    for test in tests:
+        rest = np.setdiff1d(order, test)
+        parts.append(Parts(_some(rest[_interleave(targets[rest], seed)], n_labels), nothing, test))
+    return parts
+
+
 def _interleave(targets: npt.NDArray[np.int64], seed: int) -> Positions:
     """Return a random order in which each part has the classes in proportion, as far as possible."""
     generator = np.random.default_rng(derive_seed(seed, "compare", "split"))
