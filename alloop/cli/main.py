@@ -32,6 +32,7 @@ ENTRIES = {
     "replay": Entry("alloop.cli.explain:replay", "Choose a round's images again from stored data."),
     "export-model": Entry("alloop.cli.export_model:export_model", "Write the model to FOLDER, for other programs."),
     "strategies": Entry("alloop.cli.strategies:strategies", "List the query strategies."),
+    "backbones": Entry("alloop.cli.backbones:backbones", "List published trunks worth trying."),
     "compare": Entry("alloop.cli.compare:compare", "Train several methods on the same labels and compare them."),
     "simulate": Entry("alloop.cli.simulate:simulate", "Compare strategies on known labels, in the real loop."),
     "round": Entry("alloop.cli.rounds:round_", "List rounds, show one, close one."),

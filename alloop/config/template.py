@@ -19,8 +19,8 @@ seed = 0
 images = {_list(images)}          # folders or globs; `alloop pool add` without paths adds these
 
 [model]
-backbone = "resnet50"             # torchvision name | timm:NAME | package.module:factory | pixels
-weights = "DEFAULT"               # DEFAULT | none | a local file
+backbone = "resnet50"             # `alloop backbones` lists some; timm:NAME | package.module:factory | pixels
+weights = "DEFAULT"               # DEFAULT | none | IMAGENET1K_V1, … of torchvision | a local file
 mode = "frozen"                   # frozen: train heads, in seconds | finetune: train the whole network, on a GPU
 
 [loop]
