@@ -249,8 +249,7 @@ class _Plan:
 
 
 def _build_cell(data: Any) -> TrunkCell:
-    rows = {key: tuple(data.pop(key)) for key in ("correct", "nll", "confidence")}
-    return TrunkCell(**data, **rows)
+    return TrunkCell(**data | {key: tuple(data[key]) for key in ("correct", "nll", "confidence")})
 
 
 def _path(

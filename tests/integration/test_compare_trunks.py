@@ -180,7 +180,7 @@ def test_a_project_with_two_trunks_runs_is_explained_and_replayed(tmp_path: Path
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "own_trunk.py").write_text(TRUNK)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    two = {"backbone": ["pixels", "own_trunk:means"], "weights": "DEFAULT", "image_size": [16, 12]}
+    two = {"backbone": ["pixels", "own_trunk:noise"], "weights": "DEFAULT", "image_size": [16, 12]}
     project = make_project(tmp_path, n=40, model=two, pool={"near_duplicates": False})
 
     done = alloop("run", "-C", project.folder, "--rounds", "3", "--json")
@@ -191,7 +191,7 @@ def test_a_project_with_two_trunks_runs_is_explained_and_replayed(tmp_path: Path
     trunks = json.loads(next(project.folder.glob("runs/*/*/model.json")).read_text())["backbone"]["side_by_side"]
     assert [trunk["image_size"] for trunk in trunks] == [16, 12]
     path = project.folder / "alloop.toml"
-    path.write_text(path.read_text().replace('["pixels", "own_trunk:means"]', '"pixels"').replace("[16, 12]", "16"))
+    path.write_text(path.read_text().replace('["pixels", "own_trunk:noise"]', '"pixels"').replace("[16, 12]", "16"))
     refused = alloop("run", "-C", project.folder)
     assert refused.code == 2
-    assert "[model] backbone: ('pixels', 'own_trunk:means') → 'pixels'" in refused.err
+    assert "[model] backbone: ('pixels', 'own_trunk:noise') → 'pixels'" in refused.err
