@@ -10,8 +10,15 @@ from alloop.cli._options import Session, common_options
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--round", "number", type=click.IntRange(min=0), help="Model of this round.  [default: the newest]")
+@click.option(
+    "--heads",
+    type=click.Choice(["all", "distilled"]),
+    default="all",
+    show_default=True,
+    help="All heads with the graph of the pool, or one small head that imitates them.",
+)
 @common_options
-def export_model(session: Session, folder: Path, number: int | None) -> None:
+def export_model(session: Session, folder: Path, number: int | None, heads: str) -> None:
     """Write the model to FOLDER, for other programs.
 
     FOLDER must be new or empty. It gets model.pt2 (for PyTorch) and, with `pip install 'alloop[onnx]'`, model.onnx:
@@ -20,6 +27,9 @@ def export_model(session: Session, folder: Path, number: int | None) -> None:
 
     Both files are run on 64 images of the pool before FOLDER appears. If a probability differs from alloop's by more
     than 0.0001, nothing is exported.
+
+    The files hold features of up to 20,000 images of the pool (not the images), which the smoothed heads need. With
+    --heads distilled they hold none: one linear head imitates the model, and keeps most of what the pool teaches.
     """
     from alloop.loop.rounds.exporting import find_suspect_bound, find_version, make_export_job
     from alloop.report.model_card import make_card
@@ -29,8 +39,9 @@ def export_model(session: Session, folder: Path, number: int | None) -> None:
     with reading(tools.project.database) as rows:
         model, of_round = find_version(rows, number)
         bound = find_suspect_bound(tools.project, of_round, model)
-        card = make_card(rows, tools.project, model, of_round.number, bound)
-        job = make_export_job(rows, tools.project, model, folder.absolute(), card)
+        is_distilled = heads == "distilled"
+        card = make_card(rows, tools.project, model, of_round.number, bound, is_distilled=is_distilled)
+        job = make_export_job(rows, tools.project, model, folder.absolute(), card, is_distilled=is_distilled)
     result = tools.executor.submit(job, tools.progress)
     gap = max(result.gaps.values())
     lines = [

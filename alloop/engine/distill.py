@@ -26,6 +26,7 @@ from alloop.errors import ModelError
 from alloop.losses.named import find_loss
 from alloop.models.backbones import Backbone
 from alloop.models.ensemble import pool_members
+from alloop.models.heads import MultiHead
 from alloop.records import Calibration, ModelFiles
 from alloop.seeds import derive_seed
 from alloop.smoothing.smoothing import Smoothing, choose_nodes
@@ -62,6 +63,14 @@ class Distilled:
             raise ValueError(f"need features [B, {self.weight.shape[1]}], got {list(features.shape)}")
         return torch.nn.functional.linear(features.float(), self.weight, self.bias).log_softmax(dim=-1)
 
+    def as_heads(self) -> MultiHead:
+        """Return the same as heads of a network, for features that are not standardized."""
+        heads = MultiHead(self.weight.shape[1], 1, len(self.classes))
+        with torch.no_grad():
+            heads.weight.copy_(self.weight.unsqueeze(0))
+            heads.bias.copy_(self.bias.unsqueeze(0))
+        return heads.eval().requires_grad_(requires_grad=False)
+
 
 def distilled_files(
     job: TrainJob,
@@ -88,7 +97,7 @@ def distilled_files(
         ModelError: Features cannot be computed.
         WorkspaceError: The disk is full.
     """
-    if smoothing is None:
+    if smoothing is None or not job.is_distilled:
         return {}
     in_graph = set(smoothing.keys)
     refs = {ref.key: ref for ref in job.pool if ref.key in in_graph}

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from alloop.calibration.calibrator import Calibrator
+from alloop.calibration.calibrator import Calibrator, Unchanged
 from alloop.calibration.choose import from_json
 from alloop.calibration.temperature import Temperature
 from alloop.engine.build import Hardware, build_backbone, build_dropout, build_hardware, build_loss, search_paths
 from alloop.engine.classifier import Classifier
 from alloop.engine.device import full_float32
+from alloop.engine.distill import load_distilled
 from alloop.engine.exported_module import ExportedModel, SmoothedHeads, TrunkAndHeads
 from alloop.engine.features import load_batches, trunk_features
 from alloop.engine.jobs import ExportJob, ExportResult
@@ -28,6 +29,7 @@ from alloop.engine.pool_features import open_graph
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError, WorkspaceError
 from alloop.files import atomic_folder, sha256_of, write_bytes, write_json
+from alloop.losses.named import find_loss
 from alloop.models.backbones import STRIP, Backbone
 from alloop.models.given import Given
 from alloop.progress import Progress, silent
@@ -44,7 +46,8 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
     """Write the folder. It appears when every model file gives alloop's numbers for all images of the job.
 
     Raises:
-        ModelError: There is no trunk, it cannot be traced, a file gives other numbers, or no image can be read.
+        ModelError: There is no trunk or no distilled head, there are several trunks, a trunk cannot be traced, a file
+            gives other numbers, or no image can be read.
         WorkspaceError: The folder exists and is not empty, or cannot be written.
     """
     _check_empty(job.out)
@@ -57,19 +60,30 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
             "This model was trained on given features, not on images, so there is no trunk to export.",
             "Export a model of a workspace that has images.",
         )
+    if backbone.parts:
+        raise ModelError(
+            f"The model has {len(backbone.parts)} trunks side by side, each with its own size of images. Such a model "
+            "cannot be exported yet.",
+            "Train with one [model] backbone, or predict with `alloop predict`.",
+        )
     model = Classifier(version, job.settings, job.cache, "cpu")
     images, refs = _pixels(job.images, backbone, hardware)
     progress("export", 0, 4)
-    expected = _own_numbers(model, refs, hardware)
-    module = _build(version, settings, backbone, job.cache)
+    if job.is_distilled:
+        head = load_distilled(job.model)
+        expected = head.log_probs(trunk_features(backbone, refs, hardware)[0])
+        module = ExportedModel([TrunkAndHeads(backbone, [head.as_heads()], find_loss())], Unchanged())
+    else:
+        expected = _own_numbers(model, refs, hardware)
+        module = _build(version, settings, backbone, job.cache)
     progress("export", 1, 4)
     names = [PT2, ONNX] if has_onnx() else [PT2]
     with atomic_folder(job.out) as folder:
-        exported = _trace(module, images, settings.model.backbone)
+        exported = _trace(module, images, str(settings.model.backbone))
         torch.export.save(exported, folder / PT2)
         progress("export", 2, 4)
         if ONNX in names:
-            _write_onnx(exported, images, folder / ONNX, settings.model.backbone)
+            _write_onnx(exported, images, folder / ONNX, str(settings.model.backbone))
         progress("export", 3, 4)
         gaps = {name: _check(folder / name, images, expected, refs, version.classes) for name in names}
         write_json(folder / "preprocess.json", describe_preprocessing(backbone, names))

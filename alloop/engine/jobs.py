@@ -31,6 +31,7 @@ class TrainJob:
             labels.
         pool: Images whose features may teach the model without labels, near copies once. Empty: raw features only.
         pool_before: Folder of the model version before, whose graph of the pool is kept if it still fits.
+        is_distilled: False for a model that is only measured: it gets no distilled head.
         out: Folder that the model version is written to, as a whole or not at all.
         device: Device instead of [model] device; None leaves it.
     """
@@ -49,6 +50,7 @@ class TrainJob:
     is_test: bool = False
     pool: tuple[ImageRef, ...] = ()
     pool_before: Path | None = None
+    is_distilled: bool = True
 
     def run(self, progress: Progress = silent) -> "TrainResult":
         from alloop.engine.train import run_train
@@ -161,6 +163,7 @@ class ExportJob:
         images: Images of the pool that the exported files are checked on.
         out: Folder, new or empty, that appears as a whole or not at all.
         card: Text of the model card, to which the results of the check are added.
+        is_distilled: True for the distilled head in place of all heads: a small file without the graph of the pool.
     """
 
     settings: EngineSettings
@@ -169,6 +172,7 @@ class ExportJob:
     cache: Path
     out: Path
     card: str
+    is_distilled: bool = False
 
     def run(self, progress: Progress = silent) -> "ExportResult":
         from alloop.engine.export import run_export

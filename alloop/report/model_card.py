@@ -15,7 +15,15 @@ from alloop.store.annotations import list_annotator_counts, list_class_counts
 from alloop.store.rounds import ModelRecord, list_metrics
 
 
-def make_card(session: Session, project: Project, model: ModelRecord, number: int, suspect_above: float | None) -> str:
+def make_card(
+    session: Session,
+    project: Project,
+    model: ModelRecord,
+    number: int,
+    suspect_above: float | None,
+    *,
+    is_distilled: bool = False,
+) -> str:
     """Return the card without the results of the check, which the export adds.
 
     Args:
@@ -24,6 +32,7 @@ def make_card(session: Session, project: Project, model: ModelRecord, number: in
         model: The model version.
         number: Its round.
         suspect_above: OOD score above which images of the pool are suspect; None if nothing was scored.
+        is_distilled: True if the files hold the distilled head in place of all heads.
     """
     config = model.config
     parts = [
@@ -33,7 +42,7 @@ def make_card(session: Session, project: Project, model: ModelRecord, number: in
         _taught(session, model),
         _measured(session, project, model, number),
         _calibrated(model),
-        _structure(session, model, config),
+        _structure(session, model, config, is_distilled=is_distilled),
         _suspects(config, suspect_above),
         _LIMITS,
         "## Licence\n\nTODO: the licence of this model. Mind the licences of the images, the labels and the backbone's "
@@ -90,12 +99,18 @@ def _calibrated(model: ModelRecord) -> str:
     return f"## Calibration\n\n{' '.join((words, model.calibration.note)).strip()} The calibrator is inside the files."
 
 
-def _structure(session: Session, model: ModelRecord, config: Mapping[str, Any]) -> str:
+def _structure(session: Session, model: ModelRecord, config: Mapping[str, Any], *, is_distilled: bool) -> str:
     settings = config["model"]
     words = [
         f"Backbone {settings['backbone']} (weights {settings['weights']}), {settings['mode']}; "
         f"{settings['uncertainty']} heads."
     ]
+    if is_distilled:
+        words.append(
+            "The files hold one linear head on the backbone's features that imitates the predictions of this model for "
+            "images of the pool. The measured numbers above are those of the model, not of this head."
+        )
+        return "## What is inside\n\n" + " ".join(words)
     if settings["uncertainty"] == "mc-dropout":
         words.append("The files use one fixed set of dropout masks for all images; alloop draws masks for each image.")
     if model.calibration.weights is not None:

@@ -40,7 +40,9 @@ def find_suspect_bound(project: Project, current: RoundRecord, model: ModelRecor
     return None if scores is None else suspect_bound(scores.scores, settings.suspect_quantile)
 
 
-def make_export_job(session: Session, project: Project, model: ModelRecord, folder: Path, card: str) -> ExportJob:
+def make_export_job(
+    session: Session, project: Project, model: ModelRecord, folder: Path, card: str, *, is_distilled: bool = False
+) -> ExportJob:
     """Make the job. The files are checked on 64 images of the pool, those with the smallest hashes.
 
     Args:
@@ -49,6 +51,7 @@ def make_export_job(session: Session, project: Project, model: ModelRecord, fold
         model: The model version.
         folder: Folder to write.
         card: Text of the model card.
+        is_distilled: True for the distilled head only.
     """
     refs = sorted(list_refs(session), key=lambda ref: ref.sha256)[:CHECKED]
     return ExportJob(
@@ -58,4 +61,5 @@ def make_export_job(session: Session, project: Project, model: ModelRecord, fold
         cache=project.paths.cache,
         out=folder,
         card=card,
+        is_distilled=is_distilled,
     )

@@ -68,6 +68,25 @@ def test_every_kind_of_model_gives_alloops_numbers(toys, name):
     assert result.n_images == 15
 
 
+@pytest.mark.parametrize("name", ["smoothed", "own trunk", "ensemble", "dropout"])
+def test_the_distilled_head_is_exported_alone(toys, name):
+    model, train = MODELS[name]
+    config = toys.config(train=train, **model)
+    files = _trained(toys, config)
+
+    result = run_export(_job(toys, files, config, is_distilled=True))
+
+    assert max(result.gaps.values()) < 1e-5
+    whole = run_export(_job(toys, files, config, out=toys.root / "whole"))
+    assert (result.folder / "model.onnx").stat().st_size < (whole.folder / "model.onnx").stat().st_size
+
+
+def test_raw_heads_have_no_distilled_head(toys):
+    config = toys.config(pool_features="off")
+    with pytest.raises(ModelError, match="no distilled head: its heads are on raw features"):
+        run_export(_job(toys, _trained(toys, config), config, is_distilled=True))
+
+
 @pytest.mark.parametrize("method", ["none", "platt", "isotonic", "histogram-mass", "histogram-width", "auto"])
 def test_every_calibrator_is_inside(toys, method):
     config = toys.config().model_copy(update={"calibration": CalibrationConfig(method=method)})
@@ -163,6 +182,14 @@ def test_a_trunk_that_cannot_be_traced_is_named(toys, monkeypatch):
         run_export(_job(toys, files, config))
     assert "alloop predict" in error.value.hint
     assert not (toys.root / "exported").exists()
+
+
+def test_trunks_side_by_side_are_refused(toys):
+    config = toys.config(("pixels", toys.trunk), weights="none", pool_features="off")
+    files = _trained(toys, config)
+    with pytest.raises(ModelError, match="has 2 trunks side by side") as error:
+        run_export(_job(toys, files, config))
+    assert "alloop predict" in error.value.hint
 
 
 def test_images_that_cannot_be_read_are_left_out_of_the_check(toys):
