@@ -1,0 +1,209 @@
+"""Benchmark: automatic labels with a promise, on public sets whose truth is known.
+
+    OMP_NUM_THREADS=1 nice -n 10 python benchmarks/autolabel/run.py --work FOLDER [--sets digits trashnet]
+
+FOLDER holds the features that benchmarks/label_efficiency extracts. Of every set and seed one model is trained on
+uniformly drawn labels; its predictions are kept in FOLDER/autolabel. Then 100 holdouts are drawn from the images left,
+the promise is made on each, and the share of errors in the other images is counted. Writes results.csv.
+"""
+
+import argparse
+import csv
+import hashlib
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alloop.calibration.temperature import apply_temperature, fit_temperature
+from alloop.config.schema import Config, ModelConfig, ProjectConfig
+from alloop.engine.build import build_backbone
+from alloop.engine.jobs import ScoreJob, TrainJob
+from alloop.engine.score import run_score
+from alloop.engine.score_file import read_rows
+from alloop.engine.settings import EngineSettings
+from alloop.engine.train import run_train
+from alloop.evaluation.autolabel import level_of_look, walk
+from alloop.pool.cache import FeatureCache
+from alloop.records import ImageRef
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "label_efficiency"))
+from sets import Task, load_task  # noqa: E402
+
+N_LABELS = {"trashnet": 400, "cifar10": 1000, "digits": 200, "bccd": 400, "fashion-mnist": 500}
+HOLDOUTS = (200, 1000)
+TARGETS = (0.01, 0.02, 0.05)
+CONFIDENCE, DRAWS = 0.95, 100
+# Part of the rest that a strategy took before: the most uncertain fifth, a random fifth, the surest fifth.
+TAKEN = ("nothing", "hard", "random", "easy")
+METHODS = ("look 1", "one look", "probability 0.95", "untested")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(N_LABELS))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    lines = []
+    for name in options.sets:
+        for seed in range(options.seeds):
+            log_probs, y = predictions(name, seed, options.work)
+            accuracy = (log_probs.argmax(axis=1) == y).mean()
+            print(f"{name} seed {seed}: {len(y)} images left, accuracy {accuracy:.3f}", flush=True)
+            for n in HOLDOUTS:
+                if n < 0.7 * len(y):
+                    lines += measure(name, seed, log_probs, y, n)
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    print_tables(lines)
+
+
+def predictions(name: str, seed: int, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the model's predictions before calibration [N, K] and the truth [N], for images it was not trained on."""
+    path = work / "autolabel" / f"{name}-{seed}.npz"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        task = load_task(name, 0, work)
+        log_probs, y = train_and_predict(task, N_LABELS[name], seed)
+        np.savez(path, log_probs=log_probs, y=y)
+    with np.load(path) as arrays:
+        return arrays["log_probs"], arrays["y"]
+
+
+def train_and_predict(task: Task, n_labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    F, y = np.concatenate([task.F, task.F_test]), np.concatenate([task.y, task.y_test])
+    classes = tuple(f"class {k}" for k in range(int(y.max()) + 1))
+    refs = [ImageRef(i, hashlib.sha256(str(i).encode()).hexdigest(), f"{i}") for i in range(len(F))]
+    settings = EngineSettings.of(
+        Config(
+            project=ProjectConfig(classes=classes), model=ModelConfig(backbone=f"features:{F.shape[1]}", weights="none")
+        )
+    )
+    order = np.random.default_rng(seed).permutation(len(F))
+    train, rest = np.sort(order[:n_labels]), np.sort(order[n_labels:])
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        FeatureCache(folder / "features", build_backbone(settings).fingerprint(), F.shape[1]).add(
+            [ref.sha256 for ref in refs], F.astype(np.float32)
+        )
+        trained = run_train(
+            TrainJob(
+                settings=settings,
+                classes=classes,
+                images=tuple(refs[i] for i in train),
+                targets=tuple(y[train].tolist()),
+                holdout=(),
+                holdout_targets=(),
+                seed=seed,
+                cache=folder,
+                out=folder / "model",
+                pool=tuple(refs),
+            )
+        )
+        images = tuple(refs[i] for i in rest)
+        job = ScoreJob(settings, trained.files, images, folder, folder / "scores.parquet", is_calibrated=False)
+        rows = read_rows(run_score(job).path, "log_probs", rest.astype(np.int64))
+    return rows.numpy().astype(np.float64), y[rest]
+
+
+def measure(name: str, seed: int, log_probs: np.ndarray, y: np.ndarray, n: int) -> list[dict[str, object]]:
+    """Return one line per strategy, method and target: counts over the draws."""
+    scores, wrong = log_probs.max(axis=1), log_probs.argmax(axis=1) != y
+    found: dict[tuple[str, str, float], list[tuple[float, float]]] = {}
+    for draw in range(DRAWS):
+        generator = np.random.default_rng([seed, n, draw])
+        order = generator.permutation(len(y))
+        holdout, rest = order[:n], order[n:]
+        top = np.exp(scores)
+        temperature = fit_temperature(torch.from_numpy(log_probs[holdout]), torch.from_numpy(y[holdout]))[0].temperature
+        calibrated = apply_temperature(torch.from_numpy(log_probs), temperature).exp().numpy().max(axis=1)
+        for taken in TAKEN:
+            if taken != "nothing" and name == "digits" and n == 1000:
+                continue
+            left = without_taken(rest, top, taken, generator)
+            for target in TARGETS:
+                for method in METHODS if taken == "nothing" else METHODS[1:2]:
+                    accepted = accept(method, scores, wrong, calibrated, holdout, left, target)
+                    share = wrong[left][accepted].mean() if accepted.any() else 0.0
+                    found.setdefault((taken, method, target), []).append((share, accepted.mean()))
+    lines: list[dict[str, object]] = []
+    for (taken, method, target), runs in found.items():
+        shares, coverage = np.array(runs).T
+        lines.append(
+            {
+                "set": name,
+                "seed": seed,
+                "holdout": n,
+                "taken": taken,
+                "method": method,
+                "target": target,
+                "runs": len(runs),
+                "broken": int((shares > target + 1e-12).sum()),
+                "labeled_something": int((coverage > 0).sum()),
+                "coverage": f"{coverage.mean():.4f}",
+                "worst_error": f"{shares.max():.4f}",
+            }
+        )
+    return lines
+
+
+def without_taken(rest: np.ndarray, top: np.ndarray, taken: str, generator: np.random.Generator) -> np.ndarray:
+    n = len(rest) // 5
+    if taken == "hard":
+        return rest[np.argsort(top[rest])[n:]]
+    if taken == "easy":
+        return rest[np.argsort(-top[rest])[n:]]
+    return generator.permutation(rest)[n:] if taken == "random" else rest
+
+
+def accept(
+    method: str,
+    scores: np.ndarray,
+    wrong: np.ndarray,
+    calibrated: np.ndarray,
+    holdout: np.ndarray,
+    rest: np.ndarray,
+    target: float,
+) -> np.ndarray:
+    """Return which images of the rest get a label."""
+    if method == "probability 0.95":
+        return np.asarray(calibrated[rest] >= 0.95)
+    if method == "untested":  # the loosest threshold whose accuracy on the holdout is that of the promise
+        order = holdout[np.argsort(-scores[holdout])]
+        share = np.cumsum(wrong[order]) / np.arange(1, len(order) + 1)
+        good = np.flatnonzero(share <= target)
+        return np.asarray(scores[rest] >= scores[order[good[-1]]]) if len(good) else np.zeros(len(rest), dtype=bool)
+    level = level_of_look(1, CONFIDENCE) if method == "look 1" else 1 - CONFIDENCE
+    step = walk(scores[holdout], wrong[holdout], scores[rest], target, level).accepted
+    return np.zeros(len(rest), dtype=bool) if step is None else np.asarray(scores[rest] > step.threshold)
+
+
+def print_tables(lines: list[dict[str, object]]) -> None:
+    """Print the README's tables: sums and means over seeds."""
+    for taken in TAKEN:
+        methods = METHODS if taken == "nothing" else METHODS[1:2]
+        print(f"\nTaken before: {taken}. Share of runs that broke the promise | mean coverage")
+        print("| set | holdout | promise | " + " | ".join(methods) + " |\n|---|---|---|" + "---|" * len(methods))
+        keys = dict.fromkeys((li["set"], li["holdout"], li["target"]) for li in lines if li["taken"] == taken)
+        for name, n, target in keys:
+            cells = []
+            for method in methods:
+                key = (name, n, target, taken, method)
+                mine = [
+                    li for li in lines if (li["set"], li["holdout"], li["target"], li["taken"], li["method"]) == key
+                ]
+                runs = sum(int(str(li["runs"])) for li in mine)
+                broken = sum(int(str(li["broken"])) for li in mine) / runs
+                coverage = np.mean([float(str(li["coverage"])) for li in mine])
+                cells.append(f"{broken:.1%} \\| {coverage:.0%}" if coverage else "nothing")
+            print(f"| {name} | {n} | {float(str(target)):.0%} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
