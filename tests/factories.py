@@ -192,7 +192,7 @@ def make_project(
         _make_project(there, n, classes, add, read).close()
         OPENED.pop()
         _MADE[kind] = there
-    return _copy_project(_MADE[kind], folder, changes)
+    return copy_project(_MADE[kind], folder, changes)
 
 
 def _make_project(
@@ -207,7 +207,7 @@ def _make_project(
     return project
 
 
-def _copy_project(made: Path, folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Project:
+def copy_project(made: Path, folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Project:
     """Copy a workspace to another place, with other settings, and give the copy its own identity."""
     shutil.copytree(made, folder)
     (folder / "alloop.toml").write_text(render_toml(make_settings(**changes)))

@@ -28,6 +28,7 @@ ENTRIES = {
     "push": Entry("alloop.cli.steps:push", "Send the chosen images to the annotators."),
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the current holdout labels."),
+    "autolabel": Entry("alloop.cli.autolabel:autolabel", "Label the images that the model labels surely enough."),
     "explain": Entry("alloop.cli.explain:explain", "Explain why an image was asked about, and show its state."),
     "replay": Entry("alloop.cli.explain:replay", "Choose a round's images again from stored data."),
     "export-model": Entry("alloop.cli.export_model:export_model", "Write the model to FOLDER, for other programs."),

@@ -34,7 +34,8 @@ def status(session: Session) -> None:
         columns = ["round", "state", "labels", "N", *titles, "H", "answered"]
         print_table(("", columns, _rounds(report.rounds, shown)), left=frozenset({"state"}), is_plain=True)
         print_text(f"{shown.explained.format(measured=describe_measured(report.findings))} {H}", style="dim")
-    for line in _findings(report, shown) + _people(report) + _attention(report):
+    auto = [] if report.auto is None else [report.auto.says]
+    for line in _findings(report, shown) + _people(report) + auto + _attention(report):
         print_text(line)
 
 

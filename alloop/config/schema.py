@@ -273,6 +273,8 @@ class TrainConfig(Section):
     mixing: MixingName = "none"  # in frozen mode only mixup, of features
     mixing_alpha: Annotated[float, Field(gt=0)] | None = None  # a of λ ~ Beta(a, a); None: 0.2 (mixup), 1.0 (cutmix)
     mixing_probability: Share | None = None  # probability that a batch is mixed; None: 1.0, for cutmix 0.5
+    # Also train on automatic labels (`alloop autolabel`). Such a model cannot label automatically itself.
+    use_auto_labels: bool = False
 
 
 class CalibrationConfig(Section):

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from alloop.loop.automatic.audit import AutoReport, report_auto_labels
 from alloop.loop.intake.labels import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
 from alloop.loop.rounds.attention import list_warnings
@@ -61,6 +62,7 @@ class StatusReport:
     """Content of `alloop status`. Images are named by their hashes; `suspects` are those being asked about.
 
     Attributes:
+        auto: Automatic labels, which count nowhere else; None without any.
         orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
         foreign: Number of tasks of other workspaces in the same project.
         attention: Sentences about problems that a person should look at.
@@ -80,6 +82,7 @@ class StatusReport:
     attention: tuple[str, ...]
     rounds: tuple[RoundReport, ...]
     findings: Findings
+    auto: AutoReport | None
     project_ref: str | None
     pulled_at: str | None
     orphaned: int
@@ -109,6 +112,7 @@ def gather_status(project: Project) -> StatusReport:
             attention=tuple(list_warnings(session, project.config)),
             rounds=tuple(_round(session, row, queries, choices.get(row.number), shown) for row in list_rounds(session)),
             findings=gather_findings(session, project),
+            auto=report_auto_labels(session),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
             orphaned=0 if sync is None else sync.n_orphaned,

@@ -5,12 +5,12 @@ import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from alloop.records import LocationStatus
+from alloop.records import LocationStatus, QueryStatus, Reason
 from alloop.store.session import in_chunks
-from alloop.store.tables import AutoLabel, AutolabelLook, Image, ImageLocation
+from alloop.store.tables import AutoLabel, AutolabelLook, Image, ImageLocation, Label, QueryRow
 
 AUTO = "auto"  # source of automatic labels in exports, where people's labels name theirs
 
@@ -70,6 +70,21 @@ class AutoLabelRecord:
     def source(self) -> str:
         """Source of the label, in the place where people's labels name their back end."""
         return AUTO
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Audited:
+    """Audited automatic label.
+
+    Attributes:
+        class_name: Class of the automatic label.
+        truth: Class by people's answers; None without one.
+        status: Status of the query.
+    """
+
+    class_name: str
+    truth: str | None
+    status: QueryStatus
 
 
 def add_look(session: Session, values: Mapping[str, Any], now: dt.datetime) -> LookRecord:
@@ -152,3 +167,31 @@ def list_auto_labels(session: Session) -> list[AutoLabelRecord]:
 def count_auto_labels(session: Session) -> int:
     """Count the active automatic labels."""
     return session.scalar(select(func.count(AutoLabel.id)).where(AutoLabel.withdrawn_at.is_(None))) or 0
+
+
+def find_look_in_use(session: Session) -> LookRecord | None:
+    """Find the look that the active automatic labels come from; None without such labels."""
+    numbers = select(func.max(AutolabelLook.number)).join(AutoLabel, AutoLabel.look_id == AutolabelLook.id)
+    number = session.scalar(numbers.where(AutoLabel.withdrawn_at.is_(None)))
+    if number is None:
+        return None
+    return next(look for look in list_looks(session) if look.number == number)
+
+
+def list_audited(session: Session, look_id: int) -> list[Audited]:
+    """List the labels of a look that people were asked about in an audit. Withdrawn queries are left out."""
+    query = (
+        select(AutoLabel.class_name, Label.class_name, QueryRow.status)
+        .join(QueryRow, QueryRow.image_id == AutoLabel.image_id)
+        .outerjoin(Label, Label.image_id == AutoLabel.image_id)
+        .where(
+            AutoLabel.look_id == look_id,
+            QueryRow.reason == Reason.AUDIT.value,
+            QueryRow.status != QueryStatus.WITHDRAWN.value,
+            # The label was active when the image was drawn.
+            AutoLabel.created_at <= QueryRow.created_at,
+            or_(AutoLabel.withdrawn_at.is_(None), AutoLabel.withdrawn_at >= QueryRow.created_at),
+        )
+        .order_by(QueryRow.id)
+    )
+    return [Audited(name, truth, QueryStatus(status)) for name, truth, status in session.execute(query)]

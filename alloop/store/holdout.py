@@ -1,11 +1,12 @@
 """Draws of the holdout: the images that each one took, and from how many groups of near copies."""
 
+import datetime as dt
 from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from alloop.store.tables import HoldoutDraw, HoldoutImage
+from alloop.store.tables import HoldoutDraw, HoldoutImage, Round
 
 
 def add_draw(session: Session, round_id: int, image_ids: Sequence[int], n_groups: int, *, is_growth: bool) -> None:
@@ -36,6 +37,12 @@ def list_probabilities(session: Session) -> dict[int, float]:
         HoldoutDraw, HoldoutDraw.round_id == HoldoutImage.round_id
     )
     return {image_id: n_images / n_groups for image_id, n_images, n_groups in session.execute(query)}
+
+
+def find_draw_time(session: Session) -> dt.datetime | None:
+    """Return the time of the first draw, from the whole pool; None if nothing was drawn."""
+    query = select(Round.created_at).join(HoldoutDraw, HoldoutDraw.round_id == Round.id)
+    return session.scalar(query.where(HoldoutDraw.is_growth.is_(False)).order_by(Round.number.desc()).limit(1))
 
 
 def list_grown(session: Session) -> set[int]:

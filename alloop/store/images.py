@@ -351,6 +351,11 @@ def list_refs(session: Session, split: Split | None = None, labeled: bool | None
     return _refs(session, query)
 
 
+def list_added_after(session: Session, time: dt.datetime) -> set[int]:
+    """List the images that were added to the pool after a time."""
+    return set(session.scalars(select(Image.id).where(Image.added_at > time)))
+
+
 def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
     """Find those of the images that have a file."""
     found: dict[int, ImageRef] = {}

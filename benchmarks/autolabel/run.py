@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(N_LABELS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     lines = []
     for name in options.sets:
@@ -124,7 +124,7 @@ def measure(name: str, seed: int, log_probs: np.ndarray, y: np.ndarray, n: int) 
         temperature = fit_temperature(torch.from_numpy(log_probs[holdout]), torch.from_numpy(y[holdout]))[0].temperature
         calibrated = apply_temperature(torch.from_numpy(log_probs), temperature).exp().numpy().max(axis=1)
         for taken in TAKEN:
-            if taken != "nothing" and name == "digits" and n == 1000:
+            if taken != "nothing" and n != HOLDOUTS[1]:
                 continue
             left = without_taken(rest, top, taken, generator)
             for target in TARGETS:

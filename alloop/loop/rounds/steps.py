@@ -1,5 +1,7 @@
 """Steps of a round. Each step reads, computes and writes in one transaction, and can be repeated after a crash."""
 
+import dataclasses
+
 from alloop.config.load import freeze_config
 from alloop.errors import AlloopError
 from alloop.loop.asking.answers import judged_by, resettle_unknown
@@ -106,7 +108,10 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
         if (rows := rows_of(job, result, grown)) is not None:
             metrics = record_holdout(project, number, result.files.sha256, labels.coding, rows, job.seed)
         if reasons is not None:
-            matched = compare_arms(bench, without(job, grown), result, reasons)
+            by_people = dataclasses.replace(
+                job, images=job.images[: len(labels.train)], targets=job.targets[: len(labels.train)]
+            )
+            matched = compare_arms(bench, without(by_people, grown), result, reasons)
     with transaction(project.database) as session:
         # Results of an earlier model of this round.
         set_scores(session, current.id, None, None)
@@ -117,7 +122,7 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
             add_event(session, bench.user, "training skipped", bench.now(), number, labels=len(labels.train))
         else:
             mark_unusable(session, bench, result.failed)
-            record_model(session, bench, current, job, result, labels.digest(), metrics)
+            record_model(session, bench, current, job, result, labels, metrics)
             counts = {"labels": len(labels.train), "missing": labels.missing}
             add_event(session, bench.user, "trained", bench.now(), number, **counts)
             if matched is not None:

@@ -17,7 +17,8 @@ from alloop.project import Project
 from alloop.records import ImageRef, Interval, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import LabelRecord, list_labels
-from alloop.store.images import find_splits, list_refs
+from alloop.store.auto_labels import list_auto_labels
+from alloop.store.images import find_refs, find_splits, list_refs
 from alloop.store.rounds import ModelRecord, RoundRecord, add_model, set_metrics
 from alloop.store.session import reading
 
@@ -32,6 +33,8 @@ class TrainingLabels:
         coding: Translates labels into targets.
         train, holdout: Labels with their images.
         missing: Number of further training labels, whose image is missing.
+        auto: Classes of automatic labels with their images, to train on as well. Empty unless
+            `[train] use_auto_labels` is true.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +42,7 @@ class TrainingLabels:
     train: Pairs
     holdout: Pairs
     missing: int
+    auto: tuple[tuple[str, ImageRef], ...] = ()
 
     @property
     def are_enough(self) -> bool:
@@ -54,6 +58,7 @@ class TrainingLabels:
         lines = [f"class {name}" for name in self.classes]
         for use, pairs in (("train", self.train), ("holdout", self.holdout)):
             lines += sorted(f"{use} {label.sha256} {label.consensus.value}" for label, _ in pairs)
+        lines += sorted(f"auto {ref.sha256} {name}" for name, ref in self.auto)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -62,7 +67,8 @@ def read_labels(session: Session, config: Config) -> TrainingLabels:
     coding = TASKS[config.project.task](config.project.classes)
     train, missing = _read_split(session, Split.TRAIN, coding)
     holdout, _ = _read_split(session, Split.HOLDOUT, coding)
-    return TrainingLabels(config.project.classes, coding, train, holdout, missing)
+    auto = _read_auto(session, coding) if config.train.use_auto_labels else ()
+    return TrainingLabels(config.project.classes, coding, train, holdout, missing, auto)
 
 
 def current_digest(project: Project) -> str | None:
@@ -92,11 +98,12 @@ def make_train_job(
         pool: Images that may teach features, from `list_pool`.
         device: Device instead of `[model] device`.
     """
+    auto = encode_known(labels.coding, [name for name, _ in labels.auto])
     return TrainJob(
         settings=EngineSettings.of(config),
         classes=labels.classes,
-        images=tuple(ref for _, ref in labels.train),
-        targets=labels.targets(labels.train),
+        images=(*(ref for _, ref in labels.train), *(ref for _, ref in labels.auto)),
+        targets=(*labels.targets(labels.train), *auto),
         holdout=tuple(ref for _, ref in labels.holdout),
         holdout_targets=labels.targets(labels.holdout),
         seed=derive_seed(current.seed, "train"),
@@ -136,7 +143,7 @@ def record_model(
     current: RoundRecord,
     job: TrainJob,
     result: TrainResult,
-    digest: str,
+    labels: TrainingLabels,
     metrics: Mapping[str, Mapping[str, Interval]],
 ) -> None:
     """Record the model version that a job gave, with its metrics.
@@ -147,7 +154,7 @@ def record_model(
         current: The round.
         job: The job.
         result: Its result.
-        digest: Digest of the labels.
+        labels: Labels that the job was made of. Automatic ones are not counted.
         metrics: Split → metrics.
     """
     values: dict[str, Any] = {
@@ -157,8 +164,8 @@ def record_model(
         "sha256": result.files.sha256,
         "classes": list(job.classes),
         "head_classes": [list(part) for part in result.head_classes],
-        "label_digest": digest,
-        "n_labels": len(job.images),
+        "label_digest": labels.digest(),
+        "n_labels": len(labels.train),
         "n_holdout": len(result.holdout_calibrated_log_probs),
         "seed": job.seed,
         "config": dict(current.config),
@@ -180,6 +187,13 @@ def _read_split(session: Session, split: Split, coding: Coding) -> tuple[Pairs, 
     refs = {ref.image_id: ref for ref in list_refs(session, split, labeled=True)}
     there = tuple((label, refs[label.image_id]) for label in labels if label.image_id in refs)
     return there, len(labels) - len(there)
+
+
+def _read_auto(session: Session, coding: Coding) -> tuple[tuple[str, ImageRef], ...]:
+    """Return the automatic labels of classes that the model can learn, with their images."""
+    labels = [label for label in list_auto_labels(session) if coding.encode(label.class_name) is not None]
+    refs = find_refs(session, [label.image_id for label in labels])
+    return tuple((label.class_name, refs[label.image_id]) for label in labels if label.image_id in refs)
 
 
 def _kept_heads(before: tuple[tuple[str, ...], ...], config: Config) -> tuple[tuple[str, ...], ...]:
