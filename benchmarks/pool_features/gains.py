@@ -25,7 +25,9 @@ class Results:
         self.keys: list[Key] = sorted({(scene, order, labels) for scene, order, labels, *_ in self.values})
 
     def of(self, kind: str, order: str | None = None) -> list[Key]:
-        return [key for key in self.keys if key[0].startswith(f"{kind}/") and order in (None, key[1])]
+        """Return keys of a kind of scene; of all orders in which every model has the same labels, or of one order."""
+        orders = (order,) if order else ("random", "entropy-spread")
+        return [key for key in self.keys if key[0].startswith(f"{kind}/") and key[1] in orders]
 
     def paired(self, key: Key, metric: str, model: str, other: str = "raw") -> np.ndarray:
         """Return the difference of two models, one number per seed."""
@@ -58,6 +60,8 @@ def print_tables(folder: Path, out: Path) -> None:
                          ("cut", "accuracy"), ("junk", "accuracy"), ("imbalanced", "balanced")):  # fmt: skip
         for model in ("smoothed", "weighed"):
             _gains(results, kind, metric, model)
+    for metric in ("accuracy", "nll"):
+        _closed(results, metric)
     _weights(results)
     _fixed(results)
     _targets(results)
@@ -87,6 +91,27 @@ def _gains(results: Results, kind: str, metric: str, model: str) -> None:
 def _number(differences: np.ndarray, scale: int, digits: int) -> str:
     mean, low, high = interval(differences)
     return f"{scale * mean:+.{digits}f}{'*' if low > 0 or high < 0 else ''}"
+
+
+def _closed(results: Results, metric: str) -> None:
+    """Print weighed heads that ask for their labels minus raw heads that ask for theirs."""
+    asked = "entropy-spread"
+    scale, own = 1 if metric == "nll" else 100, f"{asked}, own"
+    print(f"\n### closed loop: {metric}\n")
+    print("| set | seeds | " + " | ".join(map(str, BUDGETS)) + " |\n|" + "---|" * (len(BUDGETS) + 2))
+    for scene in dict.fromkeys(key[0] for key in results.of("natural", own)):
+        cells, seeds = [], set()
+        for labels in BUDGETS:
+            both = [
+                {at[4]: float(line[metric]) for at, line in results.values.items()
+                 if at[:4] == (scene, order, labels, model)}
+                for order, model in ((own, "weighed"), (asked, "raw"))
+            ]  # fmt: skip
+            common = sorted(both[0].keys() & both[1].keys())
+            seeds.add(len(common))
+            differences = np.array([both[0][seed] - both[1][seed] for seed in common])
+            cells.append(_number(differences, scale, 3 if scale == 1 else 1) if common else "")
+        print(f"| {scene.split('/')[1]} | {'–'.join(map(str, sorted(seeds)))} | " + " | ".join(cells) + " |")
 
 
 def _weights(results: Results) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
     lines: list[dict[str, object]] = []
     for seed in range(SEEDS):
         for share in (0.0, *SHARES):  # 0: raw features
-            nodes = round(share * options.train)
+            nodes = round(share * len(bench.pool))
             kept = options.work / "pool-features" / f"sample-{options.train}-{nodes}-{seed}.json"
             if not kept.exists():
                 kept.parent.mkdir(parents=True, exist_ok=True)

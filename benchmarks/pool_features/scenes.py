@@ -10,13 +10,12 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("label_efficiency", "calibration")]
 
 import data  # noqa: E402
-from sets import load_task  # noqa: E402
+from sets import IMAGE_SIZES, Task, load_task, save_features  # noqa: E402
 
 NATURAL = ("trashnet", "cifar10", "digits", "fashion-mnist", "bccd")
 PAIRS = {"cat-dog": (3, 5), "deer-horse": (4, 7), "automobile-truck": (1, 9)}  # positions of CIFAR-10's classes
-JUNK = {"trashnet": "cifar10", "cifar10": "trashnet", "fashion-mnist": "cifar10", "bccd": "fashion-mnist"}
+JUNK = {"trashnet": "fashion-mnist", "cifar10": "trashnet", "fashion-mnist": "bccd", "bccd": "fashion-mnist"}
 MOST = 6_000  # images of a pool
-MOST_TEST = 10_000
 JUNK_SHARE, RATIO = 0.2, 20.0
 
 
@@ -42,8 +41,8 @@ class Scene:
 
 
 def natural(name: str, seed: int, work: Path) -> Scene:
-    task = load_task(name, seed, work)
-    return Scene(task.F[:MOST], task.y[:MOST], task.F_test[:MOST_TEST], task.y_test[:MOST_TEST])
+    task = _load(name, seed, work)
+    return Scene(task.F[:MOST], task.y[:MOST], task.F_test, task.y_test)
 
 
 def cut(name: str, seed: int, work: Path) -> Scene:
@@ -61,7 +60,7 @@ def cut(name: str, seed: int, work: Path) -> Scene:
 
 def pair(name: str, seed: int, work: Path) -> Scene:
     """Two classes of CIFAR-10 that look alike; the pool has nothing else."""
-    task = load_task("cifar10", seed, work)
+    task = _load("cifar10", seed, work)
     one, other = PAIRS[name]
     pool, test = (np.isin(y, (one, other)) for y in (task.y, task.y_test))
     return Scene(task.F[pool], (task.y[pool] == other).astype(np.int64), task.F_test[test],
@@ -77,7 +76,7 @@ def junk(name: str, seed: int, work: Path) -> Scene:
         padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2))).reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4))
         other = (padded.reshape(len(pixels), 64) / 255).astype(np.float32)
     else:
-        other = load_task(JUNK[name], seed, work).F
+        other = _load(JUNK[name], seed, work).F
     drawn = np.random.default_rng([seed, 1]).permutation(len(other))[:n]
     return dataclasses.replace(scene, F=np.concatenate([scene.F, other[np.sort(drawn)]]))
 
@@ -93,6 +92,18 @@ def imbalanced(name: str, seed: int, work: Path) -> Scene:
     ]
     rows = np.sort(np.concatenate(kept))
     return dataclasses.replace(scene, F=scene.F[rows], y=scene.y[rows])
+
+
+def _load(name: str, seed: int, work: Path) -> Task:
+    """Load a set. Of CIFAR-10, the first 6,000 training images are the pool, and the next 6,000 are measured."""
+    if name != "cifar10":
+        return load_task(name, seed, work)
+    path = work / f"cifar10-{2 * MOST}.npz"
+    if not path.exists():
+        save_features(data.load(name, work, 1, 2 * MOST), IMAGE_SIZES[name], work, path)
+    with np.load(path) as arrays:
+        F, y = arrays["F"], arrays["y"]
+    return Task(F[:MOST], y[:MOST], F[MOST : 2 * MOST], y[MOST : 2 * MOST])
 
 
 Maker = Callable[[int, Path], Scene]
