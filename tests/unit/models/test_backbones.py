@@ -2,6 +2,8 @@
 
 import socket
 import sys
+import types
+import typing
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -406,3 +408,47 @@ def test_a_name_of_weights_belongs_to_its_trunk():
     assert not backbones.is_weights_name("resnet18", "IMAGENET1K_V2")
     assert not backbones.is_weights_name("timm:resnet50", "IMAGENET1K_V1")
     assert backbones.is_weights_name("own.module:make", "none")
+
+
+class _Transformer(nn.Module):
+    """Stands for timm's vision transformer, which is built for one image size."""
+
+    num_features = 3
+    default_cfg: typing.ClassVar[dict[str, str]] = {}
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-1] == self.size
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("is_fixed", "size", "asked"), [(True, 224, {"img_size": 224}), (False, 518, {})])
+def test_a_transformer_of_timm_is_built_for_the_image_size_that_is_set(monkeypatch, is_fixed, size, asked):
+    made = []
+
+    def create(name, *, pretrained, num_classes, img_size=518):
+        made.append((name, pretrained, {} if img_size == 518 else {"img_size": img_size}))
+        return _Transformer(img_size)
+
+    data = {
+        "input_size": (3, 518, 518),
+        "crop_pct": 1.0,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "interpolation": "bicubic",
+    }
+    timm = types.SimpleNamespace(
+        is_model=lambda name: True,
+        get_pretrained_cfg=lambda name: types.SimpleNamespace(fixed_input_size=is_fixed),
+        create_model=create,
+        data=types.SimpleNamespace(resolve_model_data_config=lambda module: data),
+    )
+    monkeypatch.setitem(sys.modules, "timm", timm)
+
+    backbone = load_backbone("timm:some_vit", "DEFAULT", 224 if is_fixed else None)
+
+    assert made == [("some_vit", True, asked)]
+    assert (backbone.image_size, backbone.resize, backbone.n_features) == (size, size, 3)
