@@ -169,6 +169,8 @@ def test_people_audit_automatic_labels_without_seeing_them(project: Project):
     assert {query.probability for query in asked} == {15 / drawn.data["of"]}
     assert {(query.predicted, query.confidence) for query in asked} == {(None, None)}
     assert all(query.task_id for query in asked)
+    assert alloop("replay", str(asked[0].round_number), "-C", project.folder).code == 0
+    assert "audit" in alloop("explain", asked[0].sha256[:12], "-C", project.folder).out
     alloop("pull", "-C", project.folder)
     report = alloop("status", "-C", project.folder, "--json").data["auto"]
     assert (report["audited"], report["waiting"], report["labels"]) == (15, 0, n - 15)

@@ -9,16 +9,14 @@ from alloop.errors import LabelError
 from alloop.evaluation.autolabel import clopper_pearson
 from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
 from alloop.loop.workbench import Workbench
-from alloop.records import Interval, Query, QueryStatus, Reason, RoundState
+from alloop.records import Interval, Query, QueryStatus, Reason
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.auto_labels import LookRecord, count_auto_labels, find_look_in_use, list_audited, list_auto_labels
 from alloop.store.images import find_refs
 from alloop.store.queries import add_queries, list_open_images, list_queries
-from alloop.store.rounds import RoundRecord, list_rounds
+from alloop.store.rounds import find_round
 from alloop.store.session import transaction
 from alloop.store.workspace import add_event, new_key_prefix
-
-ASKS = (RoundState.SELECTED, RoundState.PUSHED, RoundState.CLOSED)  # states of a round that has its batch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,15 +58,19 @@ class Drawn:
 def draw_audit(bench: Workbench, n: int) -> Drawn:
     """Draw images with an automatic label uniformly, one of each group of near copies, and record their queries.
 
-    The queries belong to the newest round that has its batch. They show no guess of the model.
+    The queries belong to the newest round that has asked anything. They show no guess of the model.
 
     Raises:
         LabelError: There is no automatic label to draw, or no round that has asked anything.
     """
     seed = bench.project.config.project.seed
     with transaction(bench.project.database) as session:
-        current = _round(session)
         queries = list_queries(session)
+        if not queries:
+            raise LabelError(
+                "No round has asked people anything yet.", "`alloop run` starts a round; draw the audit after that."
+            )
+        current = find_round(session, max(query.round_number for query in queries))
         asked = list_open_images(session) | {q.image_id for q in queries if q.round_number == current.number}
         labeled = [label.image_id for label in list_auto_labels(session) if label.image_id not in asked]
         refs = sorted(find_refs(session, labeled).values(), key=lambda ref: ref.image_id)
@@ -139,13 +141,3 @@ def _words(look: LookRecord, n: int, errors: int, error: Interval | None, waitin
     if waiting:
         words.append(f"{waiting} audited images wait for an answer.")
     return words
-
-
-def _round(session: Session) -> RoundRecord:
-    """Return the newest round that has its batch."""
-    found = [row for row in list_rounds(session) if row.state in ASKS]
-    if not found:
-        raise LabelError(
-            "No round has asked people anything yet.", "`alloop run` starts a round; draw the audit after that."
-        )
-    return found[-1]

@@ -54,7 +54,8 @@ def replay(tools: Tools, number: int, device: str | None = None) -> Replay:
         current = find_round(session, number)
         chosen = _selection(session, current)
         situation = _situation(session, project, current, chosen)
-        recorded = [q for q in list_queries(session, current.id) if q.reason is not Reason.HOLDOUT]
+        others = (Reason.HOLDOUT, Reason.AUDIT)  # no part of the choice
+        recorded = [q for q in list_queries(session, current.id) if q.reason not in others]
     changes = _versions(chosen.library_versions or {})
     scores = load_scores(project, current, situation.config.acquisition)
     try:
