@@ -110,6 +110,8 @@ def _words(found: "Labeled") -> list[str]:
             if not any(chain.is_accepted for chain in found.chains)
             else "Nothing was labeled: no unlabeled image is above the threshold."
         )
+        if found.n_labeled:
+            lines.append(f"{found.n_labeled} automatic labels of an earlier look stay, and so does its promise.")
         if any(chain.missing for chain in found.chains):
             lines.append("[evaluation] holdout_growth adds holdout images in every round.")
     else:

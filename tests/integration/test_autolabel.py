@@ -206,6 +206,16 @@ def test_a_promise_that_fails_labels_nothing_and_says_what_is_missing(project: P
         assert len(list_looks(session)) == 1
 
 
+def test_labels_of_an_earlier_look_stay_if_a_later_one_fails(project: Project):
+    n = autolabel(project, *EASY, "--json").data["n_labeled"]
+
+    outcome = autolabel(project, "--max-error", "0.001")
+
+    assert f"{n} automatic labels of an earlier look stay" in outcome.out
+    with reading(project.database) as session:
+        assert {label.look for label in list_auto_labels(session)} == {1}
+
+
 def test_the_promise_for_each_class_tests_each_class(project: Project):
     data = autolabel(project, "--max-error", "0.3", "--classwise", "--json").data
 

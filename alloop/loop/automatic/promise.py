@@ -114,12 +114,17 @@ def label_automatically(
     A dry run is a look, too, because it tells the same about the holdout labels; it only leaves the labels out.
 
     Raises:
-        ConfigError, ModelError, LabelError: As in `read_sample`.
+        ConfigError, ModelError, LabelError: As in `read_sample`; or there is nothing left to label.
         SourceUnreachable: A large part of the pool is missing.
     """
     require_reachable(bench.project)
     with reading(bench.project.database) as session:
         sample = read_sample(session, bench.project)
+        if not sample.rest:
+            raise LabelError(
+                "There is no unlabeled image that could get an automatic label.",
+                "`alloop status` counts labeled images and those being asked about.",
+            )
         once = keep_largest(sample.rest, sample.groups, read_sizes(session, sample.rest, sample.groups))
         known, number = _find_look(session, sample, promise), count_looks(session) + 1
     predicted = predict(bench, sample, device)

@@ -155,6 +155,21 @@ def test_looks_share_the_confidence():
     assert 0.0499 < sum(levels) < 0.05
 
 
+def test_looking_after_every_round_keeps_the_promise():
+    """Eight rounds whose models are all a little too bad; the same 800 holdout images are looked at each time."""
+    rng = np.random.default_rng(3)
+    broken = 0
+    for _ in range(200):
+        hard = rng.random(800)  # images that are hard for one model are hard for the next
+        for number in range(1, 9):
+            errors = 0.7 * hard + 0.3 * rng.random(800) < 0.083  # probability 0.083² / (2 * 0.7 * 0.3) = 1.64 %
+            if walk(rng.random(800), errors, rng.random(20_000), 0.015, level_of_look(number, 0.9)).accepted:
+                broken += 1
+                break
+
+    assert broken <= 0.1 * 200 + 2 * math.sqrt(200 * 0.1 * 0.9)
+
+
 def test_missing_labels_are_those_that_would_pass_without_an_error():
     scores, errors = surest_first(100, [])
 
