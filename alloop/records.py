@@ -129,6 +129,7 @@ class ImageRef:
             channel: their largest number is white. None for an image with 8 bits.
         is_admitted: True if `pool add` has accepted these bytes: a file that ends too early is then read as far as it
             goes.
+        data: Bytes of an image that is in memory and has no location; its path is then a name for messages.
     """
 
     image_id: int
@@ -136,6 +137,7 @@ class ImageRef:
     path: str
     depth: int | None = None
     is_admitted: bool = dataclasses.field(default=False, compare=False)
+    data: bytes | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:

@@ -2,33 +2,54 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from alloop.acquisition.rows import TASKS as RULES
+from alloop.acquisition.rows import image_scores
+from alloop.acquisition.scores import SCORES
 from alloop.calibration.weighing import plain
 from alloop.composition import OOD_SCORES
+from alloop.config.schema import PoolConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
-from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_batches, trunk_features
+from alloop.engine.features import (
+    CachedFeatures,
+    Failed,
+    depth_of_all,
+    ensure_features,
+    look_up_features,
+    open_features,
+    trunk_batches,
+    trunk_features,
+)
 from alloop.engine.head_passes import HeadPasses
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
 from alloop.engine.ood_score import ModelOutputs, ood_score
 from alloop.engine.pool_features import open_graph
 from alloop.engine.settings import EngineSettings
-from alloop.errors import ModelError
+from alloop.engine.targets import TASKS as CODINGS
+from alloop.errors import ModelError, PoolError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
+from alloop.pool.outside import OutsideImage, Reading, outside_ref
 from alloop.predictive import floor, mean_log_probs
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef, ModelFiles
 from alloop.smoothing.smoothing import Smoothing
 
 CHUNK = 4096  # images whose features are in memory at once
+AHEAD = 32  # batches whose images are opened before the first one goes through the trunk
 BLOCK = 8192  # images that one network of an ensemble goes through before the next one is loaded
 LOGITS = 50_000_000  # logits of all members in memory at once
 
@@ -74,8 +95,11 @@ class Predictions:
     """Predictions for a batch of images [B].
 
     Attributes:
-        images: Images of the batch that could be read.
+        images: Images of the batch that could be read. The id of an image outside the pool is its position among the
+            images that were given, from 0.
         failed: Ids of the other images of the batch, and the reasons.
+        task: Name of the task.
+        classes: Names of the classes [K].
         features: Features [B, D] by the trunk of the first network.
         member_log_probs: Prediction of every member [M, B, K], uncalibrated. Of a model with raw and smoothed heads,
             each member's two predictions are weighed like the model's, with weights of sum 1.
@@ -88,15 +112,40 @@ class Predictions:
 
     images: Sequence[ImageRef]
     failed: Failed
+    task: str
+    classes: tuple[str, ...]
     features: Float[Tensor, "B D"]
     member_log_probs: Float[Tensor, "M B K"]
     uncalibrated_log_probs: Float[Tensor, "B *two K"]
     calibrated_log_probs: Float[Tensor, "B K"]
     ood: Float[Tensor, "B"]
 
+    @property
+    def log_probs(self) -> Float[Tensor, "B K"]:
+        """The prediction of the model: `calibrated_log_probs`."""
+        return self.calibrated_log_probs
+
+    @property
+    def guesses(self) -> npt.NDArray[np.object_]:
+        """Labels [B] that the predictions amount to; for a classification, the most probable classes."""
+        return CODINGS[self.task](self.classes).guess(self.calibrated_log_probs.numpy())
+
+    @property
+    def entropy(self) -> Float[Tensor, "B"]:
+        """Predictive entropy of the calibrated predictions, in nats."""
+        return self._score("entropy", self.calibrated_log_probs.unsqueeze(0))
+
+    @property
+    def mutual_information(self) -> Float[Tensor, "B"] | None:
+        """Mutual information between prediction and member, in nats, before calibration; None with one member."""
+        return None if len(self.member_log_probs) == 1 else self._score("mutual-information", self.member_log_probs)
+
+    def _score(self, name: str, log_probs: Float[Tensor, "M B K"]) -> Float[Tensor, "B"]:
+        return image_scores(RULES[self.task], SCORES[name].function, log_probs).float()
+
 
 class Classifier:
-    """A model version that predicts images.
+    """A model version that predicts images of the pool and others.
 
     It holds the preprocessing and the trunk, the heads of all networks, the dropout masks, the calibrator and the OOD
     score. Images are predicted batch by batch, with memory for one batch. Of an ensemble whose networks have trunks of
@@ -114,18 +163,24 @@ class Classifier:
         device: str | None = None,
         *,
         is_calibrated: bool = True,
+        fills_cache: bool = True,
+        reading: Reading | None = None,
     ) -> None:
         """Make a classifier of a loaded version; `Classifier.open` reads the version first.
 
         Args:
             version: The model version.
             settings: Settings of today: where to compute, the trunk that [model] names, and [acquisition] ood_score.
-            cache: Folder of cached features. Models with a published trunk read and fill it.
+            cache: Folder of cached features. Models with a published trunk read it.
             device: Device instead of `[model] device`.
             is_calibrated: False leaves the calibrator out.
+            fills_cache: True adds features of the pool's images to the cache. Those of other images are never added.
+            reading: Rules for images outside the pool; None: the defaults of [pool].
         """
         self.version = version
         self._settings, self._cache, self._device, self._is_calibrated = settings, cache, device, is_calibrated
+        self._fills_cache = fills_cache
+        self._reading = self._with_depth(reading or Reading(PoolConfig().max_pixels))
         self._passes = HeadPasses(version.as_trained(settings), int(version.metadata["seed"]))
         self._in_use: int | None = None  # number of the network whose trunk is loaded
 
@@ -138,13 +193,23 @@ class Classifier:
         device: str | None = None,
         *,
         is_calibrated: bool = True,
+        fills_cache: bool = True,
+        reading: Reading | None = None,
     ) -> "Classifier":
         """Read a model version from its folder. See `__init__` for the arguments.
 
         Raises:
             ModelError: The version is missing, damaged, or written by a newer alloop.
         """
-        return cls(load_model(files), settings, cache, device, is_calibrated=is_calibrated)
+        return cls(
+            load_model(files),
+            settings,
+            cache,
+            device,
+            is_calibrated=is_calibrated,
+            fills_cache=fills_cache,
+            reading=reading,
+        )
 
     @property
     def has_own_trunk(self) -> bool:
@@ -156,28 +221,34 @@ class Classifier:
         """True if pixels that belong to no known image get the same logits at every call, as ODIN needs."""
         return self._passes.is_repeatable
 
-    def predict(self, images: Sequence[ImageRef], progress: Progress = silent) -> Iterator[Predictions]:
+    def predict(self, images: Iterable[ImageRef | OutsideImage], progress: Progress = silent) -> Iterator[Predictions]:
         """Predict images in the order given, batch by batch.
 
-        Every image is in exactly one batch, among its images or among those that failed.
+        Every image is in exactly one batch, among its images or among those that failed. Images outside the pool are
+        paths, bytes of files, Pillow images, arrays of uint8 [H, W, 3] or [H, W], and tensors of uint8 [3, H, W]. They
+        are read by the same rules as the pool's images (`pool/pixels.py`). Files and bytes of an image of the pool get
+        the numbers of that image. An iterator is read as far as the next batch needs.
 
         Raises:
             ModelError: The model was trained on another backbone, or the images have another depth than its images.
+            TypeError: One image was given instead of several.
         """
         needs_images = OOD_SCORES[self._ood_name].needs_images
         for outputs in self.outputs(images, progress):
             yield self._with_odin(outputs, progress) if needs_images else self._predicted(outputs)
 
-    def outputs(self, images: Sequence[ImageRef], progress: Progress = silent) -> Iterator[Outputs]:
+    def outputs(self, images: Iterable[ImageRef | OutsideImage], progress: Progress = silent) -> Iterator[Outputs]:
         """Logits and features of images, batch by batch, as `predict` uses them.
 
         Raises:
             ModelError: As in `predict`.
         """
-        self._check_backbone(images)
-        if not self.has_own_trunk:
-            return self._of_cached_features(images, progress)
-        return self._of_one_trunk(images) if self._n_networks == 1 else self._of_several_trunks(images)
+        _refuse_one_image(images)
+        refs = _all_refs(images) if self._fills_cache else None
+        if refs is None:
+            return self._streamed(images, progress)
+        self._check_backbone(refs)
+        return self._of_cached_features(refs, progress) if not self.has_own_trunk else self._of_own_trunks(refs)
 
     def features(self, images: Sequence[ImageRef]) -> Iterator[tuple[list[ImageRef], Float[Tensor, "B D"]]]:
         """Features by the trained trunk of the first network, batch by batch. Unreadable images are left out."""
@@ -218,7 +289,17 @@ class Classifier:
         calibrated = self._calibrated(uncalibrated)
         if ood is None:
             ood = ood_score(self._ood_name, self._seen_by_ood(outputs, raw, calibrated))
-        return Predictions(outputs.images, outputs.failed, outputs.features, members, uncalibrated, calibrated, ood)
+        return Predictions(
+            outputs.images,
+            outputs.failed,
+            self._settings.task,
+            self.version.classes,
+            outputs.features,
+            members,
+            uncalibrated,
+            calibrated,
+            ood,
+        )
 
     def _seen_by_ood(self, outputs: Outputs, raw: Tensor, calibrated: Tensor) -> ModelOutputs:
         """Return what OOD scores are computed from, given the members' predictions by raw features."""
@@ -256,6 +337,45 @@ class Classifier:
             chunk = readable[start : start + size]
             features = torch.from_numpy(cache.take([image.key for image in chunk]))
             yield self._of_heads(self._published_heads, chunk, (), features)
+
+    def _streamed(self, images: Iterable[ImageRef | OutsideImage], progress: Progress) -> Iterator[Outputs]:
+        """Outputs of images of the pool and others, a few batches at a time; nothing is added to the cache."""
+        total = len(images) if isinstance(images, Sized) else 0
+        numbered, done = enumerate(images), 0
+        size = BLOCK if self._n_networks > 1 and self.has_own_trunk else min(CHUNK, AHEAD * self._hardware.batch_size)
+        size = self._images_at_once(size)
+        while chunk := list(itertools.islice(numbered, size)):
+            refs, failed = self._opened(chunk)
+            self._check_backbone(refs)
+
+            def say(n: int, done: int = done) -> None:
+                progress("predict", done + n, total)
+
+            for outputs in self._of_own_trunks(refs) if self.has_own_trunk else self._of_looked_up(refs, say):
+                yield dataclasses.replace(outputs, failed=(*failed, *outputs.failed))
+                failed = ()
+            if failed:  # none of the images could be opened
+                yield self._unread(failed)
+            done += len(chunk)
+            progress("predict", done, total)
+
+    def _opened(self, numbered: Sequence[tuple[int, ImageRef | OutsideImage]]) -> tuple[list[ImageRef], Failed]:
+        refs, failed = [], []
+        for number, image in numbered:
+            try:
+                refs.append(image if isinstance(image, ImageRef) else outside_ref(image, number, self._reading))
+            except PoolError as error:
+                failed.append((number, error.message))
+        return refs, tuple(failed)
+
+    def _of_looked_up(self, refs: Sequence[ImageRef], say: Callable[[int], None]) -> Iterator[Outputs]:
+        """Outputs of heads on a published trunk, from features that are cached, or computed and not kept."""
+        if refs:
+            features, places, failed = look_up_features(refs, self._features, self.backbone, self._hardware, say)
+            yield self._of_heads(self._published_heads, [refs[place] for place in places], failed, features)
+
+    def _of_own_trunks(self, images: Sequence[ImageRef]) -> Iterator[Outputs]:
+        return self._of_one_trunk(images) if self._n_networks == 1 else self._of_several_trunks(images)
 
     def _of_one_trunk(self, images: Sequence[ImageRef]) -> Iterator[Outputs]:
         for read, failed, features in self._through_trunk(images):
@@ -299,7 +419,8 @@ class Classifier:
 
     def _unread(self, failed: Failed) -> Outputs:
         """Outputs for images of which none could be read."""
-        return self._of_heads(self._published_heads, (), failed, torch.empty(0, self.backbone.n_features))
+        heads = [self.version.heads] if self.has_own_trunk else self._published_heads
+        return self._of_heads(heads, (), failed, torch.empty(0, self.backbone.n_features))
 
     def _through_trunk(self, images: Sequence[ImageRef]) -> Iterator[tuple[list[ImageRef], Failed, Tensor]]:
         """Images that could be read, those that could not, and features [B, D] by the trunk of the first network."""
@@ -330,6 +451,10 @@ class Classifier:
     def backbone(self) -> Backbone:
         """Trunk and preprocessing. Of networks with trunks of their own, the trunk in use."""
         return build_backbone(self._settings, search_paths(self._cache))
+
+    @functools.cached_property
+    def _features(self) -> CachedFeatures:
+        return open_features(self._cache, self.backbone, self._fingerprint)
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, object]:
@@ -370,6 +495,11 @@ class Classifier:
             self._in_use = number
         return network.heads
 
+    def _with_depth(self, reading: Reading) -> Reading:
+        """Return the rules with the depth of the model's own images, if they had more than 8 bits a channel."""
+        depth = self.version.metadata["depth"]
+        return reading if depth is None else dataclasses.replace(reading, depth=depth)
+
     def _check_backbone(self, images: Sequence[ImageRef]) -> None:
         folder, metadata = self.version.files[0].parent, self.version.metadata
         trained_on, now = dict(metadata["backbone"]), dict(self._fingerprint)
@@ -387,3 +517,17 @@ class Classifier:
                 f"are now read with {depth[1]} bits.",
                 "Train it again with `alloop train`.",
             )
+
+
+def _all_refs(images: Iterable[ImageRef | OutsideImage]) -> Sequence[ImageRef] | None:
+    """Return a sequence of images of the pool as it is; None for anything else."""
+    if not isinstance(images, Sequence):
+        return None
+    refs = [image for image in images if isinstance(image, ImageRef)]
+    return refs if len(refs) == len(images) else None
+
+
+def _refuse_one_image(images: object) -> None:
+    is_array = isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+    if is_array or isinstance(images, str | bytes | os.PathLike | Image.Image | ImageRef):
+        raise TypeError(f"predict takes several images, not one {type(images).__name__}; write [image]")

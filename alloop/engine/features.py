@@ -1,7 +1,7 @@
 """Features of images by a trunk. Those of a published trunk are cached in pieces, so that a stopped run continues."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,6 +118,41 @@ def _of_parts(
         blocks.append(block)
         failed |= dict(unread)
     return _Joined(blocks, backbone.n_features), tuple(failed.items())
+
+
+def look_up_features(
+    images: Sequence[ImageRef],
+    cache: CachedFeatures,
+    backbone: Backbone,
+    hardware: Hardware,
+    say: Callable[[int], None],
+) -> tuple[Tensor, list[int], Failed]:
+    """Features [N, D] of the images that could be read, from the cache or computed now, and nothing is added to it.
+
+    Returns:
+        The features, the positions of their images, ascending, and the images that could not be read, with the reasons.
+        `say` receives the number of images done.
+
+    Raises:
+        ModelError: Features were given instead of a trunk, but not for all images.
+    """
+    lacking = set(cache.missing([image.key for image in images]))
+    todo = [position for position, image in enumerate(images) if image.key in lacking]
+    known = [position for position, image in enumerate(images) if image.key not in lacking]
+    if todo and isinstance(backbone.module, Given):
+        raise ModelError(
+            f"{len(todo)} of {len(images)} images have no features, and no trunk computes them.",
+            "A model of given features predicts images of its pool only.",
+        )
+    parts = [torch.from_numpy(cache.take([images[position].key for position in known]))]
+    places, failed = list(known), list[tuple[int, str]]()
+    for done, _, batch, rows in trunk_batches([images[position] for position in todo], backbone, hardware):
+        places += [todo[position] for position in batch.positions.tolist()]
+        failed += batch.failed
+        parts.append(rows)
+        say(len(known) + done)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return torch.cat(parts)[order], [places[row] for row in order], tuple(failed)
 
 
 def depth_of_all(images: Sequence[ImageRef]) -> int | None:

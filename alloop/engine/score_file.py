@@ -20,7 +20,6 @@ from alloop.acquisition.scores import SCORES
 from alloop.composition import STRATEGIES, Need
 from alloop.engine.classifier import Predictions
 from alloop.engine.model_files import ModelVersion
-from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
 
@@ -70,7 +69,7 @@ class ScoreWriter:
     ) -> None:
         """`keep_both` adds the uncalibrated predictions by raw and smoothed heads."""
         self._path = path
-        self._coding, self._rule = CODINGS[task](version.classes), RULES[task]
+        self._rule = RULES[task]
         n_members = version.n_members
         self._n_kept = n_members if keep_members else 0
         self._keeps_both = keep_both
@@ -106,7 +105,7 @@ class ScoreWriter:
         if not images:
             return
         n_classes, alone = log_probs.shape[1], log_probs.unsqueeze(0)
-        entropy = image_scores(self._rule, SCORES["entropy"].function, alone)
+        entropy = predictions.entropy
         others = (
             image_scores(
                 self._rule,
@@ -118,7 +117,7 @@ class ScoreWriter:
         columns = [
             pa.array([image.image_id for image in images], pa.int64()),
             pa.array([image.sha256 for image in images], pa.string()),
-            pa.array(self._coding.guess(log_probs.numpy()), pa.string()),
+            pa.array(predictions.guesses, pa.string()),
             pa.array(entropy.numpy()),
             pa.array(self._rule.certainty(entropy, n_classes).numpy()),
             pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
@@ -172,6 +171,17 @@ def read_scores(path: Path) -> Scores:
         has_members="members" in names,
         features_sha256=metadata.get("alloop.features_sha256"),
     )
+
+
+def read_ood(path: Path) -> tuple[npt.NDArray[np.float32], str]:
+    """Read OOD scores [N], and the checksum of the model that gave them.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    with _opened(path) as file:
+        ood = file.read(columns=["ood"])["ood"].to_numpy()
+        return ood, file.metadata.metadata[b"alloop.model_sha256"].decode()
 
 
 def read_predicted(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:

@@ -46,8 +46,7 @@ class FeatureCache:
         n_features: Number of features D.
         dtype: Stored type of a feature, float32 or float16.
 
-    Raises:
-        WorkspaceError: The folder cannot be made or read.
+    The folder is made when the first features are added, so a cache that is only read needs no right to write.
     """
 
     def __init__(
@@ -55,11 +54,9 @@ class FeatureCache:
     ) -> None:
         self.n_features = n_features
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        described = {"key": dict(key), "n_features": n_features, "dtype": self.dtype.name}
-        text = json.dumps(described, sort_keys=True, allow_nan=False)
+        self._described = {"key": dict(key), "n_features": n_features, "dtype": self.dtype.name}
+        text = json.dumps(self._described, sort_keys=True, allow_nan=False)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
-        if not (self.folder / "key.json").exists():
-            write_json(self.folder / "key.json", described)
         self._remove_abandoned()
         self._verified: set[str] = set()
         self._dropped: set[str] = set()
@@ -138,6 +135,8 @@ class FeatureCache:
         buffer = io.BytesIO()
         np.save(buffer, record, allow_pickle=False)
         data = buffer.getvalue()
+        if not (self.folder / "key.json").exists():
+            write_json(self.folder / "key.json", self._described)
         name = f"{hashlib.sha256(data).hexdigest()}.npy"
         write_bytes(self.folder / name, data)
         self._dropped.discard(name)

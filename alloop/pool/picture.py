@@ -42,6 +42,8 @@ def read_verified(image: ImageRef) -> bytes:
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
     """
+    if image.data is not None:
+        return image.data
     data = read_bytes(image.path)
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise PoolError(

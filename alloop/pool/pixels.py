@@ -112,6 +112,61 @@ def may_be_deep(data: bytes) -> bool:
         return False
 
 
+def peek(data: bytes, max_pixels: int) -> bool:
+    """Look at an image file's header, which is much faster than `look`, and return whether the image is deep.
+
+    Raises:
+        UnreadableImage: The file cannot be opened, or the image is larger than `max_pixels`.
+    """
+    if not data:
+        raise UnreadableImage("empty file")
+    formats.prepare(data)
+    with _quiet_pillow():
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError as error:
+            raise UnreadableImage(formats.why_unreadable(data)) from error
+        except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
+            raise UnreadableImage(_why(error)) from error
+        with image:
+            _check_size(image, max_pixels)
+            return _is_deep_gray(image) or _deep_color(image) is not None
+
+
+def encode(image: Image.Image) -> bytes:
+    """Return an image in memory as the bytes of a file, so that `decode` gives it the pixels that its own file has.
+
+    Gray images with more than 8 bits keep all of them. Of such colors, Pillow itself keeps 8 bits.
+
+    Raises:
+        UnreadableImage: It has no pixels, its file is closed, cut or damaged, or its values cannot become pixels.
+    """
+    with _quiet_pillow():
+        try:
+            image.load()
+        except Exception as error:  # an opened file is read now, and damaged files make plugins raise nearly anything
+            raise UnreadableImage(_why(error)) from error
+        if 0 in image.size:
+            raise UnreadableImage("it has no pixels")
+        try:
+            if not _is_deep_gray(image):
+                return encode_values(np.asarray(_upright(to_rgb(image), image)))
+            if _zero_is_white(image):
+                raise UnreadableImage("its zero is white, which is known from its file only; give the file")
+            buffer = io.BytesIO()
+            upright = _upright(image, image)
+            Image.fromarray(np.asarray(upright)).save(buffer, "TIFF")
+            return buffer.getvalue()
+        except ValueError as error:
+            raise UnreadableImage(f"pixels of the kind {image.mode} cannot be made RGB: {error}") from error
+
+
+def encode_values(values: npt.NDArray[np.uint8]) -> bytes:
+    """Return RGB values [H, W, 3] or gray values [H, W] as the bytes of a file."""
+    kind = b"P6" if values.ndim > 2 else b"P5"
+    return b"%s %d %d 255\n" % (kind, values.shape[1], values.shape[0]) + np.ascontiguousarray(values).tobytes()
+
+
 @contextlib.contextmanager
 def _decoding(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Iterator[Image.Image]:
     """Yield the loaded image.
