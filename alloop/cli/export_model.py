@@ -31,7 +31,8 @@ def export_model(session: Session, folder: Path, number: int | None, heads: str)
     The files hold features of up to 20,000 images of the pool (not the images), which the smoothed heads need. With
     --heads distilled they hold none: one linear head imitates the model, and keeps most of what the pool teaches.
     """
-    from alloop.loop.rounds.exporting import find_suspect_bound, find_version, make_export_job
+    from alloop.loop.using.exporting import find_suspect_bound, make_export_job
+    from alloop.loop.using.model import find_version
     from alloop.report.model_card import make_card
     from alloop.store.session import reading
 

@@ -22,6 +22,7 @@ ENTRIES = {
     "run": Entry("alloop.cli.run:run", "Advance the current round as far as it can go without a person."),
     "status": Entry("alloop.cli.status:status", "Show rounds, accuracy, pending tasks and labels per person."),
     "report": Entry("alloop.cli.report:report", "Write the project's results as one HTML page."),
+    "predict": Entry("alloop.cli.predict:predict", "Predict images with the newest model, or with that of a round."),
     "train": Entry("alloop.cli.steps:train", "Train on all labels, calibrate and measure on the holdout."),
     "score": Entry("alloop.cli.steps:score", "Score the unlabeled images with the round's model."),
     "select": Entry("alloop.cli.steps:select", "Choose the images to ask about next."),

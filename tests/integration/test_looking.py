@@ -48,6 +48,7 @@ LOOKS = {
     "db check": ["db", "check"],
     "backup": ["db", "backup", "../copy.db"],
     "replay": ["replay", "1"],
+    "predict": ["predict", "--pool", "--out", "../predicted.csv", "-q"],
 }
 
 

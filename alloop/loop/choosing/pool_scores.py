@@ -104,13 +104,25 @@ def find_suspects(scores: Scores, quantile: float) -> frozenset[int]:
     The quantile is one of the scores (the smallest that at least this share of images does not exceed). A pool with
     equal scores, or with fewer than 1 / (1 - quantile) images, has no suspects.
     """
-    bound = suspect_bound(scores, quantile)
+    bound = suspect_bound(scores.ood, quantile)
     return frozenset() if bound is None else frozenset(scores.image_ids[scores.ood > bound].tolist())
 
 
-def suspect_bound(scores: Scores, quantile: float) -> float | None:
+def suspect_bound(ood: npt.NDArray[np.floating], quantile: float) -> float | None:
     """Return the OOD score above which images are suspect; None for an empty pool."""
-    return float(np.quantile(scores.ood, quantile, method="inverted_cdf")) if len(scores.ood) else None
+    return float(np.quantile(ood, quantile, method="inverted_cdf")) if len(ood) else None
+
+
+def suspect_threshold(ood: npt.NDArray[np.floating], quantile: float) -> float | None:
+    """Return a bound that tells the same images of the pool apart when they are predicted again, with other rounding.
+
+    It lies in the middle between `suspect_bound` and the next score of the pool.
+    """
+    bound = suspect_bound(ood, quantile)
+    if bound is None:
+        return None
+    above = ood[ood > bound]
+    return bound + 1e-6 * max(1.0, abs(bound)) if not len(above) else (bound + float(above.min())) / 2
 
 
 def load_scores(project: Project, current: RoundRecord, settings: AcquisitionConfig) -> PoolScores | None:

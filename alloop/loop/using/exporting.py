@@ -1,4 +1,4 @@
-"""The job that exports a model version: which version, and the images that the files are checked on."""
+"""The job that exports a model version, and the images that the files are checked on."""
 
 from pathlib import Path
 
@@ -11,23 +11,9 @@ from alloop.errors import ModelError
 from alloop.loop.choosing.pool_scores import load_scores, suspect_bound
 from alloop.project import Project
 from alloop.store.images import list_refs
-from alloop.store.rounds import ModelRecord, RoundRecord, find_last_model, find_model, find_round, list_rounds
+from alloop.store.rounds import ModelRecord, RoundRecord
 
 CHECKED = 64  # images that exported files are run on
-
-
-def find_version(session: Session, number: int | None) -> tuple[ModelRecord, RoundRecord]:
-    """Return the newest model, or that of a round, and its round.
-
-    Raises:
-        ModelError: There is no such model.
-    """
-    rounds = {row.id: row for row in list_rounds(session)}
-    model = find_last_model(session) if number is None else find_model(session, find_round(session, number).id)
-    if model is None:
-        what = "There is no model yet" if number is None else f"Round {number} has no model"
-        raise ModelError(f"{what}.", "`alloop run` trains one as soon as two classes have labels.")
-    return model, rounds[model.round_id]
 
 
 def find_suspect_bound(project: Project, current: RoundRecord, model: ModelRecord) -> float | None:
@@ -37,7 +23,7 @@ def find_suspect_bound(project: Project, current: RoundRecord, model: ModelRecor
         scores = load_scores(project, current, settings)
     except ModelError:  # its file is gone; the card can do without
         return None
-    return None if scores is None else suspect_bound(scores.scores, settings.suspect_quantile)
+    return None if scores is None else suspect_bound(scores.scores.ood, settings.suspect_quantile)
 
 
 def make_export_job(
