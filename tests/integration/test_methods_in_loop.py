@@ -26,7 +26,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_two_rounds_run_with_every_kind_of_model(tmp_path: Path, name: str):
-    project = make_project(tmp_path, n=40, model=MODELS[name])
+    project = make_project(tmp_path, n=40, model=MODELS[name], train={"epochs": 40})
 
     run(tools_of(project), RunOptions(rounds=2))
 

@@ -42,11 +42,11 @@ def test_set(tmp_path: Path) -> Path:
     return write_features(tmp_path / "test.npz", 60, 1)
 
 
-def _simulate(pool: Path, *more: str | Path, strategies: str = ",".join(STRATEGIES)) -> Outcome:
+def _simulate(pool: Path, *more: str | Path, strategies: str = ",".join(STRATEGIES), seeds: int = 1) -> Outcome:
     folder = pool.parent
     return alloop(
         "simulate", "-C", folder / "nowhere", "--out", folder / "out", "--features", pool, "--strategies", strategies,
-        "--batch", str(BATCH), "--rounds", str(ROUNDS), "--seeds", "2", "--json-out", folder / "runs.json",
+        "--batch", str(BATCH), "--rounds", str(ROUNDS), "--seeds", str(seeds), "--json-out", folder / "runs.json",
         "--set", "train.epochs=20", *more,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     """Output and results of the command, and the pool that it used."""
     folder = tmp_path_factory.mktemp("simulated")
     pool = write_features(folder / "pool.npz", ROWS, 0)
-    return _simulate(pool, "--test", write_features(folder / "test.npz", 60, 1)), pool
+    return _simulate(pool, "--test", write_features(folder / "test.npz", 60, 1), seeds=2), pool
 
 
 def test_every_run_has_a_batch_an_accuracy_and_times_for_each_round(simulated: tuple[Outcome, Path]):
@@ -156,8 +156,8 @@ def test_a_killed_simulation_goes_on_where_it_was(pool: Path, test_set: Path, tr
     done = _simulate(pool, "--test", test_set, strategies="random,entropy")
 
     assert done.code == 0, done.err
-    assert len(_runs(pool)) == 4
-    assert len(trained) == 4 * ROUNDS
+    assert len(_runs(pool)) == 2
+    assert len(trained) == 2 * ROUNDS
 
 
 def test_a_strategy_that_fails_is_named_and_the_others_go_on(pool: Path, test_set: Path, monkeypatch):
@@ -170,10 +170,10 @@ def test_a_strategy_that_fails_is_named_and_the_others_go_on(pool: Path, test_se
 
     monkeypatch.setattr(simulation, "run_cell", failing)
 
-    done = _simulate(pool, "--test", test_set, strategies="random,entropy")
+    done = _simulate(pool, "--test", test_set, strategies="entropy,random")
 
     assert done.code == 0, done.err
-    assert "Failed: entropy, seed 1: ZeroDivisionError: no pool" in done.out
+    assert "Failed: entropy, seed 0: ZeroDivisionError: no pool" in done.out
     assert {strategy for strategy, _ in _runs(pool)} == {"random"}
 
 
@@ -182,12 +182,11 @@ def test_without_a_test_set_all_strategies_of_a_seed_share_a_holdout(pool: Path)
 
     assert done.code == 0, done.err
     runs = _runs(pool)
-    for seed in (0, 1):
-        asked = {strategy: runs[strategy, seed] for strategy in STRATEGIES}
-        assert {run["accuracy"][0] for run in asked.values()} == {asked["random"]["accuracy"][0]}
-        assert {run["n_test"] for run in asked.values()} == {12}
-        assert {run["n_rest"] for run in asked.values()} == {ROWS - 12 - BATCH * ROUNDS}
-        assert all(0 < run["rest"] <= 1 for run in asked.values())
+    assert set(runs) == {(strategy, 0) for strategy in STRATEGIES}
+    assert {run["accuracy"][0] for run in runs.values()} == {runs["random", 0]["accuracy"][0]}
+    assert {run["n_test"] for run in runs.values()} == {12}
+    assert {run["n_rest"] for run in runs.values()} == {ROWS - 12 - BATCH * ROUNDS}
+    assert all(0 < run["rest"] <= 1 for run in runs.values())
 
 
 def test_finished_cells_are_not_computed_again(simulated: tuple[Outcome, Path], trained: list[int]):
@@ -195,7 +194,7 @@ def test_finished_cells_are_not_computed_again(simulated: tuple[Outcome, Path], 
     before = (pool.parent / "runs.json").read_bytes()
     next((pool.parent / "out" / "cells").glob("entropy-seed1-*.json")).unlink()
 
-    _simulate(pool, "--test", pool.parent / "test.npz")
+    _simulate(pool, "--test", pool.parent / "test.npz", seeds=2)
 
     assert len(trained) == ROUNDS
     again, first = json.loads((pool.parent / "runs.json").read_bytes()), json.loads(before)
@@ -462,7 +461,7 @@ def test_without_data_a_workspace_is_needed(tmp_path: Path):
 
 
 def test_batches_that_use_up_the_pool_leave_no_rest_to_be_measured_on(pool: Path):
-    done = _simulate(pool, "--rounds", "30", "--seeds", "1", strategies="random")
+    done = _simulate(pool, "--rounds", "30", strategies="random")
 
     assert done.code == 0, done.err
     run = _runs(pool)["random", 0]
