@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 import torch
+from networks import tiny_vit
 from pictures import load, make_large
 from rows import Options, Rows, parse, peak_gib, reset_peak, seconds_of, synchronize
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def measure_decoding(
 ) -> None:
     """Images a second from JPEG file to pixels at the trunk's size, without a trunk."""
     look = Backbone(nn.Identity(), 1, image_size=224, resize=256)
-    for workers, what in ((hardware.workers, "alloop's default"), (n_cores(), "all cores")):
+    for workers, what in {n_cores(): "all cores", hardware.workers: "alloop's default"}.items():
         for item, refs, times in (("TrashNet", photos, 4), ("12 megapixels", large, 2)):
             images = refs * options.size(times, 1)
             # DataLoader starts processes only above four batches: small batches let the few large pictures use them.
@@ -87,8 +88,7 @@ def n_cores() -> int:
 
 
 def measure_trunk(name: str, photos: tuple[ImageRef, ...], hardware: Hardware, options: Options, rows: Rows) -> None:
-    # Vision transformers take one size only.
-    backbone = load_backbone(name, "none", 64 if options.tiny and not name.startswith("vit") else None)
+    backbone = load_trunk(name, options)
     ceiling = best_rate(name, backbone, options, rows)
     n = options.size(hardware.batch_size, 2)
     pixels = torch.randint(0, 256, (n, 3, backbone.image_size, backbone.image_size), dtype=torch.uint8)
@@ -104,6 +104,16 @@ def measure_trunk(name: str, photos: tuple[ImageRef, ...], hardware: Hardware, o
             pass
         rate = len(images) / (time.perf_counter() - started)
         report(rows, name, "features from JPEG files", rate, ceiling, f"{workers} processes, {len(images)} photos")
+
+
+def load_trunk(name: str, options: Options) -> Backbone:
+    """Return a trunk of torchvision with random weights. A tiny run makes its images smaller.
+
+    Vision transformers take one size only, so a tiny run has a small one of its own.
+    """
+    if not options.tiny:
+        return load_backbone(name, "none")
+    return tiny_vit() if name.startswith("vit") else load_backbone(name, "none", 64)
 
 
 def best_rate(name: str, backbone: Backbone, options: Options, rows: Rows) -> float:
@@ -145,7 +155,10 @@ def report(rows: Rows, item: str, measure: str, rate: float, ceiling: float, not
 
 
 def measure_epoch(photos: tuple[ImageRef, ...], hardware: Hardware, options: Options, rows: Rows) -> None:
-    """Compare an epoch of ResNet-50 from photos on disk with a loop over the same batches held on the card."""
+    """Compare an epoch of ResNet-50 from photos on disk with a loop over the same batches held on the card.
+
+    A tiny run takes ResNet-18.
+    """
     n, batch_size = options.size(512, 8), options.size(64, 4)
     images = list((photos * 2)[:n])
     targets = torch.arange(len(images)) % N_CLASSES
@@ -161,7 +174,7 @@ def measure_epoch(photos: tuple[ImageRef, ...], hardware: Hardware, options: Opt
     labeled = Labeled(images, targets)
     finetune(setup, labeled, labeled.take([]), 0, note_time)
     ours = min(later - earlier for earlier, later in itertools.pairwise(moments))
-    note = f"resnet50, {n} photos, batch {batch_size}, {workers} processes"
+    note = f"{residual(options)}, {n} photos, batch {batch_size}, {workers} processes"
     rows.add("fine-tuning", "an epoch", ours, "s", note)
     rows.add("fine-tuning", "peak memory", peak_gib(options.device), "GiB", note)
     bare = bare_epoch(images, targets, batch_size, hardware, options)
@@ -169,10 +182,14 @@ def measure_epoch(photos: tuple[ImageRef, ...], hardware: Hardware, options: Opt
     rows.add("fine-tuning", "bare / alloop", bare / ours, "", note)
 
 
+def residual(options: Options) -> str:
+    return "resnet18" if options.tiny else "resnet50"
+
+
 def make_setup(hardware: Hardware, batch_size: int, options: Options) -> Setup:
     train = TrainConfig()
     recipe = FinetuneRecipe(options.size(3, 2), batch_size, 1e-3, 0.01, train.loss_scale, patience=9)
-    backbone = load_backbone("resnet50", "none").resized_to(options.size(224, 64))
+    backbone = load_backbone(residual(options), "none").resized_to(options.size(224, 64))
     heads = MultiHead(backbone.n_features, N_HEADS, N_CLASSES, torch.Generator().manual_seed(0))
     return Setup(backbone, heads, make_objective().to(options.device), recipe, hardware)
 

@@ -1,7 +1,8 @@
-"""Small residual networks for images of 32 pixels, used as a user's own trunks."""
+"""Small networks, used as a user's own trunks: residual ones for images of 32 pixels, and a vision transformer."""
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import VisionTransformer
 
 from alloop.models.backbones import Backbone
 
@@ -43,3 +44,10 @@ def small_resnet() -> Backbone:
 def tiny_resnet() -> Backbone:
     """A very small trunk for a rehearsal on a CPU."""
     return _network(8, 1)
+
+
+def tiny_vit() -> Backbone:
+    """A very small vision transformer for a rehearsal on a CPU."""
+    module = VisionTransformer(64, 16, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128)
+    module.heads = nn.Identity()
+    return Backbone(module, n_features=64, image_size=64)
