@@ -78,7 +78,7 @@ class Workspace:
 
     def projects(self) -> list[dict[str, Any]]:
         """Return the projects that this workspace made."""
-        found = self.server.api("GET", "/api/projects/?page_size=1000").json()["results"]
+        found = self.server.api("GET", "/api/projects/?page_size=1000&include=id,description").json()["results"]
         return [row for row in found if f"alloop-workspace:{self.uuid}" in (row["description"] or "")]
 
     def tasks(self, project: str | None = None) -> list[dict[str, Any]]:

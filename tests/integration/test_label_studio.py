@@ -491,7 +491,7 @@ def test_a_project_whose_creation_was_not_answered_is_made_once(label_studio: La
         proxy.fail(kind, "POST", "/api/projects/", seconds=2.5)
         ref = label_studio.annotator(url=proxy.url, workspace_key=key, timeout=1.5).open_project(None)
 
-    projects = label_studio.api("GET", "/api/projects/?page_size=1000").json()["results"]
+    projects = label_studio.api("GET", "/api/projects/?page_size=1000&include=id,description").json()["results"]
     assert [str(p["id"]) for p in projects if key in p["description"]] == [ref]
 
 
