@@ -15,13 +15,13 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 # them and stops. A dot is a commit, a plus something else that lasts: a file that is written or renamed, a request that
 # changes something on the server. The twin test below says what to write here when a step does it more or less often.
 TRACES = {
-    "asking": "....++++++++++++++..++++++..+++.+...++++.++.++.+.......",
+    "asking": "....++++++++++++++++++++++++++..+++..+++.+...++++.++.++.+.......",
     "closing": ".......",
-    "stopping": "....+++++++++++...",
+    "stopping": "....++++++++++++++...",
 }
-ALONE = TRACES["asking"][:32]  # of it, all before the server is asked to change anything
+ALONE = TRACES["asking"][:41]  # of it, all before the server is asked to change anything
 BATCHES, BATCH = 3, 3
-FILES = 26  # flushes and renames of files of the first run
+FILES = 35  # flushes and renames of files of the first run
 
 
 def points(trace: str, first: int = 1) -> list:
