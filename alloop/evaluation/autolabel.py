@@ -97,7 +97,8 @@ def walk(scores: Scores, errors: Errors, rest: Scores, max_error: float, level: 
     """Test thresholds from strict to loose, and stop at the first that fails.
 
     The thresholds are fixed by numbers of images alone, before any label is looked at: for 0, 1, 2, … errors, the
-    strictest score of a holdout image above which so many errors would pass; at last all images are accepted. Images
+    strictest score of a holdout image above which so many errors would pass (for a small rest: up to 1 % of the images
+    more); at last all images are accepted. Images
     whose score equals a threshold are not accepted, which leaves those above it a random sample of their kind.
 
     Args:
@@ -129,21 +130,21 @@ def _thresholds(scores: Scores, rest: Scores, max_error: float, level: float) ->
     counts = len(scores) - np.searchsorted(np.sort(scores), borders, side="right")
     counts_rest = len(rest) - np.searchsorted(np.sort(rest), borders, side="right")
     at, allowed, last = 0, 0, len(borders) - 1
-    while at <= last:
+    while True:
+        # The binomial p-value falls with n, so its first threshold is found at once; that of a small rest lies later.
+        n_needed = fewest_images(allowed, max_error, level)
+        at = max(at, int(np.searchsorted(counts, n_needed)))
+        while at < last and p_value(allowed, int(counts[at]), int(counts_rest[at]), max_error) > level:
+            at = min(last, at + max(1, int(counts[at]) // 100))
+        if at >= last:
+            break
         n, n_rest = int(counts[at]), int(counts_rest[at])
-        if at < last and bdtr(allowed, n, max_error) > level:  # most thresholds; p_value would only be larger
-            at += 1
-            continue
-        if p_value(allowed, n, n_rest, max_error) <= level:
-            yield float(borders[at]), n, n_rest
-            if at == last:
-                return
-            while p_value(allowed, n, n_rest, max_error) <= level and allowed < n:
-                allowed += 1
-        elif at == last and allowed > 0:
-            yield float(borders[at]), n, n_rest  # as many errors as before must do for all images
-            return
-        at += 1
+        yield float(borders[at]), n, n_rest
+        while p_value(allowed, n, n_rest, max_error) <= level:
+            allowed += 1
+    n, n_rest = int(counts[last]), int(counts_rest[last])
+    if allowed > 0 or p_value(0, n, n_rest, max_error) <= level:
+        yield float(borders[last]), n, n_rest  # as many errors as before must do for all images
 
 
 def fewest_images(errors: int, max_error: float, level: float) -> int:
