@@ -171,3 +171,24 @@ def test_members_that_agree_have_no_mutual_information_and_one_member_has_none(t
     assert other.mutual_information is None
     assert part.classes == ("vertical", "horizontal", "checkered")
     assert part.guesses.tolist() == [part.classes[row] for row in part.log_probs.argmax(1).tolist()]
+
+
+@pytest.mark.parametrize("backbone", ["pixels", ("pixels", "toy_trunk:tiny")], ids=["one trunk", "two trunks"])
+def test_cached_and_new_images_may_be_mixed_in_any_order(toys, backbone, tmp_path):
+    config = toys.config(backbone, weights="none", members=2)
+    files = run_train(toys.train_job(config, pool=toys.images)).files
+    model = _open(toys, config, files)
+    new = []
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"new-{number}.png")
+        new.append(tmp_path / f"new-{number}.png")
+    images = [new[0], toys.images[3].path, tmp_path / "gone.png", new[1], toys.images[1], toys.images[80].path, new[2]]
+
+    (part,) = model.predict(images)
+
+    alone = [next(model.predict([image])).log_probs for image in images]
+    assert [len(rows) for rows in alone] == [1, 1, 0, 1, 1, 1, 1]
+    torch.testing.assert_close(part.log_probs.exp(), torch.cat(alone).exp(), atol=1e-6, rtol=0)
+    assert [image.image_id for image in part.images] == [0, 1, 3, toys.images[1].image_id, 5, 6]
+    assert [number for number, _ in part.failed] == [2]
