@@ -1,5 +1,6 @@
 """The port to the machines that compute: a job goes in, its result comes out. Knows neither jobs nor machines."""
 
+import os
 from collections.abc import Generator, Iterable
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -68,3 +69,12 @@ def find_executor(name: str = DEFAULT_EXECUTOR) -> Executor:
     if not (isinstance(found, type) and issubclass(found, Executor)):
         raise ConfigError(f"The executor {name} is not an Executor (alloop.executor).", f"Ask its authors, or {hint}.")
     return found()
+
+
+def chosen_executor() -> Executor:
+    """Make the executor that ALLOOP_EXECUTOR names, or the local one.
+
+    Raises:
+        ConfigError: As in `find_executor`.
+    """
+    return find_executor(os.environ.get(VARIABLE) or DEFAULT_EXECUTOR)

@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -53,10 +52,9 @@ class Session:
 
     def executor(self) -> "Executor":
         """Make the executor of this command's jobs: the one that ALLOOP_EXECUTOR names, or the local one."""
-        from alloop.composition import DEFAULT_EXECUTOR
-        from alloop.executor import VARIABLE, find_executor
+        from alloop.executor import chosen_executor
 
-        return find_executor(os.environ.get(VARIABLE) or DEFAULT_EXECUTOR)
+        return chosen_executor()
 
     def tools(self) -> "Tools":
         """Open the workspace until the command ends, and return it with all that work on it needs."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from alloop.composition import EXPORTS
 from alloop.errors import LabelError, did_you_mean
 from alloop.export.images import check_images, file_names
-from alloop.export.rows import COLUMNS, Cell, ExportedLabel, Include, as_cells, as_table, as_text, list_exported
+from alloop.export.rows import COLUMNS, Cell, Include, LabelRow, as_cells, as_table, as_text, list_exported
 from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
 from alloop.names import folder_names
 from alloop.pool.placing import place_image
@@ -49,11 +49,11 @@ class Export:
 
     name: str
     classes: tuple[str, ...]
-    labels: Mapping[int, ExportedLabel]
+    labels: Mapping[int, LabelRow]
     files: Mapping[int, str]
     shapes: Mapping[int, tuple[int, int]]
 
-    def place_images(self, folder_of: Callable[[ExportedLabel], Path], *, copy: bool) -> None:
+    def place_images(self, folder_of: Callable[[LabelRow], Path], *, copy: bool) -> None:
         """Link or copy every image into the folder of its label."""
         for image_id, label in self.labels.items():
             place_image(str(label.file), folder_of(label) / self.files[image_id], copy=copy)
@@ -113,22 +113,22 @@ def _check_target(target: Path) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _write_csv(labels: list[ExportedLabel], path: Path) -> None:
+def _write_csv(labels: list[LabelRow], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
         writer.writeheader()
         writer.writerows(as_cells(label) for label in labels)
 
 
-def _write_jsonl(labels: list[ExportedLabel], path: Path) -> None:
+def _write_jsonl(labels: list[LabelRow], path: Path) -> None:
     _write_lines(({**as_cells(label), "annotators": label.annotators} for label in labels), path)
 
 
-def _write_parquet(labels: list[ExportedLabel], path: Path) -> None:
+def _write_parquet(labels: list[LabelRow], path: Path) -> None:
     pq.write_table(as_table(labels), path, compression="zstd")
 
 
-_FILES: Mapping[str, Callable[[list[ExportedLabel], Path], None]] = {
+_FILES: Mapping[str, Callable[[list[LabelRow], Path], None]] = {
     "csv": _write_csv,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
@@ -211,7 +211,7 @@ _FOLDERS: Mapping[str, Callable[[Export, Path, bool], None]] = {
 }
 
 
-def _attributes(label: ExportedLabel) -> dict[str, Cell]:
+def _attributes(label: LabelRow) -> dict[str, Cell]:
     """Return the columns that exist, except for the label itself."""
     return {name: value for name, value in as_cells(label).items() if name != "label" and value not in (None, "")}
 

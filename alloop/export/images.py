@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy.orm import Session
 
 from alloop.errors import LabelError
-from alloop.export.rows import ExportedLabel
+from alloop.export.rows import LabelRow
 from alloop.loop.intake.presence import find_replaced
 from alloop.pool.placing import placed_name
 from alloop.pool.sources import find_source
@@ -14,7 +14,7 @@ from alloop.pool.sources import find_source
 _HINT = "export as csv, jsonl or parquet, which hold no images."
 
 
-def check_images(session: Session, labels: Iterable[ExportedLabel]) -> None:
+def check_images(session: Session, labels: Iterable[LabelRow]) -> None:
     """Refuse labels whose images are missing or were replaced.
 
     Raises:
@@ -36,7 +36,7 @@ def check_images(session: Session, labels: Iterable[ExportedLabel]) -> None:
         )
 
 
-def file_names(labels: Mapping[int, ExportedLabel]) -> dict[int, str]:
+def file_names(labels: Mapping[int, LabelRow]) -> dict[int, str]:
     """Return image id → file name of at most 255 bytes.
 
     The names differ, also without their endings and where case does not count: each holds a part of the content hash,

@@ -23,7 +23,7 @@ Cell = str | int | float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ExportedLabel:
+class LabelRow:
     """Label of one image. What does not exist is None or empty.
 
     Attributes:
@@ -59,7 +59,7 @@ class ExportedLabel:
     model: str | None
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(ExportedLabel))
+COLUMNS = tuple(field.name for field in dataclasses.fields(LabelRow))
 SCHEMA = pa.schema(
     [
         pa.field("file", pa.string()),
@@ -80,7 +80,7 @@ SCHEMA = pa.schema(
 )
 
 
-def list_exported(session: Session, settings: ProjectConfig, include: Include = "human") -> dict[int, ExportedLabel]:
+def list_exported(session: Session, settings: ProjectConfig, include: Include = "human") -> dict[int, LabelRow]:
     """Return image id → its label, by content hash."""
     found = _human(session, settings) if include != "auto" else {}
     if include != "human":
@@ -88,19 +88,19 @@ def list_exported(session: Session, settings: ProjectConfig, include: Include = 
     return dict(sorted(found.items(), key=lambda pair: pair[1].sha256))
 
 
-def as_cells(label: ExportedLabel) -> dict[str, Cell]:
+def as_cells(label: LabelRow) -> dict[str, Cell]:
     """Return column → value, as JSON and CSV hold it."""
     values = dataclasses.asdict(label)
     return values | {"annotators": join_names(label.annotators)}
 
 
-def as_text(label: ExportedLabel) -> dict[str, str]:
+def as_text(label: LabelRow) -> dict[str, str]:
     """Return column → text; the text of what does not exist is empty."""
     return {name: "" if value is None else str(value) for name, value in as_cells(label).items()}
 
 
-def as_table(labels: Sequence[ExportedLabel]) -> pa.Table:
-    """Return labels as an Arrow table with the columns of `ExportedLabel`."""
+def as_table(labels: Sequence[LabelRow]) -> pa.Table:
+    """Return labels as an Arrow table with the columns of `LabelRow`."""
     columns = [[getattr(label, name) for label in labels] for name in COLUMNS]
     return pa.table([pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
 
@@ -112,7 +112,7 @@ def join_names(names: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _human(session: Session, settings: ProjectConfig) -> dict[int, ExportedLabel]:
+def _human(session: Session, settings: ProjectConfig) -> dict[int, LabelRow]:
     judge = judge_of(settings)
     questions = {query.id: query for query in list_queries(session)}
     given: dict[int, list[AnnotationRecord]] = {}
@@ -125,7 +125,7 @@ def _human(session: Session, settings: ProjectConfig) -> dict[int, ExportedLabel
         votes = [records[id(answer)] for _, answer in list_votes(answers, judge.vote)]
         asked = [questions[record.query_id] for record in votes if record.query_id is not None]
         first = min(asked, key=lambda query: (query.round_number, query.rank), default=None)
-        found[label.image_id] = ExportedLabel(
+        found[label.image_id] = LabelRow(
             file=label.path,
             sha256=label.sha256,
             label=label.consensus.value,
@@ -144,11 +144,11 @@ def _human(session: Session, settings: ProjectConfig) -> dict[int, ExportedLabel
     return found
 
 
-def _auto(session: Session) -> dict[int, ExportedLabel]:
+def _auto(session: Session) -> dict[int, LabelRow]:
     labels = list_auto_labels(session)
     splits = find_splits(session, [label.image_id for label in labels])
     return {
-        label.image_id: ExportedLabel(
+        label.image_id: LabelRow(
             file=label.path,
             sha256=label.sha256,
             label=label.class_name,

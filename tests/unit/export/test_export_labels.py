@@ -15,6 +15,7 @@ import pytest
 from command_line import alloop
 from factories import NOW, at_bench, make_project, tools_of, write_picture
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from alloop.composition import EXPORTS
 from alloop.errors import LabelError, WorkspaceError
@@ -131,6 +132,7 @@ def test_a_folder_per_class_holds_links_or_copies(labeled: Project, tmp_path: Pa
         ("dog", "0003-"),
     ]
     assert all(path.is_symlink() != copy for path in found)
+    assert ImageFolder(tmp_path / "tree").classes == ["cat", "dog"]
     assert found[0].read_bytes() == (labeled.folder / "photos" / "0000.png").read_bytes()
 
 
@@ -372,10 +374,10 @@ def test_images_of_one_name_keep_apart(project: Project, tmp_path: Path):
 
 def test_equal_names_with_equal_first_digits_get_more_digits():
     from alloop.export.images import file_names
-    from alloop.export.rows import ExportedLabel
+    from alloop.export.rows import LabelRow
 
-    def label(file: str, sha256: str) -> ExportedLabel:
-        return ExportedLabel(file, sha256, "cat", "train", 1.0, 1, "human", "import", (), *[None] * 5)
+    def label(file: str, sha256: str) -> LabelRow:
+        return LabelRow(file, sha256, "cat", "train", 1.0, 1, "human", "import", (), *[None] * 5)
 
     names = file_names(
         {
