@@ -186,8 +186,9 @@ def test_a_project_with_two_trunks_runs_is_explained_and_replayed(tmp_path: Path
     done = alloop("run", "-C", project.folder, "--rounds", "3", "--json")
 
     assert done.code == 0, done.err
-    replayed = alloop("replay", "2", "-C", project.folder, "--json")
-    assert replayed.code == 0, replayed.err
+    for command in (["replay", "2"], ["explain", "0003.png"]):
+        said = alloop(*command, "-C", project.folder, "--json")
+        assert said.code == 0, said.err
     trunks = json.loads(next(project.folder.glob("runs/*/*/model.json")).read_text())["backbone"]["side_by_side"]
     assert [trunk["image_size"] for trunk in trunks] == [16, 12]
     path = project.folder / "alloop.toml"
