@@ -63,9 +63,9 @@ def _best(rows: tuple[TrunkRow, ...], metric: str) -> str:
 
 def _with_ends(interval: Interval, metric: str, sign: str = "") -> str:
     _, scale, digits = UNITS[metric]
-    value, low, high = (
-        f"{scale * number:{sign}.{digits}f}" for number in (interval.value, interval.low, interval.high)
-    )
+    # Adding 0 turns -0.0 into 0.0.
+    ends = (round(scale * number, digits) + 0.0 for number in (interval.value, interval.low, interval.high))
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in ends)
     return f"{value} [{low}, {high}]"
 
 
