@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -170,14 +171,12 @@ def _install_commands(venv: Path) -> list[list[str]]:
 
 
 def _make_template(venv: Path, template: Path, environment: Mapping[str, str], progress: Progress) -> None:
-    scratch = template.with_name(f".{template.name}.{os.getpid()}")
-    scratch.mkdir(exist_ok=True)
-    try:
+    # Migrating flushes the file two thousand times, and temporary folders may be in memory.
+    with tempfile.TemporaryDirectory(prefix="label-studio-") as folder:
+        scratch = Path(folder)
         # This command migrates an empty database, creates no user, and ends.
         command = [str(program(venv)), "version"]
         env = dict(environment) | {"LABEL_STUDIO_BASE_DATA_DIR": str(scratch)}
         run_logged(command, scratch / "server.log", "preparing an empty Label Studio", progress, env)
         with atomic_path(template) as temporary:
             shutil.copyfile(scratch / "label_studio.sqlite3", temporary)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
