@@ -69,8 +69,9 @@ def predict(
     project = session.project()
     images = pool_images(project) if pool else _named_images(paths)
     model = open_model(project, number, device)
-    for note in model.notes:
-        click.echo(note, err=True)
+    if session.verbosity >= 0:
+        for note in model.notes:
+            click.echo(note, err=True)
     with contextlib.ExitStack() as stack:
         folders = None
         if into is not None:
@@ -85,7 +86,7 @@ def predict(
         counts |= {"out": out, "into": into}
         session.show({**_head(model), **counts}, written=out)
     elif session.verbosity >= 0:
-        click.echo(_say(tally, model.record.name, out, into, unsure), err=True)
+        click.echo(_say(tally, images, model.record.name, out, into, unsure), err=True)
 
 
 def _check_usage(paths: tuple[str, ...], pool: bool, into: Path | None, min_probability: float | None) -> None:
@@ -154,14 +155,15 @@ def _named_images(paths: tuple[str, ...]) -> "Images":
     """
     from alloop.errors import PoolError
     from alloop.loop.using.predicted import Images
-    from alloop.pool.sources import expand
+    from alloop.pool.sources import Skipped, expand
 
     if paths == (STDIN,):
         return Images(_read_names())
-    n = sum(1 for _ in expand(paths))  # walked twice, so that their names need no memory
+    skipped = Skipped()
+    n = sum(1 for _ in expand(paths, skipped))  # walked twice, so that their names need no memory
     if not n:
         raise PoolError(f"No images found in {', '.join(paths)}.", "Name a folder that has images in it.")
-    return Images(expand(paths), n)
+    return Images(expand(paths), n, left_out=skipped.not_images.total())
 
 
 def _read_names() -> Iterator[str]:
@@ -174,7 +176,7 @@ def _read_names() -> Iterator[str]:
             yield location_of(name.decode(errors="surrogateescape"))
 
 
-def _say(tally: "Tally", model: str, out: Path | None, into: Path | None, unsure: int) -> str:
+def _say(tally: "Tally", images: "Images", model: str, out: Path | None, into: Path | None, unsure: int) -> str:
     lines = [f"{tally.images} images predicted by {model}."]
     if tally.predicted:
         lines.append("  " + ", ".join(f"{n} {name}" for name, n in tally.predicted.most_common(12)))
@@ -186,4 +188,6 @@ def _say(tally: "Tally", model: str, out: Path | None, into: Path | None, unsure
         lines.append(f"Rows: {out}")
     if tally.unreadable:
         lines.append(f"{tally.unreadable} images could not be read, for example {tally.example}")
+    if images.left_out:
+        lines.append(f"{images.left_out} files in folders were left out: their endings say that they are not images.")
     return "\n".join(lines)

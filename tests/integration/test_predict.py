@@ -206,6 +206,7 @@ def test_images_go_into_a_folder_for_each_class(made: Path, tmp_path: Path):
     shutil.copytree(made / "photos", tmp_path / "b")
     Image.new("RGB", (16, 16), (9, 200, 30)).save(tmp_path / "b" / "green.png")
     (tmp_path / "b" / "broken.png").write_text("no picture")
+    (tmp_path / "b" / "notes.txt").write_text("no image")
     images = [made / "photos", tmp_path / "b"]
     found = predict(made, tmp_path / "out.csv", *images)
     shares = sorted({round(float(row["probability"]), 6) for row in found if not row["reason"]})
@@ -224,6 +225,7 @@ def test_images_go_into_a_folder_for_each_class(made: Path, tmp_path: Path):
     assert 3 <= n_unsure < 60
     assert f"They are in {tmp_path / 'tree'}, {n_unsure} of them in unsure." in done.err
     assert "1 images could not be read" in done.err
+    assert "1 files in folders were left out" in done.err
     placed = [path for path in (tmp_path / "tree").rglob("*") if path.name.endswith(".png")]
     assert all(path.is_symlink() for path in placed)
     assert {str(path.readlink()): path.parent.name for path in placed} == expected

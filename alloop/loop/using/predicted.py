@@ -26,11 +26,13 @@ class Images:
         items: Images of the pool, and locations of others.
         total: Number of them; 0 if it is not known.
         gone: (location, sha256, reason) of images of the pool that have no file.
+        left_out: Number of files in folders that are plainly not images.
     """
 
     items: Iterable[ImageRef | str]
     total: int = 0
     gone: Sequence[tuple[str, str | None, str]] = ()
+    left_out: int = 0
 
 
 @dataclasses.dataclass
