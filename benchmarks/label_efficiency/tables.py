@@ -189,7 +189,8 @@ def targets(former: Sequence[Run], runs: Sequence[Run], default: str) -> str:
             curve = np.mean([mine[seed] for seed in seeds], axis=0)
             budgets = BATCHES[name] * np.arange(1, len(curve) + 1)
             shares[name] = labels_to_reach(curve, end, budgets) / float(budgets[-1])
-            found = f"{shares[name]:.0%} of the labels reach {end:.3f}"
+            reached = f"{shares[name]:.0%} of the labels reach {end:.4f}"
+            found = reached if np.isfinite(shares[name]) else f"{end:.4f} not reached; the end is {curve[-1]:.4f}"
             rows.append(
                 _row("labels to the former default's end, at most 75 %", name, seeds, found, shares[name] <= 0.75)
             )
@@ -201,13 +202,16 @@ def targets(former: Sequence[Run], runs: Sequence[Run], default: str) -> str:
             if best is None:
                 continue
             peer, seeds, (mean, low, high) = best
-            found = f"best peer {peer}: {mean:+.4f} [{low:+.3f}, {high:+.3f}]"
+            found = f"best peer {peer}: {mean:+.4f}" + (f" [{low:+.3f}, {high:+.3f}]" if len(seeds) > 1 else "")
             rows.append(_row(title, name, seeds, found, mean >= least))
             if collected is not None:
                 collected[name] = mean
     if shares:
         mean = float(np.mean(list(shares.values())))
-        rows.append(_row("labels to the former default's end, at most 55 %", "mean", [], f"{mean:.0%}", mean <= 0.55))
+        there = [share for share in shares.values() if np.isfinite(share)]
+        found = f"{np.mean(there):.0%} on {len(there)} sets" if there else "on no set"
+        found += f", not reached on {len(shares) - len(there)}" if len(there) < len(shares) else ""
+        rows.append(_row("labels to the former default's end, at most 55 %", "mean", [], found, mean <= 0.55))
     if gaps:
         mean = float(np.mean(list(gaps.values())))
         title = "area, best peer's picks with alloop's own model + 0.010"
