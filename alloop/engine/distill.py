@@ -124,7 +124,7 @@ def distill(
 ) -> tuple[Float[Tensor, "K D"], Float[Tensor, "K"]]:
     """Fit one linear head to predictions, by cross-entropy with weight decay, along the principal axes of the pool.
 
-    Other directions hold little of the pool's variance, and a head fitted to all of them is slower and no better
+    Other directions hold little of the variance, and a head fitted to all of them takes longer for the same accuracy
     (benchmarks/pool_features).
 
     Args:
