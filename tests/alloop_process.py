@@ -88,9 +88,19 @@ class Forks:
         """Run a command to its end, or to the point where it kills itself."""
         return self.end(self.start(*argv, env=env, kill=kill))
 
-    def start(self, *argv: str, env: Mapping[str, str] | None = None, kill: Kill | None = None) -> int:
-        """Start a command and return its process id. A test that starts several must call `end` for each of them."""
-        return int(self._ask({"argv": argv, "env": dict(env or {}), "kill": kill and dataclasses.asdict(kill)}))
+    def start(
+        self, *argv: str, env: Mapping[str, str] | None = None, kill: Kill | None = None, program: str = "alloop"
+    ) -> int:
+        """Start a command and return its process id. A test that starts several must call `end` for each of them.
+
+        Args:
+            argv: Words of the command.
+            env: Variables added to the environment.
+            kill: Point at which the command ends itself.
+            program: `alloop`, or a module beside the tests whose `main` is called with the words in its place.
+        """
+        killed = kill and dataclasses.asdict(kill)
+        return int(self._ask({"argv": argv, "env": dict(env or {}), "kill": killed, "program": program}))
 
     def end(self, pid: int) -> Ended:
         """Wait for the end of a started command. Before this call, a killed command stays a zombie."""
@@ -194,7 +204,8 @@ def _become_alloop(request: dict[str, Any], out: Path, err: Path, points: Path) 
         sys.argv = ["alloop", *request["argv"]]
         if request["kill"]:
             _arm(Kill(**request["kill"]), points)
-        code = _main()
+        own = request["program"]
+        code = _main() if own == "alloop" else importlib.import_module(own).main(*request["argv"])
     except BaseException:
         import traceback
 

@@ -3,45 +3,39 @@
 import contextlib
 import json
 import os
-import subprocess
-import sys
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_line import Outcome
-
-PROGRAM = """
-import json, os, shutil, sys, tempfile
-sys.path[:0] = json.loads(sys.argv[1])
-import command_line
-commands = json.loads(sys.argv[2])
-# Once with a copy, so that all modules are loaded while they can be read.
-there = os.getcwd()
-with tempfile.TemporaryDirectory() as folder:
-    os.chdir(shutil.copytree(there, os.path.join(folder, "in", os.path.basename(there))))
-    for arguments in commands:
-        command_line.alloop(*arguments)
-    os.chdir(there)
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
-os.environ.update(HOME="/nonexistent", USER="somebody")
-done = [command_line.alloop(*arguments) for arguments in commands]
-print(json.dumps([[one.code, one.out, one.err] for one in done]))
-"""
+from alloop_process import Forks
+from command_line import Outcome, alloop
 
 
-def as_somebody_else(folder: Path, *commands: list[str]) -> list[Outcome]:
+def as_somebody_else(forks: Forks, folder: Path, *commands: list[str]) -> list[Outcome]:
     """Run commands in another user's process (root could write everything); their paths are relative to `folder`."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(sys.path), json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ},
-    )
-    assert done.returncode == 0, done.stderr
-    return [Outcome(*one) for one in json.loads(done.stdout.splitlines()[-1])]
+    ended = forks.end(forks.start(str(folder), json.dumps(commands), env=os.environ, program="somebody_else"))
+    assert ended.rc == 0, ended.err
+    return [Outcome(*one) for one in json.loads(ended.out.splitlines()[-1])]
+
+
+def main(folder: str, words: str) -> int:
+    """Become another user in a forked process, run commands in a folder, and print their outcomes."""
+    commands = json.loads(words)
+    # Once with a copy, so that all modules are loaded while they can be read.
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(shutil.copytree(folder, Path(place) / "in" / Path(folder).name))
+        for arguments in commands:
+            alloop(*arguments)
+        os.chdir(folder)
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    os.environ.update(HOME="/nonexistent", USER="somebody")
+    done = [alloop(*arguments) for arguments in commands]
+    print(json.dumps([[one.code, one.out, one.err] for one in done]))
+    return 0
 
 
 @contextlib.contextmanager

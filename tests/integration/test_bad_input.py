@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alloop_process import Forks
 from command_line import Outcome, alloop
 from factories import CLASSES, at_bench, make_project, write_picture, write_pool, write_settings
 from somebody_else import as_somebody_else, closed_to_others
@@ -176,12 +177,12 @@ def test_a_full_disk_under_the_database_is_said_in_words(tmp_path: Path, monkeyp
     assert alloop("pool", "add", project.folder / "more", "-C", project.folder, "--json").data["new"] == 200
 
 
-def test_a_read_only_workspace_is_said_to_be(tmp_path: Path):
+def test_a_read_only_workspace_is_said_to_be(forks: Forks, tmp_path: Path):
     project = at_round_one(tmp_path)
     project.close()
     before = sorted(project.folder.rglob("*"))
     with closed_to_others(project.folder):
-        (found,) = as_somebody_else(project.folder, ["run"])
+        (found,) = as_somebody_else(forks, project.folder, ["run"])
 
     assert found.code == 1, found.err
     assert "Traceback" not in found.err

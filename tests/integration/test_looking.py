@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alloop_process import Forks
 from command_line import alloop
 from factories import make_project
 from somebody_else import as_somebody_else, closed_to_others
@@ -52,7 +53,7 @@ LOOKS = {
 }
 
 
-def test_whoever_may_only_read_can_look_at_everything(workspace: Path):
+def test_whoever_may_only_read_can_look_at_everything(forks: Forks, workspace: Path):
     # The pool's paths are those of the workspace that this one is a copy of.
     gone, changed = (
         Path(row["path"]) for row in alloop("pool", "list", "--unlabeled", "-C", workspace, "--json").data[:2]
@@ -63,7 +64,7 @@ def test_whoever_may_only_read_can_look_at_everything(workspace: Path):
     before = listing(workspace)
     with closed_to_others(workspace):
         *looked, check, report, run = as_somebody_else(
-            workspace, *LOOKS.values(), ["pool", "check"], ["report"], ["run"]
+            forks, workspace, *LOOKS.values(), ["pool", "check"], ["report"], ["run"]
         )
 
     for path, data in saved.items():
@@ -100,13 +101,13 @@ def a_writer_at_work(workspace: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def test_a_journal_is_read_with_the_file_or_the_database_is_refused(workspace: Path):
+def test_a_journal_is_read_with_the_file_or_the_database_is_refused(forks: Forks, workspace: Path):
     with a_writer_at_work(workspace):
         shutil.copytree(workspace, workspace.parent / "copy")  # as a writer leaves it that was killed
         (workspace.parent / "copy" / "alloop.db-shm").unlink()
         with closed_to_others(workspace), closed_to_others(workspace.parent / "copy"):
             assert (workspace / "alloop.db-wal").stat().st_size
-            found, refused = as_somebody_else(workspace, ["status", "--json"], ["status", "-C", "../copy"])
+            found, refused = as_somebody_else(forks, workspace, ["status", "--json"], ["status", "-C", "../copy"])
 
     assert found.code == 0, found.err
     assert [Path(path).name for path in found.data["missing"]] == ["0003.png"]
