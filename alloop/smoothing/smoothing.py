@@ -22,7 +22,7 @@ from alloop.seeds import derive_seed, tie_keys
 from alloop.smoothing.neighbors import BLOCK, blocks, nearest, power, principal_axes, squared_gaps, unit
 
 VERSION = 1  # of the arithmetic
-MOST_NODES = 20_000  # images in the graph
+MOST_NODES = 50_000  # images in the graph
 FEWEST = 30  # images in the graph
 
 AXES = 400  # largest number A of principal axes
