@@ -44,8 +44,8 @@ def autolabel(
     An unlabeled image gets an automatic label if the holdout shows, with the given confidence, that at most the given
     share of such labels is wrong. Other images are left for people. A person's label replaces an automatic one.
 
-    Every look at the holdout labels spends a part of the confidence: the k-th look has 1 / (k (k + 1)) of it. Looking
-    again without new labels or a new model costs nothing.
+    Every look at the holdout labels spends a part of 1 - confidence: the k-th look 1 / (k (k + 1)) of it. Looking again
+    without new labels or a new model costs nothing.
     """
     if sum((max_error is not None, audit is not None, undo)) != 1:
         raise click.UsageError("Give one of --max-error, --audit and --undo, such as --max-error 0.01.")

@@ -39,6 +39,7 @@ N_LABELS = {"trashnet": 400, "cifar10": 1000, "digits": 200, "bccd": 400, "fashi
 HOLDOUTS = (200, 1000)
 TARGETS = (0.01, 0.02, 0.05)
 CONFIDENCE, DRAWS = 0.95, 100
+MOST_LEFT = 5_000  # images besides the training images; of larger sets a random part
 # Part of the rest that a strategy took before: the most uncertain fifth, a random fifth, the surest fifth.
 TAKEN = ("nothing", "hard", "random", "easy")
 METHODS = ("look 1", "one look", "probability 0.95", "untested")
@@ -80,7 +81,8 @@ def predictions(name: str, seed: int, work: Path) -> tuple[np.ndarray, np.ndarra
         log_probs, y = train_and_predict(task, N_LABELS[name], seed)
         np.savez(path, log_probs=log_probs, y=y)
     with np.load(path) as arrays:
-        return arrays["log_probs"], arrays["y"]
+        kept = np.random.default_rng(seed).permutation(len(arrays["y"]))[:MOST_LEFT]
+        return arrays["log_probs"][kept], arrays["y"][kept]
 
 
 def train_and_predict(task: Task, n_labels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
