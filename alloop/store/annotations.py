@@ -123,6 +123,12 @@ def list_labels(session: Session, split: Split | None = None) -> list[LabelRecor
     ]
 
 
+def list_classes_by_hash(session: Session) -> dict[str, str]:
+    """Return content hash → class of every image with a label."""
+    query = select(Image.sha256, Label.class_name).join(Label, Label.image_id == Image.id)
+    return {sha256: class_name for sha256, class_name in session.execute(query)}
+
+
 def find_classes(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
     """Find the labels of images: image id → class. Images without a label are absent."""
     found: dict[int, str] = {}

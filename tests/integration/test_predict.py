@@ -386,9 +386,16 @@ def test_a_class_called_unsure_is_not_mixed_with_unsure_images(tmp_path: Path):
 
 def test_a_terminal_shows_a_line_for_each_image():
     out = io.StringIO()
-    row = {"file": "/a.png", "predicted": "cat", "probability": 0.9312, "suspect": True, "label": "dog", "reason": None}
+    rows = {
+        "file": ["/a.png", "/b.png"],
+        "predicted": ["cat", None],
+        "probability": [0.9312, None],
+        "suspect": [True, None],
+        "label": ["dog", None],
+        "reason": [None, "empty file"],
+    }
 
-    TerminalLines(out).write([row, {"file": "/b.png", "reason": "empty file"}])
+    TerminalLines(out).write(rows)
 
     assert out.getvalue() == "/a.png  cat  0.931  suspect  (label: dog)\n/b.png  not readable: empty file\n"
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from alloop.engine.classifier import Predictions
 from alloop.engine.device import explained_shortage
 from alloop.loop.using.model import OpenedModel
-from alloop.loop.using.row_files import Cell, Columns, RowWriter
+from alloop.loop.using.row_files import Cell, Columns, Rows, RowWriter
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef
-from alloop.store.annotations import find_classes
-from alloop.store.images import find_image_ids, list_missing, list_refs
+from alloop.store.annotations import list_classes_by_hash
+from alloop.store.images import list_missing, list_refs
 from alloop.store.session import reading
 
 FIRST = ("file", "sha256", "predicted", "probability", "entropy", "suspect", "label", "model", "reason")
@@ -87,7 +87,7 @@ def predict_images(
     top: int | None = None,
     progress: Progress = silent,
 ) -> Tally:
-    """Predict images and write a row for each, in the order given; memory is O(batch).
+    """Predict images and write a row for each, in the order given. Memory is O(batch), besides people's labels.
 
     Args:
         project: The workspace, whose labels are shown; it is only read.
@@ -102,6 +102,8 @@ def predict_images(
     """
     tally, columns = Tally(), columns_of(model, top)
     named: dict[int, tuple[str, str | None]] = {}  # id → location and hash of the images on their way
+    with reading(project.database) as session:
+        labels = list_classes_by_hash(session)
 
     def stream() -> Iterator[ImageRef | str]:
         for number, image in enumerate(images.items):
@@ -114,73 +116,60 @@ def predict_images(
     def say(label: str, done: int, total: int) -> None:
         progress(label, done, images.total if label == "predict" else total)
 
-    def write(rows: Sequence[Mapping[str, Cell]]) -> None:
+    def write(rows: Rows) -> None:
+        _count(tally, rows)
         for writer in writers:
             writer.write(rows)
 
     for batch in model.classifier.predict(stream(), say):
-        found = _rows(project, model, batch, top)
         reasons = dict(batch.failed)
-        rows: list[Mapping[str, Cell]] = []
-        for number in [number for number in named if number in found or number in reasons]:
-            location, sha256 = named.pop(number)
-            told = found.get(number) or {"sha256": sha256, "reason": reasons[number]}
-            rows.append({**dict.fromkeys(columns), "model": model.record.name, **told, "file": location})
-        _count(tally, rows)
-        write(rows)
-    lost = [
-        {**dict.fromkeys(columns), "file": file, "sha256": sha256, "model": model.record.name, "reason": reason}
-        for file, sha256, reason in images.gone
-    ]
-    _count(tally, lost)
-    write(lost)
+        places = {image.image_id: place for place, image in enumerate(batch.images)}
+        numbers = [number for number in named if number in places or number in reasons]
+        known = [named.pop(number) for number in numbers]
+        told = _told(model, batch, labels, top)
+        rows = {
+            name: [None if place is None else values[place] for place in map(places.get, numbers)]
+            for name, values in told.items()
+        }
+        rows["sha256"] = [sha256 or own for (_, sha256), own in zip(known, rows["sha256"], strict=True)]
+        rows |= {"file": [location for location, _ in known], "reason": [reasons.get(number) for number in numbers]}
+        write({name: rows.get(name, [model.record.name] * len(numbers)) for name in columns})
+    gone = dict(zip(("file", "sha256", "reason"), map(list, zip(*images.gone, strict=True)), strict=False))
+    n = len(images.gone)
+    write({name: gone.get(name, [model.record.name if name == "model" else None] * n) for name in columns})
     return tally
 
 
-def _rows(project: Project, model: OpenedModel, batch: Predictions, top: int | None) -> dict[int, dict[str, Cell]]:
-    """Return image id → what is said about the image."""
+def _told(
+    model: OpenedModel, batch: Predictions, labels: Mapping[str, str], top: int | None
+) -> dict[str, Sequence[Cell]]:
+    """Return what is said about the images of a batch that could be read: column → values."""
     probs = batch.log_probs.double().exp()
-    highest, ranked = probs.max(dim=1).values.tolist(), None
-    if top is not None:
-        ranked = probs.topk(min(top, probs.shape[1]), dim=1)
-    labels = _labels(project, [image.sha256 for image in batch.images])
-    bound, classes = model.suspect_above, batch.classes
-    suspect = [None] * len(batch.images) if bound is None else (batch.ood.double() > bound).tolist()
-    entropy, guesses = batch.entropy.tolist(), batch.guesses.tolist()
-    rows: dict[int, dict[str, Cell]] = {}
-    for place, image in enumerate(batch.images):
-        rows[image.image_id] = {
-            "sha256": image.sha256,
-            "predicted": guesses[place],
-            "probability": highest[place],
-            "entropy": entropy[place],
-            "suspect": suspect[place],
-            "label": labels.get(image.sha256),
-        }
-    columns = [f"p_{name}" for name in classes]
-    for place, image in enumerate(batch.images):
-        if ranked is None:
-            rows[image.image_id] |= zip(columns, probs[place].tolist(), strict=True)
-        else:
-            best = zip(ranked.indices[place].tolist(), ranked.values[place].tolist(), strict=True)
-            for rank, (position, share) in enumerate(best, start=1):
-                rows[image.image_id] |= {f"class_{rank}": classes[position], f"probability_{rank}": share}
-    return rows
+    n, n_classes = probs.shape
+    sha256s = [image.sha256 for image in batch.images]
+    told: dict[str, Sequence[Cell]] = {
+        "sha256": sha256s,
+        "predicted": batch.guesses.tolist(),
+        "probability": probs.amax(dim=1).tolist(),
+        "entropy": batch.entropy.tolist(),
+        "suspect": [None] * n if model.suspect_above is None else (batch.ood.double() > model.suspect_above).tolist(),
+        "label": [labels.get(sha256) for sha256 in sha256s],
+    }
+    if top is None:
+        shares = zip(batch.classes, probs.T.tolist(), strict=True)
+        return told | {f"p_{name}": column for name, column in shares}
+    best = probs.topk(min(top, n_classes), dim=1)
+    ranked = zip(best.indices.T.tolist(), best.values.T.tolist(), strict=True)
+    for rank, (positions, column) in enumerate(ranked, start=1):
+        told[f"class_{rank}"] = [batch.classes[position] for position in positions]
+        told[f"probability_{rank}"] = column
+    return told
 
 
-def _labels(project: Project, sha256s: Sequence[str]) -> dict[str, str]:
-    """Return content hash → people's label, for images of the pool that have one."""
-    with reading(project.database) as session:
-        ids = find_image_ids(session, sha256s)
-        classes = find_classes(session, ids.values())
-    return {sha256: classes[image_id] for sha256, image_id in ids.items() if image_id in classes}
-
-
-def _count(tally: Tally, rows: Iterable[Mapping[str, Cell]]) -> None:
-    for row in rows:
-        if row["reason"] is None:
-            tally.predicted[str(row["predicted"])] += 1
-            tally.suspects += bool(row["suspect"])
-        else:
-            tally.unreadable += 1
-            tally.example = tally.example or f"{row['file']}: {row['reason']}"
+def _count(tally: Tally, rows: Rows) -> None:
+    bad = [place for place, reason in enumerate(rows["reason"]) if reason is not None]
+    tally.predicted.update(str(name) for name in rows["predicted"] if name is not None)
+    tally.suspects += sum(map(bool, rows["suspect"]))
+    tally.unreadable += len(bad)
+    if bad and not tally.example:
+        tally.example = f"{rows['file'][bad[0]]}: {rows['reason'][bad[0]]}"

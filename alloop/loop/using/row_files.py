@@ -8,7 +8,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -22,7 +22,7 @@ from alloop.pool.placing import place_image, placed_name
 
 Cell = str | float | bool | None
 Columns = Mapping[str, type]  # name → str, float or bool
-Rows = Sequence[Mapping[str, Cell]]
+Rows = Mapping[str, Sequence[Cell]]  # column → its values, of equally many rows
 GROUP_VALUES = 1_000_000  # values in a row group of Parquet, which are in memory at once
 UNSURE = "unsure"  # folder of images below the smallest probability
 _ARROW = {str: pa.string(), float: pa.float32(), bool: pa.bool_()}
@@ -110,7 +110,7 @@ class SortedFolders:
         self.unsure = 0
 
     def write(self, rows: Rows) -> None:
-        for row in rows:
+        for row in _each(rows):
             if row["reason"] is not None:
                 continue
             is_unsure = float(row["probability"] or 0) < self._least
@@ -138,7 +138,7 @@ class TerminalLines:
         self._out = out
 
     def write(self, rows: Rows) -> None:
-        for row in rows:
+        for row in _each(rows):
             if row["reason"] is not None:
                 told = f"not readable: {row['reason']}"
             else:
@@ -150,12 +150,13 @@ class TerminalLines:
 
 class _Csv:
     def __init__(self, file: TextIO, columns: Columns) -> None:
-        self._columns = list(columns)
+        self._columns = columns
         self._writer = csv.writer(file)
-        self._writer.writerow(self._columns)
+        self._writer.writerow(columns)
 
     def write(self, rows: Rows) -> None:
-        self._writer.writerows([_text(row[name]) for name in self._columns] for row in rows)
+        texts = [[_TEXT[kind](value) for value in rows[name]] for name, kind in self._columns.items()]
+        self._writer.writerows(zip(*texts, strict=True))
 
 
 class _JsonLines:
@@ -163,7 +164,7 @@ class _JsonLines:
         self._file = file
 
     def write(self, rows: Rows) -> None:
-        self._file.writelines(_json(row) + "\n" for row in rows)
+        self._file.writelines(_json(row) + "\n" for row in _each(rows))
 
 
 class _JsonDocument:
@@ -174,7 +175,7 @@ class _JsonDocument:
         self._file.write(_json(head)[:-1] + (", " if head else "") + '"images": [')
 
     def write(self, rows: Rows) -> None:
-        for row in rows:
+        for row in _each(rows):
             self._file.write(("," if self._n else "") + "\n  " + _json(row))
             self._n += 1
             self._unreadable += row["reason"] is not None
@@ -189,8 +190,8 @@ class _Parquet:
     def __init__(self, path: Path, columns: Columns) -> None:
         self._path = path
         self._schema = pa.schema([pa.field(name, _ARROW[kind]) for name, kind in columns.items()])
-        self._pending: list[Mapping[str, Cell]] = []
-        self._most = max(1, GROUP_VALUES // len(columns))
+        self._pending: list[Any] = []
+        self._n_pending, self._most = 0, max(1, GROUP_VALUES // len(columns))
 
     def __enter__(self) -> "_Parquet":
         self._writer: Any = pq.ParquetWriter(self._path, self._schema, compression="zstd")
@@ -204,21 +205,32 @@ class _Parquet:
             self._writer.close()
 
     def write(self, rows: Rows) -> None:
-        self._pending += rows
-        if len(self._pending) >= self._most:
+        self._pending.append(pa.RecordBatch.from_pydict(dict(rows), schema=self._schema))
+        self._n_pending += self._pending[-1].num_rows
+        if self._n_pending >= self._most:
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
-        self._pending = []
+        self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._schema))
+        self._pending, self._n_pending = [], 0
 
 
-def _text(value: Cell) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:.9g}" if isinstance(value, float) else value
+def _each(rows: Rows) -> Iterator[dict[str, Cell]]:
+    """Yield the rows one by one."""
+    for values in zip(*rows.values(), strict=True):
+        yield dict(zip(rows, values, strict=True))
+
+
+def _truth(value: Any) -> str:
+    return "" if value is None else "true" if value else "false"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+# How CSV writes the values of a column; the csv module itself writes texts, and nothing for None.
+_TEXT: Mapping[type, Callable[[Any], Any]] = {str: lambda value: value, float: _number, bool: _truth}
 
 
 def _json(row: Mapping[str, object]) -> str:
