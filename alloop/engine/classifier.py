@@ -165,6 +165,7 @@ class Classifier:
         is_calibrated: bool = True,
         fills_cache: bool = True,
         reading: Reading | None = None,
+        pool: Sequence[ImageRef] = (),
     ) -> None:
         """Make a classifier of a loaded version; `Classifier.open` reads the version first.
 
@@ -176,10 +177,11 @@ class Classifier:
             is_calibrated: False leaves the calibrator out.
             fills_cache: True adds features of the pool's images to the cache. Those of other images are never added.
             reading: Rules for images outside the pool; None: the defaults of [pool].
+            pool: Images that teach features. They are read only if the cache lost the model's graph and their features.
         """
         self.version = version
         self._settings, self._cache, self._device, self._is_calibrated = settings, cache, device, is_calibrated
-        self._fills_cache = fills_cache
+        self._fills_cache, self._pool = fills_cache, pool
         self._reading = self._with_depth(reading or Reading(PoolConfig().max_pixels))
         self._passes = HeadPasses(version.as_trained(settings), int(version.metadata["seed"]))
         self._in_use: int | None = None  # number of the network whose trunk is loaded
@@ -195,6 +197,7 @@ class Classifier:
         is_calibrated: bool = True,
         fills_cache: bool = True,
         reading: Reading | None = None,
+        pool: Sequence[ImageRef] = (),
     ) -> "Classifier":
         """Read a model version from its folder. See `__init__` for the arguments.
 
@@ -209,6 +212,7 @@ class Classifier:
             is_calibrated=is_calibrated,
             fills_cache=fills_cache,
             reading=reading,
+            pool=pool,
         )
 
     @property
@@ -262,9 +266,9 @@ class Classifier:
         """
         heads = [self.version.heads] if self.has_own_trunk else self._published_heads
         raw = self._mean_of(heads, features)
-        if self._smoothing is None:
+        if self.smoothing is None:
             return self._calibrated(raw)
-        smoothed = self._mean_of(self._smoothed_heads, self._smoothing.place(features))
+        smoothed = self._mean_of(self._smoothed_heads, self.smoothing.place(features))
         return self._calibrated(torch.stack([raw, smoothed], dim=1))
 
     def odin(self, images: Sequence[ImageRef], progress: Progress = silent) -> tuple[Float[Tensor, "B"], Failed]:
@@ -412,8 +416,10 @@ class Classifier:
         logits = torch.cat([self._passes.logits(part, features, sha256s) for part in heads])
         lengths = torch.cat([self._passes.lengths(part, features) for part in heads])
         smoothed_logits = None
-        if self._smoothing is not None:
-            smoothed = self._smoothing.transform([image.key for image in images], features)
+        if self.version.network.smoothed is not None and not images:
+            smoothed_logits = logits  # of no image; the graph need not be there for that
+        elif self.smoothing is not None:
+            smoothed = self.smoothing.transform([image.key for image in images], features)
             smoothed_logits = torch.cat([self._passes.logits(part, smoothed, sha256s) for part in self._smoothed_heads])
         return Outputs(images, failed, features, logits, lengths, smoothed_logits)
 
@@ -473,11 +479,12 @@ class Classifier:
         return [network.smoothed for network in networks if network.smoothed is not None]
 
     @functools.cached_property
-    def _smoothing(self) -> Smoothing | None:
+    def smoothing(self) -> Smoothing | None:
         """The smoothing that the model was trained with; None if it has raw heads only."""
         if self.version.network.smoothed is None:
             return None
-        return open_graph(self.version.files[0].parent, self._cache, self.backbone)
+        folder = self.version.files[0].parent
+        return open_graph(folder, self._cache, self.backbone, self._pool, self._hardware)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
         """Heads that share a trunk, one trunk after the other; `_backbone` holds the trunk of the heads at hand."""

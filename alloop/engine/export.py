@@ -25,7 +25,6 @@ from alloop.engine.exported_module import ExportedModel, SmoothedHeads, TrunkAnd
 from alloop.engine.features import load_batches, trunk_features
 from alloop.engine.jobs import ExportJob, ExportResult
 from alloop.engine.model_files import ModelVersion, load_model
-from alloop.engine.pool_features import open_graph
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError, WorkspaceError
 from alloop.files import atomic_folder, sha256_of, write_bytes, write_json
@@ -35,6 +34,7 @@ from alloop.models.given import Given
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
+from alloop.smoothing.smoothing import Smoothing
 
 MOST = 1e-4  # largest difference in probability between a file and alloop
 PT2, ONNX = "model.pt2", "model.onnx"
@@ -66,7 +66,7 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
             "cannot be exported yet.",
             "Train with one [model] backbone, or predict with `alloop predict`.",
         )
-    model = Classifier(version, job.settings, job.cache, "cpu")
+    model = Classifier(version, job.settings, job.cache, "cpu", pool=job.pool)
     images, refs = _pixels(job.images, backbone, hardware)
     progress("export", 0, 4)
     if job.is_distilled:
@@ -75,7 +75,7 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         module = ExportedModel([TrunkAndHeads(backbone, [head.as_heads()], find_loss())], Unchanged())
     else:
         expected = _own_numbers(model, refs, hardware)
-        module = _build(version, settings, backbone, job.cache)
+        module = _build(version, settings, backbone, model.smoothing)
     progress("export", 1, 4)
     names = [PT2, ONNX] if has_onnx() else [PT2]
     with atomic_folder(job.out) as folder:
@@ -148,7 +148,9 @@ def _with_fixed_masks(version: ModelVersion) -> ModelVersion:
     return dataclasses.replace(version, metadata={**version.metadata, "config": {**stored, "model": model}})
 
 
-def _build(version: ModelVersion, settings: EngineSettings, backbone: Backbone, cache: Path) -> ExportedModel:
+def _build(
+    version: ModelVersion, settings: EngineSettings, backbone: Backbone, smoothing: Smoothing | None
+) -> ExportedModel:
     loss, dropout = build_loss(settings), build_dropout(settings)
     seed = derive_seed(int(version.metadata["seed"]), "dropout masks")
     networks = [version.load_network(number) for number in range(len(version.files))]
@@ -165,8 +167,7 @@ def _build(version: ModelVersion, settings: EngineSettings, backbone: Backbone, 
         heads = [network.heads for network in networks]
         parts.append(TrunkAndHeads(backbone, heads, loss, masks(backbone.n_features)))
     others = [network.smoothed for network in networks if network.smoothed is not None]
-    if others:
-        smoothing = open_graph(version.files[0].parent, cache, backbone)
+    if smoothing is not None:
         smoothed = SmoothedHeads(smoothing, others, loss, masks(smoothing.n_features))
     return ExportedModel(parts, _calibrator(version), smoothed)
 

@@ -100,6 +100,7 @@ class ScoreJob:
         features_out: File for the features of `images` and `labeled` by the trained trunk, in an ensemble by that of
             the first network. Nothing is written if this is None or the trunk is published: the cache has them then.
         labeled: Training images, for `features_out` only.
+        pool: Images that teach features. They are read only if the cache lost the model's graph and their features.
     """
 
     settings: EngineSettings
@@ -112,6 +113,7 @@ class ScoreJob:
     keep_members: bool = False
     features_out: Path | None = None
     labeled: tuple[ImageRef, ...] = ()
+    pool: tuple[ImageRef, ...] = ()
 
     def run(self, progress: Progress = silent) -> "ScoreResult":
         from alloop.engine.score import run_score
@@ -164,6 +166,7 @@ class ExportJob:
         out: Folder, new or empty, that appears as a whole or not at all.
         card: Text of the model card, to which the results of the check are added.
         is_distilled: True for the distilled head in place of all heads: a small file without the graph of the pool.
+        pool: Images that teach features, as in a ScoreJob.
     """
 
     settings: EngineSettings
@@ -173,6 +176,7 @@ class ExportJob:
     out: Path
     card: str
     is_distilled: bool = False
+    pool: tuple[ImageRef, ...] = ()
 
     def run(self, progress: Progress = silent) -> "ExportResult":
         from alloop.engine.export import run_export

@@ -25,10 +25,11 @@ from alloop.engine.build import Hardware
 from alloop.engine.features import ensure_features, open_features
 from alloop.engine.jobs import TrainJob
 from alloop.engine.settings import EngineSettings
-from alloop.errors import ModelError
+from alloop.errors import ModelError, WorkspaceError
 from alloop.files import sha256_of, write_bytes, write_json
 from alloop.models.backbones import Backbone
 from alloop.progress import Progress, silent
+from alloop.records import ImageRef
 from alloop.smoothing.smoothing import FEWEST, VERSION, Smoothing, choose_nodes, fit_smoothing
 
 NODES = "nodes.npy"  # in the folder of a model version: the keys of the nodes, uint8 [N, 32], sorted
@@ -94,24 +95,38 @@ def prepare_graph(job: TrainJob, backbone: Backbone, hardware: Hardware, progres
     return Graph(made, _about(made, fingerprint, n_pool))
 
 
-def open_graph(folder: Path, cache: Path, backbone: Backbone, progress: Progress = silent) -> Smoothing:
+def open_graph(
+    folder: Path,
+    cache: Path,
+    backbone: Backbone,
+    pool: Sequence[ImageRef],
+    hardware: Hardware,
+    progress: Progress = silent,
+) -> Smoothing:
     """Return the smoothing of a model version. If its file is missing or damaged, it is fitted again.
 
     Args:
         folder: Folder of the model version, whose checksums were verified.
         cache: Folder of the caches.
         backbone: Backbone of the model version.
+        pool: Images of the pool; the nodes among them are read if the cache lost their features, too.
+        hardware: Where these features are computed.
         progress: Called while a graph is fitted.
 
     Raises:
-        ModelError: The file is gone, and so are features of some nodes.
+        ModelError: The file is gone, and some nodes have neither features nor a readable image.
     """
-    nodes = _read_nodes(folder / NODES)
-    found = _load_or_fit(cache, nodes, backbone, backbone.fingerprint(), progress)
+    nodes, fingerprint = _read_nodes(folder / NODES), backbone.fingerprint()
+    found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
+    wanted = set(nodes)
+    refs = [ref for ref in pool if ref.key in wanted] if found is None else []
+    if refs:
+        ensure_features(refs, backbone, cache, hardware, progress)
+        found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
     if found is None:
         raise ModelError(
             f"The model in {folder} needs a graph of the pool. Its file in {cache / 'pool_features'} is missing, and "
-            "so are features that it was made from.",
+            "so are features or images that it was made from.",
             "Train it again with `alloop train`.",
         )
     return found
@@ -193,12 +208,19 @@ def _load_or_fit(
     if features.missing(nodes):
         return None
     made = fit_smoothing(nodes, torch.from_numpy(features.take(nodes)), progress)
-    data = safetensors.torch.save(made.to_tensors())
-    path.with_suffix(".json").unlink(missing_ok=True)  # it does not describe the file that is written next
-    write_bytes(path, data)
-    write_json(path.with_suffix(".json"), {"sha256": hashlib.sha256(data).hexdigest(), "nodes": len(nodes)})
+    try:
+        _write(made, path)
+    except (OSError, WorkspaceError) as error:  # a cache that we may only read, or a full disk
+        _log.warning("The graph of the pool is kept in memory only: %s", error)
     _drop_old(folder)
     return made
+
+
+def _write(smoothing: Smoothing, path: Path) -> None:
+    data = safetensors.torch.save(smoothing.to_tensors())
+    path.with_suffix(".json").unlink(missing_ok=True)  # it does not describe the file that is written next
+    write_bytes(path, data)
+    write_json(path.with_suffix(".json"), {"sha256": hashlib.sha256(data).hexdigest(), "nodes": len(smoothing.keys)})
 
 
 def _load(path: Path) -> Smoothing | None:

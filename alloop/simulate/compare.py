@@ -327,7 +327,9 @@ def _run(
 def _strangers(
     plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult
 ) -> dict[str, OodScore]:
-    model = Classifier.open(trained.files, EngineSettings.of(plan.config), settings.cache, settings.device)
+    model = Classifier.open(
+        trained.files, EngineSettings.of(plan.config), settings.cache, settings.device, pool=data.images
+    )
     inside = [data.images[p] for p in plan.parts.test.tolist()]
     seed = derive_seed(plan.seed, "ood")
     return measure_strangers(model, inside, settings.strangers, seed, settings.odin_images, settings.draws)

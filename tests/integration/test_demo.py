@@ -100,7 +100,9 @@ def read_database(rows: sqlite3.Connection) -> dict[str, object]:
         ),
         "annotations": count("SELECT count(*) FROM annotation WHERE outcome = 'label'"),
         "answers": answers,
-        "metric_n": rows.execute("SELECT n FROM metric WHERE name = 'accuracy' ORDER BY id").fetchall(),
+        "metric_n": rows.execute(
+            "SELECT n FROM metric WHERE name = 'accuracy' AND split = 'holdout' ORDER BY id"
+        ).fetchall(),
     }
 
 

@@ -117,17 +117,22 @@ def test_every_query_says_why_by_what_and_how_likely(finished: Project):
     assert left == 0
 
 
-def test_the_strategy_asked_for_the_highest_entropies_that_chance_left(finished: Project):
-    scores = read_scores(finished.folder / value(finished, "SELECT scores_path FROM round WHERE number = 1"))
+def test_the_strategy_asked_for_the_highest_entropies_that_chance_left(tmp_path: Path):
+    project = make_project(
+        tmp_path, acquisition={"strategy": "entropy", "random_fraction": 0.5}, loop={"max_rounds": 2}
+    )
+    run_all(project)
+    scores = read_scores(project.folder / value(project, "SELECT scores_path FROM round WHERE number = 1"))
     entropy = dict(zip(scores.image_ids.tolist(), scores.entropy.tolist(), strict=True))
     chosen: dict[str, set[int]] = {"acquired": set(), "random": set()}
     for image_id, reason in rows(
-        finished, "SELECT image_id, reason FROM query JOIN round ON round.id = round_id WHERE number = 1"
+        project, "SELECT image_id, reason FROM query JOIN round ON round.id = round_id WHERE number = 1"
     ):
         chosen[reason].add(image_id)
 
     rest = sorted(entropy.keys() - chosen["random"], key=lambda image_id: -entropy[image_id])
 
+    assert len(chosen["acquired"]) == 3
     assert set(rest[:3]) == chosen["acquired"]
 
 
@@ -150,7 +155,10 @@ def test_the_holdout_is_labeled_measured_and_used_for_nothing_else(finished: Pro
         finished, "SELECT number, n_labels, n_holdout FROM model_version m JOIN round r ON r.id = m.round_id ORDER BY 1"
     )
     assert models == [(1, 6, 8), (2, 12, 8), (3, 18, 8), (4, 24, 8), (5, 30, 8), (6, 32, 8)]
-    assert rows(finished, "SELECT DISTINCT split, n FROM metric WHERE name = 'accuracy'") == [("holdout", 8)]
+    # Each kind of heads is measured alone, too, on the same images.
+    assert rows(finished, "SELECT DISTINCT split, n FROM metric WHERE name = 'accuracy' ORDER BY 1") == [
+        ("holdout", 8), ("raw heads", 8), ("smoothed heads", 8),
+    ]  # fmt: skip
 
 
 def test_status_counts_what_is_in_the_database(finished: Project):
@@ -179,7 +187,7 @@ def test_status_counts_what_is_in_the_database(finished: Project):
         metrics = rows(
             finished,
             "SELECT k.name, k.value, k.low, k.high FROM metric k JOIN model_version m ON m.id = k.model_version_id "
-            "JOIN round r ON r.id = m.round_id WHERE r.number = :number",
+            "JOIN round r ON r.id = m.round_id WHERE r.number = :number AND k.split = 'holdout'",
             number=shown["number"],
         )
         assert {name: (m["value"], m["low"], m["high"]) for name, m in shown["metrics"].items()} == {
@@ -236,7 +244,8 @@ def test_quiet_says_nothing_and_json_nothing_else(finished: Project):
 def test_evaluating_again_gives_the_same_numbers(finished: Project):
     before = rows(
         finished,
-        "SELECT name, value, low, high FROM metric WHERE model_version_id = (SELECT max(id) FROM model_version)",
+        "SELECT name, value, low, high FROM metric "
+        "WHERE split = 'holdout' AND model_version_id = (SELECT max(id) FROM model_version)",
     )
 
     shown = alloop("evaluate", "-C", finished.folder, "--json").data

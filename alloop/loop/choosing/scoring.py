@@ -20,6 +20,7 @@ def make_score_job(
     model: ModelRecord,
     unlabeled: Sequence[ImageRef],
     labeled: Sequence[ImageRef],
+    pool: Sequence[ImageRef],
     device: str | None,
 ) -> ScoreJob:
     """Make the job of a round.
@@ -31,17 +32,20 @@ def make_score_job(
         model: Model of the round.
         unlabeled: Images to score.
         labeled: Training images; only their features are stored, if the strategy needs features.
+        pool: Images that teach features, from `intake.teaching`.
         device: Device instead of `[model] device`.
     """
     needs, out = wide_needs(config.acquisition.strategy), project.paths.scores(number)
     return ScoreJob(
         settings=EngineSettings.of(config),
         model=model.files(project.folder),
-        images=tuple(unlabeled),
+        # By content, so that the same images give the same bits in whatever order they were added.
+        images=tuple(sorted(unlabeled, key=lambda ref: ref.key)),
         cache=project.paths.cache,
         out=out,
         device=device,
         keep_members=Need.MEMBER_LOG_PROBS in needs,
         features_out=features_beside(out) if Need.FEATURES in needs else None,
         labeled=tuple(labeled),
+        pool=tuple(pool),
     )

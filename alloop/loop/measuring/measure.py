@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from alloop.errors import LabelError, ModelError
 from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.evaluation.measures import Measures
 from alloop.loop.intake.reach import require_reachable
+from alloop.loop.intake.teaching import list_pool
 from alloop.loop.measuring.findings import GROWN
 from alloop.loop.measuring.holdout_file import write_holdout
 from alloop.loop.measuring.pool_brings import RAW_HEADS, SMOOTHED_HEADS
@@ -160,6 +161,7 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
         labels = {label.image_id: label.consensus.value for label in list_labels(session, Split.HOLDOUT)}
         refs = find_refs(session, labels)
         grown = list_grown(session)
+        pool = list_pool(session, project.config)
         number = None if model is None else find_round_number(session, model.round_id)
     if model is None or number is None:
         raise ModelError("There is no model yet.", "`alloop run` trains one as soon as two classes have labels.")
@@ -167,7 +169,9 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
     usable = {image_id: ref for image_id, ref in refs.items() if coding.encode(labels[image_id]) is not None}
     if not usable:
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
-    pooled, order = _predict(bench, model, [usable[image_id] for image_id in sorted(usable)], device)
+    # In the order of the training, by content: folds and resamples are then the same.
+    by_content = sorted(usable.values(), key=lambda ref: ref.sha256)
+    pooled, order = _predict(bench, model, by_content, pool, device)
     if not order:
         raise LabelError(
             f"None of the {len(usable)} labeled holdout images can be read.", "`alloop pool check` says why."
@@ -195,7 +199,7 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
 
 
 def _predict(
-    bench: Workbench, model: ModelRecord, refs: list[ImageRef], device: str | None
+    bench: Workbench, model: ModelRecord, refs: list[ImageRef], pool: Sequence[ImageRef], device: str | None
 ) -> tuple[torch.Tensor, list[int]]:
     """Return uncalibrated log p̄ in float64, and the ids of the images that could be read, in that order.
 
@@ -210,6 +214,7 @@ def _predict(
             out=Path(folder) / "holdout.parquet",
             device=device,
             is_calibrated=False,
+            pool=tuple(pool),
         )
         result = bench.executor.submit(job, bench.progress)
         parts = list(read_log_probs(result.path))

@@ -15,13 +15,14 @@ from alloop.loop.intake.ingest import mark_unusable, mark_vanished
 from alloop.loop.intake.labels import derive_labels, judge_of
 from alloop.loop.intake.near_copies import group_anew
 from alloop.loop.intake.reach import require_reachable
+from alloop.loop.intake.teaching import list_pool
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.measuring.agreement import agreement, find_before
 from alloop.loop.measuring.matched import compare_arms, without
 from alloop.loop.measuring.measure import record_holdout, rows_of
 from alloop.loop.rounds.history import check_history
 from alloop.loop.rounds.round_settings import compared_with, renew_settings, settings_of, with_strategy
-from alloop.loop.rounds.training import list_pool, make_train_job, read_labels, record_model
+from alloop.loop.rounds.training import make_train_job, read_labels, record_model
 from alloop.loop.workbench import Workbench
 from alloop.records import Ending, Interval, RoundState, Split
 from alloop.seeds import derive_seed
@@ -153,10 +154,11 @@ def score(
         refs = list_refs(session, Split.TRAIN, labeled=False)
         labeled = list_refs(session, Split.TRAIN, labeled=True)
         before = find_before(session, number)
-    config = with_strategy(settings_of(project, current), strategy)
+        config = with_strategy(settings_of(project, current), strategy)
+        pool = list_pool(session, config)
     result = same = None
     if model is not None and refs:
-        job = make_score_job(project, number, config, model, refs, labeled, device)
+        job = make_score_job(project, number, config, model, refs, labeled, pool, device)
         result = bench.executor.submit(job, bench.progress)
         same = None if before is None else agreement(project.folder, before, number, result.path)
     with transaction(project.database) as session:

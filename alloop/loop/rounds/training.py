@@ -11,14 +11,13 @@ from alloop.config.schema import Config
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import TASKS, Coding, Target, encode_known
-from alloop.loop.intake.near_copies import list_groups
 from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import ImageRef, Interval, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import LabelRecord, list_labels
 from alloop.store.auto_labels import list_auto_labels
-from alloop.store.images import find_refs, find_splits, list_refs
+from alloop.store.images import find_refs, list_refs
 from alloop.store.rounds import ModelRecord, RoundRecord, add_model, set_metrics
 from alloop.store.session import reading
 
@@ -95,7 +94,7 @@ def make_train_job(
         config: Settings of the round.
         labels: The labels.
         before: Newest model so far; its heads keep their specialties, and its graph of the pool is kept while it fits.
-        pool: Images that may teach features, from `list_pool`.
+        pool: Images that may teach features, from `intake.teaching`.
         device: Device instead of `[model] device`.
     """
     auto = encode_known(labels.coding, [name for name, _ in labels.auto])
@@ -115,26 +114,6 @@ def make_train_job(
         pool=tuple(pool),
         pool_before=None if before is None else before.files(project.folder).folder,
     )
-
-
-def list_pool(session: Session, config: Config) -> list[ImageRef]:
-    """List the images that may teach features without labels: all of the pool, near copies once, labeled ones first.
-
-    The images of a test set are no part of the pool. Those of a holdout are: their accuracy then says what to expect of
-    the rest of the pool. No label of any image is looked at, but a group of near copies is represented by a labeled
-    image if it has one.
-    """
-    if config.model.pool_features == "off" or config.model.mode == "finetune":
-        return []
-    refs = list_refs(session)
-    if config.evaluation.test is not None:
-        splits = find_splits(session)
-        refs = [ref for ref in refs if splits[ref.image_id] is not Split.HOLDOUT]
-    groups = list_groups(session)
-    labeled = {label.image_id for label in list_labels(session)}
-    order = sorted(refs, key=lambda ref: (ref.image_id not in labeled, ref.key))
-    once = {groups.get(ref.image_id, ref.image_id): ref for ref in reversed(order)}
-    return sorted(once.values(), key=lambda ref: ref.key)
 
 
 def record_model(

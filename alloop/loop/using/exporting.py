@@ -9,6 +9,7 @@ from alloop.engine.jobs import ExportJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.loop.choosing.pool_scores import load_scores, suspect_bound
+from alloop.loop.intake.teaching import list_pool
 from alloop.project import Project
 from alloop.store.images import list_refs
 from alloop.store.rounds import ModelRecord, RoundRecord
@@ -39,13 +40,15 @@ def make_export_job(
         card: Text of the model card.
         is_distilled: True for the distilled head only.
     """
+    config = validate_config(model.config, f"the config of model {model.name}")
     refs = sorted(list_refs(session), key=lambda ref: ref.sha256)[:CHECKED]
     return ExportJob(
-        settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
+        settings=EngineSettings.of(config),
         model=model.files(project.folder),
         images=tuple(refs),
         cache=project.paths.cache,
         out=folder,
         card=card,
         is_distilled=is_distilled,
+        pool=tuple(list_pool(session, config)),
     )

@@ -12,6 +12,7 @@ from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import sha256_of
 from alloop.loop.choosing.pool_scores import AGAIN, suspect_threshold
+from alloop.loop.intake.teaching import list_pool
 from alloop.pool.outside import Reading
 from alloop.project import Project
 from alloop.store.images import find_depth
@@ -54,7 +55,8 @@ def open_model(project: Project, number: int | None = None, device: str | None =
     with reading(project.database) as session:
         record, current = find_version(session, number)
         depth = find_depth(session)
-    config = _settings_of(project, record)
+        config = _settings_of(project, record)
+        teaching = list_pool(session, config)
     pool = project.config.pool
     classifier = Classifier.open(
         record.files(project.folder),
@@ -63,6 +65,7 @@ def open_model(project: Project, number: int | None = None, device: str | None =
         device,
         fills_cache=False,
         reading=Reading(pool.max_pixels, pool.truncated == "accept", depth),
+        pool=teaching,
     )
     bound, why_unknown = _suspect_above(project, current, record, config.acquisition.suspect_quantile)
     notes = [f"No image can be marked as suspect: {why_unknown}"] if why_unknown else []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_rows
 from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
-from alloop.errors import ModelError
+from alloop.errors import ModelError, WorkspaceError
 from alloop.predictive import mean_log_probs
 from alloop.smoothing.smoothing import FEWEST
 
@@ -56,9 +57,8 @@ def test_the_prediction_weighs_both_kinds_of_heads_on_their_own_features(toys):
         run_features(FeatureJob(EngineSettings.of(toys.config()), images, toys.root / "cache")).features
     )
     model = Classifier.open(trained.files, EngineSettings.of(toys.config()), toys.root / "cache")
-    smoothing = pool_features.open_graph(trained.files.folder, toys.root / "cache", model.backbone)
 
-    smoothed = smoothing.transform([image.key for image in images], rows)
+    smoothed = model.smoothing.transform([image.key for image in images], rows)
     both = [
         mean_log_probs(heads(features).log_softmax(-1))
         for heads, features in ((version.heads, rows), (version.network.smoothed, smoothed))
@@ -213,13 +213,36 @@ def test_a_damaged_graph_is_fitted_again_to_the_same_images(toys, damage, caplog
     assert ("fitted again" in caplog.text) is (damage != "gone")
 
 
+def test_a_deleted_cache_comes_back_from_the_images(toys):
+    trained = run_train(_job(toys))
+    before = _log_probs(run_score(toys.score_job(trained.files)).path)
+    shutil.rmtree(toys.root / "cache")
+    pool_features._last.clear()
+
+    after = _log_probs(run_score(toys.score_job(trained.files, pool=toys.images[:80])).path)
+
+    assert torch.equal(before, after)
+    assert len(_graphs(toys)) == 1
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_graph_in_memory(toys, monkeypatch, caplog):
+    def full(*_):
+        raise WorkspaceError("The disk is full.")
+
+    monkeypatch.setattr(pool_features, "write_bytes", full)
+    trained = run_train(_job(toys))
+    assert trained.history["pool_features"]["is_on"]
+    assert "kept in memory only: The disk is full." in caplog.text
+    assert not _graphs(toys)
+
+
 def test_a_graph_that_cannot_come_back_names_the_way_out(toys):
     trained = run_train(_job(toys))
     _graphs(toys)[0].unlink()
     for shard in (toys.root / "cache" / "features").rglob("*.npy"):
         shard.unlink()
 
-    with pytest.raises(ModelError, match=r"needs a graph of the pool.*so are features") as error:
+    with pytest.raises(ModelError, match=r"needs a graph of the pool.*so are features or images") as error:
         run_score(toys.score_job(trained.files))
     assert "alloop train" in error.value.hint
 

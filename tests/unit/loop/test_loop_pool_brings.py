@@ -9,9 +9,9 @@ from factories import CLASSES, NOW, add_pool_image, make_config
 from sqlalchemy.orm import Session
 
 from alloop.evaluation.measures import TASKS as MEASURES
+from alloop.loop.intake.teaching import list_pool
 from alloop.loop.measuring.measure import measure_heads
 from alloop.loop.measuring.pool_brings import RAW_HEADS, SMOOTHED_HEADS, find_pool_brings
-from alloop.loop.rounds.training import list_pool
 from alloop.project import Project
 from alloop.records import Calibration, Interval, Split
 from alloop.report.gather import describe_calibration

@@ -1,0 +1,29 @@
+"""The images of the pool that teach features without labels."""
+
+from sqlalchemy.orm import Session
+
+from alloop.config.schema import Config
+from alloop.loop.intake.near_copies import list_groups
+from alloop.records import ImageRef, Split
+from alloop.store.annotations import list_labels
+from alloop.store.images import find_splits, list_refs
+
+
+def list_pool(session: Session, config: Config) -> list[ImageRef]:
+    """List the images that may teach features without labels: all of the pool, near copies once, labeled ones first.
+
+    The images of a test set are no part of the pool. Those of a holdout are: their accuracy then says what to expect of
+    the rest of the pool. No label of any image is looked at, but a group of near copies is represented by a labeled
+    image if it has one.
+    """
+    if config.model.pool_features == "off" or config.model.mode == "finetune":
+        return []
+    refs = list_refs(session)
+    if config.evaluation.test is not None:
+        splits = find_splits(session)
+        refs = [ref for ref in refs if splits[ref.image_id] is not Split.HOLDOUT]
+    groups = list_groups(session)
+    labeled = {label.image_id for label in list_labels(session)}
+    order = sorted(refs, key=lambda ref: (ref.image_id not in labeled, ref.key))
+    once = {groups.get(ref.image_id, ref.image_id): ref for ref in reversed(order)}
+    return sorted(once.values(), key=lambda ref: ref.key)
