@@ -28,7 +28,7 @@ def export_model(session: Session, folder: Path, number: int | None, heads: str)
     Both files are run on 64 images of the pool before FOLDER appears. If a probability differs from alloop's by more
     than 0.0001, nothing is exported.
 
-    The files hold features of up to 20,000 images of the pool (not the images), which the smoothed heads need. With
+    The files hold features of up to 50,000 images of the pool (not the images), which the smoothed heads need. With
     --heads distilled they hold none: one linear head imitates the model, and keeps most of what the pool teaches.
     """
     from alloop.loop.using.exporting import find_suspect_bound, make_export_job

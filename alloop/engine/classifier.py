@@ -487,7 +487,7 @@ class Classifier:
         return open_graph(folder, self._cache, self.backbone, self._pool, self._hardware)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
-        """Heads that share a trunk, one trunk after the other; `_backbone` holds the trunk of the heads at hand."""
+        """Heads that share a trunk, one trunk after the other; `backbone` holds the trunk of the heads at hand."""
         if not self.has_own_trunk:
             yield self._published_heads
             return
