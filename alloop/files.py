@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alloop.errors import WorkspaceError
+from alloop.errors import AlloopError, WorkspaceError
 
 STDOUT = Path("/dev/stdout")
 OUTPUT_MARK = ".alloop-output"  # marks folders of results: their pictures must not become images of the pool
@@ -156,6 +156,26 @@ def make_output_folder(folder: Path) -> None:
             (folder / OUTPUT_MARK).touch()
     except OSError as error:
         raise explain_os_error(error, folder) from error
+
+
+def check_new_folder(
+    folder: Path, hint: str, file_hint: str = "Name a new folder.", error: type[AlloopError] = WorkspaceError
+) -> None:
+    """Refuse a folder for results that holds files, or a file in its place, before any work is done.
+
+    Args:
+        folder: Folder that must be new or empty.
+        hint: The way out if it holds files.
+        file_hint: The way out if it is a file.
+        error: Kind of error to raise.
+
+    Raises:
+        WorkspaceError: It is no new or empty folder; or an error of the kind `error`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise error(f"{folder} is not a folder.", file_hint)
+    if folder.is_dir() and (found := next(folder.iterdir(), None)):
+        raise error(f"{folder} is not empty: it holds {found.name}.", hint)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+RAW, SMOOTHED = 0, 1  # positions on the axis of two predictions: by raw heads, and by smoothed heads
 LOWEST_LOG = -1e6  # log-probability in place of log 0; keeps every result finite
 
 
@@ -62,17 +63,10 @@ class FittedCalibrator:
 
 
 def describe(
-    calibrator: Calibrator,
-    log_probs: Float[Tensor, "N *two K"],
-    targets: Int[Tensor, "N"],
-    note: str = "",
-    before: Float[Tensor, "N K"] | None = None,
+    calibrator: Calibrator, log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], note: str = ""
 ) -> FittedCalibrator:
-    """Return a calibrator with its evidence on the data it was fitted to.
-
-    `before` is the prediction that counts as uncalibrated, if it is not `log_probs` itself.
-    """
-    before, after = prepare(log_probs if before is None else before), calibrator.apply(log_probs)
+    """Return a calibrator with its evidence on the data it was fitted to."""
+    before, after = prepare(plain(log_probs)), calibrator.apply(log_probs)
     n, n_classes = before.shape
     labels = targets.detach().cpu().long()
     return FittedCalibrator(
@@ -86,6 +80,16 @@ def describe(
         accuracy_after=_accuracy(after, labels) if n else None,
         note=note,
     )
+
+
+def is_double(log_probs: Tensor) -> bool:
+    """Return whether these are predictions [N, 2, K] of raw and smoothed heads, and not [N, K] of one kind of heads."""
+    return log_probs.ndim == 3
+
+
+def plain(log_probs: Float[Tensor, "N *two K"]) -> Float[Tensor, "N K"]:
+    """Return the prediction before calibration: of two predictions, that of the smoothed heads."""
+    return log_probs[:, SMOOTHED] if is_double(log_probs) else log_probs
 
 
 def prepare(log_probs: Float[Tensor, "N *two K"]) -> Float[Tensor, "N *two K"]:

@@ -16,12 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.calibration.calibrator import (
+    RAW,
+    SMOOTHED,
     Calibrator,
     FittedCalibrator,
     Unchanged,
     check_targets,
     describe,
+    is_double,
     nll_per_image,
+    plain,
     prepare,
 )
 from alloop.calibration.folds import draw_folds
@@ -31,13 +35,9 @@ from alloop.calibration.platt import Platt, fit_platt
 from alloop.calibration.temperature import FEWEST, UNIT, Temperature, fit_temperature
 from alloop.calibration.weighing import (
     CAUTIOUS,
-    RAW,
-    SMOOTHED,
     Weighed,
     choose_one,
     fit_weights,
-    is_double,
-    plain,
     weigh,
 )
 from alloop.composition import CALIBRATORS, CalibratorRule
@@ -89,15 +89,14 @@ def fit_calibrator(
         ValueError: The calibrator is unknown, a row is not finite, or the targets do not fit.
     """
     prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
-    if _find_rule(name).chooses and len(labels) >= FEWEST:
-        name, note = choose_calibrator(prepared, labels, seed, n_folds)
-    elif len(labels) < smallest_sample(name):
+    rule, note = _find_rule(name), ""
+    if len(labels) < rule.smallest:
         calibrator, note = _fit_too_few(name, prepared, labels)
-        return describe(calibrator, prepared, labels, note, plain(prepared))
-    else:
-        note = ""
+        return describe(calibrator, prepared, labels, note)
+    if rule.chooses:
+        name, note = choose_calibrator(prepared, labels, seed, n_folds)
     calibrator, remark = _fit(name, prepared, labels)
-    return describe(calibrator, prepared, labels, " ".join(part for part in (note, remark) if part), plain(prepared))
+    return describe(calibrator, prepared, labels, _joined(note, remark))
 
 
 def fit_apart(
@@ -115,7 +114,7 @@ def fit_apart(
     one = fit_calibrator(name, prepared[:, SMOOTHED if smoothed else RAW], targets, seed, n_folds)
     unscaled = isinstance(one.calibrator, Temperature)
     calibrator = Weighed(raw, smoothed, UNCHANGED) if unscaled else Weighed(*_sides(smoothed), one.calibrator)
-    return describe(calibrator, prepared, labels, " ".join(part for part in (note, one.note) if part), plain(prepared))
+    return describe(calibrator, prepared, labels, _joined(note, one.note))
 
 
 def cross_fit(
@@ -274,6 +273,10 @@ def _fit_too_few(name: str, log_probs: Tensor, targets: Tensor) -> tuple[Calibra
         )
     alone = f"smoothed heads alone, T = {CAUTIOUS:g}"
     return Weighed(0.0, 1 / CAUTIOUS, UNCHANGED), _too_few(what, alone, n, rule.smallest)
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _sides(smoothed: float) -> tuple[float, float]:

@@ -13,10 +13,9 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
-from alloop.calibration.calibrator import Calibrator, nll_per_image, prepare
+from alloop.calibration.calibrator import RAW, SMOOTHED, Calibrator, nll_per_image, prepare
 from alloop.calibration.temperature import fit_temperature
 
-RAW, SMOOTHED = 0, 1  # positions on the axis of the two predictions
 STRENGTH = 0.005  # of the penalty a² + (b - 1)², in nats per image
 CAUTIOUS = 1.2  # temperature of the smoothed heads while the holdout is too small to fit weights
 HALF = 0.5  # standard errors by which raw heads must be better to be taken without a holdout
@@ -40,16 +39,6 @@ class Weighed:
     def apply(self, log_probs: Float[Tensor, "N 2 K"]) -> Float[Tensor, "N K"]:
         """Return calibrated log-probabilities. The top class may be that of either prediction, or another one."""
         return self.then.apply(weigh(log_probs, self.raw, self.smoothed))
-
-
-def is_double(log_probs: Tensor) -> bool:
-    """Return whether these are predictions [N, 2, K] of raw and smoothed heads, and not [N, K] of one kind of heads."""
-    return log_probs.ndim == 3
-
-
-def plain(log_probs: Float[Tensor, "N *two K"]) -> Float[Tensor, "N K"]:
-    """Return the prediction before calibration: of two predictions, that of the smoothed heads."""
-    return log_probs[:, SMOOTHED] if is_double(log_probs) else log_probs
 
 
 def weigh(log_probs: Float[Tensor, "N 2 K"], raw: float, smoothed: float) -> Float[Tensor, "N K"]:

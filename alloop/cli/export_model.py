@@ -31,15 +31,15 @@ def export_model(session: Session, folder: Path, number: int | None, heads: str)
     The files hold features of up to 50,000 images of the pool (not the images), which the smoothed heads need. With
     --heads distilled they hold none: one linear head imitates the model, and keeps most of what the pool teaches.
     """
-    from alloop.loop.using.exporting import find_suspect_bound, make_export_job
-    from alloop.loop.using.model import find_version
+    from alloop.loop.using.exporting import make_export_job
+    from alloop.loop.using.model import find_version, suspect_above
     from alloop.report.model_card import make_card
     from alloop.store.session import reading
 
     tools = session.tools()
     with reading(tools.project.database) as rows:
         model, of_round = find_version(rows, number)
-        bound = find_suspect_bound(tools.project, of_round, model)
+        bound, _ = suspect_above(tools.project, of_round, model)
         is_distilled = heads == "distilled"
         card = make_card(rows, tools.project, model, of_round.number, bound, is_distilled=is_distilled)
         job = make_export_job(rows, tools.project, model, folder.absolute(), card, is_distilled=is_distilled)

@@ -17,7 +17,7 @@ from torch import Tensor
 from alloop.acquisition.rows import TASKS as RULES
 from alloop.acquisition.rows import image_scores
 from alloop.acquisition.scores import SCORES
-from alloop.calibration.weighing import plain
+from alloop.calibration.calibrator import plain
 from alloop.composition import OOD_SCORES
 from alloop.config.schema import PoolConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
@@ -165,7 +165,7 @@ class Classifier:
         is_calibrated: bool = True,
         fills_cache: bool = True,
         reading: Reading | None = None,
-        pool: Sequence[ImageRef] = (),
+        pool: Callable[[], Sequence[ImageRef]] = tuple,
     ) -> None:
         """Make a classifier of a loaded version; `Classifier.open` reads the version first.
 
@@ -177,7 +177,8 @@ class Classifier:
             is_calibrated: False leaves the calibrator out.
             fills_cache: True adds features of the pool's images to the cache. Those of other images are never added.
             reading: Rules for images outside the pool; None: the defaults of [pool].
-            pool: Images that teach features. They are read only if the cache lost the model's graph and their features.
+            pool: Function that lists the images that teach features. It is called only if the cache lost the model's
+                graph.
         """
         self.version = version
         self._settings, self._cache, self._device, self._is_calibrated = settings, cache, device, is_calibrated
@@ -197,7 +198,7 @@ class Classifier:
         is_calibrated: bool = True,
         fills_cache: bool = True,
         reading: Reading | None = None,
-        pool: Sequence[ImageRef] = (),
+        pool: Callable[[], Sequence[ImageRef]] = tuple,
     ) -> "Classifier":
         """Read a model version from its folder. See `__init__` for the arguments.
 
@@ -484,7 +485,7 @@ class Classifier:
         if self.version.network.smoothed is None:
             return None
         folder = self.version.files[0].parent
-        return open_graph(folder, self._cache, self.backbone, self._pool, self._hardware)
+        return open_graph(folder, self._cache, self.backbone, self._fingerprint, self._pool, self._hardware)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
         """Heads that share a trunk, one trunk after the other; `backbone` holds the trunk of the heads at hand."""

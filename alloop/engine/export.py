@@ -26,8 +26,8 @@ from alloop.engine.features import load_batches, trunk_features
 from alloop.engine.jobs import ExportJob, ExportResult
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.settings import EngineSettings
-from alloop.errors import ModelError, WorkspaceError
-from alloop.files import atomic_folder, sha256_of, write_bytes, write_json
+from alloop.errors import ModelError
+from alloop.files import atomic_folder, check_new_folder, sha256_of, write_bytes, write_json
 from alloop.losses.named import find_loss
 from alloop.models.backbones import STRIP, Backbone
 from alloop.models.given import Given
@@ -48,9 +48,9 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
     Raises:
         ModelError: There is no trunk or no distilled head, there are several trunks, a trunk cannot be traced, a file
             gives other numbers, or no image can be read.
-        WorkspaceError: The folder exists and is not empty, or cannot be written.
+        WorkspaceError: The folder is not empty, is a file, or cannot be written.
     """
-    _check_empty(job.out)
+    check_new_folder(job.out, "Name a new folder.")
     version = _with_fixed_masks(load_model(job.model))
     settings = version.as_trained(job.settings)
     hardware = build_hardware(settings, "cpu")
@@ -66,7 +66,7 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
             "cannot be exported yet.",
             "Train with one [model] backbone, or predict with `alloop predict`.",
         )
-    model = Classifier(version, job.settings, job.cache, "cpu", pool=job.pool)
+    model = Classifier(version, job.settings, job.cache, "cpu", pool=lambda: job.pool)
     images, refs = _pixels(job.images, backbone, hardware)
     progress("export", 0, 4)
     if job.is_distilled:
@@ -94,13 +94,6 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         write_bytes(folder / "model-card.md", (job.card + _appendix(gaps, digests, len(refs))).encode())
     progress("export", 4, 4)
     return ExportResult(job.out, tuple(names), gaps, len(refs))
-
-
-def _check_empty(folder: Path) -> None:
-    """Refuse a folder with files before any work is done."""
-    found = next(folder.iterdir(), None) if folder.is_dir() else None
-    if found is not None:
-        raise WorkspaceError(f"{folder} is not empty: it holds {found.name}.", "Name a new folder.")
 
 
 def has_onnx() -> bool:

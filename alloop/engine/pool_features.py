@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,17 @@ class Graph:
         return {} if self.smoothing is None else {NODES: _to_bytes(self.smoothing.keys)}
 
 
-def prepare_graph(job: TrainJob, backbone: Backbone, hardware: Hardware, progress: Progress = silent) -> Graph:
+def prepare_graph(
+    job: TrainJob,
+    backbone: Backbone,
+    fingerprint: Mapping[str, object],
+    hardware: Hardware,
+    progress: Progress = silent,
+) -> Graph:
     """Return the graph that a job's heads are trained with: an existing one, or a new one.
 
-    The graph of the model version before is kept until the pool has grown by a tenth. No label enters it.
+    The graph of the model version before is kept until the pool has grown by a tenth. No label enters it. The
+    fingerprint is that of the backbone; making it takes a while.
 
     Raises:
         ModelError: Features cannot be computed.
@@ -74,14 +81,11 @@ def prepare_graph(job: TrainJob, backbone: Backbone, hardware: Hardware, progres
     keys = sorted({ref.key for ref in job.pool})
     if len(keys) < FEWEST:
         return _off(f"the pool has {len(keys)} images, and a graph needs at least {FEWEST}")
-    fingerprint = backbone.fingerprint()
-    nodes = _nodes_before(job.pool_before, keys, fingerprint)
-    n_pool = len(keys)
-    if nodes is not None:
+    before = _before(job.pool_before, keys, fingerprint)
+    if before is not None:
+        nodes, n_pool = before
         kept = _load_or_fit(job.cache, nodes, backbone, fingerprint, progress)
         if kept is not None:
-            assert job.pool_before is not None
-            n_pool = int(_read_about(job.pool_before)["n_pool"])
             return Graph(kept, _about(kept, fingerprint, n_pool))
     chosen = set(choose_nodes(keys, [ref.key for ref in job.images]))
     refs = list({ref.key: ref for ref in job.pool if ref.key in chosen}.values())
@@ -92,14 +96,15 @@ def prepare_graph(job: TrainJob, backbone: Backbone, hardware: Hardware, progres
         return _off(f"only {len(readable)} images of the pool can be read, and a graph needs at least {FEWEST}")
     made = _load_or_fit(job.cache, readable, backbone, fingerprint, progress)
     assert made is not None  # all features are there
-    return Graph(made, _about(made, fingerprint, n_pool))
+    return Graph(made, _about(made, fingerprint, len(keys)))
 
 
 def open_graph(
     folder: Path,
     cache: Path,
     backbone: Backbone,
-    pool: Sequence[ImageRef],
+    fingerprint: Mapping[str, object],
+    pool: Callable[[], Sequence[ImageRef]],
     hardware: Hardware,
     progress: Progress = silent,
 ) -> Smoothing:
@@ -109,19 +114,19 @@ def open_graph(
         folder: Folder of the model version, whose checksums were verified.
         cache: Folder of the caches.
         backbone: Backbone of the model version.
-        pool: Images of the pool; the nodes among them are read if the cache lost their features, too.
+        fingerprint: Fingerprint of the backbone; making it takes a while.
+        pool: Function that lists the images of the pool, called if the cache lost features of nodes, too.
         hardware: Where these features are computed.
         progress: Called while a graph is fitted.
 
     Raises:
         ModelError: The file is gone, and some nodes have neither features nor a readable image.
     """
-    nodes, fingerprint = _read_nodes(folder / NODES), backbone.fingerprint()
+    nodes = _read_nodes(folder / NODES)
     found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
-    wanted = set(nodes)
-    refs = [ref for ref in pool if ref.key in wanted] if found is None else []
-    if refs:
-        ensure_features(refs, backbone, cache, hardware, progress)
+    if found is None:
+        wanted = set(nodes)
+        ensure_features([ref for ref in pool() if ref.key in wanted], backbone, cache, hardware, progress)
         found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
     if found is None:
         raise ModelError(
@@ -170,8 +175,10 @@ def _about(smoothing: Smoothing, fingerprint: Mapping[str, object], n_pool: int)
     return {"is_on": True, "key": key, "version": VERSION, "n_pool": n_pool, "n_nodes": len(smoothing.keys)}
 
 
-def _nodes_before(folder: Path | None, keys: Sequence[str], fingerprint: Mapping[str, object]) -> list[str] | None:
-    """Return the nodes of the model version before, if its graph still fits the pool."""
+def _before(
+    folder: Path | None, keys: Sequence[str], fingerprint: Mapping[str, object]
+) -> tuple[list[str], int] | None:
+    """Return the nodes of the model version before and the size of its pool, if its graph still fits the pool."""
     if folder is None:
         return None
     try:
@@ -187,7 +194,7 @@ def _nodes_before(folder: Path | None, keys: Sequence[str], fingerprint: Mapping
         return None
     has_grown = len(keys) > GROWTH * about["n_pool"]
     is_left = len(set(keys).intersection(nodes)) >= STILL_THERE * len(nodes)
-    return nodes if is_left and not has_grown else None
+    return (nodes, int(about["n_pool"])) if is_left and not has_grown else None
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
     started = time.perf_counter()
     task = job.settings.task
     model = Classifier.open(
-        job.model, job.settings, job.cache, job.device, is_calibrated=job.is_calibrated, pool=job.pool
+        job.model, job.settings, job.cache, job.device, is_calibrated=job.is_calibrated, pool=lambda: job.pool
     )
     features_out = job.features_out if model.has_own_trunk else None
     failed: list[tuple[int, str]] = []

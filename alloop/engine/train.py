@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,8 +60,9 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     _check_labels(job)
     hardware = build_hardware(job.settings, job.device)
     backbone = build_backbone(job.settings, search_paths(job.cache))
-    graph = prepare_graph(job, backbone, hardware, progress)
-    metadata = _metadata(job, backbone) | {"pool_features": dict(graph.about)}
+    fingerprint = backbone.fingerprint()
+    graph = prepare_graph(job, backbone, fingerprint, hardware, progress)
+    metadata = _metadata(job, fingerprint) | {"pool_features": dict(graph.about)}
     n_networks = job.settings.model.n_networks
     parts = [_specialties(job, number) for number in range(n_networks)]
     members = Members(job, n_networks, graph.about)
@@ -326,7 +327,7 @@ def _check_enough(targets: Sequence[Target], coding: Coding) -> None:
         raise LabelError(shortage, "Label some images of another class.")
 
 
-def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
+def _metadata(job: TrainJob, fingerprint: Mapping[str, object]) -> dict[str, object]:
     """Content of model.json. It holds only the settings that shape a model, because others may hold secrets."""
     return {
         "classes": list(job.classes),
@@ -338,6 +339,6 @@ def _metadata(job: TrainJob, backbone: Backbone) -> dict[str, object]:
         "n_labels": len(job.images),
         "n_holdout": len(job.holdout),
         "depth": depth_of_all((*job.images, *job.holdout)),
-        "backbone": backbone.fingerprint(),
+        "backbone": dict(fingerprint),
         "library_versions": library_versions(),
     }

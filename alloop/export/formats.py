@@ -19,7 +19,7 @@ from alloop.composition import EXPORTS
 from alloop.errors import LabelError, did_you_mean
 from alloop.export.images import check_images, file_names
 from alloop.export.rows import COLUMNS, Cell, Include, LabelRow, as_cells, as_table, as_text, list_exported
-from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
+from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, check_new_folder
 from alloop.names import folder_names
 from alloop.pool.placing import place_image
 from alloop.project import Project
@@ -90,7 +90,12 @@ def export_labels(project: Project, target: Path, form: str, *, copy: bool = Fal
     files = file_names(labels) if with_images else {}
     export = Export(project.config.project.name, classes, labels, files, shapes)
     if with_images:
-        _check_target(target)
+        check_new_folder(
+            target,
+            "Name a new folder: an export never goes into a folder that holds other files.",
+            "Name a new folder, or set --format csv, jsonl or parquet.",
+            LabelError,
+        )
         with atomic_folder(target) as folder:
             (folder / OUTPUT_MARK).touch()
             _FOLDERS[form](export, folder, copy)
@@ -98,16 +103,6 @@ def export_labels(project: Project, target: Path, form: str, *, copy: bool = Fal
         with atomic_path(target) as temporary:
             _FILES[form](list(labels.values()), temporary)
     return len(labels)
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise LabelError(f"{target} is not a folder.", "Name a new folder, or set --format csv, jsonl or parquet.")
-    if target.is_dir() and (found := next(target.iterdir(), None)):
-        raise LabelError(
-            f"{target} is not empty: it holds {found.name}.",
-            "Name a new folder: an export never goes into a folder that holds other files.",
-        )
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

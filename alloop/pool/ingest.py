@@ -14,7 +14,7 @@ from alloop.errors import PoolError, WorkerKilled
 from alloop.executor import Executor
 from alloop.pool import pixels
 from alloop.pool.hashing import fingerprint
-from alloop.pool.sources import Fetched, find_source
+from alloop.pool.sources import Fetched, fetch_image
 from alloop.progress import Progress, silent
 from alloop.records import ImageFile, UnreadableFile
 
@@ -34,14 +34,11 @@ def inspect_file(location: str, max_pixels: int, may_be_cut: bool = False) -> Im
         Width and height after EXIF orientation, the SHA-256 of the bytes, the perceptual fingerprint at the image's own
         depth; or the reason in words why the image cannot be used.
     """
-    # Pixels of 4 channels with 32 bits, and room for metadata. A larger file is a video or a disk image.
-    most = max_pixels * 16 + 2**26
     found, sha256 = Fetched(0, 0), None
     try:
-        found = find_source(location).fetch(location, most)
+        found = fetch_image(location, max_pixels)
         if found.data is None:
-            reason = found.reason or f"too large: {found.size} bytes, more than any image of {max_pixels} pixels has"
-            return UnreadableFile(location, found.size, found.mtime_ns, reason)
+            return UnreadableFile(location, found.size, found.mtime_ns, found.reason)
         sha256 = hashlib.sha256(found.data).hexdigest()
         seen = pixels.look(found.data, max_pixels, may_be_cut=may_be_cut)
         phash = fingerprint(seen.image)

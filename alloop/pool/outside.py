@@ -18,7 +18,7 @@ from torch import Tensor
 from alloop.errors import PoolError
 from alloop.pool import pixels
 from alloop.pool.local_files import printable
-from alloop.pool.sources import LOCAL, find_source, scheme_of
+from alloop.pool.sources import LOCAL, fetch_image, scheme_of
 from alloop.records import ImageRef
 
 OutsideImage = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -58,7 +58,10 @@ def outside_ref(image: object, number: int, reading: Reading) -> ImageRef:
     try:
         if isinstance(image, str | os.PathLike):
             name = location_of(os.fspath(image))
-            data = _fetch(name, reading.max_pixels)
+            found = fetch_image(name, reading.max_pixels)
+            if found.data is None:
+                raise pixels.UnreadableImage(found.reason)
+            data = found.data
         else:
             data = _encode(image)
         is_deep = pixels.peek(data, reading.max_pixels)
@@ -85,16 +88,6 @@ def location_of(name: str) -> str:
     if scheme_of(name) != LOCAL:
         return name
     return printable(os.path.abspath(os.path.expanduser(name)))  # noqa: PTH100, PTH111 (a text that may not be UTF-8)
-
-
-def _fetch(location: str, max_pixels: int) -> bytes:
-    most = max_pixels * 16 + 2**26  # as in pool/ingest.py
-    found = find_source(location).fetch(location, most)
-    if found.data is None:
-        raise pixels.UnreadableImage(
-            found.reason or f"too large: {found.size} bytes, more than any image of {max_pixels} pixels has"
-        )
-    return found.data
 
 
 def _encode(image: object) -> bytes:

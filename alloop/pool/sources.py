@@ -227,6 +227,19 @@ def folder_of(location: str) -> str:
     return scheme + colon if colon else ""
 
 
+def fetch_image(location: str, max_pixels: int) -> Fetched:
+    """Return the bytes of a file that may be an image of at most so many pixels; without bytes, the reason.
+
+    A larger file than such an image can have is a video or a disk image, and is not read.
+    """
+    # Pixels of 4 channels with 32 bits, and room for metadata.
+    found = find_source(location).fetch(location, max_pixels * 16 + 2**26)
+    if found.data is not None or found.reason:
+        return found
+    reason = f"too large: {found.size} bytes, more than any image of {max_pixels} pixels has"
+    return dataclasses.replace(found, reason=reason)
+
+
 def read_bytes(location: str) -> bytes:
     """Read all bytes of an image.
 

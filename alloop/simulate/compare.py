@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from alloop import __version__
-from alloop.calibration.calibrator import prepare
+from alloop.calibration.calibrator import plain, prepare
 from alloop.calibration.choose import cross_fit, fit_calibrator, to_json
-from alloop.calibration.weighing import plain
 from alloop.config.load import validate_config
 from alloop.config.schema import Config
 from alloop.engine.classifier import Classifier
@@ -328,7 +327,7 @@ def _strangers(
     plan: _Plan, settings: CompareSettings, data: LabeledImages, trained: TrainResult
 ) -> dict[str, OodScore]:
     model = Classifier.open(
-        trained.files, EngineSettings.of(plan.config), settings.cache, settings.device, pool=data.images
+        trained.files, EngineSettings.of(plan.config), settings.cache, settings.device, pool=lambda: data.images
     )
     inside = [data.images[p] for p in plan.parts.test.tolist()]
     seed = derive_seed(plan.seed, "ood")

@@ -5,7 +5,6 @@ chosen on the other folds; the calibrator by cross-validation among them.
 """
 
 import dataclasses
-import hashlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from alloop.seeds import derive_seed
 from alloop.simulate.cells import Deadline, digest_of, read_cell_file
 from alloop.simulate.compare import check_classes
 from alloop.simulate.labeled import LabeledImages, Parts, draw_folds
-from alloop.simulate.warming import compute_features, refuse_failed, time_trunk
+from alloop.simulate.warming import compute_features, digest_of_trunk, refuse_failed, time_trunk
 
 N_FOLDS = 5
 LAYOUT = 1  # layout of cell files; files of another layout are computed again
@@ -287,8 +286,7 @@ def _warm(settings: TrunksSettings, contender: Contender, data: LabeledImages, p
     backbone = compute_features(contender.config, data.images, settings.cache, settings.device, progress)
     seconds = 0.0
     for part in backbone.parts or (backbone,):
-        name = hashlib.sha256(repr(sorted(part.fingerprint().items())).encode()).hexdigest()[:12]
-        note = settings.out / f"trunk-{name}.json"
+        note = settings.out / f"trunk-{digest_of_trunk(part)[:12]}.json"
         seconds += time_trunk(part, contender.config, data.images, settings.device, note)
     return _Warm(backbone.n_features, seconds)
 
@@ -309,6 +307,7 @@ def _run(plan: _Plan, settings: TrunksSettings, data: LabeledImages, executor: E
             device=settings.device,
             is_test=True,  # nothing is fitted to the outer fold, the calibrator neither
             pool=data.images,
+            is_distilled=False,
         )
         trained = executor.submit(job)
     refuse_failed(trained.failed, data.images)
@@ -445,7 +444,10 @@ def table_lines(comparison: TrunkComparison) -> list[dict[str, object]]:
 
 
 def _ends(start: str, intervals: Mapping[str, Interval]) -> dict[str, str]:
-    """Return value, low and high of every metric; empty where there is no interval."""
+    """Return the cells of a line: each metric's value and the two ends of its interval, as texts.
+
+    A metric without an interval has empty texts. The names of the cells begin with `start`.
+    """
     found = {}
     for metric in METRICS:
         for field, end in (("value", ""), ("low", "_low"), ("high", "_high")):

@@ -47,7 +47,7 @@ def time_trunk(backbone: Backbone, config: Config, images: Sequence[ImageRef], d
         device: Device instead of `[model] device`.
         note: JSON file that keeps the result. If it is missing, damaged or of another trunk, the trunk is timed.
     """
-    digest = hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
+    digest = digest_of_trunk(backbone)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(note.read_text())
         if known["backbone"] == digest:
@@ -60,6 +60,11 @@ def time_trunk(backbone: Backbone, config: Config, images: Sequence[ImageRef], d
     seconds = (time.perf_counter() - started) / len(sample)
     write_json(note, {"backbone": digest, "seconds_per_image": seconds, "n_images": len(sample)})
     return seconds
+
+
+def digest_of_trunk(backbone: Backbone) -> str:
+    """Return the SHA-256 of everything that features of the trunk depend on, 64 hex digits."""
+    return hashlib.sha256(repr(sorted(backbone.fingerprint().items())).encode()).hexdigest()
 
 
 def refuse_failed(failed: Sequence[tuple[int, str]], images: Sequence[ImageRef]) -> None:

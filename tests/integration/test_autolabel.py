@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from factories import (
     write_settings,
 )
 
+from alloop.engine import pool_features
 from alloop.errors import LeaseHeld
 from alloop.loop.automatic import promise as promises
 from alloop.loop.automatic.promise import Promise, label_automatically
@@ -70,6 +72,11 @@ def rows(project: Project, *, without: tuple[str, ...] = ()) -> dict[str, list[A
 def truth_of(project: Project) -> dict[str, str]:
     with (project.folder / "truth.csv").open(newline="") as file:
         return {row["file"]: row["label"] for row in csv.DictReader(file)}
+
+
+def auto_classes(project: Project) -> dict[int, str]:
+    with reading(project.database) as session:
+        return {label.image_id: label.class_name for label in list_auto_labels(session)}
 
 
 def test_sure_images_get_a_label_that_is_not_a_persons(project: Project):
@@ -367,3 +374,16 @@ def test_a_model_that_was_taught_by_automatic_labels_cannot_label_automatically(
 
     assert outcome.code == 1
     assert "trained on automatic labels" in outcome.err
+
+
+def test_a_deleted_cache_changes_nothing(project: Project):
+    before = autolabel(project, *EASY, "--json")
+    labeled = auto_classes(project)
+    shutil.rmtree(project.folder / "cache")
+    pool_features._last.clear()  # as in another process
+
+    after = autolabel(project, *EASY, "--json")
+
+    assert (before.code, after.code) == (0, 0), after.err
+    assert auto_classes(project) == labeled
+    assert labeled

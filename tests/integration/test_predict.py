@@ -17,6 +17,7 @@ from command_line import alloop
 from factories import make_project, make_settings, render_toml
 from PIL import Image
 
+from alloop.engine import pool_features
 from alloop.engine.score_file import read_log_probs, read_scores
 from alloop.files import sha256_of
 from alloop.loop.choosing.pool_scores import find_suspects, suspect_bound, suspect_threshold
@@ -407,3 +408,13 @@ def test_the_threshold_for_suspects_lies_between_two_scores_of_the_pool():
     assert suspect_threshold(ood, 0.8) == 7.5
     assert 9 < suspect_threshold(ood, 0.99) < 9.0001
     assert suspect_threshold(ood[:0], 0.99) is None
+
+
+def test_a_deleted_cache_changes_no_number(made: Path, tmp_path: Path):
+    folder = tmp_path / "pets"
+    shutil.copytree(made, folder)
+    before = predict(folder, tmp_path / "before.csv", "--pool")
+    shutil.rmtree(folder / "cache")
+    pool_features._last.clear()  # as in another process
+
+    assert predict(folder, tmp_path / "after.csv", "--pool") == before

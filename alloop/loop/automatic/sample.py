@@ -2,22 +2,19 @@
 
 import dataclasses
 import hashlib
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
-from alloop.calibration.weighing import plain
+from alloop.calibration.calibrator import plain
 from alloop.config.load import validate_config
-from alloop.engine.jobs import ScoreJob
 from alloop.engine.score_file import read_log_probs
-from alloop.engine.settings import EngineSettings
 from alloop.errors import ConfigError, LabelError, ModelError
 from alloop.evaluation.autolabel import FEWEST
 from alloop.loop.intake.near_copies import list_groups
+from alloop.loop.uncalibrated import scored_apart
 from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import ImageRef, QueryStatus, Reason, Split
@@ -158,17 +155,7 @@ def predict(bench: Workbench, sample: Sample, device: str | None = None) -> Pred
         ModelError: The model is damaged, or belongs to another backbone.
     """
     model = sample.model
-    with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
-        job = ScoreJob(
-            settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
-            model=model.files(bench.project.folder),
-            images=(*sample.holdout, *sample.rest),
-            cache=bench.project.paths.cache,
-            out=Path(folder) / "uncalibrated.parquet",
-            device=device,
-            is_calibrated=False,
-        )
-        result = bench.executor.submit(job, bench.progress)
+    with scored_apart(bench, model, (*sample.holdout, *sample.rest), device) as result:
         classes: dict[int, str] = {}
         scores: dict[int, float] = {}
         for ids, rows in read_log_probs(result.path):

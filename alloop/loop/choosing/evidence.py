@@ -20,10 +20,9 @@ from alloop.engine.jobs import FeatureJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import PoolError
 from alloop.loop.choosing.pool_scores import PoolScores
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import pool_reader
 from alloop.loop.workbench import Tools
 from alloop.records import ImageRef, ModelFiles
-from alloop.store.session import reading
 
 GIB = 2**30
 BIG = 50_000  # number of candidates above which the cost of a strategy is announced
@@ -105,10 +104,8 @@ class Evidence:
         if self.scores is not None and Need.MEMBER_LOG_PROBS in needs:
             candidates = dataclasses.replace(candidates, member_log_probs=self.scores.member_log_probs(ids, name))
         if self.model is not None and Need.HEAD in needs:
-            project = self.tools.project
-            with reading(project.database) as session:
-                pool = list_pool(session, self.config)
-            model = Classifier.open(self.model, EngineSettings.of(self.config), project.paths.cache, pool=pool)
+            cache, pool = self.tools.project.paths.cache, pool_reader(self.tools.project, self.config)
+            model = Classifier.open(self.model, EngineSettings.of(self.config), cache, pool=pool)
             candidates = dataclasses.replace(candidates, head=model.predict_features)
         if Need.FEATURES in needs:
             features, labeled, labels = self._features(name, refs, known)

@@ -1,12 +1,16 @@
 """The images of the pool that teach features without labels."""
 
+from collections.abc import Callable
+
 from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config
 from alloop.loop.intake.near_copies import list_groups
+from alloop.project import Project
 from alloop.records import ImageRef, Split
 from alloop.store.annotations import list_labels
 from alloop.store.images import find_splits, list_refs
+from alloop.store.session import reading
 
 
 def list_pool(session: Session, config: Config) -> list[ImageRef]:
@@ -27,3 +31,13 @@ def list_pool(session: Session, config: Config) -> list[ImageRef]:
     order = sorted(refs, key=lambda ref: (ref.image_id not in labeled, ref.key))
     once = {groups.get(ref.image_id, ref.image_id): ref for ref in reversed(order)}
     return sorted(once.values(), key=lambda ref: ref.key)
+
+
+def pool_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]]:
+    """Return a function that lists these images when it is called: of a large pool, this takes a while."""
+
+    def read() -> list[ImageRef]:
+        with reading(project.database) as session:
+            return list_pool(session, config)
+
+    return read

@@ -1,30 +1,27 @@
 """Measurement of holdout predictions, also again when more of the holdout is labeled."""
 
 import dataclasses
-import tempfile
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from alloop.calibration.weighing import plain
+from alloop.calibration.calibrator import plain
 from alloop.config.load import validate_config
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
+from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.score_file import read_log_probs
-from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import TASKS as CODINGS
 from alloop.engine.targets import Coding, encode_known
 from alloop.errors import LabelError, ModelError
 from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.evaluation.measures import Measures
 from alloop.loop.intake.reach import require_reachable
-from alloop.loop.intake.teaching import list_pool
 from alloop.loop.measuring.findings import GROWN
 from alloop.loop.measuring.holdout_file import write_holdout
 from alloop.loop.measuring.pool_brings import RAW_HEADS, SMOOTHED_HEADS
+from alloop.loop.uncalibrated import scored_apart
 from alloop.loop.workbench import Workbench
 from alloop.project import Project
 from alloop.records import ImageRef, Interval, Split
@@ -161,7 +158,6 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
         labels = {label.image_id: label.consensus.value for label in list_labels(session, Split.HOLDOUT)}
         refs = find_refs(session, labels)
         grown = list_grown(session)
-        pool = list_pool(session, project.config)
         number = None if model is None else find_round_number(session, model.round_id)
     if model is None or number is None:
         raise ModelError("There is no model yet.", "`alloop run` trains one as soon as two classes have labels.")
@@ -171,7 +167,7 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
         raise LabelError("No holdout image has a label yet.", "`alloop run` asks about them in round 0.")
     # In the order of the training, by content: folds and resamples are then the same.
     by_content = sorted(usable.values(), key=lambda ref: ref.sha256)
-    pooled, order = _predict(bench, model, by_content, pool, device)
+    pooled, order = _predict(bench, model, by_content, device)
     if not order:
         raise LabelError(
             f"None of the {len(usable)} labeled holdout images can be read.", "`alloop pool check` says why."
@@ -199,24 +195,13 @@ def evaluate(bench: Workbench, device: str | None = None) -> tuple[str, dict[str
 
 
 def _predict(
-    bench: Workbench, model: ModelRecord, refs: list[ImageRef], pool: Sequence[ImageRef], device: str | None
+    bench: Workbench, model: ModelRecord, refs: list[ImageRef], device: str | None
 ) -> tuple[torch.Tensor, list[int]]:
     """Return uncalibrated log p̄ in float64, and the ids of the images that could be read, in that order.
 
     log p̄ is [N, K], or [N, 2, K] by raw and smoothed heads.
     """
-    with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
-        job = ScoreJob(
-            settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
-            model=model.files(bench.project.folder),
-            images=tuple(refs),
-            cache=bench.project.paths.cache,
-            out=Path(folder) / "holdout.parquet",
-            device=device,
-            is_calibrated=False,
-            pool=tuple(pool),
-        )
-        result = bench.executor.submit(job, bench.progress)
+    with scored_apart(bench, model, refs, device) as result:
         parts = list(read_log_probs(result.path))
     pooled = torch.cat([rows for _, rows in parts]).double() if parts else torch.empty(0, len(model.classes))
     return pooled, [int(image_id) for ids, _ in parts for image_id in ids]

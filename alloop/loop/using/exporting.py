@@ -7,24 +7,12 @@ from sqlalchemy.orm import Session
 from alloop.config.load import validate_config
 from alloop.engine.jobs import ExportJob
 from alloop.engine.settings import EngineSettings
-from alloop.errors import ModelError
-from alloop.loop.choosing.pool_scores import load_scores, suspect_bound
 from alloop.loop.intake.teaching import list_pool
 from alloop.project import Project
 from alloop.store.images import list_refs
-from alloop.store.rounds import ModelRecord, RoundRecord
+from alloop.store.rounds import ModelRecord
 
 CHECKED = 64  # images that exported files are run on
-
-
-def find_suspect_bound(project: Project, current: RoundRecord, model: ModelRecord) -> float | None:
-    """Return the OOD score above which images of a round's pool are suspect; None if the round has no scores."""
-    settings = validate_config(model.config, f"the config of model {model.name}").acquisition
-    try:
-        scores = load_scores(project, current, settings)
-    except ModelError:  # its file is gone; the card can do without
-        return None
-    return None if scores is None else suspect_bound(scores.scores.ood, settings.suspect_quantile)
 
 
 def make_export_job(

@@ -12,7 +12,7 @@ from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import sha256_of
 from alloop.loop.choosing.pool_scores import AGAIN, suspect_threshold
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import pool_reader
 from alloop.pool.outside import Reading
 from alloop.project import Project
 from alloop.store.images import find_depth
@@ -55,8 +55,7 @@ def open_model(project: Project, number: int | None = None, device: str | None =
     with reading(project.database) as session:
         record, current = find_version(session, number)
         depth = find_depth(session)
-        config = _settings_of(project, record)
-        teaching = list_pool(session, config)
+    config = _settings_of(project, record)
     pool = project.config.pool
     classifier = Classifier.open(
         record.files(project.folder),
@@ -65,9 +64,9 @@ def open_model(project: Project, number: int | None = None, device: str | None =
         device,
         fills_cache=False,
         reading=Reading(pool.max_pixels, pool.truncated == "accept", depth),
-        pool=teaching,
+        pool=pool_reader(project, config),
     )
-    bound, why_unknown = _suspect_above(project, current, record, config.acquisition.suspect_quantile)
+    bound, why_unknown = suspect_above(project, current, record)
     notes = [f"No image can be marked as suspect: {why_unknown}"] if why_unknown else []
     unknown = [name for name in project.config.project.classes if name not in record.classes]
     if unknown:
@@ -98,10 +97,11 @@ def _settings_of(project: Project, record: ModelRecord) -> Config:
     return set_values(frozen, model={"device": today.model.device}, train={"workers": today.train.workers})
 
 
-def _suspect_above(
-    project: Project, current: RoundRecord, record: ModelRecord, quantile: float
-) -> tuple[float | None, str]:
-    """Return the OOD score above which an image is suspect; without it, the reason in a sentence."""
+def suspect_above(project: Project, current: RoundRecord, record: ModelRecord) -> tuple[float | None, str]:
+    """Return the OOD score above which an image is suspect, and an empty text; or None and the reason.
+
+    The score comes from the round's scores of the pool, which must be those of this model.
+    """
     if current.scores_path is None:
         return None, f"round {current.number} has no scores. {AGAIN}"
     path = project.folder / current.scores_path
@@ -114,4 +114,5 @@ def _suspect_above(
     ood, model_sha256 = read_ood(path)
     if model_sha256 != record.sha256:
         return None, f"the scores in {path} are of another model. {AGAIN}"
+    quantile = _settings_of(project, record).acquisition.suspect_quantile
     return suspect_threshold(ood, quantile), "" if len(ood) else f"the scores in {path} hold no image."

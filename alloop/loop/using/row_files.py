@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alloop.errors import LabelError
-from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path
+from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, check_new_folder
 from alloop.names import folder_names
 from alloop.pool.placing import place_image, placed_name
 
@@ -86,13 +86,8 @@ def open_folders(
             f"Images below --min-probability go to the folder '{UNSURE}', and there is a class '{same[0]}'.",
             "Leave out --min-probability, and sort by the column `probability` of --out.",
         )
-    if target.exists() and not target.is_dir():
-        raise LabelError(f"{target} is not a folder.", "Name a new folder.")
-    if target.is_dir() and (found := next(target.iterdir(), None)):
-        raise LabelError(
-            f"{target} is not empty: it holds {found.name}.",
-            "Name a new folder: images never go into a folder that holds other files.",
-        )
+    hint = "Name a new folder: images never go into a folder that holds other files."
+    check_new_folder(target, hint, error=LabelError)
     with atomic_folder(target) as folder:
         (folder / OUTPUT_MARK).touch()
         yield SortedFolders(folder, names, copy=copy, min_probability=min_probability)

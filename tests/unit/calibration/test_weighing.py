@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from alloop.calibration.calibrator import Unchanged, prepare
+from alloop.calibration.calibrator import Unchanged, plain, prepare
 from alloop.calibration.choose import cross_fit, fit_apart, fit_calibrator, from_json, to_json
 from alloop.calibration.folds import draw_folds
 from alloop.calibration.temperature import Temperature
-from alloop.calibration.weighing import CAUTIOUS, STRENGTH, Weighed, fit_weights, plain, weigh
+from alloop.calibration.weighing import CAUTIOUS, STRENGTH, Weighed, fit_weights, weigh
 from alloop.engine.calibrate import apply_calibration, as_record
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import alloop
 from factories import NOW, at_bench, make_project, tools_of, write_picture
+from known_labels import labels, sha256_of_image, write_csv
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -26,7 +27,7 @@ from alloop.loop.intake.labels import derive_labels, import_labels, judge_of
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Answer, Outcome, Split
-from alloop.store.annotations import AnnotationRecord, add_annotations, list_current, list_labels
+from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
 from alloop.store.auto_labels import add_auto_labels, add_look
 from alloop.store.images import list_refs, set_split
 from alloop.store.queries import list_queries
@@ -40,25 +41,9 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path, n=6)
 
 
-def write_csv(project: Project, *rows: str) -> Path:
-    path = project.folder / "known.csv"
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
-
-
-def labels(project: Project) -> dict[str, str]:
-    with reading(project.database) as session:
-        return {Path(str(label.path)).name: label.consensus.value for label in list_labels(session)}
-
-
 def ids_by_name(project: Project) -> dict[str, int]:
     with reading(project.database) as session:
         return {Path(ref.path).name: ref.image_id for ref in list_refs(session)}
-
-
-def sha256_of_image(project: Project, name: str) -> str:
-    with reading(project.database) as session:
-        return next(ref.sha256 for ref in list_refs(session) if Path(ref.path).name == name)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

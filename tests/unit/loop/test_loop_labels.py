@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from factories import at_bench, make_project, write_picture
+from known_labels import labels, sha256_of_image, write_csv
 from sqlalchemy import text
 
 from alloop.errors import LabelError
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.intake.labels import import_labels
 from alloop.project import Project
-from alloop.store.annotations import list_labels
 from alloop.store.images import list_refs
 from alloop.store.session import reading
 
@@ -20,25 +20,9 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path, n=6)
 
 
-def write_csv(project: Project, *rows: str) -> Path:
-    path = project.folder / "known.csv"
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
-
-
-def labels(project: Project) -> dict[str, str]:
-    with reading(project.database) as session:
-        return {Path(str(label.path)).name: label.consensus.value for label in list_labels(session)}
-
-
 def count_annotations(project: Project) -> int:
     with reading(project.database) as session:
         return session.execute(text("SELECT count(*) FROM annotation")).scalar_one()
-
-
-def sha256_of_image(project: Project, name: str) -> str:
-    with reading(project.database) as session:
-        return next(ref.sha256 for ref in list_refs(session) if Path(ref.path).name == name)
 
 
 def test_a_file_is_found_by_path_relative_path_name_or_hash(project: Project):
