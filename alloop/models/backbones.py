@@ -162,7 +162,7 @@ def load_backbone(
         ConfigError: The name is unknown.
         ModelError: The weights cannot be loaded, or do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(_cards_in_use()):  # `manual_seed` seeds every card too, also in a factory
         torch.manual_seed(seed)
         found = _find(name, weights, image_size, search_paths)
     backbone = found.resized_to(image_size)
@@ -173,6 +173,10 @@ def load_backbone(
     if backbone.image_size != found.image_size and not isinstance(backbone.module, Given):
         _try_size(backbone, name)
     return backbone
+
+
+def _cards_in_use() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def check_backbone(name: str, weights: str, search_paths: Sequence[Path] = ()) -> None:
