@@ -1,8 +1,8 @@
 """Run the same measurement with two versions of alloop, by turns, and compare them.
 
 A benchmark of this folder is one script with two roles. Without `--measure` it is the user's command: it calls
-`compare_versions`, which starts the script again with `--measure` for each version, by turns, so that both meet the same
-disturbances of the machine. With `--measure` it measures the alloop that it imports, and calls `report`.
+`compare_versions`, which starts the script again with `--measure` for each version, by turns, so that both meet
+the same disturbances of the machine. With `--measure` it measures the alloop that it imports, and calls `report`.
 
 The older version is a checkout of an older commit:
 
@@ -33,7 +33,7 @@ def cpu_seconds() -> float:
 
 def report(figures: Mapping[str, float]) -> None:
     """Hand the figures of `--measure` to the process that compares."""
-    print(_MARK + json.dumps(dict(figures)), flush=True)  # noqa: T201
+    print(_MARK + json.dumps(dict(figures)), flush=True)
 
 
 def measure(checkout: Path, script: str, arguments: Sequence[str] = ()) -> Figures:
@@ -65,7 +65,7 @@ def compare_versions(
 
 
 def table(old: Figures, new: Figures, targets: Mapping[str, float], unit: str = "ms") -> str:
-    """Return a table in Markdown: each figure (a time) before, now, and how many times faster; targets as such a ratio."""
+    """Return a table in Markdown: each time before, now, and how many times faster. Targets are such ratios."""
     lines = [f"| | before, {unit} | now, {unit} | times faster | target |", "|---|---|---|---|---|"]
     for name, now in new.items():
         ratio, wanted = old[name] / now if name in old else float("nan"), targets.get(name)
