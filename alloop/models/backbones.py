@@ -176,7 +176,8 @@ def load_backbone(
 
 
 def _cards_in_use() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if is_used else []
 
 
 def check_backbone(name: str, weights: str, search_paths: Sequence[Path] = ()) -> None:
