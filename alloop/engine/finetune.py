@@ -58,24 +58,35 @@ class Setup:
     hardware: Hardware
     new_norms: tuple[Norm, ...] = ()  # batch normalization that started without statistics, and learns them
 
-    def learn(self, batch_size: int) -> None:
-        """Put the trunk into training mode, except for batch normalization that came with statistics.
-
-        A batch of one image has no statistics to learn from, so all batch normalization stays in eval mode for it.
-        """
+    def learn(self) -> None:
+        """Put the trunk into training mode, except for batch normalization that came with statistics."""
         self.backbone.module.train()
         for module in self.backbone.module.modules():
-            if isinstance(module, Norm) and (batch_size == 1 or module not in self.new_norms):
+            if isinstance(module, Norm) and module not in self.new_norms:
                 module.eval()
+
+    def learn_statistics(self, n_images: int) -> None:
+        """Let batch normalization learn from a batch, unless it is a single image, which has no statistics."""
+        for module in self.new_norms:
+            module.train(n_images > 1)
 
     def keep_gradients(self, wanted: bool) -> None:
         for module in (self.backbone.module, self.heads):
             module.to(self.hardware.device).requires_grad_(wanted)
+        if self.is_cuda:
+            _lay_out(self.backbone.module, torch.channels_last if wanted else torch.contiguous_format)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.hardware.device.type == "cuda"
 
     def prepare(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images [B, 3, S, S] on the device, normalized and mixed as the recipe says, and their targets."""
         device, mixing = self.hardware.device, self.recipe.mixing
-        normalized, labels = self.backbone.normalize(images.to(device)), targets.to(device)
+        normalized = self.backbone.normalize(images.to(device, non_blocking=True))
+        labels = targets.to(device, non_blocking=True)
+        if self.is_cuda:
+            normalized = normalized.contiguous(memory_format=torch.channels_last)
         if not mixing.is_on:
             return normalized, labels
         return mix(normalized, labels, self.heads.n_classes, mixing, generator)
@@ -83,7 +94,7 @@ class Setup:
     def logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Raw logits [M, B, K] of prepared images. On CUDA the trunk runs in mixed precision, the heads never do."""
         device = self.hardware.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.is_cuda):
             features = self.backbone.module(images)
         if self.recipe.dropout is not None:
             return self.recipe.dropout.train_step(self.heads, features, generator)
@@ -109,7 +120,7 @@ def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progr
     best = _Best(_validate(setup, validation), setup)
     epochs: list[dict[str, float]] = []
     device = setup.hardware.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if setup.is_cuda else []):
         torch.manual_seed(derive_seed(seed, "augmentation"))
         for epoch in range(1, recipe.epochs + 1):
             loss = _train_epoch(setup, train, optimizer, schedule, derive_seed(seed, "order", epoch))
@@ -148,16 +159,21 @@ def pooled_log_probs(
 
 
 class _Best:
-    """Weights of the epoch with the lowest validation NLL, or of the last epoch without a validation part."""
+    """Weights of the epoch with the lowest validation NLL, or of the last epoch without a validation part.
+
+    They are copied within the device: the room is taken once, before the first epoch.
+    """
 
     def __init__(self, nll: float, setup: Setup) -> None:
         self.epoch, self._nll, self._waited = 0, nll, 0
-        self._states = _copy_states(setup)
+        self._states = [{name: tensor.clone() for name, tensor in state.items()} for state in _states(setup)]
 
     def offer(self, nll: float, epoch: int, setup: Setup) -> int:
         """Keep these weights if they are better. Return the number of epochs since the last better ones."""
         if math.isnan(nll) or nll < self._nll:
-            self._states = _copy_states(setup)
+            for kept, state in zip(self._states, _states(setup), strict=True):
+                for name, tensor in state.items():
+                    kept[name].copy_(tensor)
             self.epoch, self._nll, self._waited = epoch, nll, 0
         else:
             self._waited += 1
@@ -170,16 +186,17 @@ class _Best:
         setup.keep_gradients(False)
 
 
-def _copy_states(setup: Setup) -> list[dict[str, Tensor]]:
-    """Copy the weights of trunk and heads to the CPU.
+def _states(setup: Setup) -> list[dict[str, Tensor]]:
+    """Return the weights of trunk and heads, where they are.
 
     Raises:
         ModelError: A weight is not finite. The loss does not show this, because it was computed before the last step.
     """
     modules = (setup.backbone.module, setup.heads)
-    if not all(bool(torch.isfinite(weight).all()) for module in modules for weight in module.parameters()):
+    finite = torch.stack([torch.isfinite(weight).all() for module in modules for weight in module.parameters()])
+    if not bool(finite.all()):
         raise _diverged()
-    return [{name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()} for module in modules]
+    return [{name: tensor.detach() for name, tensor in module.state_dict().items()} for module in modules]
 
 
 def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -194,7 +211,8 @@ def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch
         vectors = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
         groups.append({"params": matrices, "lr": rate, "weight_decay": recipe.weight_decay})
         groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+    fused = True if setup.is_cuda else None  # one kernel for all weights; None leaves other devices to PyTorch
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=fused)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
 
 
@@ -226,16 +244,26 @@ def _train_epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     seed: int,
 ) -> float:
-    """One pass over the training part. Returns the mean loss of its batches."""
+    """One pass over the training part. Returns the mean loss of its batches.
+
+    The host waits for the device only at the end.
+
+    Raises:
+        ModelError: A loss or a logit was not finite.
+    """
     losses, pieces = [], 1
     generator = torch.Generator().manual_seed(derive_seed(seed, "mixing and dropout"))
+    setup.learn()
     for batch in _augmented(setup, train, seed):
         if not len(batch.positions):
             continue
         loss, pieces = _step(setup, optimizer, batch.images, train.targets[batch.positions], pieces, generator)
         schedule.step()
         losses.append(loss)
-    return sum(losses) / max(1, len(losses))
+    read = torch.stack(losses).tolist() if losses else [0.0]
+    if not all(map(math.isfinite, read)):
+        raise _diverged()
+    return sum(read) / len(read)
 
 
 def _step(
@@ -245,18 +273,20 @@ def _step(
     targets: Tensor,
     pieces: int,
     generator: torch.Generator,
-) -> tuple[float, int]:
+) -> tuple[Tensor, int]:
     """Update once from a batch, in as many pieces as the memory demands. Return the loss and the number of pieces.
 
-    Mixing, MMCE and DCA treat each piece as a batch of its own.
+    The loss stays on the device; it is nan if a logit was not finite. Mixing, MMCE and DCA treat each piece as a batch
+    of its own.
     """
     while True:
         optimizer.zero_grad()
         try:
-            loss = sum(
+            parts = [
                 _backward(setup, part, labels, len(part) / len(images), generator)
                 for part, labels in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
-            )
+                if len(part)
+            ]
             break
         except RuntimeError as error:
             if not may_fit_smaller(error) or pieces >= len(images):
@@ -266,10 +296,15 @@ def _step(
         release_memory()
         pieces = min(2 * pieces, len(images))
         log.warning("out of memory: a batch of %d images is now taken in %d pieces", len(images), pieces)
-    if not math.isfinite(loss):
-        raise _diverged()
     optimizer.step()
-    return loss, pieces
+    return torch.stack(parts).sum(), pieces
+
+
+def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Set the memory order of the weights of convolutions. `Module.to` would refuse weights with five dimensions."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def _diverged() -> ModelError:
@@ -278,18 +313,14 @@ def _diverged() -> ModelError:
     )
 
 
-def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> float:
-    """Add the gradients of a part of a batch, and return its part of the loss."""
-    if not len(images):
-        return 0.0
-    setup.learn(len(images))
+def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Add the gradients of a part of a batch, and return its part of the loss; nan if a logit is not finite."""
+    setup.learn_statistics(len(images))
     prepared, labels = setup.prepare(images, targets, generator)
     logits = setup.logits(prepared, generator)
-    if not bool(torch.isfinite(logits).all()):
-        raise _diverged()
-    loss = share * setup.objective(logits, labels)
+    loss = share * setup.objective(logits, labels, check=False)
     torch.autograd.backward(loss)
-    return loss.item()
+    return torch.where(torch.isfinite(logits).all(), loss.detach(), math.nan)
 
 
 def _validate(setup: Setup, validation: Labeled) -> float:

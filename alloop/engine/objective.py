@@ -28,12 +28,22 @@ class Objective:
     class_weights: Tensor | None
     loss_scale: LossScale
 
-    def __call__(self, logits: Float[Tensor, "M B K"], targets: Targets) -> Tensor:
-        """Return the mean loss of a batch. Raises ValueError for logits that are not finite."""
+    def __call__(self, logits: Float[Tensor, "M B K"], targets: Targets, *, check: bool = True) -> Tensor:
+        """Return the mean loss of a batch.
+
+        Raises:
+            ValueError: A logit is not finite. The check waits for the device; without it such a loss is unusable.
+        """
         if self.loss.rule.is_plain and self.class_weights is None:
             return multi_head_loss(logits, targets, self.head_weights, loss_scale=self.loss_scale)
         return composed_loss(
-            self.loss, logits, targets, self.head_weights, self.class_weights, loss_scale=self.loss_scale
+            self.loss,
+            logits,
+            targets,
+            self.head_weights,
+            self.class_weights,
+            loss_scale=self.loss_scale,
+            check=check,
         )
 
     def to(self, device: torch.device) -> "Objective":

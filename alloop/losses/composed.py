@@ -18,6 +18,8 @@ def composed_loss(
     average: Average = "prob",
     loss_scale: LossScale = "mean",
     reduction: Reduction = "mean",
+    *,
+    check: bool = True,
 ) -> Tensor:
     """Return ℓ(p̄, q) + Σ_m ℓ_m(z_m, q), divided by M + 1 if `loss_scale` is "mean".
 
@@ -35,6 +37,7 @@ def composed_loss(
         average: Average of the pooled term; see `multi_head_loss`.
         loss_scale: "mean" keeps the learning rate independent of M; "sum" is the paper's formula.
         reduction: "mean" over B, "sum", or "none" for one value per image [B].
+        check: Refuse logits that are not finite. On a GPU the check waits for the results.
 
     Raises:
         ValueError: The loss does not accept soft targets, or a row of logits is not finite.
@@ -43,9 +46,9 @@ def composed_loss(
     """
     n_heads = logits.shape[0]
     if n_heads == 1:
-        return loss.value(logits[0], targets, class_weights, reduction)
+        return loss.value(logits[0], targets, class_weights, reduction, check=check)
     with torch.autocast(logits.device.type, enabled=False):
-        wide = check_finite(widen(logits))
+        wide = check_finite(widen(logits)) if check else widen(logits)
         pooled = average_log_probs(loss.scores(wide), average)
         total = loss.pooled_term(pooled, targets, class_weights, reduction)
         for head in range(n_heads):

@@ -116,7 +116,7 @@ def blend(values: Float[Tensor, "B ..."], partners: Tensor, share: float) -> Flo
     """Return λ v + (1 - λ) v[partners]. λ = 1 and λ = 0 give exactly one of both, even if the other is not finite."""
     if share == 1:
         return values
-    others = values[partners.to(values.device)]
+    others = values[partners.to(values.device, non_blocking=True)]
     return others if share == 0 else share * values + (1 - share) * others
 
 
@@ -124,7 +124,8 @@ def paste(images: Float[Tensor, "B C H W"], partners: Tensor, box: Box) -> Float
     """Return a copy of the images whose box shows the partners."""
     top, bottom, left, right = box
     pasted = images.clone()
-    pasted[..., top:bottom, left:right] = images[partners.to(images.device), ..., top:bottom, left:right]
+    partners = partners.to(images.device, non_blocking=True)
+    pasted[..., top:bottom, left:right] = images[partners, ..., top:bottom, left:right]
     return pasted
 
 

@@ -42,14 +42,16 @@ class Loss:
         targets: Targets,
         weights: Float[Tensor, "K"] | None = None,
         reduction: Reduction = "mean",
+        *,
+        check: bool = True,
     ) -> Tensor:
-        """Return the loss of a single predictor's raw logits, in float32 or wider.
+        """Return the loss of a single predictor's raw logits, in float32 or wider. `check` as in `composed_loss`.
 
         Raises:
             ValueError: The loss does not accept soft targets, or a row of logits is not finite.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            wide = check_finite(widen(logits))
+            wide = check_finite(widen(logits)) if check else widen(logits)
             if self.rule.place is LossPlace.POOLED:
                 return self.pooled_term(self.log_probs(wide), targets, weights, reduction)
             return self.head_term(wide, targets, weights, reduction)

@@ -103,8 +103,12 @@ class Backbone:
             images_of = split_pixels(images, [part.image_size for part in self.parts])
             normals = [part.normalize(its) for part, its in zip(self.parts, images_of, strict=True)]
             return join_pixels(normals, is_batch=True)
-        normal: Tensor = transforms.normalize(images.float() / 255, list(self.mean), list(self.std))
-        return normal
+        # torchvision's `normalize` waits for the device, because its copies of mean and deviation block.
+        mean, std = (
+            torch.tensor(values).reshape(3, 1, 1).to(images.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
+        return (images.float() / 255).sub(mean).div_(std)
 
     @property
     def deviation(self) -> Tensor:

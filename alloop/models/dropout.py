@@ -130,7 +130,7 @@ class HeadDropout:
                 torch.rand(row.shape, generator=generator, out=row)
         else:
             drawn = torch.rand(features.shape, generator=generators)
-        return (drawn < keep).to(device=features.device, dtype=torch.float32) / keep
+        return (drawn < keep).to(device=features.device, dtype=torch.float32, non_blocking=True) / keep
 
     @staticmethod
     def _dropped(features: Tensor, center: Tensor, masks: Tensor) -> Tensor:
