@@ -33,6 +33,7 @@ from alloop.engine.features import (
     trunk_features,
 )
 from alloop.engine.head_passes import HeadPasses
+from alloop.engine.links import Transform, link_images
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
 from alloop.engine.ood_score import ModelOutputs, ood_score
@@ -337,11 +338,13 @@ class Classifier:
         readable = [image for image in images if image.image_id not in gone]
         if failed:
             yield self._unread(failed)
-        size = self._images_at_once(CHUNK)
+        size, transform = self._images_at_once(CHUNK), None
+        if readable and self.smoothing is not None:
+            transform = link_images(self.smoothing, [image.key for image in readable], cache, self._cache, progress)
         for start in range(0, len(readable), size):
             chunk = readable[start : start + size]
             features = torch.from_numpy(cache.take([image.key for image in chunk]))
-            yield self._of_heads(self._published_heads, chunk, (), features)
+            yield self._of_heads(self._published_heads, chunk, (), features, transform)
 
     def _streamed(self, images: Iterable[ImageRef | OutsideImage], progress: Progress) -> Iterator[Outputs]:
         """Outputs of images of the pool and others, a few batches at a time; nothing is added to the cache."""
@@ -410,9 +413,14 @@ class Classifier:
         )
 
     def _of_heads(
-        self, heads: Sequence[MultiHead], images: Sequence[ImageRef], failed: Failed, features: Tensor
+        self,
+        heads: Sequence[MultiHead],
+        images: Sequence[ImageRef],
+        failed: Failed,
+        features: Tensor,
+        transform: Transform | None = None,
     ) -> Outputs:
-        """Outputs of all heads that see the same features."""
+        """Outputs of all heads that see the same features. `transform` smooths features as `Smoothing.transform`."""
         sha256s = [image.sha256 for image in images]
         logits = torch.cat([self._passes.logits(part, features, sha256s) for part in heads])
         lengths = torch.cat([self._passes.lengths(part, features) for part in heads])
@@ -420,7 +428,7 @@ class Classifier:
         if self.version.network.smoothed is not None and not images:
             smoothed_logits = logits  # of no image; the graph need not be there for that
         elif self.smoothing is not None:
-            smoothed = self.smoothing.transform([image.key for image in images], features)
+            smoothed = (transform or self.smoothing.transform)([image.key for image in images], features)
             smoothed_logits = torch.cat([self._passes.logits(part, smoothed, sha256s) for part in self._smoothed_heads])
         return Outputs(images, failed, features, logits, lengths, smoothed_logits)
 

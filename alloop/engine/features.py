@@ -86,7 +86,7 @@ def ensure_features(
             "Give the features again.",
         )
     failed: dict[str, str] = {}
-    with _Shards(features) as shards:
+    with Shards(features) as shards:
         for done, refs, batch, rows in trunk_batches(list(todo.values()), backbone, hardware):
             shards.add([refs[position].key for position in batch.positions.tolist()], rows)
             reasons = dict(batch.failed)
@@ -245,8 +245,11 @@ class _Joined:
         return rows
 
 
-class _Shards:
-    """Collect rows, and write them when they are worth a shard. The rest is written at the end, even after an error."""
+class Shards:
+    """Collect rows for a cache, and write them when they are worth a shard.
+
+    The rest is written at the end, even after an error.
+    """
 
     def __init__(self, cache: FeatureCache) -> None:
         self._cache = cache
@@ -254,7 +257,7 @@ class _Shards:
         self._rows: list[Tensor] = []
         self._since = time.monotonic()
 
-    def __enter__(self) -> "_Shards":
+    def __enter__(self) -> "Shards":
         return self
 
     def __exit__(self, *_: object) -> None:

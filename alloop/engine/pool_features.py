@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import Tensor
 
 from alloop.engine.build import Hardware
 from alloop.engine.features import ensure_features, open_features
@@ -39,7 +37,6 @@ _KEPT = 2  # graphs in the folder; older ones can be fitted again
 _log = logging.getLogger("alloop")
 # The graph that this process used last, by path, inode, size and time: a round trains and scores several times with it.
 _last: dict[tuple[str, int, int, int], Smoothing] = {}
-_last_outside: dict[str, tuple[Smoothing, Tensor]] = {}  # digest of the images' keys → their smoothed features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,23 +132,6 @@ def open_graph(
             "Train it again with `alloop train`.",
         )
     return found
-
-
-def smooth(smoothing: Smoothing, keys: Sequence[str], features: Float[Tensor, "B D"]) -> Float[Tensor, "B S"]:
-    """Return smoothed features of images, as `Smoothing.transform`.
-
-    The last images outside the graph are remembered: a round trains several models, which are all measured on the same
-    test set, and placing its images takes longer than the training.
-    """
-    if not bool((smoothing.positions(keys) < 0).any()):
-        return smoothing.transform(keys, features)
-    name = hashlib.sha256("".join(keys).encode()).hexdigest()
-    known = _last_outside.get(name)
-    if known is None or known[0] is not smoothing:
-        known = smoothing, smoothing.transform(keys, features)
-        _last_outside.clear()
-        _last_outside[name] = known
-    return known[1]
 
 
 def why_off(settings: EngineSettings) -> str:

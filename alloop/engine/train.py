@@ -27,10 +27,11 @@ from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.engine.links import link_images
 from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import Network, library_versions, save_version
 from alloop.engine.objective import Objective, balanced_weights
-from alloop.engine.pool_features import prepare_graph, smooth
+from alloop.engine.pool_features import prepare_graph
 from alloop.engine.targets import TASKS, Coding, Target
 from alloop.errors import LabelError
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
@@ -135,15 +136,14 @@ def _fit_frozen(
     _check_enough(labels.tolist(), coding)
     train, _ = _parts(job, seed, images, labels)
     holdout, _ = _readable(job.holdout, job.holdout_targets, failed, coding)
-    features = [torch.from_numpy(cache.take([ref.key for ref in refs])) for refs in (train.images, holdout)]
+    keys = [[ref.key for ref in refs] for refs in (train.images, holdout)]
+    features = [torch.from_numpy(cache.take(part)) for part in keys]
     progress("heads", 0, 1)
     heads, history = _fit_to(features[0], train.targets, job, derive_seed(seed, "heads"), specialties)
     predicted, smoothed = _member_log_probs(job, heads, features[1], holdout), None
     if smoothing is not None:
-        parts = [
-            smooth(smoothing, [ref.key for ref in refs], rows)
-            for refs, rows in zip((train.images, holdout), features, strict=True)
-        ]
+        transform = link_images(smoothing, [*keys[0], *keys[1]], cache, job.cache)
+        parts = [transform(part, rows) for part, rows in zip(keys, features, strict=True)]
         drawn = derive_seed(seed, "smoothed heads")
         smoothed, history["smoothed"] = _fit_to(parts[0], train.targets, job, drawn, specialties, is_smoothed=True)
         predicted = torch.stack([predicted, _member_log_probs(job, smoothed, parts[1], holdout)], dim=2)

@@ -7,6 +7,7 @@ nearest neighbors, and a graph of similar images. Heads on the smoothed features
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
@@ -34,6 +35,20 @@ PARTS = 1 + len(STEPS)
 SMALLEST = 1e-12  # product of two bandwidths: those of copies are 0
 
 _Say = Callable[[int], None]
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Links:
+    """What joins images outside the graph to it. Finding them takes most of the time of placing an image.
+
+    Attributes:
+        nodes: Positions of the ten nearest nodes [B, 10].
+        weights: Their weights [B, 10], of sum 1.
+    """
+
+    nodes: Int[Tensor, "B 10"]
+    weights: Float[Tensor, "B 10"]
 
 
 @final
@@ -78,12 +93,23 @@ class Smoothing:
         found = self._position_of
         return torch.tensor([found.get(key, -1) for key in keys], dtype=torch.int64)
 
-    def transform(self, keys: Sequence[str], features: Float[Tensor, "B D"]) -> Float[Tensor, "B 3A"]:
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that links depend on, in hex."""
+        found = hashlib.sha256()
+        for tensor in (self.mean, self.axes, self.least, self.metric, self.places, self.widths):
+            found.update(tensor.numpy().tobytes())
+        return found.hexdigest()
+
+    def transform(
+        self, keys: Sequence[str], features: Float[Tensor, "B D"], links: Links | None = None
+    ) -> Float[Tensor, "B 3A"]:
         """Return smoothed features: a node's own row of the graph, and `place` for all other images.
 
         Args:
             keys: Content keys of the images.
             features: Their raw features. Those of nodes are not read.
+            links: Links of the images that are not nodes, in their order; None: they are found now.
 
         Raises:
             ValueError: Numbers of rows or features do not fit, or features of an image that is not a node are not
@@ -97,7 +123,8 @@ class Smoothing:
         others = (positions < 0).nonzero().flatten()
         for start, stop in blocks(len(others)):
             part = others[start:stop]
-            smoothed[part] = self._place_block(features[part], part)
+            known = None if links is None else Links(links.nodes[start:stop], links.weights[start:stop])
+            smoothed[part] = self._place_block(features[part], part, known)
         return smoothed
 
     def place(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B 3A"]:
@@ -113,6 +140,22 @@ class Smoothing:
         for start, stop in blocks(len(features)):
             placed[start:stop] = self._place_block(features[start:stop], torch.arange(start, stop))
         return placed
+
+    def link(self, features: Float[Tensor, "B D"]) -> Links:
+        """Return the links of images outside the graph. Memory besides the result is 256 x N numbers.
+
+        Raises:
+            ValueError: As for `place`.
+        """
+        self._check(features)
+        links = Links(torch.empty(len(features), NEIGHBORS, dtype=torch.int64), torch.empty(len(features), NEIGHBORS))
+        for start, stop in blocks(len(features)):
+            found = self._link_block(self._whole_block(features[start:stop], torch.arange(start, stop)))
+            links.nodes[start:stop], links.weights[start:stop] = (
+                found.nodes[: stop - start],
+                found.weights[: stop - start],
+            )
+        return links
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return everything as named tensors; keys as bytes [N, 32]."""
@@ -153,29 +196,36 @@ class Smoothing:
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"need features [B, {len(self.mean)}], got {list(features.shape)}")
 
-    def _place_block(self, features: Float[Tensor, "B D"], positions: Int[Tensor, "B"]) -> Float[Tensor, "B 3A"]:
-        """Place at most BLOCK images.
+    def _whole_block(self, features: Float[Tensor, "B D"], positions: Int[Tensor, "B"]) -> Float[Tensor, "256 A"]:
+        """Return the directions of at most BLOCK images.
 
         The block is filled up with zeros: products of another shape could round otherwise, and the result of an image
         would depend on the images beside it.
         """
         _check_finite(features, positions)
-        full = features.new_zeros(BLOCK, features.shape[1])
-        full[: len(features)] = features
-        directions = _directions(full, self.mean, self.axes, float(self.least))
+        return _directions(_filled(features), self.mean, self.axes, float(self.least))
+
+    def _link_block(self, directions: Float[Tensor, "256 A"]) -> Links:
         places = unit(directions @ self.metric)
-        own = unit(directions @ self.spread)
         found = nearest(places, self.places, NEIGHBORS)
         squared = squared_gaps(places, self.places, found)
         width = squared.amax(dim=1, keepdim=True).sqrt()
-        weights = (-squared / (width * self.widths[found]).clamp_min(SMALLEST)).softmax(dim=1)
+        return Links(found, (-squared / (width * self.widths[found]).clamp_min(SMALLEST)).softmax(dim=1))
+
+    def _place_block(
+        self, features: Float[Tensor, "B D"], positions: Int[Tensor, "B"], links: Links | None = None
+    ) -> Float[Tensor, "B 3A"]:
+        """Place at most BLOCK images."""
+        directions = self._whole_block(features, positions)
+        own = unit(directions @ self.spread)
+        links = self._link_block(directions) if links is None else Links(_filled(links.nodes), _filled(links.weights))
         n_axes, parts = self.axes.shape[1], []
         for part, alpha in enumerate((0.0, *STEPS)):
             columns = slice(part * n_axes, (part + 1) * n_axes)
             mixed = (own - self.centers[columns]) / (self.scales[part] * PARTS**0.5)
             if alpha:
                 # The rows are centered and scaled already, and the weights sum to 1.
-                averaged = torch.einsum("bj,bja->ba", weights, self.rows[:, columns][found])
+                averaged = torch.einsum("bj,bja->ba", links.weights, self.rows[:, columns][links.nodes])
                 mixed = (1 - alpha) * mixed + alpha * averaged
             parts.append(mixed)
         return torch.cat(parts, dim=1)[: len(features)]
@@ -296,6 +346,13 @@ def _order(keys: Sequence[str], features: Float[Tensor, "N D"]) -> list[int]:
     for start, stop in blocks(len(features)):
         _check_finite(features[start:stop], torch.arange(start, stop))
     return order
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """Return a whole block [BLOCK, ...] that begins with these rows; the others are 0."""
+    full = rows.new_zeros(BLOCK, rows.shape[1])
+    full[: len(rows)] = rows
+    return full
 
 
 def _check_finite(features: Float[Tensor, "B D"], positions: Int[Tensor, "B"]) -> None:

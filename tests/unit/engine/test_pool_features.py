@@ -247,25 +247,6 @@ def test_a_graph_that_cannot_come_back_names_the_way_out(toys):
     assert "alloop train" in error.value.hint
 
 
-def test_a_test_set_is_placed_once_for_all_models_of_a_round(toys, monkeypatch):
-    job = _job(toys, pool=toys.images[:40], images=toys.images[:15], holdout=toys.images[60:75])
-    job = dataclasses.replace(job, holdout_targets=toys.targets[60:75])
-    first = run_train(job)
-    again = run_train(job)  # the graph comes from its file now, and then stays in memory
-    placed: list[int] = []
-    real = pool_features.Smoothing._place_block
-    monkeypatch.setattr(
-        pool_features.Smoothing, "_place_block", lambda self, rows, at: placed.append(len(rows)) or real(self, rows, at)
-    )
-
-    third = run_train(job)
-    other = run_train(dataclasses.replace(job, holdout=toys.images[60:70], holdout_targets=toys.targets[60:70]))
-
-    assert placed == [10]
-    assert (first.holdout_pooled_log_probs == third.holdout_pooled_log_probs).all()
-    assert (again.holdout_pooled_log_probs[:10] == other.holdout_pooled_log_probs).all()
-
-
 def test_the_list_of_nodes_is_covered_by_the_checksum_of_the_model(toys):
     trained = run_train(_job(toys))
     path = trained.files.folder / pool_features.NODES

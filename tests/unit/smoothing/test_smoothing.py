@@ -152,6 +152,18 @@ def test_images_do_not_change_the_features_of_those_beside_them():
     assert torch.equal(mixed[[0, 2]], fitted.rows[fitted.positions([keys[5], keys[0]])])
 
 
+def test_known_links_change_no_byte():
+    keys, x = _keys(400), _features(400, 12)
+    fitted, new = fit_smoothing(keys, x), _features(300, 12, seed=2)
+    images, rows = [*_keys(700)[400:], keys[5], keys[0]], torch.cat([new, x[[5, 0]]])
+
+    links = fitted.link(new)
+
+    assert torch.equal(fitted.transform(images, rows, links), fitted.transform(images, rows))
+    torch.testing.assert_close(links.weights.sum(dim=1), torch.ones(300))
+    assert torch.equal(links.nodes[7], fitted.link(new[7:8]).nodes[0])
+
+
 def test_a_copy_of_a_node_lies_next_to_it():
     keys, x = _keys(300), _features(300, 12)
     fitted = fit_smoothing(keys, x)
