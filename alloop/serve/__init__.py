@@ -1,0 +1,1 @@
+"""Live pages of a workspace (`alloop serve`). Needs the extra `serve`."""

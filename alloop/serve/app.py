@@ -1,0 +1,226 @@
+"""The web application: addresses, templates, pictures, and the server that runs it."""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from alloop.errors import AlloopError, PoolError
+from alloop.pool.picture import picture_of
+from alloop.records import ImageRef
+from alloop.report.headlines import standing
+from alloop.serve import views
+from alloop.serve.desk import Desk
+from alloop.serve.guard import App, Guard
+from alloop.serve.thumbnails import SIDES, Thumbnails
+from alloop.store.images import find_refs
+from alloop.store.session import reading
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+STATIC = {  # file → type; no other file is served, so no address reaches the file system
+    "alloop.css": "text/css; charset=utf-8",
+    "alloop.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+KEPT = "private, max-age=31536000, immutable"
+PICTURE_POLICY = "default-src 'none'; sandbox"
+
+View = Callable[[Desk, Mapping[str, str]], tuple[str, dict[str, Any]]]
+
+
+def make_app(folder: Path, hosts: Collection[str], token: str | None = None) -> App:
+    """Return the application for one workspace.
+
+    Args:
+        folder: The workspace.
+        hosts: Names with ports that the server answers to.
+        token: Token for the login; None if everybody who reaches the server may look.
+
+    Raises:
+        AlloopError: The folder is not a workspace that can be opened.
+    """
+    desk = Desk(folder)
+    pages = _Pages(
+        desk, Thumbnails(desk.project().paths.cache / "thumbnails", workers=max(1, (os.cpu_count() or 2) - 1))
+    )
+
+    @contextlib.asynccontextmanager
+    async def closing(_: Starlette) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    addresses: dict[str, View] = {
+        "/": views.overview,
+        "/overview": views.overview,
+        "/round": views.round_,
+        "/images": views.images,
+        "/image": views.image,
+        "/mistakes": views.mistakes,
+        "/people": views.people,
+        "/model": views.model,
+    }
+    routes = [Route(address, pages.page(view)) for address, view in addresses.items()]
+    routes += [
+        Route("/thumbnail", pages.thumbnail),
+        Route("/picture", pages.picture),
+        Route("/static", pages.static),
+        Route("/login", pages.login),
+    ]
+    return Guard(Starlette(routes=routes, lifespan=closing, exception_handlers={404: pages.not_found}), hosts, token)
+
+
+def serve(
+    folder: Path, host: str, port: int, hosts: Collection[str], token: str | None, ready: Callable[[], None]
+) -> None:
+    """Serve the pages until Ctrl-C. `ready` is called when the server answers.
+
+    Raises:
+        OSError: The port is taken, or the address is not one of this machine.
+    """
+    settings = uvicorn.Config(
+        make_app(folder, hosts, token),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,  # an address may hold names of files
+        server_header=False,
+        lifespan="on",
+        limit_concurrency=200,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=16384,
+    )
+    _Server(settings, ready).run()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+class _Pages:
+    """Answers to requests. Functions without `async` run in threads, so that a slow one does not stop another."""
+
+    def __init__(self, desk: Desk, thumbnails: Thumbnails) -> None:
+        self._desk = desk
+        self._thumbnails = thumbnails
+        self._templates = Environment(
+            autoescape=True,
+            undefined=StrictUndefined,
+            loader=FileSystemLoader(HERE / "templates"),
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters["words"] = _words
+
+    def page(self, view: View) -> Callable[[Request], Response]:
+        """Return the answer of a page."""
+
+        def answer(request: Request) -> Response:
+            try:
+                name, values = view(self._desk, request.query_params)
+                status = self._desk.status()
+                around = views.frame(status) | {"standing": standing(status)}
+                text = self._templates.get_template(f"{name}.html.jinja").render(**around, **values)
+                return HTMLResponse(text, headers={"cache-control": "no-store"})
+            except views.NotFound as error:
+                return self._error(404, str(error), "Go back, or choose a page on the left.")
+            except AlloopError as error:
+                return self._error(503, error.message, error.hint or "")
+
+        return answer
+
+    def thumbnail(self, request: Request) -> Response:
+        """Answer with a small picture of an image, or with a plain reason."""
+        side = request.query_params.get("side", "")
+        if side not in {str(one) for one in SIDES}:
+            return _plain(404, "There is no picture of this size.")
+        return self._picture(request, lambda image: self._thumbnails.jpeg(image, int(side)))
+
+    def picture(self, request: Request) -> Response:
+        """Answer with the whole picture, as the model and the people see it."""
+        return self._picture(request, _whole_picture)
+
+    def _picture(self, request: Request, make: Callable[[ImageRef], bytes]) -> Response:
+        given = request.query_params.get("id", "")
+        if not given.isdecimal() or len(given) > 15:
+            return _plain(404, "There is no such image.")
+        try:
+            with reading(self._desk.project().database) as session:
+                image = find_refs(session, [int(given)]).get(int(given))
+            if image is None:
+                return _plain(404, "The file of this image is missing.")
+            if request.headers.get("if-none-match") == f'"{image.key}"':
+                return Response(status_code=304)
+            headers = {
+                "cache-control": "private, max-age=60",
+                "etag": f'"{image.key}"',
+                "content-security-policy": PICTURE_POLICY,
+            }
+            return Response(make(image), media_type="image/jpeg", headers=headers)
+        except PoolError as error:
+            return _plain(404, error.message)
+        except MemoryError:
+            return _plain(503, "This image needs more memory than there is.")
+
+    def static(self, request: Request) -> Response:
+        """Answer with a file of the package."""
+        name = request.query_params.get("file", "")
+        if name not in STATIC:
+            return _plain(404, "There is no such file.")
+        return Response((HERE / "static" / name).read_bytes(), media_type=STATIC[name])
+
+    def login(self, request: Request) -> Response:
+        """Answer with the form for the token."""
+        page = self._templates.get_template("login.html.jinja")
+        return HTMLResponse(page.render(wrong="wrong" in request.query_params), headers={"cache-control": "no-store"})
+
+    def not_found(self, request: Request, error: Exception) -> Response:
+        """Answer to an address that is no page."""
+        return self._error(404, "There is no such page.", "Choose a page on the left.")
+
+    def _error(self, code: int, says: str, hint: str) -> Response:
+        try:
+            around = views.frame(self._desk.status())
+        except AlloopError:
+            around = {"name": "alloop", "pages": []}
+        template = self._templates.get_template("error.html.jinja")
+        text = template.render(**around, title="Error", standing="", says=says, hint=hint)
+        return HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
+
+
+def _whole_picture(image: ImageRef) -> bytes:
+    buffer = io.BytesIO()
+    picture_of(image).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def _words(text: str) -> Markup:
+    """Escape a sentence, and show what stands between backticks as code."""
+    parts = (
+        Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))
+    )
+    return Markup("").join(parts)
+
+
+def _plain(code: int, words: str) -> Response:
+    return Response(words, status_code=code, media_type="text/plain; charset=utf-8")

@@ -1,0 +1,119 @@
+"""Content of the pages, read anew whenever the workspace changes and kept until then."""
+
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import text
+
+from alloop.loop.measuring.findings import learning_curve, read_last_holdout
+from alloop.loop.measuring.holdout_file import HoldoutPredictions
+from alloop.project import Project, open_project
+from alloop.records import CurvePoint
+from alloop.report.gather import StatusReport, gather_status
+from alloop.serve.snapshot import Snapshot, take_snapshot
+from alloop.store.session import reading
+
+Value = TypeVar("Value")
+
+
+class Desk:
+    """The workspace as the pages see it. Its parts are computed once for each state of the database.
+
+    No database session lives on between two requests, so looking never holds back a writer. A change by a command in
+    another terminal is seen at the next request.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._project: Project | None = None
+        self._settings: object = None
+        self._state: object = None
+        self._parts: dict[str, Any] = {}
+        self._part_locks: dict[str, threading.Lock] = {}
+
+    def project(self) -> Project:
+        """Return the open workspace; it is opened again after a change of its settings.
+
+        Raises:
+            AlloopError: The workspace cannot be opened.
+        """
+        with self._lock:
+            settings = _stamp(self.folder / "alloop.toml")
+            if self._project is None or settings != self._settings:
+                self._close()
+                self._project, self._settings, self._parts = open_project(self.folder), settings, {}
+            return self._project
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._close()
+
+    def status(self) -> StatusReport:
+        """Return the numbers of `alloop status`."""
+        return self._part("status", gather_status)
+
+    def curve(self) -> list[CurvePoint]:
+        """Return accuracy by labels."""
+        return self._part("curve", _curve)
+
+    def holdout(self) -> HoldoutPredictions | None:
+        """Return the newest model's predictions for the holdout; None before a measurement."""
+        return self._part("holdout", _holdout)
+
+    def pool(self) -> Snapshot:
+        """Return all images with what is known of them."""
+        return self._part("pool", _pool)
+
+    def part(self, name: str, compute: Callable[[Project], Value]) -> Value:
+        """Return another part of the project, computed once for each state of the database."""
+        return self._part(name, compute)
+
+    def _part(self, name: str, compute: Callable[[Project], Value]) -> Value:
+        project = self.project()
+        state = _state_of(project)
+        with self._lock:
+            if state != self._state:
+                self._state, self._parts = state, {}
+            parts, own_lock = self._parts, self._part_locks.setdefault(name, threading.Lock())
+        with own_lock:  # ten readers wait for one computation
+            if name not in parts:
+                parts[name] = compute(project)
+            value: Value = parts[name]
+        return value
+
+    def _close(self) -> None:
+        if self._project is not None:
+            self._project.close()
+        self._project = None
+
+
+def _state_of(project: Project) -> object:
+    """Return a value that differs after every change of the database."""
+    url = project.database.url
+    if url.get_backend_name() == "sqlite":
+        return tuple(_stamp(Path(f"{url.database}{end}")) for end in ("", "-wal"))
+    with reading(project.database) as session:
+        return session.execute(text("SELECT pg_current_snapshot()::text")).scalar()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _with_session(read: Callable[..., Value], project: Project) -> Value:
+    with reading(project.database) as session:
+        return read(session, project)
+
+
+_curve = functools.partial(_with_session, learning_curve)
+_holdout = functools.partial(_with_session, read_last_holdout)
+_pool = functools.partial(_with_session, take_snapshot)

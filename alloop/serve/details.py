@@ -1,0 +1,71 @@
+"""Details of one image: probabilities, places of its file, and its history."""
+
+import dataclasses
+import datetime as dt
+
+import numpy as np
+
+from alloop.engine.score_file import read_rows
+from alloop.errors import ModelError
+from alloop.project import Project
+from alloop.records import Outcome
+from alloop.serve.snapshot import Snapshot
+from alloop.store.annotations import list_current
+from alloop.store.images import find_places
+from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.session import reading
+
+TOP = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """Class with its calibrated probability."""
+
+    name: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Details:
+    """Content of the page of one image, beside its row in the pool."""
+
+    shares: tuple[Share, ...]
+    history: tuple[str, ...]
+    places: tuple[str, ...]
+
+
+def find_details(project: Project, pool: Snapshot, image_id: int) -> Details:
+    """Read the details of an image."""
+    with reading(project.database) as session:
+        queries = [query for query in list_queries(session) if query.image_id == image_id]
+        answers = [record.answer for record in list_current(session, image_ids=[image_id])]
+        places = [f"{place.path} ({place.status})" for place in find_places(session, [image_id]).get(image_id, [])]
+    said: list[tuple[dt.datetime | None, str]] = [(None, _asked(query)) for query in queries]
+    for answer in answers:
+        if answer.outcome is not Outcome.DELETED:
+            what = answer.value or answer.outcome.value
+            said.append((answer.updated_at, f"{answer.annotator}: {what}, {answer.updated_at:%Y-%m-%d %H:%M} UTC"))
+    return Details(_shares(project, pool, image_id), tuple(words for _, words in said), tuple(places))
+
+
+def _shares(project: Project, pool: Snapshot, image_id: int) -> tuple[Share, ...]:
+    at = pool.place(image_id)
+    if pool.scored.round_number is None or at is None or not pool.scored.predicted[at]:
+        return ()
+    try:
+        rows = read_rows(
+            project.paths.scores(pool.scored.round_number), "log_probs", np.array([image_id], dtype=np.int64)
+        )
+    except ModelError:  # its files were deleted meanwhile
+        return ()
+    probs = rows[0].exp().tolist()
+    ordered = sorted(zip(pool.scored.classes, probs, strict=True), key=lambda pair: -pair[1])
+    return tuple(Share(name, value) for name, value in ordered[:TOP])
+
+
+def _asked(query: QueryRecord) -> str:
+    how = "drawn at random" if query.strategy == "random" else f"chosen by {query.strategy}"
+    guess = f"; the model guessed {query.predicted}" if query.predicted else ""
+    asked = f"Round {query.round_number} asked about it as number {query.rank}, {how} ({query.reason})"
+    return f"{asked}: {query.status}{guess}."

@@ -1,0 +1,145 @@
+"""The filter of the page Images. It is written in the address, so that an address shows a colleague the same images."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.serve.snapshot import Snapshot
+
+PAGE = 60  # images on a page
+STATES = {
+    "unlabeled": "without a label",
+    "labeled": "with a label",
+    "asked": "being asked about",
+    "holdout": "in the holdout",
+    "wrong": "labeled and predicted as another class",
+}
+SORTS = {"uncertain": "most uncertain first", "certain": "most certain first", "name": "by file name"}
+
+
+class BadFilter(ValueError):
+    """The address holds a filter that cannot be read. The message says which, for people."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filter:
+    """Conditions and order in the address; an empty field filters nothing.
+
+    Attributes:
+        least, most: Bounds of the predictive entropy, in nats.
+        sort: One of `SORTS`, or the name of a score, the highest first.
+    """
+
+    state: str = ""
+    predicted: str = ""
+    label: str = ""
+    text: str = ""
+    round: str = ""
+    group: str = ""
+    suspect: str = ""
+    copies: str = ""
+    least: str = ""
+    most: str = ""
+    sort: str = "uncertain"
+    page: int = 1
+
+    def address(self, **changes: object) -> str:
+        """Return the query of the address with some fields changed. A changed filter begins at its first page."""
+        fields = dataclasses.asdict(self) | ({} if "page" in changes else {"page": 1}) | changes
+        default = dataclasses.asdict(Filter())
+        return "?" + urlencode({name: value for name, value in fields.items() if value != default[name]})
+
+    def words(self) -> list[tuple[str, str]]:
+        """Return the conditions in words, each with the address without it."""
+        said = {
+            "state": STATES.get(self.state, ""),
+            "predicted": f"predicted {self.predicted}",
+            "label": f"labeled {self.label}",
+            "text": f"file name contains “{self.text}”",
+            "round": f"asked in round {self.round}",
+            "group": "near copies of one image",
+            "suspect": "unlike the rest of the pool",
+            "copies": "with near copies",
+            "least": f"uncertainty from {self.least} nats",
+            "most": f"uncertainty up to {self.most} nats",
+        }
+        return [(words, self.address(**{name: ""})) for name, words in said.items() if getattr(self, name)]
+
+
+def read_filter(query: Mapping[str, str], snapshot: Snapshot) -> Filter:
+    """Read the filter of an address.
+
+    Raises:
+        BadFilter: A field has a value that cannot be.
+    """
+    names = {field.name for field in dataclasses.fields(Filter)}
+    given = {name: value.strip() for name, value in query.items() if name in names and value.strip()}
+    for name in ("least", "most"):
+        if name in given:
+            given[name] = f"{_number(name, given[name]):g}"
+    for name in ("round", "group", "page"):
+        if name in given and not given[name].isdecimal():
+            raise BadFilter(f"{name}={given[name]} is not a whole number.")
+    if given.get("state", "unlabeled") not in STATES:
+        raise BadFilter(f"state={given['state']} is none of {', '.join(STATES)}.")
+    if given.get("sort", "name") not in {**SORTS, **snapshot.scored.others}:
+        raise BadFilter(f"sort={given['sort']} is none of {', '.join({**SORTS, **snapshot.scored.others})}.")
+    page = max(1, int(given.pop("page", "1")[:9]))
+    return Filter(**given, page=page)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise BadFilter(f"{name}={text} is not a number. Write it with a point, like 0.5.")
+    return value
+
+
+def apply(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.intp]:
+    """Return the rows of the images that the filter keeps, in its order. Images without a score come last."""
+    rows = np.flatnonzero(_kept(wanted, pool))
+    if wanted.text:
+        text = wanted.text.casefold()
+        rows = rows[[text in name.rpartition("/")[2].casefold() for name in pool.path[rows]]] if len(rows) else rows
+    return rows[_order(wanted.sort, pool, rows)]
+
+
+def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
+    labeled = pool.label != ""
+    states = {
+        "": np.ones(len(pool), dtype=bool),
+        "unlabeled": ~labeled,
+        "labeled": labeled,
+        "asked": pool.state == "open",
+        "holdout": pool.split == "holdout",
+        "wrong": labeled & (pool.scored.predicted != "") & (pool.scored.predicted != pool.label),
+    }
+    conditions: dict[str, Callable[[str], Any]] = {
+        "predicted": lambda name: pool.scored.predicted == name,
+        "label": lambda name: pool.label == name,
+        "round": lambda number: pool.asked == int(number[:9]),
+        "group": lambda number: pool.group == int(number[:18]),
+        "suspect": lambda _: pool.scored.suspect,
+        "copies": lambda _: pool.copies > 1,
+        "least": lambda nats: pool.scored.entropy >= float(nats),
+        "most": lambda nats: pool.scored.entropy <= float(nats),
+    }
+    keep: npt.NDArray[np.bool_] = states[wanted.state]
+    for name, condition in conditions.items():
+        if value := getattr(wanted, name):
+            keep = keep & condition(value)
+    return keep
+
+
+def _order(sort: str, pool: Snapshot, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    if sort == "name":
+        return np.argsort(np.array([pool.path[row].casefold() for row in rows], dtype=object), kind="stable")
+    values = pool.scored.others.get(sort, pool.scored.entropy)[rows]
+    return np.argsort(values if sort == "certain" else -values, kind="stable")  # nan comes last in both

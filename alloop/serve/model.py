@@ -1,0 +1,76 @@
+"""The page Model: whether its probabilities can be trusted, and how it was made."""
+
+import math
+from typing import Any
+
+from alloop.evaluation.metrics import Bins
+from alloop.loop.measuring.holdout_file import HoldoutPredictions
+from alloop.report.gather import RoundReport, StatusReport
+from alloop.report.headlines import Headline, interval_of, next_step
+from alloop.report.shown import Shown
+
+LEFT, BOTTOM, WIDE, HIGH = 44, 296, 360, 280  # of the diagram, in pixels
+
+
+def gather_model(status: StatusReport, holdout: HoldoutPredictions | None, shown: Shown) -> dict[str, Any]:
+    """Return the values of the page."""
+    measured = [row for row in status.rounds if row.metrics]
+    if not measured:
+        return {"head": Headline("No model was measured yet.", next_step(status)), "bins": [], "facts": []}
+    row = measured[-1]
+    bins = None if holdout is None else shown.reliability(holdout)
+    return {
+        "head": _head(row),
+        "bins": [] if bins is None else [_column(bins, at) for at in range(len(bins.count))],
+        "summary": "Accuracy of the newest model by its confidence on the holdout.",
+        "ticks": [
+            {"x": LEFT + WIDE * part / 4, "y": BOTTOM - HIGH * part / 4, "words": f"{25 * part}"} for part in range(5)
+        ],
+        "facts": _facts(row, shown),
+    }
+
+
+def _head(row: RoundReport) -> Headline:
+    ece = row.metrics.get("ece")
+    if ece is None:
+        return Headline(f"{row.model} was measured.", "")
+    words = f"Its probabilities are wrong by {100 * ece.value:.1f} points on average."
+    return Headline(
+        words,
+        f"Expected calibration error {interval_of(ece)} %, on {ece.n} images. It is biased upwards when the holdout is "
+        "small.",
+    )
+
+
+def _column(bins: Bins, at: int) -> dict[str, Any]:
+    low, high = float(bins.edges[at]), float(bins.edges[at + 1])
+    n, accuracy = int(bins.count[at]), float(bins.accuracy[at])
+    height = 0.0 if math.isnan(accuracy) else HIGH * accuracy
+    x = LEFT + WIDE * low
+    range_ = f"{100 * low:.0f} to {100 * high:.0f}"
+    return {
+        "x": round(x + 1, 1),
+        "width": round(WIDE * (high - low) - 2, 1),
+        "middle": round(x + WIDE * (high - low) / 2, 1),
+        "y": round(BOTTOM - height, 1),
+        "height": round(height, 1),
+        "n": n,
+        "range": range_,
+        "accuracy": f"{100 * accuracy:.1f}",
+        "words": f"confidence {range_} %: accuracy {100 * accuracy:.1f} %, {n} images" if n else "no images",
+    }
+
+
+def _facts(row: RoundReport, shown: Shown) -> list[tuple[str, str]]:
+    facts = [("Name", row.model or ""), ("Labels to train on", str(row.n_labels))]
+    facts += [
+        (metric.title, interval_of(row.metrics.get(metric.name), metric.factor, metric.digits))
+        for metric in shown.metrics
+    ]
+    facts.append(("Calibration", f"{row.calibration}, fitted to {row.n_calibration} holdout labels"))
+    if "nll_uncalibrated" in row.metrics:
+        facts.append(("NLL before calibration", interval_of(row.metrics["nll_uncalibrated"], 1, 3)))
+        facts.append(("NLL after calibration", interval_of(row.metrics["nll"], 1, 3)))
+    if row.calibration_note:
+        facts.append(("Note", row.calibration_note))
+    return facts

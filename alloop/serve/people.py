@@ -1,0 +1,113 @@
+"""The page People: what each person labeled, how fast, and how often others agree."""
+
+import dataclasses
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from alloop.evaluation.intervals import wilson
+from alloop.project import Project
+from alloop.records import Answer, Outcome
+from alloop.report.headlines import Headline, count, interval_of
+from alloop.store.annotations import list_current
+from alloop.store.session import reading
+
+DAYS = 30  # newest days that the page shows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Person:
+    """Row of a person, in words."""
+
+    name: str
+    labels: int
+    skipped: int
+    empty: int
+    seconds: str
+    agreement: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Day:
+    """Number of answers of a day, and its share of the busiest day."""
+
+    name: str
+    n: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class People:
+    """Content of the page."""
+
+    head: Headline
+    people: tuple[Person, ...]
+    days: tuple[Day, ...]
+
+
+def gather_people(project: Project) -> People:
+    """Read all current answers and count them."""
+    with reading(project.database) as session:
+        records = [(record.image_id, record.answer) for record in list_current(session)]
+    given = [(image_id, answer) for image_id, answer in records if answer.outcome is not Outcome.DELETED]
+    by_person: dict[str, list[Answer]] = defaultdict(list)
+    for _, answer in given:
+        by_person[answer.annotator].append(answer)
+    same = agreements(
+        (image_id, answer.annotator, answer.value) for image_id, answer in given if answer.outcome is Outcome.LABEL
+    )
+    people = tuple(_person(name, answers, same.get(name)) for name, answers in sorted(by_person.items()))
+    return People(_head(people, same), people, _days(answer for _, answer in given))
+
+
+def agreements(labels: Iterable[tuple[int, str, str | None]]) -> dict[str, tuple[int, int]]:
+    """Return person → (number of pairs with another person's label that agree, number of pairs).
+
+    Args:
+        labels: Image, person and label.
+    """
+    by_image: dict[int, list[tuple[str, str | None]]] = defaultdict(list)
+    for image_id, person, value in labels:
+        by_image[image_id].append((person, value))
+    found: dict[str, tuple[int, int]] = {}
+    for answers in by_image.values():
+        for at, (person, value) in enumerate(answers):
+            others = [other for place, (who, other) in enumerate(answers) if place != at and who != person]
+            agree, n = found.get(person, (0, 0))
+            if others:
+                found[person] = (agree + others.count(value), n + len(others))
+    return found
+
+
+def _person(name: str, answers: list[Answer], same: tuple[int, int] | None) -> Person:
+    outcomes = Counter(answer.outcome for answer in answers)
+    seconds = [answer.lead_time for answer in answers if answer.lead_time is not None]
+    return Person(
+        name=name,
+        labels=outcomes[Outcome.LABEL],
+        skipped=outcomes[Outcome.SKIP],
+        empty=outcomes[Outcome.EMPTY],
+        seconds=f"{statistics.median(seconds):.1f}" if seconds else "–",
+        agreement="–" if same is None else interval_of(wilson(*same)),
+    )
+
+
+def _head(people: tuple[Person, ...], same: Mapping[str, tuple[int, int]]) -> Headline:
+    n = sum(person.labels for person in people)
+    if not people:
+        return Headline("Nobody has labeled yet.", "This page shows who labeled, how fast, and who agrees with whom.")
+    said = f"{count(n, 'label')} by {len(people)} {'person' if len(people) == 1 else 'people'}."
+    if not same:
+        return Headline(said, "No image was labeled by two people, so nothing is known about their agreement.")
+    agree, pairs = sum(one[0] for one in same.values()), sum(one[1] for one in same.values())
+    worst = min(same, key=lambda name: same[name][0] / same[name][1])
+    return Headline(
+        f"People agree on {100 * agree / pairs:.0f} % of the images that several of them labeled.",
+        f"{said} {worst} agrees least with the others: {interval_of(wilson(*same[worst]))} %.",
+    )
+
+
+def _days(answers: Iterable[Answer]) -> tuple[Day, ...]:
+    counted = Counter(f"{answer.updated_at:%Y-%m-%d}" for answer in answers)
+    most = max(counted.values(), default=1)
+    return tuple(Day(name, n, n / most) for name, n in sorted(counted.items(), reverse=True)[:DAYS])

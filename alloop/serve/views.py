@@ -1,0 +1,271 @@
+"""The pages: each function returns the name of a template and its values. Nothing here changes the workspace."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alloop.loop.stopping import Standing
+from alloop.records import Reason
+from alloop.report.charts import make_curve
+from alloop.report.gather import RoundReport, StatusReport, describe_measured
+from alloop.report.headlines import Headline, count, interval_of, next_step, of_project
+from alloop.report.shown import TASKS, Shown
+from alloop.serve.desk import Desk
+from alloop.serve.details import find_details
+from alloop.serve.filters import PAGE, SORTS, STATES, BadFilter, Filter, apply, read_filter
+from alloop.serve.snapshot import Snapshot, Tile
+from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.rounds import find_round
+from alloop.store.selections import list_selections
+from alloop.store.session import reading
+
+Values = dict[str, Any]
+REASONS = {
+    Reason.ACQUIRED: "chosen by the strategy",
+    Reason.RANDOM: "drawn at random",
+    Reason.HOLDOUT: "holdout",
+    Reason.SEED: "first images",
+    Reason.RELABEL: "asked again",
+    Reason.AUDIT: "audit of automatic labels",
+}
+MOST_ON_PAGE = 200  # pictures
+
+
+class NotFound(Exception):
+    """There is no such image or round. The message says which."""
+
+
+def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer how good the model is, and whether it is still learning."""
+    status, shown = desk.status(), _shown(desk)
+    return "overview", {
+        "title": "Overview",
+        "head": of_project(status),
+        "chart": make_curve(desk.curve()),
+        "next": next_step(status),
+        "outlook": status.findings.outlook.says if status.findings.outlook else "",
+        "stopping": [rule for rule in status.findings.rules if rule.stops or rule.standing is Standing.HOLDS],
+        "attention": status.attention,
+        "metrics": shown.metrics,
+        "rounds": [_round_row(row, shown) for row in reversed(status.rounds)],
+        "explained": shown.explained.format(measured=describe_measured(status.findings)),
+    }
+
+
+def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer what a round asked about, and why."""
+    status, pool = desk.status(), desk.pool()
+    numbers = [row.number for row in status.rounds]
+    if not numbers:
+        head = Headline("No round yet.", next_step(status))
+        nothing: Values = {"chips": [], "notes": [], "images": [], "empty": "", "before": None, "after": None}
+        return "round", {"title": "Round", "head": head, **nothing}
+    number = _whole(query.get("number", str(numbers[-1])), "round")
+    if number not in numbers:
+        raise NotFound(f"There is no round {number}.")
+    project = desk.project()
+    with reading(project.database) as session:
+        queries = list_queries(session, find_round(session, number).id)
+        selection = list_selections(session).get(number)
+    reasons = Counter(one.reason for one in queries)
+    wanted = query.get("reason", "")
+    shown = [one for one in queries if not wanted or one.reason.value == wanted]
+    at = numbers.index(number)
+    return "round", {
+        "title": "Round",
+        "head": Headline(_asked_words(number, queries), _state_words(status.rounds[at])),
+        "chips": _reason_chips(number, reasons, wanted),
+        "notes": [] if selection is None else [f"Chosen by {selection.strategy}.", *selection.notes],
+        "images": [tile for one in shown[:MOST_ON_PAGE] if (tile := _as_asked(pool, one)) is not None],
+        "empty": "This round has not chosen its images yet.",
+        "before": numbers[at - 1] if at else None,
+        "after": numbers[at + 1] if at + 1 < len(numbers) else None,
+    }
+
+
+def images(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Show the whole pool, filtered and sorted."""
+    pool, problem = desk.pool(), ""
+    try:
+        wanted = read_filter(query, pool)
+    except BadFilter as error:
+        wanted, problem = Filter(), str(error)
+    rows = apply(wanted, pool)
+    n_pages = max(1, math.ceil(len(rows) / PAGE))
+    wanted = dataclasses.replace(wanted, page=min(wanted.page, n_pages))
+    start = (wanted.page - 1) * PAGE
+    sorts = {**SORTS, **{name: f"highest {name} first" for name in pool.scored.others}}
+    offers = [
+        (words, wanted.address(**changes))
+        for words, changes, is_on in (
+            ("unlabeled", {"state": "unlabeled"}, wanted.state),
+            ("being asked about", {"state": "asked"}, wanted.state),
+            ("predicted wrongly", {"state": "wrong"}, wanted.state),
+            ("unlike the rest", {"suspect": "1"}, wanted.suspect),
+            ("near copies", {"copies": "1"}, wanted.copies),
+        )
+        if not is_on
+    ]
+    return "images", {
+        "title": "Images",
+        "head": f"{count(len(rows), 'image')}, {sorts[wanted.sort]}",
+        "wanted": wanted,
+        "offers": offers,
+        "problem": problem,
+        "states": STATES,
+        "sorts": sorts,
+        "classes": pool.scored.classes,
+        "images": [pool.row(int(row)) for row in rows[start : start + PAGE]],
+        "n_pages": n_pages,
+        "empty": "No image of the pool is like this. Remove a filter." if len(pool) else "The pool is empty.",
+    }
+
+
+def image(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer what the model and people say about one image."""
+    pool = desk.pool()
+    at = pool.place(_whole(query.get("id", ""), "image"))
+    if at is None:
+        raise NotFound("There is no such image.")
+    tile = pool.row(at)
+    details = find_details(desk.project(), pool, tile.image_id)
+    near = np.flatnonzero(pool.group == pool.group[at])
+    return "image", {
+        "title": "Image",
+        "head": f"Predicted: {tile.guess}" if tile.predicted else tile.name or "Image",
+        "standing_words": f"{tile.name} · {tile.standing}",
+        "tile": tile,
+        "shares": details.shares,
+        "most_entropy": math.log(max(2, len(pool.scored.classes))),
+        "round_number": pool.scored.round_number,
+        "history": details.history,
+        "places": details.places,
+        "near": [pool.row(int(row)) for row in near if row != at][:MOST_ON_PAGE],
+    }
+
+
+def people(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer whether people agree."""
+    from alloop.serve.people import gather_people
+
+    found = desk.part("people", gather_people)
+    return "people", {"title": "People", "head": found.head, "people": found.people, "days": found.days}
+
+
+def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer what is confused with what."""
+    from alloop.serve.mistakes import gather_mistakes
+
+    holdout = desk.holdout()
+    if holdout is None:
+        waits = "They show when a model was measured on the holdout. " + next_step(desk.status())
+        return "mistakes", {"title": "Mistakes", "head": Headline("No mistakes to show yet.", waits), "matrix": ()}
+    found = gather_mistakes(holdout)
+    pool = desk.pool()
+    ids = {sha256: image_id for sha256, image_id in _ids_of(desk, found.sure).items()}
+    return "mistakes", {
+        "title": "Mistakes",
+        "head": found.head,
+        "classes": holdout.classes,
+        "matrix": found.matrix,
+        "worst": found.worst,
+        "sure": _tiles(pool, [ids[sha256] for sha256 in found.sure if sha256 in ids]),
+    }
+
+
+def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer whether the probabilities can be trusted."""
+    from alloop.serve.model import gather_model
+
+    return "model", {"title": "Model", **gather_model(desk.status(), desk.holdout(), _shown(desk))}
+
+
+def _shown(desk: Desk) -> Shown:
+    return TASKS[desk.project().config.project.task]
+
+
+def _round_row(row: RoundReport, shown: Shown) -> Values:
+    cells = [interval_of(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics]
+    settled = sum(row.queries.values()) - row.queries.get("open", 0)
+    return {
+        "number": row.number,
+        "labels": "–" if row.n_labels is None else str(row.n_labels),
+        "metrics": cells,
+        "answered": f"{settled} of {sum(row.queries.values())}",
+        "state": row.closed_because or row.state,
+    }
+
+
+def _asked_words(number: int, queries: Sequence[QueryRecord]) -> str:
+    return f"Round {number} asked about {count(len(queries), 'image')}." if queries else f"Round {number} asks nothing."
+
+
+def _state_words(row: RoundReport) -> str:
+    waiting = row.queries.get("open", 0)
+    others = ", ".join(f"{n} {status}" for status, n in row.queries.items() if status != "open")
+    said = f"{count(waiting, 'image')} wait for an answer" if waiting else "No image waits for an answer"
+    because = f" Closed: {row.closed_because}." if row.closed_because else ""
+    return f"{said}{f'; {others}' if others else ''}.{because}"
+
+
+def _reason_chips(number: int, reasons: Mapping[Reason, int], wanted: str) -> list[Values]:
+    all_ = {"words": f"all {sum(reasons.values())}", "address": f"round?number={number}", "is_on": not wanted}
+    return [
+        all_,
+        *(
+            {
+                "words": f"{REASONS[reason]} {n}",
+                "address": f"round?number={number}&reason={reason.value}",
+                "is_on": wanted == reason.value,
+            }
+            for reason, n in sorted(reasons.items())
+        ),
+    ]
+
+
+def _as_asked(pool: Snapshot, query: QueryRecord) -> Tile | None:
+    """Return the image of a query with the prediction of that time; None if the image is no longer in the pool."""
+    at = pool.place(query.image_id)
+    if at is None:
+        return None
+    share = math.nan if query.confidence is None else 1 - query.confidence
+    return dataclasses.replace(
+        pool.row(at),
+        predicted=query.predicted or "",
+        probability=math.nan,
+        uncertainty=share,
+        entropy=share * math.log(max(2, len(pool.scored.classes))),
+        mark="" if query.reason is Reason.ACQUIRED else REASONS[query.reason],
+    )
+
+
+def _tiles(pool: Snapshot, image_ids: Sequence[int]) -> list[Tile]:
+    places = [pool.place(image_id) for image_id in image_ids]
+    return [pool.row(at) for at in places if at is not None]
+
+
+def _ids_of(desk: Desk, sha256s: Sequence[str]) -> dict[str, int]:
+    from alloop.store.images import find_image_ids
+
+    with reading(desk.project().database) as session:
+        return find_image_ids(session, sha256s)
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isdecimal() or len(text) > 15:
+        raise NotFound(f"There is no such {name}.")
+    return int(text)
+
+
+def frame(status: StatusReport) -> Values:
+    """Return what is around every page."""
+    names = ("Overview", "Round", "Images", "Mistakes", "People", "Model")
+    address = {"Overview": "./"}
+    return {
+        "name": status.name,
+        "pages": [{"name": name, "address": address.get(name, name.lower())} for name in names],
+    }

@@ -1,0 +1,193 @@
+"""The live pages of a real workspace, through a real server."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("uvicorn")
+from command_line import alloop
+from factories import add_truth, at_bench, make_project, tools_of, write_picture
+from starlette.testclient import TestClient
+
+from alloop.loop.intake.ingest import add_images
+from alloop.loop.rounds.runner import RunOptions, run
+from alloop.project import Project
+from alloop.serve.app import make_app
+from alloop.store.images import list_refs
+from alloop.store.session import reading
+from alloop.store.workspace import find_lease_holder
+
+HOST = "127.0.0.1:8571"
+PAGES = ("", "overview", "round", "images", "mistakes", "people", "model")
+HOSTILE = ("<script>alert(1)", '"onload="x', "שלום")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Two rounds with classes and a file whose names are hostile. Only to be read."""
+    project = make_project(tmp_path_factory.mktemp("served"), n=40, classes=HOSTILE)
+    picture = write_picture(
+        project.folder / "photos" / "a <b>&amp;#?%+ é.png", label=HOSTILE[0], number=99, classes=HOSTILE
+    )
+    add_truth(project.folder / "truth.csv", {str(picture): HOSTILE[0]})
+    at_bench(project, add_images, [str(picture)])
+    run(tools_of(project), RunOptions(rounds=2))
+    return project
+
+
+@contextlib.contextmanager
+def client_of(project: Project) -> Iterator[TestClient]:
+    with TestClient(make_app(project.folder, {HOST}), base_url=f"http://{HOST}") as client:  # type: ignore[arg-type]
+        yield client
+
+
+def test_every_page_answers_and_no_name_becomes_markup(learned: Project):
+    with client_of(learned) as client:
+        for page in PAGES:
+            answer = client.get(f"/{page}")
+            assert answer.status_code == 200, page
+            assert "<script>alert" not in answer.text and "<b>&amp;" not in answer.text
+            assert 'onload="x' not in answer.text
+            assert "<h1" in answer.text
+        found = client.get("/images", params={"text": "<b>"})
+        assert "1 image," in found.text and "a &lt;b&gt;&amp;amp;#?%+ é.png" in found.text
+        assert "&lt;script&gt;alert(1)" in client.get("/mistakes").text
+
+
+def test_no_page_has_styles_or_scripts_that_the_policy_forbids(learned: Project):
+    with client_of(learned) as client:
+        for page in (*PAGES, f"image?id={first_image(learned)}"):
+            text = client.get(f"/{page}").text
+            assert not re.search(r"\sstyle=|<style|\son\w+=|javascript:", text), page
+            assert not re.search(r'(?:href|src|action)="(?:https?:)?//', text), page
+
+
+def test_a_page_says_the_same_numbers_as_the_status(learned: Project):
+    with client_of(learned) as client:
+        text = client.get("/").text
+
+    measured = [row for row in alloop("status", "--json", "-C", learned.folder).data["rounds"] if row["metrics"]][-1]
+    assert f"{100 * measured['metrics']['accuracy']['value']:.1f} %" in text
+
+
+def test_an_image_leads_to_its_picture_and_other_numbers_to_nothing(learned: Project):
+    with client_of(learned) as client:
+        number = first_image(learned)
+        assert client.get(f"/image?id={number}").status_code == 200
+        picture = client.get(f"/thumbnail?id={number}&side=320")
+        assert (picture.status_code, picture.headers["content-type"], picture.content[:2]) == (
+            200,
+            "image/jpeg",
+            b"\xff\xd8",
+        )
+        assert picture.headers["content-security-policy"] == "default-src 'none'; sandbox"
+        again = client.get(f"/thumbnail?id={number}&side=320", headers={"if-none-match": picture.headers["etag"]})
+        assert again.status_code == 304
+        for address in (
+            "/image?id=999999", "/image?id=-1", "/image?id=../1", "/image", f"/thumbnail?id={number}&side=9999",
+            "/thumbnail?id=999999&side=160", "/thumbnail?id=1%00&side=160", "/picture?id=x", "/static?file=../app.py",
+            "/static?file=", "/static/../app.py", "/%2e%2e/alloop.toml", "/round?number=99", "/nothing",
+        ):  # fmt: skip
+            assert client.get(address).status_code == 404, address
+
+
+def test_a_file_that_is_no_picture_any_more_is_not_served(learned: Project, tmp_path: Path):
+    folder = tmp_path / "copy"
+    shutil.copytree(learned.folder, folder)
+    with reading(learned.database) as session:
+        image = list_refs(session)[0]
+    Path(image.path).rename(tmp_path / "kept")
+    try:
+        Path(image.path).symlink_to("/etc/hostname")
+        with client_of(learned) as client:
+            answer = client.get(f"/picture?id={image.image_id}")
+        assert answer.status_code == 404 and answer.headers["content-type"].startswith("text/plain")
+        assert Path("/etc/hostname").read_text().strip() not in answer.text
+    finally:
+        Path(image.path).unlink()
+        (tmp_path / "kept").rename(image.path)
+
+
+def test_a_new_workspace_says_on_each_page_what_it_waits_for(tmp_path: Path):
+    with client_of(make_project(tmp_path, n=12)) as client:
+        heads = {page: re.sub(r"\s+", " ", client.get(f"/{page}").text) for page in PAGES}
+
+    assert "No model yet." in heads[""]
+    assert "No round yet." in heads["round"]
+    assert "12 images, most uncertain first" in heads["images"]
+    assert "No mistakes to show yet." in heads["mistakes"]
+    assert "Nobody has labeled yet." in heads["people"]
+    assert "No model was measured yet." in heads["model"]
+
+
+def test_a_filter_that_cannot_be_read_is_explained_and_the_rest_is_shown(learned: Project):
+    with client_of(learned) as client:
+        answer = client.get("/images?least=0,5")
+
+    assert answer.status_code == 200
+    assert "least=0,5 is not a number" in answer.text
+
+
+def test_a_change_by_another_command_is_on_the_next_page_and_looking_holds_no_lease(tmp_path: Path):
+    project = make_project(tmp_path, n=12)
+    with client_of(project) as client:
+        assert "12 images" in client.get("/").text
+        write_picture(project.folder / "photos" / "new.png", label="cat", number=500)
+        assert alloop("pool", "add", project.folder / "photos", "-C", project.folder).code == 0
+        assert "13 images" in client.get("/").text
+        with reading(project.database) as session:
+            assert find_lease_holder(session) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_another_address_than_this_machine_needs_a_token(learned: Project, host: str, tmp_path: Path):
+    refused = alloop("serve", "--host", host, "-C", learned.folder)
+    short = tmp_path / "token"
+    short.write_text("short\n")
+
+    assert refused.code == 2 and "--token-file" in refused.err
+    too_short = alloop("serve", "--host", host, "--token-file", short, "-C", learned.folder)
+    assert too_short.code == 2 and "too short" in too_short.err
+
+
+def test_a_folder_that_is_no_workspace_is_refused_and_stays_as_it_is(tmp_path: Path):
+    assert "is not an alloop workspace" in alloop("serve", "-C", tmp_path).err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_server_answers_several_readers_and_ends_at_ctrl_c(learned: Project):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "alloop", "serve", "--port", str(port), "-C", str(learned.folder)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    try:
+        assert server.stdout is not None
+        assert f"http://127.0.0.1:{port}/" in server.stdout.readline()
+        slow = socket.create_connection(("127.0.0.1", port))  # a client that never ends its request
+        slow.send(b"GET / HTTP/1.1\r\n")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            assert [client.get(f"/{page}").status_code for page in PAGES] == [200] * len(PAGES)
+        slow.close()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) in (0, 130)
+    finally:
+        server.kill()
+        server.wait()
+        assert server.stdout is not None
+        server.stdout.close()
+
+
+def first_image(project: Project) -> int:
+    with reading(project.database) as session:
+        return list_refs(session)[0].image_id
