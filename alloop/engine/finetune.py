@@ -2,26 +2,28 @@
 
 import copy
 import dataclasses
+import functools
+import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from alloop.engine.batch_norm import Norm
 from alloop.engine.build import FinetuneRecipe, Hardware
-from alloop.engine.device import may_fit_smaller, release_memory
-from alloop.engine.features import Failed, trunk_features
+from alloop.engine.device import in_halves, may_fit_smaller, release_memory
+from alloop.engine.features import run_trunk
 from alloop.engine.objective import Objective
+from alloop.engine.views import draw_numbers, make_views, shrink
 from alloop.errors import ModelError
 from alloop.losses.mixing import mix
-from alloop.losses.named import Loss
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
-from alloop.pool.dataset import ImageBatch, ImageDataset, collate
+from alloop.pool.held import HeldImages
 from alloop.predictive import mean_log_probs
 from alloop.progress import Progress
 from alloop.records import ImageRef
@@ -29,7 +31,6 @@ from alloop.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 
-SMALLEST_CROP = 0.5  # smallest share of the area of an image that an augmented view shows
 TRUNK_RATE = 0.1  # learning rate of the trunk, as a share of that of the heads
 
 
@@ -117,14 +118,15 @@ def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progr
     recipe = setup.recipe
     setup.keep_gradients(True)
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
-    best = _Best(_validate(setup, validation), setup)
+    shown, watched = _Shown(setup, train), _Watched(setup, validation)
+    best = _Best(watched.nll(), setup)
     epochs: list[dict[str, float]] = []
     device = setup.hardware.device
     with torch.random.fork_rng([device] if setup.is_cuda else []):
-        torch.manual_seed(derive_seed(seed, "augmentation"))
+        torch.manual_seed(derive_seed(seed, "dropout within the trunk"))
         for epoch in range(1, recipe.epochs + 1):
-            loss = _train_epoch(setup, train, optimizer, schedule, derive_seed(seed, "order", epoch))
-            nll = _validate(setup, validation)
+            loss = _train_epoch(setup, shown, optimizer, schedule, derive_seed(seed, "order", epoch))
+            nll = watched.nll()
             epochs.append({"loss": loss} if math.isnan(nll) else {"loss": loss, "validation_nll": nll})
             progress("epochs", epoch, recipe.epochs)
             if best.offer(nll, epoch, setup) >= recipe.patience:
@@ -144,18 +146,6 @@ def split_stratified(labeled: Labeled, share: float, seed: int) -> tuple[Labeled
         held |= set(members[order[:n_held]].tolist())
     kept = [position for position in range(len(labeled)) if position not in held]
     return labeled.take(kept), labeled.take(sorted(held))
-
-
-def pooled_log_probs(
-    backbone: Backbone, heads: MultiHead, loss: Loss, images: Sequence[ImageRef], hardware: Hardware
-) -> tuple[Tensor, list[int], Failed]:
-    """Uncalibrated log p̄ [N, K] of the images that could be read, their positions, and those that could not.
-
-    Early stopping looks at these predictions. They are made without dropout.
-    """
-    features, positions, failed = trunk_features(backbone, images, hardware)
-    with torch.inference_mode():
-        return mean_log_probs(loss.log_probs(copy.deepcopy(heads).cpu()(features))), positions, failed
 
 
 class _Best:
@@ -216,30 +206,74 @@ def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
 
 
-def _augmented(setup: Setup, train: Labeled, seed: int) -> Iterable[ImageBatch]:
-    """Shuffled random views, uint8 [B, 3, S, S]. They depend on the seed and on the number of workers."""
-    mode = v2.InterpolationMode(setup.backbone.interpolation)
-    size, antialias = setup.backbone.image_size, mode is not v2.InterpolationMode.NEAREST
-    views = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(SMALLEST_CROP, 1), interpolation=mode, antialias=antialias),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    batch_size = setup.recipe.batch_size
-    return DataLoader(
-        ImageDataset(train.images, views),
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=setup.hardware.workers if len(train) > 4 * batch_size else 0,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
-    )
+class _Shown:
+    """Labeled images as training sees them: new random views in each epoch, of images that are decoded once."""
+
+    def __init__(self, setup: Setup, train: Labeled) -> None:
+        look = setup.backbone.without_weights()
+        self._held = HeldImages(train.images, functools.partial(shrink, look=look), *_where(setup.hardware))
+        self._setup, self._look, self._train = setup, look, train
+
+    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled views uint8 [B, 3, S, S] on the device, and their targets. Unreadable images are left out."""
+        keys, size = [image.sha256 for image in self._train.images], self._setup.recipe.batch_size
+        numbers = draw_numbers(keys, derive_seed(seed, "views"))
+        order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
+        targets = self._train.targets.to(self._setup.hardware.device)
+        for positions, images in _in_batches(order, self._held.read(order), size):
+            rows = torch.tensor(positions)
+            views = in_halves(functools.partial(self._make, images, numbers[positions]), torch.arange(len(images)))
+            yield views, targets[rows.to(targets.device, non_blocking=True)]
+
+    def _make(self, images: Sequence[Tensor], numbers: npt.NDArray[np.float64], part: Tensor) -> Tensor:
+        chosen = [images[row] for row in part.tolist()]
+        return make_views(chosen, numbers[part.numpy()], self._look, self._setup.hardware.device)
+
+
+class _Watched:
+    """Images that early stopping watches, at the size of the trunk, and decoded once."""
+
+    def __init__(self, setup: Setup, validation: Labeled) -> None:
+        look = setup.backbone.without_weights()
+        self._held = HeldImages(validation.images, look.preprocess, *_where(setup.hardware))
+        self._setup, self._targets = setup, validation.targets
+
+    def nll(self) -> float:
+        """Mean NLL of log p̄ in nats, without dropout; nan if there are no images."""
+        setup, features = self._setup, []
+        setup.backbone.module.eval()
+        positions = list[int]()
+        everything = range(len(self._held))
+        for part, images in _in_batches(everything, self._held.read(everything), setup.hardware.batch_size):
+            stacked = torch.stack([image.to(setup.hardware.device, non_blocking=True) for image in images])
+            features.append(run_trunk(setup.backbone.module, setup.backbone, stacked, setup.hardware))
+            positions += part
+        if not positions:
+            return math.nan
+        with torch.inference_mode():
+            logits = copy.deepcopy(setup.heads).cpu()(torch.cat(features))
+            log_probs = mean_log_probs(setup.objective.loss.log_probs(logits))
+            return nn.functional.nll_loss(log_probs, self._targets[positions]).item()
+
+
+def _where(hardware: Hardware) -> tuple[torch.device, int]:
+    return hardware.device, hardware.workers
+
+
+def _in_batches(
+    positions: Iterable[int], images: Iterable[Tensor | None], size: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Yield up to `size` positions at a time with their images, without those that are None."""
+    pairs = zip(positions, images, strict=True)
+    while chunk := list(itertools.islice(pairs, size)):
+        read = [(position, image) for position, image in chunk if image is not None]
+        if read:
+            yield [position for position, _ in read], [image for _, image in read]
 
 
 def _train_epoch(
     setup: Setup,
-    train: Labeled,
+    shown: _Shown,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     seed: int,
@@ -254,10 +288,8 @@ def _train_epoch(
     losses, pieces = [], 1
     generator = torch.Generator().manual_seed(derive_seed(seed, "mixing and dropout"))
     setup.learn()
-    for batch in _augmented(setup, train, seed):
-        if not len(batch.positions):
-            continue
-        loss, pieces = _step(setup, optimizer, batch.images, train.targets[batch.positions], pieces, generator)
+    for views, targets in shown.batches(seed):
+        loss, pieces = _step(setup, optimizer, views, targets, pieces, generator)
         schedule.step()
         losses.append(loss)
     read = torch.stack(losses).tolist() if losses else [0.0]
@@ -321,13 +353,3 @@ def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, gener
     loss = share * setup.objective(logits, labels, check=False)
     torch.autograd.backward(loss)
     return torch.where(torch.isfinite(logits).all(), loss.detach(), math.nan)
-
-
-def _validate(setup: Setup, validation: Labeled) -> float:
-    """Mean NLL of log p̄ in nats, or nan without a validation part."""
-    log_probs, positions, _ = pooled_log_probs(
-        setup.backbone, setup.heads, setup.objective.loss, validation.images, setup.hardware
-    )
-    if not positions:
-        return math.nan
-    return nn.functional.nll_loss(log_probs, validation.targets[positions]).item()

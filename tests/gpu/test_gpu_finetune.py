@@ -60,7 +60,7 @@ def test_the_loss_falls_and_the_best_epoch_is_what_is_kept(toys: Toys, device: t
 
     losses = [epoch["loss"] for epoch in history["epochs"]]
     measured("last loss in the first one", losses[-1] / losses[0], 0.98)
-    kept = finetuning._validate(setup, validation)
+    kept = finetuning._Watched(setup, validation).nll()
     best = min(epoch["validation_nll"] for epoch in history["epochs"])
     measured("NLL of what was kept, minus the best epoch's", kept - best, 1e-5)
 
@@ -89,10 +89,10 @@ def test_autocasts_cache_cuts_no_gradient(toys: Toys, device: torch.device, meas
     backbone = build_backbone(EngineSettings.of(toys.config("plain_trunk", mode="finetune")), search_paths(toys.root))
     setup = _setup(toys, device, backbone, mixing=Mixing("mixup"), dropout=HeadDropout(0.2))
     train = _labeled(toys, slice(0, 16))
-    (batch,) = finetuning._augmented(setup, train, 0)
+    ((views, targets),) = finetuning._Shown(setup, train).batches(0)
 
-    finetuning._validate(setup, train)
-    finetuning._backward(setup, batch.images, train.targets[batch.positions], 1.0, torch.Generator().manual_seed(0))
+    finetuning._Watched(setup, train).nll()
+    finetuning._backward(setup, views, targets, 1.0, torch.Generator().manual_seed(0))
 
     without = [
         name
@@ -173,9 +173,8 @@ def test_a_step_on_the_device_has_the_cpus_gradient(toys: Toys, device: torch.de
     gradients = []
     for where in (device, CPU):
         setup = _setup(toys, where, load_plain(toys))
-        train = _labeled(toys, slice(0, 16))
-        (batch,) = finetuning._augmented(setup, train, 0) if not gradients else (batch,)
-        finetuning._backward(setup, batch.images, train.targets[batch.positions], 1.0, torch.Generator())
+        ((views, targets),) = finetuning._Shown(setup, _labeled(toys, slice(0, 16))).batches(0)
+        finetuning._backward(setup, views, targets, 1.0, torch.Generator())
         gradients.append(flat_gradient(setup))
 
     measured("relative difference", float((gradients[0] - gradients[1]).norm() / gradients[1].norm()), 0.1)

@@ -43,7 +43,7 @@ def test_the_gpu_benchmark_runs_all_parts_on_a_cpu(tmp_path):
         ("C", "efficientnet_b0", "features from memory / ceiling"),
         ("C", "vit_b_16", "ceiling"),
         ("C", "convnext_tiny", "ceiling"),
-        ("C", "fine-tuning", "bare / alloop"),
+        ("C", "fine-tuning", "an epoch / a bare epoch"),
         ("D", "SL1H, seed 0", "accuracy"),
         ("D", "4HML, seed 0", "nll"),
         ("D", "LogitNorm, seed 0", "ece"),

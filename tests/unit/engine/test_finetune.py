@@ -112,7 +112,7 @@ def test_the_holdout_takes_no_part_in_training(toys):
 
 def test_the_epoch_with_the_lowest_validation_loss_is_kept(toys, monkeypatch):
     losses = iter([1.0, 0.8, 0.5, 0.9, 0.7, 0.6, 0.6])
-    monkeypatch.setattr(finetuning, "_validate", lambda *_: next(losses))
+    monkeypatch.setattr(finetuning._Watched, "nll", lambda _: next(losses))
 
     result = run_train(_job(toys))
 
@@ -121,7 +121,7 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(toys, monkeypatch):
 
 def test_training_stops_when_patience_runs_out(toys, monkeypatch):
     losses = iter([0.5] + [1.0] * 10)
-    monkeypatch.setattr(finetuning, "_validate", lambda *_: next(losses))
+    monkeypatch.setattr(finetuning._Watched, "nll", lambda _: next(losses))
 
     result = run_train(_job(toys, patience=2))
 
