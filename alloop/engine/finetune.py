@@ -219,7 +219,7 @@ class _Shown:
         keys, size = [image.sha256 for image in self._train.images], self._setup.recipe.batch_size
         numbers = draw_numbers(keys, derive_seed(seed, "views"))
         order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
-        targets = self._train.targets.to(self._setup.hardware.device)
+        targets = self._train.targets.to(self._setup.hardware.device, non_blocking=True)
         for positions, images in _in_batches(order, self._held.read(order), size):
             rows = torch.tensor(positions)
             views = in_halves(functools.partial(self._make, images, numbers[positions]), torch.arange(len(images)))

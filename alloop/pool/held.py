@@ -76,7 +76,7 @@ class HeldImages:
             if image.nbytes <= room.left:
                 try:
                     # A tensor from another process lies in shared memory, which is small: it is copied in any case.
-                    self._held[position] = image.to(room.device, copy=True)
+                    self._held[position] = image.to(room.device, copy=True, non_blocking=True)
                 except torch.OutOfMemoryError:
                     room.left = 0
                     continue

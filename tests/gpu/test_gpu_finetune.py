@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from gpu_toys import CPU, REHEARSES, Toys, hardware, load_trunk, on
+from gpu_toys import CPU, REHEARSES, Toys, hardware, load_trunk, on, pictures
 from torch import nn
 
 from alloop.engine import finetune as finetuning
@@ -17,6 +18,7 @@ from alloop.engine.model_files import load_model
 from alloop.engine.objective import Objective
 from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
+from alloop.engine.views import draw_numbers, make_views, resize_each, resize_together
 from alloop.errors import ModelError
 from alloop.losses.mixing import Mixing
 from alloop.models.backbones import Backbone
@@ -191,8 +193,9 @@ def flat_gradient(setup: Setup) -> torch.Tensor:
 
 def test_a_trunk_with_dropout_within_starts_from_the_same_numbers_each_time(toys: Toys, device: torch.device, measured):
     """Dropout in a trunk draws from the device's own random stream, which fine-tuning seeds and then restores."""
-    before = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    fresh = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     backbone = load_trunk("resnet18", 32)
+    before = None if fresh is None else torch.cuda.get_rng_state(device)
     module = nn.Sequential(on(backbone.module, CPU), nn.Dropout(0.5))
     losses = []
     for _ in range(2):
@@ -202,6 +205,50 @@ def test_a_trunk_with_dropout_within_starts_from_the_same_numbers_each_time(toys
         losses.append(history["epochs"][0]["loss"])
 
     measured.same("loss", losses[0], losses[1])
-    if before is not None:
+    if fresh is not None and before is not None:
+        measured.same("loading a trunk leaves the card's random stream", torch.equal(fresh, before), True)
         is_back = torch.equal(before, torch.cuda.get_rng_state(device))
         measured.same("the card's random stream is as it was", is_back, True)
+
+
+def test_no_step_waits_for_the_card(toys: Toys, card: torch.device, measured):
+    """The host may read from the card once an epoch only. The first epoch loads libraries and decodes."""
+    setup = _setup(toys, card, load_plain(toys), mixing=Mixing("either"), dropout=HeadDropout(0.2))
+    shown = finetuning._Shown(setup, _labeled(toys, slice(0, 60)))
+    optimizer, schedule = finetuning._optimizer(setup, n_steps=20)
+
+    def epoch(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for views, targets in shown.batches(seed):
+            finetuning._step(setup, optimizer, views, targets, 1, generator)
+            schedule.step()
+
+    epoch(0)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            epoch(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    waits = [f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
+    measured.same("places that wait", sorted(set(waits)), [])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_views_on_the_device_are_the_cpus_within_one_level(device: torch.device, measured, interpolation: str):
+    images = [pictures(1, side, seed=side)[0][:, : side - cut] for side, cut in ((64, 0), (70, 13), (200, 50), (33, 0))]
+    images += [(torch.arange(3 * 96 * 80).reshape(3, 96, 80) % 2 * 255).to(torch.uint8)]  # a pixel's width of stripes
+    held = [image.to(device) for image in images]
+
+    together = resize_together(held, 64, interpolation, device)
+    alone = torch.cat([resize_together([image], 64, interpolation, device) for image in held])
+
+    reference = resize_each(images, 64, interpolation, CPU)
+    measured("levels of difference from the CPU", int((together.cpu().int() - reference.int()).abs().max()), 1)
+    measured.same("a view is the same alone", torch.equal(together, alone), True)
+    look = Backbone(nn.Identity(), 1, image_size=64, interpolation=interpolation)
+    numbers = draw_numbers([f"{number}" for number in range(len(images))], seed=3)
+    ours, theirs = make_views(held, numbers, look, device), make_views(images, numbers, look, CPU)
+    measured("levels of difference of whole views", int((ours.cpu().int() - theirs.int()).abs().max()), 1)
