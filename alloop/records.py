@@ -6,7 +6,9 @@ import enum
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Precision = Literal["float32", "bfloat16"]  # of a trunk's arithmetic
 
 
 class Split(enum.StrEnum):

@@ -177,6 +177,7 @@ class ModelConfig(Section):
     image_size: Sizes = None  # pixels; None: the size that the weights were trained with
     pool_features: Literal["auto", "off"] = "auto"  # auto: the unlabeled pool teaches features where this can help
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of features; auto: bfloat16 on cards that have it
 
     @model_validator(mode="after")
     def _check_trunks(self) -> "ModelConfig":

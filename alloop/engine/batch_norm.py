@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from alloop.engine.build import Hardware
-from alloop.engine.features import load_batches, run_trunk
+from alloop.engine.features import load_batches
+from alloop.engine.trunk_passes import prepare_trunk, run_trunk
 from alloop.models.backbones import Backbone
 from alloop.records import ImageRef
 
@@ -34,14 +35,14 @@ def settle_statistics(backbone: Backbone, images: Sequence[ImageRef], hardware: 
         return ()
     momenta = [module.momentum for module in fresh]
     backbone.module.eval()
+    trunk = prepare_trunk(backbone.in_precision("float32"), hardware.device)  # in bfloat16 a copy would get them
     for module in fresh:
         module.momentum = None  # a plain average over batches
         module.train()
     shown = images[:MOST_IMAGES]
-    trunk = backbone.module.to(hardware.device)
     for batch in load_batches(shown, backbone, dataclasses.replace(hardware, batch_size=max(2, hardware.batch_size))):
         if len(batch.positions) > 1:  # batch statistics of a single image have no variance
-            run_trunk(trunk, backbone, batch.images, hardware)
+            run_trunk(trunk, batch.images)
     for module, momentum in zip(fresh, momenta, strict=True):
         module.momentum = momentum
         module.eval()

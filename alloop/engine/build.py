@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from alloop.composition import MIXINGS
-from alloop.engine.device import choose_device
+from alloop.engine.device import choose_device, choose_precision
 from alloop.engine.settings import EngineSettings
 from alloop.files import from_folder
 from alloop.losses.mixing import Mixing
@@ -15,6 +15,7 @@ from alloop.losses.multi_head import LossScale
 from alloop.losses.named import Loss, find_loss
 from alloop.models.backbones import Backbone, is_weights_name, load_backbone, side_by_side
 from alloop.models.dropout import HeadDropout
+from alloop.records import Precision
 from alloop.seeds import derive_seed
 
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
@@ -25,11 +26,21 @@ HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # for mini-batches, where L
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """Device, number of images that pass the trunk at once, and number of processes that decode images."""
+    """Where and how a trunk runs.
+
+    Attributes:
+        device: Device of the trunk.
+        batch_size: Number of images that pass the trunk at once.
+        workers: Number of processes that decode images.
+        precision: Precision of features that are computed now.
+        largest_batch: Number of images up to which a card may try larger batches; 0: always `batch_size`.
+    """
 
     device: torch.device
     batch_size: int
     workers: int
+    precision: Precision = "float32"
+    largest_batch: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +93,12 @@ class FinetuneRecipe:
 
 
 def build_hardware(settings: EngineSettings, device: str | None) -> Hardware:
-    """Return the device and the batch size for running a trunk there. `device` overrides the settings."""
+    """Return the device and how to run a trunk there. `device` overrides the settings."""
     chosen = choose_device(device or settings.model.device)
-    batch_size = settings.train.batch_size or (256 if chosen.type == "cuda" else 32)
-    return Hardware(chosen, batch_size, settings.train.workers)
+    precision = choose_precision(settings.model.precision, chosen)
+    if settings.train.batch_size is not None or chosen.type != "cuda":
+        return Hardware(chosen, settings.train.batch_size or 32, settings.train.workers, precision)
+    return Hardware(chosen, 256, settings.train.workers, precision, largest_batch=1024)
 
 
 def build_backbone(settings: EngineSettings, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:

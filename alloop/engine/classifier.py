@@ -22,11 +22,13 @@ from alloop.composition import OOD_SCORES
 from alloop.config.schema import PoolConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
 from alloop.engine.calibrate import apply_calibration
+from alloop.engine.device import choose_device, has_bfloat16
 from alloop.engine.features import (
     CachedFeatures,
     Failed,
     depth_of_all,
     ensure_features,
+    features_of,
     look_up_features,
     open_features,
     trunk_batches,
@@ -46,7 +48,7 @@ from alloop.models.heads import MultiHead
 from alloop.pool.outside import OutsideImage, Reading, outside_ref
 from alloop.predictive import floor, mean_log_probs
 from alloop.progress import Progress, silent
-from alloop.records import ImageRef, ModelFiles
+from alloop.records import ImageRef, ModelFiles, Precision
 from alloop.smoothing.smoothing import Smoothing
 
 CHUNK = 4096  # images whose features are in memory at once
@@ -167,6 +169,7 @@ class Classifier:
         fills_cache: bool = True,
         reading: Reading | None = None,
         pool: Callable[[], Sequence[ImageRef]] = tuple,
+        precision: Precision | None = None,
     ) -> None:
         """Make a classifier of a loaded version; `Classifier.open` reads the version first.
 
@@ -180,8 +183,11 @@ class Classifier:
             reading: Rules for images outside the pool; None: the defaults of [pool].
             pool: Function that lists the images that teach features. It is called only if the cache lost the model's
                 graph.
+            precision: Precision of the trunk; None: that of the features that the model was trained on, or float32
+                where the device has no bfloat16.
         """
         self.version = version
+        self._precision = precision
         self._settings, self._cache, self._device, self._is_calibrated = settings, cache, device, is_calibrated
         self._fills_cache, self._pool = fills_cache, pool
         self._reading = self._with_depth(reading or Reading(PoolConfig().max_pixels))
@@ -440,8 +446,8 @@ class Classifier:
     def _through_trunk(self, images: Sequence[ImageRef]) -> Iterator[tuple[list[ImageRef], Failed, Tensor]]:
         """Images that could be read, those that could not, and features [B, D] by the trunk of the first network."""
         self._use(0)
-        for _, refs, batch, rows in trunk_batches(images, self.backbone, self._hardware):
-            yield [refs[position] for position in batch.positions.tolist()], batch.failed, rows
+        for passed in trunk_batches(images, self.backbone, self._hardware):
+            yield [images[position] for position in passed.positions], passed.failed, features_of(passed)
 
     def _images_at_once(self, most: int) -> int:
         """Number of images whose logits are in memory at once."""
@@ -460,21 +466,36 @@ class Classifier:
 
     @functools.cached_property
     def _hardware(self) -> Hardware:
-        return build_hardware(self._settings, self._device)
+        device = choose_device(self._device or self._settings.model.device)
+        wanted = self._precision or self.version.precision
+        usable: Precision = wanted if has_bfloat16(device) else "float32"
+        return build_hardware(self._settings.with_precision(usable), str(device))
 
     @functools.cached_property
     def backbone(self) -> Backbone:
         """Trunk and preprocessing. Of networks with trunks of their own, the trunk in use."""
-        return build_backbone(self._settings, search_paths(self._cache))
+        backbone = build_backbone(self._settings, search_paths(self._cache))
+        return backbone.in_precision(self._hardware.precision)
+
+    @property
+    def _as_trained(self) -> Backbone:
+        """The same trunk in the precision of the features that the model was trained on."""
+        return self.backbone.in_precision(self.version.precision)
 
     @functools.cached_property
     def _features(self) -> CachedFeatures:
-        return open_features(self._cache, self.backbone, self._fingerprint)
+        return open_features(self._cache, self.backbone, self._fingerprint_now)
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, object]:
-        """Fingerprint of the backbone. Hashing all weights takes a while, so it is done once."""
-        return self.backbone.fingerprint()
+        """Fingerprint of the backbone of the training. Hashing all weights takes a while, so it is done once."""
+        return self._as_trained.fingerprint()
+
+    @functools.cached_property
+    def _fingerprint_now(self) -> dict[str, object]:
+        """Fingerprint of the backbone as it runs here, which may be in another precision."""
+        is_same = self.backbone.precision == self._as_trained.precision
+        return self._fingerprint if is_same else self.backbone.fingerprint()
 
     @functools.cached_property
     def _published_heads(self) -> list[MultiHead]:
@@ -493,7 +514,8 @@ class Classifier:
         if self.version.network.smoothed is None:
             return None
         folder = self.version.files[0].parent
-        return open_graph(folder, self._cache, self.backbone, self._fingerprint, self._pool, self._hardware)
+        ways = (self._as_trained, self._fingerprint), (self.backbone, self._fingerprint_now)
+        return open_graph(folder, self._cache, ways, self._pool, self._hardware)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
         """Heads that share a trunk, one trunk after the other; `backbone` holds the trunk of the heads at hand."""

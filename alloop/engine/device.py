@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alloop.errors import ConfigError, DeviceError
+from alloop.records import Precision
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,35 @@ def _tf32_settings() -> list[tuple[Any, str, object]]:
     if hasattr(cudnn, "conv"):
         settings += [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv, cudnn.rnn)]
     return settings
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision for "auto" (bfloat16 on a CUDA card that has it, else float32), "float32" or "bfloat16" there.
+
+    On a CPU auto is float32: many have no bfloat16, and there it takes many times as long.
+    """
+    if name == "bfloat16" and not has_bfloat16(device):
+        _say_slow_bfloat16(str(device))
+    is_half = name == "bfloat16" or (name == "auto" and device.type == "cuda" and has_bfloat16(device))
+    return "bfloat16" if is_half else "float32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes in bfloat16 itself, so that it is not slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch has these names since 2.6; without them the answer is no.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+@functools.cache
+def _say_slow_bfloat16(device: str) -> None:
+    log.warning(
+        'The device %s has no bfloat16, so the trunk takes many times as long. [model] precision = "auto" or '
+        '"float32" avoids this.',
+        device,
+    )
 
 
 def list_devices() -> list[str]:

@@ -52,7 +52,7 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
     """
     check_new_folder(job.out, "Name a new folder.")
     version = _with_fixed_masks(load_model(job.model))
-    settings = version.as_trained(job.settings)
+    settings = version.as_trained(job.settings).with_precision("float32")  # the files compute in it
     hardware = build_hardware(settings, "cpu")
     backbone = build_backbone(settings, search_paths(job.cache))
     if isinstance(backbone.module, Given):
@@ -66,7 +66,7 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
             "cannot be exported yet.",
             "Train with one [model] backbone, or predict with `alloop predict`.",
         )
-    model = Classifier(version, job.settings, job.cache, "cpu", pool=lambda: job.pool)
+    model = Classifier(version, job.settings, job.cache, "cpu", pool=lambda: job.pool, precision="float32")
     images, refs = _pixels(job.images, backbone, hardware)
     progress("export", 0, 4)
     if job.is_distilled:

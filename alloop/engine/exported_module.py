@@ -41,7 +41,7 @@ class TrunkAndHeads(nn.Module):
 
     def __init__(self, backbone: Backbone, heads: Sequence[MultiHead], loss: Loss, masks: Tensor | None = None) -> None:
         super().__init__()
-        self.trunk = copy.deepcopy(backbone.module)
+        self.trunk = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
         self.register_buffer("mean", torch.tensor(backbone.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std).reshape(1, 3, 1, 1))
         self.heads = nn.ModuleList(_Head(part, loss, masks) for part in heads)

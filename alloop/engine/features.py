@@ -1,31 +1,39 @@
 """Features of images by a trunk. Those of a published trunk are cached in pieces, so that a stopped run continues."""
 
+import contextlib
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
-from alloop.engine.device import explained_shortage, full_float32, in_halves
+from alloop.engine.device import explained_shortage
 from alloop.engine.jobs import FeatureJob, FeatureResult
+from alloop.engine.trunk_passes import Failed as Failed
+from alloop.engine.trunk_passes import Passed, pass_trunks
 from alloop.errors import ModelError
-from alloop.models.backbones import Backbone
+from alloop.models.backbones import Backbone, side_by_side
 from alloop.models.given import Given
 from alloop.models.side_by_side import join_blocks
 from alloop.pool.cache import FeatureCache
 from alloop.pool.dataset import ImageBatch, ImageDataset, collate
 from alloop.progress import Progress, silent
-from alloop.records import ImageRef
+from alloop.records import ImageRef, Precision
 
-Failed = tuple[tuple[int, str], ...]  # image ids that could not be read now, and why
+log = logging.getLogger(__name__)
 
 SHARD_ROWS = 8192  # most features that wait in memory before they are written
+PIECE = 32  # images that a worker process hands over together
+AHEAD = 4  # pieces that every worker process decodes ahead
 SHARD_SECONDS = 30.0  # longest wait: the work that a killed run has to do again
 
 
@@ -45,7 +53,7 @@ class CachedFeatures(Protocol):
 def run_features(job: FeatureJob, progress: Progress = silent) -> FeatureResult:
     """Return features of images, computed if the cache lacks them. The memory is that of the result."""
     hardware = build_hardware(job.settings, job.device)
-    backbone = build_backbone(job.settings, search_paths(job.cache))
+    backbone = build_backbone(job.settings, search_paths(job.cache)).in_precision(hardware.precision)
     cache, failed = ensure_features(job.images, backbone, job.cache, hardware, progress)
     gone = {image_id for image_id, _ in failed}
     there = [image for image in job.images if image.image_id not in gone]
@@ -68,6 +76,7 @@ def ensure_features(
 
     Features are written every half minute and at an interruption. An interrupted run continues where it stopped.
     Of trunks side by side, each has the cache that it has alone, so only what none has computed before is computed.
+    An image is decoded once for all trunks that lack it.
 
     Returns:
         The cached features, and the images that they still lack, because they could not be read.
@@ -75,24 +84,60 @@ def ensure_features(
     Raises:
         ModelError: Features were given instead of a trunk, but not for all images.
     """
-    if backbone.parts:
-        return _of_parts(images, backbone, cache, hardware, progress)
-    features = _open_one(cache, backbone, backbone.fingerprint())
-    lacking = set(features.missing([image.key for image in images]))
-    todo = {image.key: image for image in images if image.key in lacking}
+    parts = backbone.parts or (backbone,)
+    blocks = [_open_one(cache, part, part.fingerprint()) for part in parts]
+    todo = _lacking(images, blocks)
     if todo and isinstance(backbone.module, Given):
+        n_todo = sum(map(len, todo.values()))
         raise ModelError(
-            f"{len(todo)} of {len(images)} images have no features in {features.folder}, and no trunk computes them.",
+            f"{n_todo} of {len(images)} images have no features in {blocks[0].folder}, and no trunk computes them.",
             "Give the features again.",
         )
+    _say_computed_again(todo, parts, cache)
     failed: dict[str, str] = {}
-    with Shards(features) as shards:
-        for done, refs, batch, rows in trunk_batches(list(todo.values()), backbone, hardware):
-            shards.add([refs[position].key for position in batch.positions.tolist()], rows)
-            reasons = dict(batch.failed)
-            failed |= {ref.key: reasons[ref.image_id] for ref in refs.values() if ref.image_id in reasons}
-            progress("features", done, len(todo))
-    return features, tuple((image.image_id, failed[image.key]) for image in images if image.key in failed)
+    done, total = 0, sum(map(len, todo.values()))
+    for wanted, refs in todo.items():
+        used = [parts[number] for number in wanted]
+        with contextlib.ExitStack() as stack:
+            shards = [stack.enter_context(Shards(blocks[number])) for number in wanted]
+            for passed in pass_trunks(_load(refs, side_by_side(used), hardware), used, hardware):
+                for each, rows in zip(shards, passed.rows, strict=True):
+                    each.add([refs[position].key for position in passed.positions], rows)
+                reasons = dict(passed.failed)
+                failed |= {ref.key: reasons[ref.image_id] for ref in refs if ref.image_id in reasons}
+                progress("features", done + passed.done, total)
+        done += len(refs)
+    found = _Joined(blocks, backbone.n_features) if backbone.parts else blocks[0]
+    return found, tuple((image.image_id, failed[image.key]) for image in images if image.key in failed)
+
+
+def _lacking(images: Sequence[ImageRef], blocks: Sequence[FeatureCache]) -> dict[tuple[int, ...], list[ImageRef]]:
+    """Return the images that some caches lack, each content once, by the numbers of these caches."""
+    lacking = [set(block.missing([image.key for image in images])) for block in blocks]
+    todo: dict[tuple[int, ...], list[ImageRef]] = {}
+    for key, image in {image.key: image for image in images}.items():
+        wanted = tuple(number for number, keys in enumerate(lacking) if key in keys)
+        if wanted:
+            todo.setdefault(wanted, []).append(image)
+    return todo
+
+
+def _say_computed_again(todo: Mapping[tuple[int, ...], list[ImageRef]], parts: Sequence[Backbone], cache: Path) -> None:
+    """Warn if the cache has the features in another precision."""
+    for number, part in enumerate(parts):
+        keys = [image.key for wanted, refs in todo.items() if number in wanted for image in refs]
+        other: Precision = "float32" if part.precision == "bfloat16" else "bfloat16"
+        if keys:
+            same = _open_one(cache, part, part.in_precision(other).fingerprint())
+            n_known = len(keys) - len(same.missing(keys))
+            if n_known:
+                log.warning(
+                    "%d features are computed again: the cache has them in %s, and here they are %s "
+                    "([model] precision).",
+                    n_known,
+                    other,
+                    part.precision,
+                )
 
 
 def open_features(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> CachedFeatures:
@@ -105,19 +150,6 @@ def open_features(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any
 
 def _open_one(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> FeatureCache:
     return FeatureCache(cache / "features", fingerprint, backbone.n_features)
-
-
-def _of_parts(
-    images: Sequence[ImageRef], backbone: Backbone, cache: Path, hardware: Hardware, progress: Progress
-) -> tuple[CachedFeatures, Failed]:
-    blocks: list[CachedFeatures] = []
-    failed: dict[int, str] = {}
-    for part in backbone.parts:
-        readable = [image for image in images if image.image_id not in failed]
-        block, unread = ensure_features(readable, part, cache, hardware, progress)
-        blocks.append(block)
-        failed |= dict(unread)
-    return _Joined(blocks, backbone.n_features), tuple(failed.items())
 
 
 def look_up_features(
@@ -146,11 +178,11 @@ def look_up_features(
         )
     parts = [torch.from_numpy(cache.take([images[position].key for position in known]))]
     places, failed = list(known), list[tuple[int, str]]()
-    for done, _, batch, rows in trunk_batches([images[position] for position in todo], backbone, hardware):
-        places += [todo[position] for position in batch.positions.tolist()]
-        failed += batch.failed
-        parts.append(rows)
-        say(len(known) + done)
+    for passed in trunk_batches([images[position] for position in todo], backbone, hardware):
+        places += [todo[position] for position in passed.positions]
+        failed += passed.failed
+        parts.append(features_of(passed))
+        say(len(known) + passed.done)
     order = sorted(range(len(places)), key=places.__getitem__)
     return torch.cat(parts)[order], [places[row] for row in order], tuple(failed)
 
@@ -160,24 +192,14 @@ def depth_of_all(images: Sequence[ImageRef]) -> int | None:
     return max((image.depth for image in images if image.depth is not None), default=None)
 
 
-def trunk_batches(
-    images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware
-) -> Iterator[tuple[int, dict[int, ImageRef], ImageBatch, Tensor]]:
-    """Run images through the trunk, in the order given; memory is O(batch).
+def trunk_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Passed]:
+    """Run images through the trunk, or its trunks side by side, in the order given. Memory is O(block)."""
+    yield from pass_trunks(_load(images, backbone, hardware), backbone.parts or (backbone,), hardware)
 
-    Yields:
-        The number of images done, the images of the batch by position, the batch, and the features [B, D] of the
-        images that could be read.
-    """
-    trunk = backbone.module.to(hardware.device)
-    done = 0
-    for batch in load_batches(images, backbone, hardware):
-        n = len(batch.positions) + len(batch.failed)
-        refs = {position: images[position] for position in range(done, done + n)}
-        done += n
-        readable = len(batch.positions) > 0
-        rows = run_trunk(trunk, backbone, batch.images, hardware) if readable else torch.empty(0, backbone.n_features)
-        yield done, refs, batch, rows
+
+def features_of(passed: Passed) -> Tensor:
+    """Return the features [B, D] of a block: those of the trunk, or of all trunks side by side."""
+    return passed.rows[0] if len(passed.rows) == 1 else join_blocks(passed.rows)
 
 
 def trunk_features(
@@ -188,42 +210,39 @@ def trunk_features(
     rows = [torch.empty(0, backbone.n_features)]
     positions: list[int] = []
     failed: list[tuple[int, str]] = []
-    for _, _, batch, features in trunk_batches(images, backbone, hardware):
-        failed += batch.failed
-        positions += batch.positions.tolist()
-        rows.append(features)
+    for passed in trunk_batches(images, backbone, hardware):
+        failed += passed.failed
+        positions += passed.positions
+        rows.append(features_of(passed))
     return torch.cat(rows), positions, tuple(failed)
 
 
 def load_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[ImageBatch]:
     """Decode images at the size of the trunk, uint8 [B, 3, S, S], in the order given."""
-    look = backbone.without_weights()  # what worker processes get
-    workers = hardware.workers if len(images) > 4 * hardware.batch_size else 0  # starting processes takes a while
-    dataset = ImageDataset(images, look.preprocess)
-    yield from DataLoader(dataset, batch_size=hardware.batch_size, num_workers=workers, collate_fn=collate)
+    yield from _load(images, backbone, hardware, hardware.batch_size)
 
 
-def run_trunk(trunk: nn.Module, backbone: Backbone, images: Tensor, hardware: Hardware) -> Tensor:
-    """Run images uint8 [B, 3, S, S] through a trunk in eval mode. Features [B, D] are full float32, on the CPU.
+def _load(
+    images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware, batch_size: int | None = None
+) -> Iterator[ImageBatch]:
+    """Decode images, by default in batches small enough to travel between processes, which a card joins."""
+    is_card = hardware.device.type == "cuda"
+    size = batch_size or (_piece(hardware.batch_size) if is_card else hardware.batch_size)
+    workers = hardware.workers if len(images) > 4 * min(size, PIECE) else 0  # starting processes takes a while
+    yield from DataLoader(
+        ImageDataset(images, backbone.without_weights().preprocess),  # what worker processes get
+        batch_size=size,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=is_card,
+        prefetch_factor=AHEAD if workers else None,
+    )
 
-    Raises:
-        ModelError: The trunk gives another shape, or numbers that are not finite.
-    """
 
-    def run(part: Tensor) -> Tensor:
-        with torch.inference_mode(), full_float32():
-            output: Tensor = trunk(backbone.normalize(part.to(hardware.device)))
-            return output.float().cpu()
-
-    features = in_halves(run, images)
-    if features.shape != (len(images), backbone.n_features):
-        raise ModelError(
-            f"The backbone gave {list(features.shape)} for {len(images)} images.",
-            f"It must give features [B, {backbone.n_features}].",
-        )
-    if not bool(torch.isfinite(features).all()):
-        raise ModelError("The backbone gave features that are not finite.", "Check its weights.")
-    return features
+def _piece(batch_size: int) -> int:
+    """Return the number of images that travel together: a divisor of the batch, so that batches have one size."""
+    divisor = math.gcd(batch_size, PIECE)
+    return divisor if divisor >= 8 else batch_size
 
 
 class _Joined:
@@ -246,7 +265,7 @@ class _Joined:
 
 
 class Shards:
-    """Collect rows for a cache, and write them when they are worth a shard.
+    """Collect rows, and write them when they are worth a shard, while the next ones are computed.
 
     The rest is written at the end, even after an error.
     """
@@ -256,12 +275,16 @@ class Shards:
         self._names: list[str] = []
         self._rows: list[Tensor] = []
         self._since = time.monotonic()
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._written: Future[None] | None = None
 
     def __enter__(self) -> "Shards":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._flush()
+        with self._writer:
+            self._flush()
+            self._wait()
 
     def add(self, keys: Sequence[str], rows: Tensor) -> None:
         self._names += keys
@@ -270,6 +293,13 @@ class Shards:
             self._flush()
 
     def _flush(self) -> None:
+        self._wait()
         if self._names:
-            self._cache.add(self._names, torch.cat(self._rows).numpy())
+            self._written = self._writer.submit(self._cache.add, self._names, torch.cat(self._rows).numpy())
         self._names, self._rows, self._since = [], [], time.monotonic()
+
+    def _wait(self) -> None:
+        """Wait for the shard that is being written, and raise its error. Calls of a cache must not overlap."""
+        if self._written is not None:
+            self._written.result()
+        self._written = None

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from alloop.engine.batch_norm import Norm
 from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import in_halves, may_fit_smaller, release_memory
-from alloop.engine.features import run_trunk
 from alloop.engine.objective import Objective
+from alloop.engine.trunk_passes import finite, prepare_trunk, run_trunk
 from alloop.engine.views import draw_numbers, make_views, shrink
 from alloop.errors import ModelError
 from alloop.losses.mixing import mix
@@ -242,16 +242,17 @@ class _Watched:
         """Mean NLL of log p̄ in nats, without dropout; nan if there are no images."""
         setup, features = self._setup, []
         setup.backbone.module.eval()
+        trunk = prepare_trunk(setup.backbone, setup.hardware.device)
         positions = list[int]()
         everything = range(len(self._held))
         for part, images in _in_batches(everything, self._held.read(everything), setup.hardware.batch_size):
             stacked = torch.stack([image.to(setup.hardware.device, non_blocking=True) for image in images])
-            features.append(run_trunk(setup.backbone.module, setup.backbone, stacked, setup.hardware))
+            features.append(run_trunk(trunk, stacked))
             positions += part
         if not positions:
             return math.nan
         with torch.inference_mode():
-            logits = copy.deepcopy(setup.heads).cpu()(torch.cat(features))
+            logits = copy.deepcopy(setup.heads).cpu()(finite(torch.cat(features).cpu()))
             log_probs = mean_log_probs(setup.objective.loss.log_probs(logits))
             return nn.functional.nll_loss(log_probs, self._targets[positions]).item()
 

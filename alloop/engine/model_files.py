@@ -22,7 +22,7 @@ from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_bytes, write_json
 from alloop.models.heads import MultiHead
-from alloop.records import Calibration, ModelFiles
+from alloop.records import Calibration, ModelFiles, Precision
 
 WEIGHTS, METADATA = "model.safetensors", "model.json"
 FORMAT = 3  # goes up when an older alloop could not read the files
@@ -75,10 +75,18 @@ class ModelVersion:
         """M: heads of all networks, or dropout passes."""
         return ModelConfig.model_validate(self.metadata["config"]["model"]).n_members
 
+    @property
+    def precision(self) -> Precision:
+        """Precision of the features that it was trained on."""
+        backbone = self.metadata["backbone"]
+        one: Precision = backbone.get("side_by_side", [backbone])[0].get("precision", "float32")
+        return one
+
     def as_trained(self, settings: EngineSettings) -> EngineSettings:
         """Return settings with [model] and [train] as this version was trained. Device and workers stay as they are."""
         stored = self.metadata["config"]
-        model = ModelConfig.model_validate({**stored["model"], "device": settings.model.device})
+        today = {"device": settings.model.device, "precision": self.precision}
+        model = ModelConfig.model_validate({**stored["model"], **today})
         train = TrainConfig.model_validate({**stored["train"], "workers": settings.train.workers})
         return dataclasses.replace(settings, model=model, train=train)
 

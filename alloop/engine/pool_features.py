@@ -99,8 +99,7 @@ def prepare_graph(
 def open_graph(
     folder: Path,
     cache: Path,
-    backbone: Backbone,
-    fingerprint: Mapping[str, object],
+    ways: Sequence[tuple[Backbone, Mapping[str, object]]],
     pool: Callable[[], Sequence[ImageRef]],
     hardware: Hardware,
     progress: Progress = silent,
@@ -110,8 +109,8 @@ def open_graph(
     Args:
         folder: Folder of the model version, whose checksums were verified.
         cache: Folder of the caches.
-        backbone: Backbone of the model version.
-        fingerprint: Fingerprint of the backbone; making it takes a while.
+        ways: Backbone of the model version with its fingerprint, whose making takes a while: in the precision of the
+            training, then in the one that is used now.
         pool: Function that lists the images of the pool, called if the cache lost features of nodes, too.
         hardware: Where these features are computed.
         progress: Called while a graph is fitted.
@@ -120,11 +119,13 @@ def open_graph(
         ModelError: The file is gone, and some nodes have neither features nor a readable image.
     """
     nodes = _read_nodes(folder / NODES)
-    found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
-    if found is None:
-        wanted = set(nodes)
-        ensure_features([ref for ref in pool() if ref.key in wanted], backbone, cache, hardware, progress)
+    for backbone, fingerprint in ways:
         found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
+        if found is not None:
+            return found
+    wanted = set(nodes)
+    ensure_features([ref for ref in pool() if ref.key in wanted], backbone, cache, hardware, progress)
+    found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
     if found is None:
         raise ModelError(
             f"The model in {folder} needs a graph of the pool. Its file in {cache / 'pool_features'} is missing, and "

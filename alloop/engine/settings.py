@@ -4,6 +4,7 @@ import dataclasses
 from typing import Self
 
 from alloop.config.schema import Config, ModelConfig, TrainConfig
+from alloop.records import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +38,7 @@ class EngineSettings:
             calibration=config.calibration.method,
             ood_score=config.acquisition.ood_score,
         )
+
+    def with_precision(self, precision: Precision) -> Self:
+        """Return the settings with another [model] precision."""
+        return dataclasses.replace(self, model=self.model.model_copy(update={"precision": precision}))

@@ -60,7 +60,8 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     started = time.perf_counter()
     _check_labels(job)
     hardware = build_hardware(job.settings, job.device)
-    backbone = build_backbone(job.settings, search_paths(job.cache))
+    job = dataclasses.replace(job, settings=job.settings.with_precision(hardware.precision))
+    backbone = build_backbone(job.settings, search_paths(job.cache)).in_precision(hardware.precision)
     fingerprint = backbone.fingerprint()
     graph = prepare_graph(job, backbone, fingerprint, hardware, progress)
     metadata = _metadata(job, fingerprint) | {"pool_features": dict(graph.about)}
@@ -110,7 +111,7 @@ def _fit(
 ) -> Fitted:
     """Fit one network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
     seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
-    backbone = build_backbone(job.settings, search_paths(job.cache), number)
+    backbone = build_backbone(job.settings, search_paths(job.cache), number).in_precision(hardware.precision)
     with deterministic():
         if job.settings.model.mode == "frozen":
             return _fit_frozen(job, seed, backbone, hardware, specialties, smoothing, progress)
@@ -215,7 +216,8 @@ def _cross_validate(
     Predictions are log p̄ [N, K], or [N, 2, K] by raw and smoothed heads.
     """
     images, targets = _sorted_by_content(job.images, job.targets)
-    cache, failed = ensure_features(images, build_backbone(job.settings, search_paths(job.cache)), job.cache, hardware)
+    backbone = build_backbone(job.settings, search_paths(job.cache)).in_precision(hardware.precision)
+    cache, failed = ensure_features(images, backbone, job.cache, hardware)
     images, labels = _readable(images, targets, failed, _coding(job))
     keys = [image.key for image in images]
     raw = torch.from_numpy(cache.take(keys))

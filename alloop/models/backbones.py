@@ -29,6 +29,7 @@ from alloop.models.given import Given
 from alloop.models.pixels import Pixels
 from alloop.models.side_by_side import SideBySide, join_pixels, split_pixels
 from alloop.models.state import load_weights
+from alloop.records import Precision
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 GIVEN = "features:"  # prefix of names for features that were computed elsewhere
@@ -54,6 +55,7 @@ class Backbone:
         parts: Trunks that stand side by side; `side_by_side` sets it. Images are then rows of pixels [B, P] with the
             pixels of every trunk (`models.side_by_side`), and the attributes above, except `module` and `n_features`,
             are those of the parts.
+        precision: Precision of the trunk's arithmetic. Features in bfloat16 differ from those in float32 by up to 1 %.
     """
 
     module: nn.Module
@@ -64,6 +66,7 @@ class Backbone:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
     parts: tuple["Backbone", ...] = ()
+    precision: Precision = "float32"
 
     def resized_to(self, image_size: int | None) -> "Backbone":
         """Return the trunk for images of another size, with the same relative cut. None changes nothing."""
@@ -71,6 +74,12 @@ class Backbone:
             return self
         resize = self.resize and round(self.resize * image_size / self.image_size)
         return dataclasses.replace(self, image_size=image_size, resize=resize)
+
+    def in_precision(self, precision: Precision) -> "Backbone":
+        """Return the same trunk for another precision. Given features stay as they are."""
+        parts = tuple(part.in_precision(precision) for part in self.parts)
+        kept: Precision = "float32" if isinstance(self.module, Given) else precision
+        return dataclasses.replace(self, parts=parts, precision=kept)
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Resize and cut an image: uint8 [3, H, W] to uint8 [3, S, S], or to a row [P] for trunks side by side."""
@@ -138,6 +147,7 @@ class Backbone:
             "mean": list(self.mean),
             "std": list(self.std),
             "interpolation": self.interpolation,
+            **({} if self.precision == "float32" else {"precision": self.precision}),
         }
 
 
@@ -146,7 +156,8 @@ def side_by_side(parts: Sequence[Backbone]) -> Backbone:
     if len(parts) == 1:
         return parts[0]
     module = SideBySide([part.module for part in parts], [part.image_size for part in parts])
-    return Backbone(module.eval(), sum(part.n_features for part in parts), parts=tuple(parts))
+    n_features = sum(part.n_features for part in parts)
+    return Backbone(module.eval(), n_features, parts=tuple(parts), precision=parts[0].precision)
 
 
 def load_backbone(

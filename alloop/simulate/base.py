@@ -243,7 +243,8 @@ def prepare_images(
         if config.model.mode == "frozen":
             engine = EngineSettings.of(config)
             hardware = build_hardware(engine, device)
-            ensure_features(refs, build_backbone(engine, search_paths(base.cache)), base.cache, hardware, progress)
+            backbone = build_backbone(engine, search_paths(base.cache)).in_precision(hardware.precision)
+            ensure_features(refs, backbone, base.cache, hardware, progress)
     pairs = zip(data.images, data.targets.tolist(), strict=True)
     _write_truth(base.truth, {image.sha256: data.classes[target] for image, target in pairs}, data.people)
 

@@ -31,8 +31,9 @@ def compute_features(
         ModelError: The trunk or its weights are not available.
     """
     engine = EngineSettings.of(config)
-    backbone = build_backbone(engine, search_paths(cache))
-    _, failed = ensure_features(images, backbone, cache, build_hardware(engine, device), progress)
+    hardware = build_hardware(engine, device)
+    backbone = build_backbone(engine, search_paths(cache)).in_precision(hardware.precision)
+    _, failed = ensure_features(images, backbone, cache, hardware, progress)
     refuse_failed(failed, images)
     return backbone
 

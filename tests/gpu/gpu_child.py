@@ -10,6 +10,7 @@ import torch
 from gpu_toys import find_toys
 
 from alloop.engine import features as extraction
+from alloop.engine import trunk_passes
 from alloop.engine.jobs import TrainJob
 from alloop.engine.train import run_train
 
@@ -29,7 +30,7 @@ def train(pictures: Path, device: str, cache: Path, out: Path, seed: int, kill: 
         kill: Progress message, and the number of times it is heard before this process ends itself with SIGKILL.
     """
     logging.basicConfig(level=logging.ERROR)
-    extraction.SHARD_SECONDS = 0.0  # every batch is written immediately
+    extraction.SHARD_SECONDS = trunk_passes.BLOCK_SECONDS = 0.0  # every batch is written immediately
     said: list[tuple[str, int]] = []
 
     def listen(label: str, done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from alloop.config.schema import Config, ModelConfig, ProjectConfig, TrainConfig
 from alloop.engine.build import Hardware
 from alloop.engine.jobs import FeatureJob, ScoreJob, TrainJob
 from alloop.engine.settings import EngineSettings
+from alloop.engine.trunk_passes import prepare_trunk, run_trunk
 from alloop.models.backbones import Backbone, load_backbone
 from alloop.records import ImageRef, ModelFiles
 
@@ -159,6 +160,12 @@ def on(module: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(module).to(device)
 
 
+def run(backbone: Backbone, images: Tensor, device: torch.device) -> Tensor:
+    """Return features of one batch by a copy of the trunk on a device."""
+    there = dataclasses.replace(backbone, module=on(backbone.module, device))
+    return run_trunk(prepare_trunk(there, device), images)
+
+
 def hardware(device: torch.device, batch_size: int = 32) -> Hardware:
     return Hardware(device, batch_size, workers=0)
 
@@ -185,7 +192,8 @@ class Toys:
     targets: tuple[int, ...]
 
     def config(self, backbone: str, train: dict[str, object] | None = None, **model: object) -> Config:
-        settings = {"backbone": f"gpu_toys:{backbone}", "weights": "none", **model}
+        # Features in bfloat16 have tests of their own.
+        settings = {"backbone": f"gpu_toys:{backbone}", "weights": "none", "precision": "float32", **model}
         return Config(
             project=ProjectConfig(classes=CLASSES),
             model=ModelConfig(**settings),

@@ -15,12 +15,12 @@ import torch
 from gpu_toys import REHEARSES, Toys, hardware, on, pictures, plain_trunk, relative
 from torch import Tensor
 
-from alloop.engine import features as extraction
 from alloop.engine import finetune as finetuning
 from alloop.engine.build import build_finetune_recipe, build_loss
 from alloop.engine.features import run_features
 from alloop.engine.objective import Objective
 from alloop.engine.settings import EngineSettings
+from alloop.engine.trunk_passes import prepare_trunk, run_trunk
 from alloop.errors import DeviceError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
@@ -89,7 +89,7 @@ def test_features_come_in_halves_and_are_the_same(device: torch.device, monkeypa
     images = pictures(BATCH, backbone.image_size)
 
     def work(n: int) -> Tensor:
-        return extraction.run_trunk(backbone.module, backbone, images[:n], hardware(device, n))
+        return run_trunk(prepare_trunk(backbone, device), images[:n])
 
     whole = work(BATCH)
     with too_little(device, monkeypatch, work, measured), caplog.at_level(logging.WARNING):
@@ -176,8 +176,8 @@ def test_a_batch_size_of_alloops_choice_fits_an_empty_card(toys: Toys, card: tor
     from gpu_toys import load_trunk
 
     backbone = load_trunk("resnet50", None)
-    trunk = on(backbone.module, card)
+    trunk = prepare_trunk(backbone, card)
     images = pictures(8, backbone.image_size).repeat(32, 1, 1, 1)
-    taken = peak(card, lambda: extraction.run_trunk(trunk, backbone, images, hardware(card, 256)))
+    taken = peak(card, lambda: run_trunk(trunk, images))
 
     measured("GiB for 256 images of resnet50 in float32", taken / 2**30, 40.0)

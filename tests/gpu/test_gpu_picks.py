@@ -7,13 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from choices import choose
-from gpu_toys import CLASSES, CPU, Sizes, Toys, drawn, hardware, on, own_trunk, relative
+from gpu_toys import CLASSES, CPU, Sizes, Toys, drawn, on, own_trunk, relative, run
 from torch import Tensor
 
 from alloop.acquisition.strategy import Candidates
 from alloop.composition import STRATEGIES
 from alloop.engine.build import HEAD_DECAY, HEAD_PRIOR, HeadRecipe
-from alloop.engine.features import run_trunk
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective
 from alloop.engine.score import run_score
@@ -78,9 +77,8 @@ def both(device: torch.device, sizes: Sizes) -> Both:
 
 
 def run_trunk_in_batches(backbone, images: Tensor, where: torch.device) -> Tensor:
-    trunk = on(backbone.module, where)
     size = 256 if where.type == "cuda" else 32  # as alloop uses them
-    return torch.cat([run_trunk(trunk, backbone, part, hardware(where)) for part in images.split(size)])
+    return torch.cat([run(backbone, part, where).cpu() for part in images.split(size)])
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random"])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from alloop.engine import features, score_file
+from alloop.engine import features, score_file, trunk_passes
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_scores
@@ -151,7 +151,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(toys, model, monkeypatch
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(toys, model, monkeypatch, heard):
     config = toys.config(train=toys.config().train.model_copy(update={"batch_size": 4}))
-    run_trunk = features.run_trunk
+    run_trunk = trunk_passes.run_trunk
     calls = []
 
     def interrupted(*arguments):
@@ -160,11 +160,11 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(toys, model, monkeyp
             raise KeyboardInterrupt
         return run_trunk(*arguments)
 
-    monkeypatch.setattr(features, "run_trunk", interrupted)
+    monkeypatch.setattr(trunk_passes, "run_trunk", interrupted)
     job = dataclasses.replace(toys.score_job(model, config), cache=toys.root / "fresh")
     with pytest.raises(KeyboardInterrupt):
         run_score(job)
-    monkeypatch.setattr(features, "run_trunk", run_trunk)
+    monkeypatch.setattr(trunk_passes, "run_trunk", run_trunk)
 
     said, listen = heard
     run_score(job, listen)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from alloop.engine import features as engine_features
+from alloop.engine import trunk_passes
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.classifier import Classifier
 from alloop.engine.features import ensure_features, run_features
@@ -29,13 +30,13 @@ def both(toys):
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record D of the trunk for every batch that passes a trunk."""
     seen: list[int] = []
-    run = engine_features.run_trunk
+    run = trunk_passes.run_trunk
 
-    def counted(trunk, backbone, images, hardware):
-        seen.append(backbone.n_features)
-        return run(trunk, backbone, images, hardware)
+    def counted(trunk, images):
+        seen.append(trunk.backbone.n_features)
+        return run(trunk, images)
 
-    monkeypatch.setattr(engine_features, "run_trunk", counted)
+    monkeypatch.setattr(trunk_passes, "run_trunk", counted)
     return seen
 
 
