@@ -26,6 +26,7 @@ from alloop.names import hidden_signs, look
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Augmentation = Literal["crop-flip", "trivial"]  # engine/views.py
 if TYPE_CHECKING:  # mypy reads no Literal that is made at run time
     LossName = str
     MixingName = str
@@ -271,6 +272,7 @@ class TrainConfig(Section):
     loss: LossName = "cross-entropy"
     loss_parameters: dict[str, float] = {}  # by name; the defaults are in alloop/composition.py
     class_weights: Literal["none", "balanced"] = "none"  # balanced: N / (K n_k), whose mean over the labels is 1
+    augment: Augmentation = "crop-flip"  # finetune mode only: random views; trivial: also one change of TrivialAugment
     mixing: MixingName = "none"  # in frozen mode only mixup, of features
     mixing_alpha: Annotated[float, Field(gt=0)] | None = None  # a of λ ~ Beta(a, a); None: 0.2 (mixup), 1.0 (cutmix)
     mixing_probability: Share | None = None  # probability that a batch is mixed; None: 1.0, for cutmix 0.5

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from alloop.composition import MIXINGS
+from alloop.config.schema import Augmentation
 from alloop.engine.device import choose_device, choose_precision
 from alloop.engine.settings import EngineSettings
 from alloop.files import from_folder
@@ -80,6 +81,7 @@ class FinetuneRecipe:
     Attributes:
         learning_rate: Learning rate of the heads. The trunk learns at a tenth of it.
         patience: Number of epochs without a better validation NLL before training stops.
+        augment: Random views of images; see `engine.views`.
     """
 
     epochs: int
@@ -88,6 +90,7 @@ class FinetuneRecipe:
     weight_decay: float
     loss_scale: LossScale
     patience: int
+    augment: Augmentation = "crop-flip"
     mixing: Mixing = NO_MIXING
     dropout: HeadDropout | None = None
 
@@ -156,6 +159,7 @@ def build_finetune_recipe(settings: EngineSettings) -> FinetuneRecipe:
         weight_decay=0.01 if train.weight_decay is None else train.weight_decay,
         loss_scale=train.loss_scale,
         patience=train.patience,
+        augment=train.augment,
         mixing=build_mixing(settings),
         dropout=build_dropout(settings),
     )

@@ -227,7 +227,8 @@ class _Shown:
 
     def _make(self, images: Sequence[Tensor], numbers: npt.NDArray[np.float64], part: Tensor) -> Tensor:
         chosen = [images[row] for row in part.tolist()]
-        return make_views(chosen, numbers[part.numpy()], self._look, self._setup.hardware.device)
+        setup = self._setup
+        return make_views(chosen, numbers[part.numpy()], self._look, setup.hardware.device, setup.recipe.augment)
 
 
 class _Watched:

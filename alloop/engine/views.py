@@ -17,12 +17,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
+from alloop.config.schema import Augmentation
 from alloop.engine.device import full_float32
+from alloop.engine.trivial_augment import change
 from alloop.models.backbones import Backbone, Interpolation
 
 SMALLEST_CROP = 0.5  # smallest share of the area of an image that a view shows
 WIDEST = 4 / 3  # largest ratio of the sides of a rectangle
 TRIES = 10  # rectangles that are drawn until one lies within the image
+MIRROR = 2 * TRIES + 2  # column of the random numbers
 LONGEST = 4  # ratio of sides beyond which only the middle of an image is ever shown
 PRECISION = 2**15  # of the weights of a resize; halved where a weight reaches 1, as in torchvision's kernel
 
@@ -56,8 +59,11 @@ def shrink(image: UInt8[Tensor, "3 H W"], look: Backbone) -> UInt8[Tensor, "3 H 
 
 
 def draw_numbers(keys: Sequence[str], seed: int) -> _Numbers:
-    """Return numbers in [0, 1) for the view of each image [N, 2 * TRIES + 3], which depend on seed and key only."""
-    n = 2 * TRIES + 3
+    """Return numbers in [0, 1) for the view of each image [N, 26], which depend on seed and key only.
+
+    The columns are: areas and ratios of all tries, place from the top and from the left, mirroring, change.
+    """
+    n = 2 * TRIES + 6
     drawn = b"".join(hashlib.shake_128(f"{seed}/{key}".encode()).digest(4 * n) for key in keys)
     return np.frombuffer(drawn, dtype="<u4").reshape(len(keys), n) / 2**32
 
@@ -73,19 +79,22 @@ def choose_views(sizes: npt.NDArray[np.int64], numbers: _Numbers) -> Views:
     # If none fits, the middle of the image with the allowed ratio.
     high = np.where(any_fits, heights[rows, first], np.minimum(height, np.rint(width * WIDEST))[:, 0])
     wide = np.where(any_fits, widths[rows, first], np.minimum(width, np.rint(height * WIDEST))[:, 0])
-    places = np.where(any_fits[:, None], numbers[:, 2 * TRIES : 2 * TRIES + 2], 0.5)
     top, left = (
-        np.floor(places[:, 0] * (height[:, 0] - high + 1)),
-        np.floor(places[:, 1] * (width[:, 0] - wide + 1)),
+        np.where(any_fits, np.floor(numbers[:, column] * (room + 1)), room // 2)
+        for column, room in ((MIRROR - 2, height[:, 0] - high), (MIRROR - 1, width[:, 0] - wide))
     )
     boxes = np.stack([top, left, high, wide], axis=1).astype(np.int64)
-    return Views(boxes, numbers[:, -1] < 0.5)
+    return Views(boxes, numbers[:, MIRROR] < 0.5)
 
 
 def make_views(
-    images: Sequence[UInt8[Tensor, "3 H W"]], numbers: _Numbers, look: Backbone, device: torch.device
+    images: Sequence[UInt8[Tensor, "3 H W"]],
+    numbers: _Numbers,
+    look: Backbone,
+    device: torch.device,
+    augment: Augmentation = "crop-flip",
 ) -> UInt8[Tensor, "B 3 S S"]:
-    """Return views of images on the device."""
+    """Return views of images on the device. The augmentation "trivial" also changes each by `trivial_augment`."""
     views = choose_views(np.array([image.shape[-2:] for image in images]), numbers)
     crops = [
         image[:, top : top + height, left : left + width]
@@ -94,7 +103,10 @@ def make_views(
     resize = resize_together if device.type == "cuda" else resize_each
     resized = resize(crops, look.image_size, look.interpolation, device)
     mirrored = torch.from_numpy(views.mirrored).to(device, non_blocking=True)
-    return torch.where(mirrored[:, None, None, None], resized.flip(3), resized)
+    shown = torch.where(mirrored[:, None, None, None], resized.flip(3), resized)
+    if augment == "crop-flip":
+        return shown
+    return torch.stack([change(view, row) for view, row in zip(shown, numbers[:, MIRROR + 1 :].tolist(), strict=True)])
 
 
 def resize_each(
