@@ -31,20 +31,6 @@ def out_of_fold(targets: Tensor, seed: int, predict: Callable[[Tensor, Tensor], 
     return rows
 
 
-def rotate(features: Float[Tensor, "N D"]) -> Float[Tensor, "N R"]:
-    """Rotate features into at most N dimensions. All distances and inner products stay the same.
-
-    The predictions of linear heads with squared-norm decay do not change under a rotation, because the part of their
-    weights outside the span of the images decays to 0. With fewer features than images nothing is done.
-    """
-    n, n_features = features.shape
-    if n >= n_features:
-        return features
-    # Q [D, N] of the transpose is a basis of the rows, and the columns of R are the rows in this basis.
-    turned: Tensor = torch.linalg.qr(features.double().T, mode="r").R.T
-    return turned.float()
-
-
 def calibrate_apart(
     method: str,
     n_labels: int,

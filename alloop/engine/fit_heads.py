@@ -1,22 +1,36 @@
 """Fit heads to fixed features. The problem is small, so it is solved to convergence where the loss allows it."""
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.engine.build import HEAD_BATCH, HEAD_RATE, HeadRecipe
 from alloop.engine.device import full_float32
+from alloop.engine.linear_solver import LinearProblem, invert_curvature, minimize
 from alloop.engine.objective import Objective
 from alloop.losses.cross_entropy import Targets
 from alloop.losses.mixing import mix
 from alloop.losses.multi_head import multi_head_loss
-from alloop.models.heads import MultiHead
+from alloop.models.heads import MultiHead, standardize
 
-_HISTORY = 20  # updates that L-BFGS remembers
-_SMALL = 5_000_000  # N * D up to which one thread is fastest: many short operations, 20 times slower on busy cores
+_FEW = 2_000_000  # N * D up to which the CPU is as fast as a card
+_SMALL = (
+    20_000_000  # N * D up to which one thread is used: a fit then takes seconds at most, and waiting on busy cores more
+)
+
+
+def choose_solver_device(features: Float[Tensor, "N D"], device: torch.device) -> torch.device:
+    """Return the device for fits to these features: a CUDA device for large problems, else the CPU.
+
+    A small fit takes less time than a card needs to start its many short operations. It is computed in one thread, so
+    its result depends neither on the card nor on the number of cores.
+    """
+    return device if device.type == "cuda" and features.numel() > _FEW else torch.device("cpu")
 
 
 def fit_heads(
@@ -28,25 +42,156 @@ def fit_heads(
     recipe: HeadRecipe,
     generator: torch.Generator,
 ) -> tuple[MultiHead, dict[str, object]]:
-    """Fit M heads to features, in float32, on the features' device (alloop keeps features on the CPU).
+    """Fit M heads to features once; see `HeadFits.fit`."""
+    return HeadFits(features, targets, n_classes).fit(n_heads, objective, recipe, generator)
 
-    Targets are labels, or predictions of another model. The heads minimize the objective, plus weight decay, plus the
-    cross-entropy of `recipe.prior` imaginary images at the center of the features, which belong to every class alike.
-    LogitNorm has no such images, because the logits at the center cannot be normalized. Smooth losses are solved by
-    L-BFGS with all labels at once. Other losses, mixed features and dropout go to Adam in mini-batches, which minimizes
-    the same sum. benchmarks/recipe says how the numbers were found.
 
-    Returns:
-        The heads, and a JSON-able record of the fit.
+class HeadFits:
+    """Fits of heads to the same features, or to parts of them, as the folds of a cross-validation are.
+
+    All fits share one basis of the features and one guess of the curvature. The result of a fit does not depend on
+    which fits were before it.
     """
-    heads = MultiHead(features.shape[1], n_heads, n_classes, generator).to(features.device)
-    heads.standardize_by(features)
-    problem = _Problem(heads, features, targets, objective.to(features.device), recipe)
-    with _threads_for(features), full_float32():
-        is_solved = recipe.has_one_solution(objective.loss)
-        history = _solve_in_span(problem) if is_solved else _descend(problem, generator)
-    heads.eval().requires_grad_(requires_grad=False)
-    return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
+
+    def __init__(self, features: Float[Tensor, "N D"], targets: Targets, n_classes: int) -> None:
+        """The features' device computes the fits, in float32. Targets are labels, or predictions of another model."""
+        self.features, self.targets, self.n_classes = features, targets, n_classes
+        self._inverses: dict[tuple[float, ...], Tensor] = {}
+
+    def fit(
+        self,
+        n_heads: int,
+        objective: Objective,
+        recipe: HeadRecipe,
+        generator: torch.Generator,
+        part: Int[Tensor, "n"] | None = None,
+        start: MultiHead | None = None,
+    ) -> tuple[MultiHead, dict[str, object]]:
+        """Fit M heads.
+
+        The heads minimize the objective, plus weight decay, plus the cross-entropy of `recipe.prior` imaginary images
+        at the center of the features, which belong to every class alike. LogitNorm has no such images, because the
+        logits at the center cannot be normalized. Smooth losses are solved by L-BFGS with all labels at once. Other
+        losses, mixed features and dropout go to Adam in mini-batches, which minimizes the same sum. benchmarks/recipe
+        says how the numbers were found.
+
+        Args:
+            n_heads: Number of heads M.
+            objective: Loss with its weights.
+            recipe: Numbers of the fit.
+            generator: Generator of the initial weights and of mini-batches.
+            part: Positions of the images to fit to; None: all.
+            start: Heads near the solution, as those fitted to all images are for a fold. They save half of the steps of
+                L-BFGS, and Adam does not use them.
+
+        Returns:
+            The heads, and a JSON-able record of the fit.
+        """
+        features, targets = (self.features, self.targets) if part is None else (self.features[part], self.targets[part])
+        heads = MultiHead(features.shape[1], n_heads, self.n_classes, generator).to(features.device)
+        objective = objective.to(features.device)
+        with _threads_for(self.features), full_float32():
+            if recipe.has_one_solution(objective.loss):
+                history = self._solve(heads, targets, objective, recipe, part, start)
+            else:
+                heads.standardize_by(features)
+                history = _descend(_Problem(heads, features, targets, objective, recipe), generator)
+        heads.eval().requires_grad_(requires_grad=False)
+        return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
+
+    def _solve(
+        self,
+        heads: MultiHead,
+        targets: Tensor,
+        objective: Objective,
+        recipe: HeadRecipe,
+        part: Tensor | None,
+        start: MultiHead | None,
+    ) -> dict[str, object]:
+        span = self._span if part is None else self._span.take(part)
+        span.standardize(heads)
+        problem = LinearProblem(
+            span.rows,
+            targets,
+            objective,
+            heads.n_heads,
+            self.n_classes,
+            decay=recipe.weight_decay / heads.n_heads,
+            prior=recipe.prior / len(targets),
+        )
+        theta = span.to_theta(heads if start is None else start)
+        theta, history = minimize(problem, theta, self._inverse(problem, recipe), recipe.steps)
+        span.write(theta, heads)
+        return history
+
+    @functools.cached_property
+    def _span(self) -> "_Span":
+        return _Span.of(self.features)
+
+    def _inverse(self, problem: LinearProblem, recipe: HeadRecipe) -> Tensor:
+        """Return the guess of the curvature by all images, also for a part of them."""
+        key = (problem.steepness(), problem.decay, recipe.prior / len(self.features))
+        if key not in self._inverses:
+            rows = self._span.rows
+            self._inverses[key] = invert_curvature(rows.T @ rows / len(rows), *key)
+        return self._inverses[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """Standardized features in coordinates of no more dimensions than there are images.
+
+    The part of a weight that is orthogonal to all images changes no logit and decays to 0, so the solution lies in the
+    span of the images. A rotation within the span changes neither logits nor decay.
+
+    Attributes:
+        rows: Coordinates y, and a last column of ones: the features are center + scale * basis y.
+        basis: Orthonormal basis; None if the coordinates are the standardized features themselves.
+        center, scale: As in `MultiHead`, float64.
+    """
+
+    rows: Float[Tensor, "N R1"]
+    basis: Float[Tensor, "D R"] | None
+    center: Float[Tensor, "D"]
+    scale: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "N D"]) -> "_Span":
+        rows, center, scale = standardize(features)
+        if len(features) >= features.shape[1]:
+            return cls(_with_ones(rows), None, center, scale)
+        basis, coordinates = torch.linalg.qr(rows.T)  # [D, N] and [N, N]
+        return cls(_with_ones(coordinates.T), basis, center, scale)
+
+    def take(self, part: Int[Tensor, "n"]) -> "_Span":
+        """Return the images at these positions, with a standardization of their own."""
+        rows, center, scale = standardize(self.rows[part, :-1])
+        moved = center if self.basis is None else self.basis @ center
+        return _Span(_with_ones(rows), self.basis, self.center + self.scale * moved, self.scale * scale)
+
+    def standardize(self, heads: MultiHead) -> None:
+        """Give heads the standardization of these images."""
+        heads.center.copy_(self.center)
+        heads.scale.copy_(self.scale)
+
+    def to_theta(self, heads: MultiHead) -> Float[Tensor, "MK R1"]:
+        """Return the weights and biases that give these heads' logits, as far as they lie in the span."""
+        with torch.no_grad():
+            weight = heads.weight.to(self.center) / heads.scale.to(self.center)
+            bias = heads.bias.to(self.center) + weight @ (self.center - heads.center.to(self.center))
+            weight = self.scale * (weight if self.basis is None else weight @ self.basis)
+            return torch.cat([weight, bias.unsqueeze(2)], dim=2).flatten(0, 1).float()
+
+    def write(self, theta: Float[Tensor, "MK R1"], heads: MultiHead) -> None:
+        """Give heads with this standardization these weights and biases."""
+        weight = theta[:, :-1].double()
+        with torch.no_grad():
+            heads.weight.copy_((weight if self.basis is None else weight @ self.basis.T).view_as(heads.weight))
+            heads.bias.copy_(theta[:, -1].view_as(heads.bias))
+
+
+def _with_ones(rows: Float[Tensor, "N R"]) -> Float[Tensor, "N R1"]:
+    return torch.cat([rows.float(), torch.ones(len(rows), 1, device=rows.device)], dim=1)
 
 
 class _Problem:
@@ -59,10 +204,6 @@ class _Problem:
         self.recipe = recipe
         self._objective = objective
         self._even = torch.full((1, heads.n_classes), 1 / heads.n_classes, device=features.device)
-
-    def on(self, heads: MultiHead, features: Tensor) -> "_Problem":
-        """Return the same problem with other heads and other features of the same images."""
-        return _Problem(heads, features, self.targets, self._objective, self.recipe)
 
     def value(self, features: Tensor, targets: Tensor) -> Tensor:
         return self.value_of(self.heads(features), targets)
@@ -77,51 +218,6 @@ class _Problem:
         weights = self._objective.head_weights
         prior = multi_head_loss(at_center, self._even, weights, loss_scale=recipe.loss_scale)
         return loss + decay + prior * recipe.prior / len(self.features)
-
-
-def _solve_in_span(problem: _Problem) -> dict[str, object]:
-    """Solve in no more dimensions than there are images.
-
-    The part of a weight that is orthogonal to all images changes no logit and decays to 0, so the solution lies in the
-    span of the images. A rotation within the span changes neither logits nor decay.
-    """
-    heads, features = problem.heads, problem.features
-    n, n_features = features.shape
-    if n >= n_features:
-        return _solve(problem)
-    standardized = (features.double() - heads.center.double()) / heads.scale.double()
-    basis, rows = torch.linalg.qr(standardized.T)  # [D, N] and [N, N]
-    small = MultiHead(n, heads.n_heads, heads.n_classes).to(features.device)
-    with torch.no_grad():
-        small.weight.copy_(heads.weight.double() @ basis)
-        small.bias.copy_(heads.bias)
-    history = _solve(problem.on(small, rows.T.float()))
-    with torch.no_grad():
-        heads.weight.copy_(small.weight.double() @ basis.T)
-        heads.bias.copy_(small.bias)
-    return history
-
-
-def _solve(problem: _Problem) -> dict[str, object]:
-    optimizer = torch.optim.LBFGS(
-        problem.heads.parameters(),
-        max_iter=problem.recipe.steps,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-9,
-        history_size=_HISTORY,
-        line_search_fn="strong_wolfe",
-    )
-    values: list[float] = []
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = problem.value(problem.features, problem.targets)
-        torch.autograd.backward(loss)
-        values.append(loss.item())
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return {"evaluations": len(values), "loss_before": values[0], "loss_after": values[-1]}
 
 
 def _descend(problem: _Problem, generator: torch.Generator) -> dict[str, object]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alloop.losses.composed import composed_loss
 from alloop.losses.cross_entropy import Targets
-from alloop.losses.multi_head import LossScale, multi_head_loss
+from alloop.losses.multi_head import LossScale, multi_head_loss, multi_head_slopes
 from alloop.losses.named import Loss
 
 
@@ -45,6 +45,16 @@ class Objective:
             loss_scale=self.loss_scale,
             check=check,
         )
+
+    def slopes(self, logits: Float[Tensor, "M B K"], targets: Targets) -> tuple[Tensor, Float[Tensor, "M B K"]]:
+        """Return the mean loss of a batch, and its slope by every logit."""
+        if self.loss.rule.is_plain:
+            return multi_head_slopes(logits, targets, self.head_weights, self.class_weights, loss_scale=self.loss_scale)
+        leaf = logits.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self(leaf, targets)
+            (slopes,) = torch.autograd.grad(value, leaf)
+        return value.detach(), slopes
 
     def to(self, device: torch.device) -> "Objective":
         heads, classes = self.head_weights, self.class_weights

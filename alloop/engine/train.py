@@ -1,8 +1,9 @@
 """Train one model version: features or fine-tuning, heads, calibrator, files."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from alloop.engine.build import (
     search_paths,
 )
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.cross_validate import calibrate_apart, out_of_fold, rotate
+from alloop.engine.cross_validate import calibrate_apart, out_of_fold
 from alloop.engine.device import deterministic, explained_shortage
 from alloop.engine.distill import distilled_files
 from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified
-from alloop.engine.fit_heads import fit_heads
+from alloop.engine.fit_heads import HeadFits, choose_solver_device
 from alloop.engine.head_passes import HeadPasses
 from alloop.engine.jobs import TrainJob, TrainResult
 from alloop.engine.links import link_images
@@ -68,9 +69,10 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     n_networks = job.settings.model.n_networks
     parts = [_specialties(job, number) for number in range(n_networks)]
     members = Members(job, n_networks, graph.about)
+    shared = functools.cache(lambda: _material(job, job.seed, backbone, hardware, graph.smoothing, progress))
     fitted = []
     for number in range(n_networks):
-        one = members.fit(number, lambda n: _fit(job, n, parts[n], hardware, graph.smoothing, progress))
+        one = members.fit(number, lambda n: _fit(job, n, parts[n], hardware, shared, progress))
         fitted.append(_without_trunk(one))
         if n_networks > 1:
             progress("networks", number + 1, n_networks)
@@ -78,7 +80,7 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     method, seed = job.settings.calibration, derive_seed(job.seed, "calibration")
     if job.is_test:
         can_repeat = job.settings.model.mode == "frozen"
-        again = (lambda: _cross_validate(job, parts, hardware, graph.smoothing, seed)) if can_repeat else None
+        again = (lambda: _cross_validate(job, parts, shared(), list(members.networks()), seed)) if can_repeat else None
         calibration = calibrate_apart(method, len(job.images), seed, again, pooled[:0])
         calibrated = apply_calibration(calibration, pooled)
     else:
@@ -101,35 +103,35 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     )
 
 
-def _fit(
-    job: TrainJob,
-    number: int,
-    specialties: Specialties,
-    hardware: Hardware,
-    smoothing: Smoothing | None,
-    progress: Progress,
-) -> Fitted:
-    """Fit one network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
-    seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
-    backbone = build_backbone(job.settings, search_paths(job.cache), number).in_precision(hardware.precision)
-    with deterministic():
-        if job.settings.model.mode == "frozen":
-            return _fit_frozen(job, seed, backbone, hardware, specialties, smoothing, progress)
-        new_norms = settle_statistics(backbone, _sorted_by_content(job.images, job.targets)[0], hardware)
-        probe = _fit_frozen(job, seed, backbone, hardware, specialties, None, progress)
-        return _finetune(job, seed, backbone, hardware, specialties, probe, new_norms, progress)
+@dataclasses.dataclass(frozen=True)
+class _Material:
+    """Labels and features that heads are fitted to.
+
+    Attributes:
+        train: Images to fit to.
+        n_labels: Number of labeled images, also of those that early stopping watches.
+        holdout: Holdout images that could be read.
+        fits: Fits to raw features, and with a smoothing those to smoothed features.
+        features: Features of the training images and of the holdout, on the CPU, for each of `fits`.
+        failed: Images that could not be read, and the reasons.
+    """
+
+    train: Labeled
+    n_labels: int
+    holdout: list[ImageRef]
+    fits: tuple[HeadFits, ...]
+    features: tuple[tuple[Tensor, Tensor], ...]
+    failed: Failed
 
 
-def _fit_frozen(
+def _material(
     job: TrainJob,
     seed: int,
     backbone: Backbone,
     hardware: Hardware,
-    specialties: Specialties,
     smoothing: Smoothing | None,
     progress: Progress,
-) -> Fitted:
-    """Fit heads to raw features, and with a smoothing others to smoothed features."""
+) -> _Material:
     images, targets = _sorted_by_content(job.images, job.targets)
     cache, failed = ensure_features([*images, *job.holdout], backbone, job.cache, hardware, progress)
     coding = _coding(job)
@@ -138,33 +140,76 @@ def _fit_frozen(
     train, _ = _parts(job, seed, images, labels)
     holdout, _ = _readable(job.holdout, job.holdout_targets, failed, coding)
     keys = [[ref.key for ref in refs] for refs in (train.images, holdout)]
-    features = [torch.from_numpy(cache.take(part)) for part in keys]
-    progress("heads", 0, 1)
-    heads, history = _fit_to(features[0], train.targets, job, derive_seed(seed, "heads"), specialties)
-    predicted, smoothed = _member_log_probs(job, heads, features[1], holdout), None
+    raw = [torch.from_numpy(cache.take(part)) for part in keys]
+    kinds = [(raw[0], raw[1])]
     if smoothing is not None:
-        transform = link_images(smoothing, [*keys[0], *keys[1]], cache, job.cache)
-        parts = [transform(part, rows) for part, rows in zip(keys, features, strict=True)]
-        drawn = derive_seed(seed, "smoothed heads")
-        smoothed, history["smoothed"] = _fit_to(parts[0], train.targets, job, drawn, specialties, is_smoothed=True)
-        predicted = torch.stack([predicted, _member_log_probs(job, smoothed, parts[1], holdout)], dim=2)
+        transform = link_images(smoothing, [*keys[0], *keys[1]], cache, job.cache, progress)
+        kinds.append((transform(keys[0], raw[0]), transform(keys[1], raw[1])))
+    fits = tuple(_fits_on(hardware, features, train.targets, job) for features, _ in kinds)
+    return _Material(train, len(images), holdout, fits, tuple(kinds), failed)
+
+
+def _fits_on(hardware: Hardware, features: Tensor, targets: Tensor, job: TrainJob) -> HeadFits:
+    """Return fits on the device that is fastest for them. The features stay there between the fits."""
+    is_solved = build_head_recipe(job.settings).has_one_solution(build_loss(job.settings))
+    device = choose_solver_device(features, hardware.device) if is_solved else features.device
+    return HeadFits(features.to(device), targets.to(device), len(job.classes))
+
+
+def _fit(
+    job: TrainJob,
+    number: int,
+    specialties: Specialties,
+    hardware: Hardware,
+    shared: Callable[[], _Material],
+    progress: Progress,
+) -> Fitted:
+    """Fit one network: its heads, and in finetune mode its trunk. Networks differ in initial weights and data order."""
+    seed = job.seed if number == 0 else derive_seed(job.seed, "member", number)
+    with deterministic():
+        if job.settings.model.mode == "frozen":
+            return _fit_frozen(job, seed, shared(), specialties, progress)
+        backbone = build_backbone(job.settings, search_paths(job.cache), number).in_precision(hardware.precision)
+        new_norms = settle_statistics(backbone, _sorted_by_content(job.images, job.targets)[0], hardware)
+        material = _material(job, seed, backbone, hardware, None, progress)
+        probe = _fit_frozen(job, seed, material, specialties, progress)
+        return _finetune(job, seed, backbone, hardware, specialties, probe, new_norms, progress)
+
+
+def _fit_frozen(job: TrainJob, seed: int, material: _Material, specialties: Specialties, progress: Progress) -> Fitted:
+    """Fit heads to raw features, and with a smoothing others to smoothed features."""
+    progress("heads", 0, 1)
+    fitted, predicted, history = [], [], {}
+    for kind, purpose in enumerate(("heads", "smoothed heads")[: len(material.fits)]):
+        heads, record = _fit_to(material, kind, job, derive_seed(seed, purpose), specialties)
+        fitted.append(heads)
+        predicted.append(_member_log_probs(job, heads, material.features[kind][1], material.holdout))
+        history |= {"smoothed": record} if kind else record
     progress("heads", 1, 1)
     return Fitted(
-        network=Network(heads, {}, smoothed),
-        holdout_member_log_probs=predicted,
-        holdout_ids=tuple(image.image_id for image in holdout),
-        history={"mode": "frozen", "n_labels": len(images), **history},
-        failed=failed,
+        network=Network(fitted[0], {}, fitted[1] if len(fitted) > 1 else None),
+        holdout_member_log_probs=predicted[0] if len(predicted) == 1 else torch.stack(predicted, dim=2),
+        holdout_ids=tuple(image.image_id for image in material.holdout),
+        history={"mode": "frozen", "n_labels": material.n_labels, **history},
+        failed=material.failed,
     )
 
 
 def _fit_to(
-    features: Tensor, targets: Tensor, job: TrainJob, seed: int, specialties: Specialties, *, is_smoothed: bool = False
+    material: _Material,
+    kind: int,
+    job: TrainJob,
+    seed: int,
+    specialties: Specialties,
+    part: Tensor | None = None,
+    start: MultiHead | None = None,
 ) -> tuple[MultiHead, dict[str, object]]:
-    """Fit the heads of one network to raw or smoothed features [N, D]."""
-    generator = torch.Generator().manual_seed(seed)
-    recipe, objective = build_head_recipe(job.settings, is_smoothed=is_smoothed), _objective(job, specialties, targets)
-    return fit_heads(features, targets, len(job.classes), len(specialties), objective, recipe, generator)
+    """Fit the heads of one network to raw (`kind` 0) or smoothed features (1), of all images or a part."""
+    generator, targets = torch.Generator().manual_seed(seed), material.train.targets
+    recipe = build_head_recipe(job.settings, is_smoothed=bool(kind))
+    objective = _objective(job, specialties, targets if part is None else targets[part])
+    heads, history = material.fits[kind].fit(len(specialties), objective, recipe, generator, part, start)
+    return heads.cpu(), history
 
 
 def _finetune(
@@ -209,38 +254,28 @@ def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> 
 
 
 def _cross_validate(
-    job: TrainJob, parts: Sequence[Specialties], hardware: Hardware, smoothing: Smoothing | None, seed: int
+    job: TrainJob, parts: Sequence[Specialties], material: _Material, networks: Sequence[Network], seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return out-of-fold predictions of the training images by heads of the same recipe, and their targets [N].
 
-    Predictions are log p̄ [N, K], or [N, 2, K] by raw and smoothed heads.
+    Where heads have one solution, those of a fold start from the heads that were fitted to all images: the solution is
+    the same, and nearer. Predictions are log p̄ [N, K], or [N, 2, K] by raw and smoothed heads.
     """
-    images, targets = _sorted_by_content(job.images, job.targets)
-    backbone = build_backbone(job.settings, search_paths(job.cache)).in_precision(hardware.precision)
-    cache, failed = ensure_features(images, backbone, job.cache, hardware)
-    images, labels = _readable(images, targets, failed, _coding(job))
-    keys = [image.key for image in images]
-    raw = torch.from_numpy(cache.take(keys))
-    kinds = [raw] if smoothing is None else [raw, smoothing.transform(keys, raw)]
-    if build_head_recipe(job.settings).has_one_solution(build_loss(job.settings)):
-        kinds = [rotate(features) for features in kinds]
 
     def predict(rest: Tensor, fold: Tensor) -> Tensor:
-        seen = [images[row] for row in fold.tolist()]
+        seen = [material.train.images[row] for row in fold.tolist()]
         both = []
-        for is_smoothed, features in enumerate(kinds):
+        for kind, (features, _) in enumerate(material.features):
             rows = []
-            for number, specialties in enumerate(parts):
-                chosen = derive_seed(seed, "fold", number)
-                heads, _ = _fit_to(
-                    features[rest], labels[rest], job, chosen, specialties, is_smoothed=bool(is_smoothed)
-                )
+            for number, (specialties, network) in enumerate(zip(parts, networks, strict=True)):
+                chosen, start = derive_seed(seed, "fold", number), network.smoothed if kind else network.heads
+                heads, _ = _fit_to(material, kind, job, chosen, specialties, rest, start)
                 rows.append(_member_log_probs(job, heads, features[fold], seen))
             both.append(pool_members(member for part in rows for member in part))
-        return both[0] if smoothing is None else torch.stack(both, dim=1)
+        return both[0] if len(both) == 1 else torch.stack(both, dim=1)
 
     with deterministic():
-        return out_of_fold(labels, seed, predict), labels
+        return out_of_fold(material.train.targets, seed, predict), material.train.targets
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:

@@ -66,6 +66,45 @@ def average_log_probs(logits: Float[Tensor, "M B K"], average: Average = "prob")
     return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(logits.shape[0])
 
 
+def multi_head_slopes(
+    logits: Float[Tensor, "M B K"],
+    targets: Targets,
+    head_weights: Float[Tensor, "M K"] | None = None,
+    weights: Float[Tensor, "K"] | None = None,
+    loss_scale: LossScale = "mean",
+) -> tuple[Tensor, Float[Tensor, "M B K"]]:
+    """Return the mean `multi_head_loss` of a batch, averaged by probability, and its slope by every logit.
+
+    The slopes are written out, because the gradient of linear heads is one product of the slopes and the features. With
+    r_mk = p_mk / Σ_m p_mk, the slope of the loss by log p_mk is -q_k w_k (r_mk + ω_mk).
+
+    Args:
+        logits: Raw logits of every head, float32 or float64.
+        targets: Class positions [B], or rows [B, K] that sum to 1.
+        head_weights: Weights ω of every head; None: all 1.
+        weights: Weights w against class imbalance; None: all 1.
+        loss_scale: As in `multi_head_loss`.
+    """
+    n_heads, n, n_classes = logits.shape
+    if targets.is_floating_point():
+        share = targets.to(logits.dtype)
+    else:
+        share = torch.nn.functional.one_hot(targets, n_classes).to(logits.dtype)
+    share = share if weights is None else share * weights.to(logits.dtype)
+    log_probs = logits.log_softmax(dim=-1)
+    probs = log_probs.exp()
+    if n_heads == 1:
+        pull, value = share.expand_as(probs), -(share * log_probs).sum()
+    else:
+        omega = torch.ones_like(probs[:, :1]) if head_weights is None else head_weights.to(logits.dtype).unsqueeze(1)
+        total = probs.sum(dim=0).clamp_min(torch.finfo(logits.dtype).tiny)
+        value = -(share * ((total / n_heads).log() + (omega * log_probs).sum(dim=0))).sum()
+        pull = share * (probs / total + omega)
+    slopes = probs * pull.sum(dim=-1, keepdim=True) - pull
+    scale = 1 / (n * (n_heads + 1)) if loss_scale == "mean" and n_heads > 1 else 1 / n
+    return value * scale, slopes * scale
+
+
 def class_weights(specialties: Specialties, n_classes: int) -> Float[Tensor, "M K"]:
     """Return ω: M for the classes that are a head's specialty, 1/M for all others; all 1 for a single head.
 

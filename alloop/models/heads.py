@@ -48,14 +48,22 @@ class MultiHead(nn.Module):
         All features share one scale. With scales of their own, features that vary little among a few labeled images
         would become huge on other images (benchmarks/recipe). Features that are all equal are only centered.
         """
-        wide = features.double()
-        center = wide.mean(dim=0)
-        norm = (wide - center).square().sum(dim=1).mean().sqrt()
+        _, center, scale = standardize(features)
         self.center.copy_(center)
-        self.scale.copy_(norm if norm > 1e-12 else torch.ones(()))
+        self.scale.copy_(scale)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
         """Return the logits of every head, float32 (float64 if the module is float64)."""
         with torch.autocast(features.device.type, enabled=False):
             centered = (features.to(self.weight.dtype) - self.center) / self.scale
             return torch.einsum("bd,mkd->mbk", centered, self.weight) + self.bias.unsqueeze(1)
+
+
+def standardize(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, "D"], Float[Tensor, ""]]:
+    """Return standardized features, float64, and their center and scale; see `MultiHead.standardize_by`."""
+    wide = features.double()
+    center = wide.mean(dim=0)
+    wide = wide - center
+    norm = wide.square().sum(dim=1).mean().sqrt()
+    scale = torch.where(norm > 1e-12, norm, torch.ones_like(norm))
+    return wide / scale, center, scale
