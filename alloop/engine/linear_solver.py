@@ -57,7 +57,7 @@ class LinearProblem:
     def logits(self, theta: Float[Tensor, "MK R1"]) -> Float[Tensor, "M N1 K"]:
         """Return the logits of all images, then those of the center, float64."""
         rows = torch.cat([self.rows @ theta.T, theta[:, -1:].T])
-        return rows.unflatten(1, (self.n_heads, self.n_classes)).transpose(0, 1).double().contiguous()
+        return rows.reshape(-1, self.n_heads, self.n_classes).transpose(0, 1).double().contiguous()
 
     def slopes(self, logits: Float[Tensor, "M N1 K"]) -> tuple[float, Float[Tensor, "M N1 K"]]:
         """Return the loss without decay, and its slope by every logit."""

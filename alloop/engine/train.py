@@ -179,7 +179,8 @@ def _fit(
 def _fit_frozen(job: TrainJob, seed: int, material: _Material, specialties: Specialties, progress: Progress) -> Fitted:
     """Fit heads to raw features, and with a smoothing others to smoothed features."""
     progress("heads", 0, 1)
-    fitted, predicted, history = [], [], {}
+    fitted, predicted = [], []
+    history: dict[str, object] = {}
     for kind, purpose in enumerate(("heads", "smoothed heads")[: len(material.fits)]):
         heads, record = _fit_to(material, kind, job, derive_seed(seed, purpose), specialties)
         fitted.append(heads)

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from alloop.config.schema import CalibrationConfig, Config
-from alloop.engine.build import HeadRecipe
-from alloop.engine.cross_validate import N_FOLDS, calibrate_apart, out_of_fold, rotate
-from alloop.engine.fit_heads import fit_heads
+from alloop.engine.cross_validate import N_FOLDS, calibrate_apart, out_of_fold
 from alloop.engine.jobs import TrainJob
-from alloop.engine.objective import Objective
 from alloop.engine.train import run_train
-from alloop.losses.named import find_loss
 
 
 def test_every_image_is_predicted_once_by_a_model_that_did_not_see_it():
@@ -82,26 +78,3 @@ def test_no_calibrator_needs_no_folds(toys):
     result = run_train(_job(toys, config))
 
     assert (result.calibration.method, result.calibration.note) == ("none", "")
-
-
-def test_a_rotation_keeps_distances_and_what_heads_say():
-    generator = torch.Generator().manual_seed(0)
-    features, targets = torch.randn(40, 100, generator=generator), torch.arange(40) % 3
-
-    turned = rotate(features)
-
-    assert turned.shape == (40, 40)
-    torch.testing.assert_close(turned @ turned.T, features @ features.T, rtol=1e-4, atol=1e-3)
-    objective = Objective(find_loss("cross-entropy", {}), None, None, "mean")
-    recipe = HeadRecipe(steps=200, weight_decay=1e-2, prior=3.0, loss_scale="mean")
-    said = [
-        fit_heads(rows[:30], targets[:30], 3, 1, objective, recipe, generator)[0](rows[30:])
-        for rows in (features, turned)
-    ]
-    torch.testing.assert_close(said[0], said[1], rtol=1e-2, atol=1e-3)
-
-
-def test_features_that_are_few_are_not_rotated():
-    features = torch.eye(5, 3)
-
-    assert rotate(features) is features

@@ -9,7 +9,6 @@ import torch
 
 from alloop.composition import LOSSES
 from alloop.config.schema import TrainConfig
-from alloop.engine import fit_heads as solver
 from alloop.engine.build import HeadRecipe, build_mixing
 from alloop.engine.fit_heads import fit_heads
 from alloop.engine.objective import Objective, balanced_weights
@@ -99,22 +98,6 @@ def test_mini_batches_and_all_labels_at_once_find_the_same_heads():
     ]
 
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
-
-
-def test_fewer_images_than_features_are_solved_in_fewer_dimensions_to_the_same_heads(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    features, targets = torch.randn(20, 60, generator=generator) + 3, torch.arange(20) % 3
-    unseen = torch.randn(50, 60, generator=generator) + 3
-    objective = Objective(find_loss("cross-entropy", {}), None, None, "mean")
-    recipe = HeadRecipe(steps=500, weight_decay=1e-2, prior=3.0, loss_scale="mean")
-
-    def fit() -> torch.Tensor:
-        return fit_heads(features, targets, 3, 2, objective, recipe, torch.Generator().manual_seed(1))[0](unseen)
-
-    in_span = fit()
-    monkeypatch.setattr(solver, "_solve_in_span", solver._solve)
-
-    torch.testing.assert_close(in_span, fit(), atol=2e-3, rtol=0)
 
 
 def test_balanced_classes_count_alike_and_weigh_one_on_average():
