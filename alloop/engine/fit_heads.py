@@ -87,13 +87,14 @@ class HeadFits:
         Returns:
             The heads, and a JSON-able record of the fit.
         """
-        features, targets = (self.features, self.targets) if part is None else (self.features[part], self.targets[part])
+        features, targets = self.features, self.targets if part is None else self.targets[part]
         heads = MultiHead(features.shape[1], n_heads, self.n_classes, generator).to(features.device)
         objective = objective.to(features.device)
         with _threads_for(self.features), full_float32():
             if recipe.has_one_solution(objective.loss):
                 history = self._solve(heads, targets, objective, recipe, part, start)
             else:
+                features = features if part is None else features[part]
                 heads.standardize_by(features)
                 history = _descend(_Problem(heads, features, targets, objective, recipe), generator)
         heads.eval().requires_grad_(requires_grad=False)

@@ -20,7 +20,7 @@ from alloop.losses.cross_entropy import Targets
 from alloop.losses.multi_head import multi_head_slopes
 
 _HISTORY = 10  # steps that L-BFGS remembers
-_ENOUGH = 1e-8  # expected gain of a step, as a share of the loss, below which the solution is found
+_ENOUGH = 1e-9  # expected gain of a step, as a share of the loss, below which the solution is found
 _TRIALS = 30  # of a line search
 _DECREASE, _FLATTER = 1e-4, 0.9  # of the Wolfe conditions
 _NOISE = 1e-9  # share of the loss by which rounding may raise it

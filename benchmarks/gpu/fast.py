@@ -323,13 +323,14 @@ def measure_heads(options: Options, rows: Rows) -> None:
     """
     n_features = options.size(1280, 64)
     if options.is_cuda:
-        fit_with_folds(options.size(1_000, 100), n_features, options.device)  # loads the libraries of the card
-    for n, seconds, has_cpu in ((500, None, True), (2_000, None, True), (5_000, 2, True), (50_000, 20, False)):
+        fit_with_folds(options.size(1_000, 50), n_features, options.device)  # loads the libraries of the card
+    for labels, seconds, has_cpu in ((500, None, True), (2_000, None, True), (5_000, 2, True), (50_000, 20, False)):
+        n = options.size(labels, labels // 10 if labels < 5_000 else 400)
         item = f"heads, {n:,} labels × {n_features:,}"
         devices = [*([torch.device("cpu")] if has_cpu else []), *([options.device] if options.is_cuda else [])]
         for device in devices:
             with rows.guarded(item):
-                took, note = fit_with_folds(n if not options.tiny else min(n, 400), n_features, device)
+                took, note = fit_with_folds(n, n_features, device)
                 wanted = None if seconds is None or device.type == "cpu" else seconds
                 verdict = "" if wanted is None else f"; target {wanted} s: {'met' if took <= wanted else 'missed'}"
                 rows.add(item, f"4 heads and 5 folds on {device.type}", took, "s", note + verdict)

@@ -94,7 +94,7 @@ def test_the_loss_is_at_most_that_of_pytorchs_solver(name, n_heads, is_balanced,
 
 
 @pytest.mark.parametrize("scale", ["mean", "sum"])
-@pytest.mark.parametrize("decay", [0.0, 1e-5, 1.0])
+@pytest.mark.parametrize("decay", [1e-5, 1.0])
 def test_so_it_is_with_little_and_with_much_decay(scale, decay):
     features, targets = _data(60, 12)
     recipe = HeadRecipe(steps=200, weight_decay=decay, prior=3.0, loss_scale=scale)
