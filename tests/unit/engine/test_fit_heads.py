@@ -110,11 +110,11 @@ def test_so_it_is_with_little_and_with_much_decay(scale, decay):
 def test_fewer_images_than_features_give_the_same_predictions_for_other_images():
     features, targets = _data(20, 60)
     unseen = _data(50, 60)[0]
-    objective = _objective(n_heads=2)
+    objective, recipe = _objective(n_heads=2), HeadRecipe(steps=500, weight_decay=1e-2, prior=3.0, loss_scale="mean")
 
-    ours = fit_heads(features, targets, K, 2, objective, RECIPE, _generator(5))[0](unseen)
+    ours = fit_heads(features, targets, K, 2, objective, recipe, _generator(5))[0](unseen)
 
-    torch.testing.assert_close(ours, _reference(features, targets, 2, objective, RECIPE)(unseen), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ours, _reference(features, targets, 2, objective, recipe)(unseen), atol=2e-3, rtol=0)
 
 
 def test_soft_targets_are_learned():
