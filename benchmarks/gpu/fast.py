@@ -57,15 +57,15 @@ def main() -> None:
     photos = load("trashnet", options).refs
     side = (4000, 3000) if not options.tiny else (400, 300)
     large = make_large(options.work / "large", options.size(30, 3), *side)
+    measure_heads(options, rows)
+    with rows.guarded("fine-tuning"):
+        measure_epoch(photos, hardware, options, rows)
     decoding = None
     with rows.guarded("decoding"):
         decoding = measure_decoding(photos, large, hardware, options, rows)
     for name in TRUNKS:
         with rows.guarded(name):
             measure_trunk(name, photos, hardware, decoding, options, rows)
-    with rows.guarded("fine-tuning"):
-        measure_epoch(photos, hardware, options, rows)
-    measure_heads(options, rows)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The precision of features: in the cache's key, in the model version, and the same wherever the model predicts."""
 
+import copy
 import dataclasses
 import logging
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from alloop.engine import classifier, device, export
+from alloop.engine import classifier, device, export, trunk_passes
 from alloop.engine.build import build_hardware
 from alloop.engine.classifier import Classifier
 from alloop.engine.features import run_features
@@ -146,6 +147,45 @@ def test_networks_of_torchvision_become_bfloat16_except_batch_normalization_and_
     half, full = (run_trunk(prepare_trunk(one, CPU), images) for one in (trunk.backbone, backbone))
     assert half.dtype == torch.float32
     assert 0 < float((half - full).norm() / full.norm()) < 0.05
+
+
+def test_batch_normalization_behind_a_convolution_in_a_chain_becomes_a_part_of_it():
+    shared = nn.Conv2d(3, 3, 1)
+    module = nn.Sequential(
+        nn.Sequential(shared, nn.BatchNorm2d(3), nn.ReLU()),
+        nn.Sequential(nn.BatchNorm2d(3), shared),  # the wrong way round: stays
+        nn.Sequential(shared, nn.BatchNorm2d(3, track_running_stats=False)),  # statistics of the batch: stays
+    )
+    module.eval()
+    for number, norm in enumerate(part for part in module.modules() if isinstance(part, nn.BatchNorm2d)):
+        if norm.running_mean is not None:
+            nn.init.uniform_(norm.running_mean, -1, 1)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.constant_(norm.bias, number)
+    images = torch.randn(4, 3, 5, 5)
+    expected = module(images)
+
+    fused = copy.deepcopy(module)
+    for chain in [part for part in fused.modules() if isinstance(part, nn.Sequential)]:
+        trunk_passes._fuse_neighbors(chain)
+
+    assert [type(part).__name__ for chain in fused for part in chain] == [
+        "Conv2d", "Identity", "ReLU", "BatchNorm2d", "Conv2d", "Conv2d", "BatchNorm2d",
+    ]  # fmt: skip
+    assert torch.allclose(fused(images), expected, atol=1e-5)
+
+
+def test_a_network_with_batch_normalization_in_chains_keeps_its_features_in_bfloat16():
+    backbone = load_backbone("efficientnet_b0", "none", 64)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    trunk = prepare_trunk(backbone.in_precision("bfloat16"), CPU)
+
+    half, full = (run_trunk(one, images) for one in (trunk, prepare_trunk(backbone, CPU)))
+
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in trunk.module.modules())
+    assert any(isinstance(part, nn.BatchNorm2d) for part in backbone.module.modules())
+    assert 0 < float((half - full).norm() / full.norm()) < 0.1
 
 
 class _Views(nn.Module):
