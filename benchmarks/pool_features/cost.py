@@ -5,6 +5,9 @@
 Prints the seconds of the graph's fit, which happens once, and those of a round (training and scoring) with and without
 smoothed heads. The pool is scored twice: images outside the graph (with --images above --nodes) are linked to it the
 first time. All are processor seconds of this process, in one run.
+
+With --placing, it prints only what an image outside the graph costs, with and without kept links, in alternation. The
+graph consists of random numbers, so it need not be fitted.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 
 from alloop.config.schema import Config, ModelConfig, ProjectConfig
 from alloop.engine.build import build_backbone
@@ -29,7 +33,7 @@ from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.pool.cache import FeatureCache
 from alloop.records import ImageRef
-from alloop.smoothing.smoothing import MOST_NODES, choose_nodes
+from alloop.smoothing.smoothing import AXES, MOST_NODES, PARTS, Smoothing, choose_nodes
 
 CLASSES = 10
 HOLDOUT = 200
@@ -41,7 +45,11 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1280)
     parser.add_argument("--labels", type=int, default=400)
     parser.add_argument("--nodes", type=int, default=MOST_NODES)
+    parser.add_argument("--placing", action="store_true")
     options = parser.parse_args()
+    if options.placing:
+        measure_placing(options.nodes, options.features)
+        return
     few = functools.partial(choose_nodes, most=options.nodes)
     with tempfile.TemporaryDirectory() as folder, mock.patch("alloop.engine.pool_features.choose_nodes", few):
         measure(Path(folder), options.images, options.features, options.labels)
@@ -88,6 +96,35 @@ def measure(folder: Path, n: int, n_features: int, n_labels: int) -> None:
             flush=True,
         )
     print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def measure_placing(n_nodes: int, n_features: int, n_images: int = 1024) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator) - 0.5
+
+    smoothing = Smoothing(
+        keys=tuple(hashlib.sha256(str(row).encode()).hexdigest() for row in range(n_nodes)),
+        mean=torch.zeros(n_features, dtype=torch.float64),
+        axes=drawn(n_features, AXES),
+        least=torch.tensor(0.0, dtype=torch.float64),
+        metric=torch.eye(AXES),
+        spread=torch.eye(AXES),
+        places=torch.nn.functional.normalize(drawn(n_nodes, AXES)),
+        widths=torch.ones(n_nodes),
+        rows=drawn(n_nodes, PARTS * AXES),
+        centers=torch.zeros(PARTS * AXES),
+        scales=torch.ones(PARTS),
+    )
+    features, keys = drawn(n_images, n_features), ["f" * 64] * n_images
+    for _ in range(3):
+        anew, rows = seconds(lambda: smoothing.transform(keys, features))
+        linking, links = seconds(lambda: smoothing.link(features))
+        known, same = seconds(lambda links=links: smoothing.transform(keys, features, links))
+        assert torch.equal(rows, same)
+        each = [f"{1000 * one / n_images:.3f} ms" for one in (anew, linking, known)]
+        print(f"{n_nodes} nodes, an image: placed anew {each[0]}; linked once {each[1]}, then {each[2]}", flush=True)
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
