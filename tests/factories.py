@@ -22,11 +22,13 @@ from sqlalchemy.orm import Session
 from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
 from alloop.loop.intake.ingest import add_images
+from alloop.loop.intake.near_copies import update_splits
 from alloop.loop.workbench import Tools, Workbench, make_tools, open_workbench
 from alloop.loop.workspace import create_workspace
 from alloop.project import Project, open_project
 from alloop.records import ImageFile, Query, Reason, Split
-from alloop.store.images import add_image, add_to_group, set_location, set_split
+from alloop.store import images as store
+from alloop.store.images import set_split
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 CLASSES = ("cat", "dog")
@@ -67,9 +69,11 @@ def add_pool_image(
 ) -> int:
     """Add a row for an image with its location; without other arguments it is alone in its near-duplicate group."""
     file = make_image(number, **changes)
-    image_id = add_image(session, file, NOW)
-    set_location(session, file, image_id, NOW)
-    add_to_group(session, image_id, image_id if group is None else group, 0)
+    by_hash = store.add_images(session, [file], NOW)
+    store.set_locations(session, [file], by_hash, NOW)
+    image_id = by_hash[file.sha256]
+    store.add_groups(session, [(image_id, image_id if group is None else group, 0)])
+    update_splits(session, [image_id])
     if split is not Split.TRAIN:
         set_split(session, [image_id], split)
     return image_id

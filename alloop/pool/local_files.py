@@ -58,7 +58,7 @@ class LocalDisk:
         A file whose name is written as in the table comes first, then the only one in another Unicode form (NFC, NFD).
         """
         found = _find_file(folder, name)
-        return None if found is None else _location(found)
+        return None if found is None else _location(str(found))
 
     def top(self, name: str) -> str:
         if os.path.lexists(name) or not glob.has_magic(name):
@@ -100,7 +100,7 @@ class LocalDisk:
     def stamp(self, location: str) -> Stamp | None:
         """Return size and times of a file; None if it does not exist or cannot be accessed."""
         try:
-            status = _path(location).stat()
+            status = os.stat(_spelled_on_disk(location))  # noqa: PTH116 - a Path costs more than the call
         except OSError:
             return None
         return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime, stat.S_ISREG(status.st_mode))
@@ -169,7 +169,7 @@ def _reached(matches: Iterable[Path], reach: Reach, skipped: Skipped) -> Iterato
             skipped.names[stop] += 1
 
 
-def _expand(found: Sequence[tuple[list[Path], bool]], skipped: Skipped) -> Iterator[Path]:
+def _expand(found: Sequence[tuple[list[Path], bool]], skipped: Skipped) -> Iterator[str]:
     # One folder alone names no file twice, and a pool of a million needs no memory of their names.
     may_repeat = sum(len(matches) for matches, _ in found) > 1
     folders: set[tuple[int, int]] = set()
@@ -177,20 +177,20 @@ def _expand(found: Sequence[tuple[list[Path], bool]], skipped: Skipped) -> Itera
     for matches, is_glob in found:
         for file in itertools.chain.from_iterable(_files(match, is_glob, folders, skipped) for match in matches):
             if may_repeat:
-                if str(file) in seen:
+                if file in seen:
                     continue
-                seen.add(str(file))
+                seen.add(file)
             yield file
 
 
-def _files(path: Path, is_glob: bool, folders: set[tuple[int, int]], skipped: Skipped) -> Iterator[Path]:
+def _files(path: Path, is_glob: bool, folders: set[tuple[int, int]], skipped: Skipped) -> Iterator[str]:
     if path.is_dir():
-        yield from _walk(path, folders, skipped)
+        yield from _walk(str(path), folders, skipped)
     elif not (is_glob and _is_not_image(path.name, skipped)):
-        yield path
+        yield str(path)
 
 
-def _walk(top: Path, folders: set[tuple[int, int]], skipped: Skipped) -> Iterator[Path]:
+def _walk(top: str, folders: set[tuple[int, int]], skipped: Skipped) -> Iterator[str]:
     """Files below a folder, depth first, in the byte order of their names; a folder that cannot be listed as itself."""
     stack = [(top, True)]
     while stack:
@@ -199,7 +199,7 @@ def _walk(top: Path, folders: set[tuple[int, int]], skipped: Skipped) -> Iterato
             yield path
             continue
         try:
-            status = path.stat()
+            status = os.stat(path)  # noqa: PTH116 - texts all the way, as a walk may meet a million files
             if (status.st_dev, status.st_ino) in folders:
                 continue
             with os.scandir(path) as listing:
@@ -208,7 +208,7 @@ def _walk(top: Path, folders: set[tuple[int, int]], skipped: Skipped) -> Iterato
             yield path
             continue
         folders.add((status.st_dev, status.st_ino))
-        stack.extend((Path(entry.path), _is_folder(entry)) for entry in entries if _is_wanted(entry, skipped))
+        stack.extend((entry.path, _is_folder(entry)) for entry in entries if _is_wanted(entry, skipped))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -226,10 +226,12 @@ def _is_wanted(entry: os.DirEntry[str], skipped: Skipped) -> bool:
     if is_folder:
         return True
     try:
-        mode = entry.stat().st_mode
+        is_special = not (
+            entry.is_file() or stat.S_ISREG(entry.stat().st_mode)
+        )  # the first asks the disk only for links
     except OSError:  # a broken link, or a loop of links: inspecting it gives the reason
         return True
-    if not stat.S_ISREG(mode):
+    if is_special:
         skipped.special += 1
         return False
     return not _is_not_image(entry.name, skipped)
@@ -243,9 +245,8 @@ def _is_not_image(name: str, skipped: Skipped) -> bool:
     return True
 
 
-def _location(path: Path) -> str:
-    text = str(path)
-    return text if text.isascii() else printable(text)
+def _location(path: str) -> str:
+    return path if path.isascii() else printable(path)
 
 
 def _path(location: str) -> Path:

@@ -87,16 +87,26 @@ def list_missing(session: Session) -> list[Location]:
     return _locations(session, query.order_by(ImageLocation.path))
 
 
-def _location_query() -> "Select[ImageLocation, str | None]":
-    return select(ImageLocation, Image.sha256).outerjoin(Image, Image.id == ImageLocation.image_id)
+def _location_query() -> "Select[str, str, int | None, str | None, str | None, int, int, dt.datetime]":
+    return select(
+        ImageLocation.path,
+        ImageLocation.status,
+        ImageLocation.image_id,
+        Image.sha256,
+        ImageLocation.reason,
+        ImageLocation.size,
+        ImageLocation.mtime_ns,
+        ImageLocation.seen_at,
+    ).outerjoin(Image, Image.id == ImageLocation.image_id)
 
 
-def _locations(session: Session, query: "Select[ImageLocation, str | None]") -> list[Location]:
+def _locations(
+    session: Session, query: "Select[str, str, int | None, str | None, str | None, int, int, dt.datetime]"
+) -> list[Location]:
+    statuses = {status.value: status for status in LocationStatus}
     return [
-        Location(
-            row.path, LocationStatus(row.status), row.image_id, sha256, row.reason, row.size, row.mtime_ns, row.seen_at
-        )
-        for row, sha256 in session.execute(query)
+        Location(path, statuses[status], image_id, sha256, reason, size, mtime_ns, seen_at)
+        for path, status, image_id, sha256, reason, size, mtime_ns, seen_at in session.execute(query)
     ]
 
 
@@ -109,27 +119,41 @@ def find_image_ids(session: Session, sha256s: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def add_image(session: Session, file: ImageFile, now: dt.datetime) -> int:
-    """Add a new image to the train split. Its location is added separately."""
-    row = Image(
-        sha256=file.sha256,
-        split=Split.TRAIN.value,
-        width=file.width,
-        height=file.height,
-        format=file.format,
-        mode=file.mode,
-        phash=file.phash,
-        depth=file.depth,
-        added_at=now,
-    )
-    session.add(row)
-    session.flush()
-    return row.id
+def add_images(session: Session, files: Sequence[ImageFile], now: dt.datetime) -> dict[str, int]:
+    """Add new images, all with different bytes, to the train split. Their ids increase in the order given.
+
+    Their locations and near-duplicate groups are added separately.
+
+    Returns:
+        Content hash → id.
+    """
+    rows = [
+        {
+            "sha256": file.sha256,
+            "split": Split.TRAIN.value,
+            "width": file.width,
+            "height": file.height,
+            "format": file.format,
+            "mode": file.mode,
+            "phash": file.phash,
+            "depth": file.depth,
+            "added_at": now,
+        }
+        for file in files
+    ]
+    if not rows:
+        return {}
+    # A few statements for all rows. The order of the rows that come back is not relied on; asking for it
+    # (sort_by_parameter_order) makes a statement for each row on SQLite.
+    inserted = insert(Image).returning(Image.sha256, Image.id)
+    return {sha256: image_id for sha256, image_id in session.execute(inserted, rows)}
 
 
-def set_depth(session: Session, image_id: int, file: ImageFile) -> None:
-    """Record the depth of a known image, and its fingerprint at that depth."""
-    session.execute(update(Image).where(Image.id == image_id).values(depth=file.depth, phash=file.phash))
+def set_depths(session: Session, files: Mapping[int, ImageFile]) -> None:
+    """Record the depths of known images, and their fingerprints at these depths: image id → file."""
+    rows = [{"id": image_id, "depth": file.depth, "phash": file.phash} for image_id, file in files.items()]
+    if rows:
+        session.execute(update(Image), rows)
 
 
 def find_depth(session: Session) -> int | None:
@@ -149,59 +173,49 @@ def count_deep(session: Session) -> int:
 
 def add_apart(session: Session, files: Sequence[ImageFile], now: dt.datetime) -> list[int]:
     """Add many new images, each with its location and in a near-duplicate group of its own. Returns their ids."""
-    rows = [
-        {
-            "sha256": file.sha256,
-            "split": Split.TRAIN.value,
-            "width": file.width,
-            "height": file.height,
-            "format": file.format,
-            "mode": file.mode,
-            "phash": file.phash,
-            "depth": file.depth,
-            "added_at": now,
-        }
-        for file in files
-    ]
-    if not rows:
-        return []
-    session.execute(insert(Image), rows)
-    by_hash = find_image_ids(session, [file.sha256 for file in files])
+    by_hash = add_images(session, files, now)
+    set_locations(session, files, by_hash, now)
     ids = [by_hash[file.sha256] for file in files]
-    places = [
-        {
-            "path": file.path,
-            "image_id": image_id,
-            "status": LocationStatus.OK.value,
-            "size": file.size,
-            "mtime_ns": file.mtime_ns,
-            "seen_at": now,
-        }
-        for file, image_id in zip(files, ids, strict=True)
-    ]
-    session.execute(insert(ImageLocation), places)
-    alone = [{"image_id": image_id, "group_id": image_id, "distance": 0} for image_id in ids]
-    session.execute(insert(NearDuplicate), alone)
+    add_groups(session, [(image_id, image_id, 0) for image_id in ids])
     return ids
 
 
-def set_location(session: Session, file: ImageFile | UnreadableFile, image_id: int | None, now: dt.datetime) -> None:
-    """Record the current content of a path, which may have held something else before."""
-    unreadable = isinstance(file, UnreadableFile)
-    values = {
-        "image_id": image_id,
-        "status": (LocationStatus.UNREADABLE if unreadable else LocationStatus.OK).value,
+def set_locations(
+    session: Session, files: Iterable[ImageFile | UnreadableFile], image_ids: Mapping[str, int], now: dt.datetime
+) -> None:
+    """Record the current content of paths, which may have held something else before.
+
+    Args:
+        session: Database session to write to.
+        files: What was found at the paths. Of two at one path, the last counts.
+        image_ids: Content hash → id of every image among the files.
+        now: Time at which they were seen.
+    """
+    by_path = {file.path: _location_values(file, image_ids, now) for file in files}
+    known: dict[str, int] = {}
+    for chunk in in_chunks(by_path):
+        rows = session.execute(select(ImageLocation.path, ImageLocation.id).where(ImageLocation.path.in_(chunk)))
+        known.update({path: location_id for path, location_id in rows})
+    fresh = [{"path": path, **values} for path, values in by_path.items() if path not in known]
+    changed = [{"id": location_id, **by_path[path]} for path, location_id in known.items()]
+    if fresh:
+        session.execute(insert(ImageLocation), fresh)
+    if changed:
+        session.execute(update(ImageLocation), changed)
+
+
+def _location_values(
+    file: ImageFile | UnreadableFile, image_ids: Mapping[str, int], now: dt.datetime
+) -> dict[str, object]:
+    status = LocationStatus.UNREADABLE if isinstance(file, UnreadableFile) else LocationStatus.OK
+    return {
+        "image_id": image_ids[file.sha256] if isinstance(file, ImageFile) else None,
+        "status": status.value,
         "reason": file.reason if isinstance(file, UnreadableFile) else None,
         "size": file.size,
         "mtime_ns": file.mtime_ns,
         "seen_at": now,
     }
-    row = session.scalar(select(ImageLocation).where(ImageLocation.path == file.path))
-    if row is None:
-        session.add(ImageLocation(path=file.path, **values))
-        session.flush()
-    else:
-        session.execute(update(ImageLocation).where(ImageLocation.id == row.id).values(**values))
 
 
 def set_location_status(session: Session, paths: Sequence[str], status: LocationStatus, now: dt.datetime) -> None:
@@ -255,21 +269,11 @@ def list_leaders(session: Session) -> list[tuple[int, str, int | None]]:
     return [(image_id, phash, depth) for image_id, phash, depth in session.execute(query)]
 
 
-def add_to_group(session: Session, image_id: int, group_id: int, distance: int) -> None:
-    """Put a new image in a near-duplicate group (its own for a first member).
-
-    A copy of a holdout image is set aside: it can neither be trained on nor measured again.
-    """
-    session.add(NearDuplicate(image_id=image_id, group_id=group_id, distance=distance))
-    session.flush()
-    in_holdout = (
-        select(Image.id)
-        .join(NearDuplicate, NearDuplicate.image_id == Image.id)
-        .where(NearDuplicate.group_id == group_id, Image.split == Split.HOLDOUT.value)
-        .limit(1)
-    )
-    if session.scalar(in_holdout) is not None:
-        session.execute(update(Image).where(Image.id == image_id).values(split=Split.EXCLUDED.value))
+def add_groups(session: Session, groups: Iterable[tuple[int, int, int]]) -> None:
+    """Put new images in near-duplicate groups: (image id, group id, distance to the group's first member)."""
+    rows = [{"image_id": image_id, "group_id": group, "distance": distance} for image_id, group, distance in groups]
+    if rows:
+        session.execute(insert(NearDuplicate), rows)
 
 
 def list_groups(session: Session) -> dict[int, int]:
@@ -317,9 +321,7 @@ def find_fingerprints(session: Session, image_ids: Iterable[int]) -> dict[int, s
 def replace_groups(session: Session, groups: Sequence[tuple[int, int, int]]) -> None:
     """Replace all near-duplicate groups by new ones: (image id, group id, distance to the group's first member)."""
     session.execute(delete(NearDuplicate))
-    rows = [{"image_id": image_id, "group_id": group, "distance": distance} for image_id, group, distance in groups]
-    if rows:
-        session.execute(insert(NearDuplicate), rows)
+    add_groups(session, groups)
 
 
 def find_splits(session: Session, image_ids: Iterable[int] | None = None) -> dict[int, Split]:

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits
 
-from alloop.pool.hashing import NearDuplicateIndex, fingerprint
+from alloop.pool.hashing import fingerprint
+from alloop.pool.near_duplicates import NearDuplicateIndex
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[3] / "shared" / "data"))
 DISTANCES = (0, 3, 6, 10)
@@ -63,12 +64,9 @@ SETS = {
 
 def n_joined(phashes: list[str], distance: int) -> tuple[int, int]:
     """Return the number of images that join another's group, and of those with exactly the leader's fingerprint."""
-    index, joined, equal = NearDuplicateIndex(distance), 0, 0
-    for position, phash in enumerate(phashes):
-        leader, _ = index.assign(position, phash)
-        joined += leader != position
-        equal += leader != position and phashes[leader] == phash
-    return joined, equal
+    found = NearDuplicateIndex(distance).group(dict(enumerate(phashes)))
+    joined = {position: leader for position, (leader, _) in found.items() if leader != position}
+    return len(joined), sum(phashes[leader] == phashes[position] for position, leader in joined.items())
 
 
 def n_joined_by_phash_alone(phashes: list[str], distance: int) -> int:
@@ -85,9 +83,7 @@ def recognized(originals: list[str], copies: list[str], distance: int) -> float:
     """Return the share of altered copies that find their own original, each tested alone."""
     hits = 0
     for original, copy in zip(originals, copies, strict=True):
-        index = NearDuplicateIndex(distance)
-        index.add_leader(0, original)
-        hits += index.find(copy) is not None
+        hits += NearDuplicateIndex(distance).group({0: original, 1: copy})[1][0] == 0
     return hits / len(originals)
 
 

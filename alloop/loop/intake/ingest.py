@@ -2,9 +2,9 @@
 
 import dataclasses
 import datetime as dt
-import itertools
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,20 +14,21 @@ from alloop.config.schema import ProjectConfig
 from alloop.errors import LabelError, PoolError
 from alloop.loop.intake.labels import judge_of, record_imported
 from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
-from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched
+from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched, reads_as
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.loop.workbench import Workbench
 from alloop.names import look
-from alloop.pool.hashing import NearDuplicateIndex, at_depth
+from alloop.pool.hashing import at_depth
 from alloop.pool.ingest import inspect_files
-from alloop.pool.sources import Skipped, expand, find_source, folder_of, full_name, name_of, scheme_of
+from alloop.pool.near_duplicates import NearDuplicateIndex
+from alloop.pool.sources import Skipped, Stamp, expand, find_source, folder_of, full_name, name_of, scheme_of
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageFile, LocationStatus, RoundState, Split, UnreadableFile
+from alloop.store import images as store
 from alloop.store.images import (
     Location,
-    add_image,
-    add_to_group,
+    add_groups,
     count_deep,
     drop_unreadable,
     find_depth,
@@ -36,11 +37,12 @@ from alloop.store.images import (
     find_places,
     find_refs,
     find_splits,
+    list_image_paths,
     list_leaders,
     list_locations,
-    set_depth,
-    set_location,
+    set_depths,
     set_location_status,
+    set_locations,
     set_missing,
     set_replaced,
     set_unreadable,
@@ -50,8 +52,10 @@ from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
 logger = logging.getLogger("alloop")
+Inspected = ImageFile | UnreadableFile
 LEFT_OUT = "left out: "  # beginning of the reason for a file that must not become an image again
-BATCH = 200  # files per transaction; a killed call reads at most so many again
+BATCH, SECONDS = 1000, 5.0  # most files, and most seconds, per transaction; a killed call reads at most these again
+PARALLEL = 200  # files from which on several processes read them: starting them takes a second
 
 
 @dataclasses.dataclass
@@ -80,11 +84,6 @@ class Added:
         """True if more than a third are near copies. They may be different objects on the same background."""
         return 3 * self.copies > self.images
 
-    @property
-    def looked_at(self) -> int:
-        """Number of processed files."""
-        return self.new + self.known + self.unchanged + self.unreadable
-
 
 def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: bool = False) -> Added:
     """Add files, folders and globs to the pool. Adding twice changes nothing; the next call continues a killed one.
@@ -99,23 +98,23 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
     if labels_from_folders:
         _check_folders(files, project.config.project)
     added = Added(skipped=skipped.not_images.total(), left_out=dict(skipped.names))
-    added.dropped = _leave_out(bench, paths)
+    added.dropped = _leave_out(bench, paths, files)
     added.regrouped = str(group_anew(bench) or "")
     with reading(project.database) as session:
         before, n_before = find_depth(session), count_deep(session)
-    leaders = _Leaders(project, before)
     said: dict[str, str] | None = {} if labels_from_folders else None
-    fresh = _fresh(bench, files, said, added)
-    workers = (os.cpu_count() or 1) if len(files) >= BATCH else 1  # starting processes takes a second
+    fresh = _set_apart(bench, files, said, added)
+    leaders = _Leaders(project, before)
     settings = project.config.pool
+    workers = (os.cpu_count() or 1) if len(fresh) >= PARALLEL else 1
     found = inspect_files(
         fresh, bench.executor, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept"
     )
-    while batch := list(itertools.islice(found, BATCH)):
-        leaders.reach(max((file.depth or 0 for file in batch if isinstance(file, ImageFile)), default=0))
+    done = 0
+    for batch in _batches(found):
         _add_batch(bench, batch, leaders, said, added)
-        progress("reading images", added.looked_at, len(files))
-    progress("reading images", len(files), len(files))
+        done += len(batch)
+        progress("reading images", done, len(fresh))
     with transaction(project.database) as session:
         groups = list_groups(session)
         added.images, added.copies = len(groups), len(groups) - len(set(groups.values()))
@@ -135,32 +134,46 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
 
 
 class _Leaders:
-    """Index of the leaders of near-duplicate groups. All fingerprints are compared at one depth."""
+    """Leaders of near-duplicate groups, read when they are needed. All fingerprints are compared at one depth."""
 
     def __init__(self, project: Project, depth: int | None) -> None:
         self._project = project
         self._depth = depth
-        self._index = self._read()
+        self._index: NearDuplicateIndex | None = None
 
     def reach(self, depth: int) -> None:
-        """Raise the depth of the index to this depth if it is larger than the current one."""
+        """Raise the depth of the comparisons to this depth if it is larger than the current one."""
         if depth > (self._depth or 0):
-            self._depth = depth
-            self._index = self._read()
+            self._depth, self._index = depth, None
 
-    def find(self, file: ImageFile) -> tuple[int, int] | None:
-        """Return the leader that an image is a near copy of, and the distance; None if there is no such leader."""
-        return self._index.find(at_depth(file.phash, file.depth, self._depth))
+    def group(self, session: Session, images: Mapping[int, ImageFile]) -> list[tuple[int, int, int]]:
+        """Put new images in groups: (image id, group id, distance to the group's first member) of each."""
+        if not (images and self._project.config.pool.near_duplicates):
+            return [(image_id, image_id, 0) for image_id in images]
+        if self._index is None:
+            self._index = self._read(session)
+        found = self._index.group(self._at_depth((i, file.phash, file.depth) for i, file in images.items()))
+        return [(image_id, leader, distance) for image_id, (leader, distance) in found.items()]
 
-    def add(self, image_id: int, file: ImageFile) -> None:
-        self._index.add_leader(image_id, at_depth(file.phash, file.depth, self._depth))
-
-    def _read(self) -> NearDuplicateIndex:
+    def _read(self, session: Session) -> NearDuplicateIndex:
         index = NearDuplicateIndex(self._project.config.pool.near_duplicate_distance)
-        with reading(self._project.database) as session:
-            for image_id, phash, own in list_leaders(session):
-                index.add_leader(image_id, at_depth(phash, own, self._depth))
+        index.add_leaders(self._at_depth(list_leaders(session)))
         return index
+
+    def _at_depth(self, fingerprints: Iterable[tuple[int, str, int | None]]) -> dict[int, str]:
+        return {image_id: at_depth(phash, own, self._depth) for image_id, phash, own in fingerprints}
+
+
+def _batches(found: Iterable[Inspected]) -> Iterator[list[Inspected]]:
+    batch: list[Inspected] = []
+    began = time.monotonic()
+    for file in found:
+        batch.append(file)
+        if len(batch) == BATCH or time.monotonic() - began > SECONDS:
+            yield batch
+            batch, began = [], time.monotonic()
+    if batch:
+        yield batch
 
 
 def _train_again(session: Session) -> int | None:
@@ -344,25 +357,34 @@ def mark_unusable(session: Session, bench: Workbench, failed: Iterable[tuple[int
     set_unreadable(session, {path: reason for path, reason in paths.items() if path not in gone}, bench.now())
 
 
-def _leave_out(bench: Workbench, paths: Sequence[str]) -> int:
+def _leave_out(bench: Workbench, paths: Sequence[str], files: Iterable[str]) -> int:
     """Record files of the pool as missing if they are in folders that are not walked; return their number.
 
     A file stays in the pool if a path that is named now or in the settings leads to it, if it is below none of these
     paths, or if it belongs to the test set.
+
+    Args:
+        bench: Workbench of the workspace.
+        paths: Paths that are named now.
+        files: Files that these lead to.
     """
     project = bench.project
     named = [full_name(path, os.getcwd()) for path in paths]  # noqa: PTH109
     by_scheme: dict[str, list[str]] = {}
     for name in dict.fromkeys([*named, *configured_images(project)]):
         by_scheme.setdefault(scheme_of(name), []).append(name)
+    reached = set(files)
     with reading(project.database) as session:
-        places = [place for place in list_locations(session, LocationStatus.OK) if not _is_lasting(place.path)]
+        places = [place for place in list_image_paths(session, LocationStatus.OK) if place[1] not in reached]
         splits = {} if project.config.evaluation.test is None else find_splits(session)
-    known = [place.path for place in places if splits.get(place.image_id or 0) is not Split.HOLDOUT]
+    known: dict[str, list[str]] = {}
+    for image_id, path in places:
+        if splits.get(image_id) is not Split.HOLDOUT and not _is_lasting(path):
+            known.setdefault(scheme_of(path), []).append(path)
     found = {
         path: stop
         for scheme, names in by_scheme.items()
-        for path, stop in find_source(names[0]).left_out([x for x in known if scheme_of(x) == scheme], names).items()
+        for path, stop in find_source(names[0]).left_out(known.get(scheme, ()), names).items()
     }
     if found:
         why = "belongs to an operating system, or alloop wrote it"
@@ -372,72 +394,50 @@ def _leave_out(bench: Workbench, paths: Sequence[str]) -> int:
     return len(found)
 
 
-def _fresh(bench: Workbench, files: Sequence[str], said: dict[str, str] | None, added: Added) -> Iterator[str]:
-    """Yield the files that are not recorded as they are now. Labels of the others are recorded here."""
+def _set_apart(bench: Workbench, files: Sequence[str], said: dict[str, str] | None, added: Added) -> list[str]:
+    """Return the files that are not recorded as they are now. Labels of the others are recorded here."""
+    fresh: list[str] = []
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         with reading(bench.project.database) as session:
             known = find_locations(session, batch)
-        unchanged = {path: known[path] for path in batch if _unchanged(path, known.get(path))}
+        unchanged = {path: stamp for path in batch if (stamp := _unchanged(known.get(path))) is not None}
+        fresh += [path for path in batch if path not in unchanged]
         added.unchanged += len(unchanged)
-        _note_verified(bench, unchanged)
+        touched = [path for path, stamp in unchanged.items() if not looks_untouched(stamp, known[path])]
+        if touched:  # found unchanged all the same; recorded, so that they are not read again each time
+            with transaction(bench.project.database) as session:
+                set_location_status(session, touched, LocationStatus.OK, bench.now())
         if said is not None:
-            hashes = {place.path: place.sha256 for place in unchanged.values() if place.sha256 is not None}
+            hashes = {path: str(known[path].sha256) for path in unchanged}
             with transaction(bench.project.database) as session:
                 added.labeled += _label_from_folders(session, bench, hashes, said)
-        yield from (path for path in batch if path not in unchanged)
+        bench.progress("looking at files", min(start + BATCH, len(files)), len(files))
+    return fresh
 
 
 def _add_batch(
-    bench: Workbench,
-    found: Sequence[ImageFile | UnreadableFile],
-    leaders: _Leaders,
-    said: dict[str, str] | None,
-    added: Added,
+    bench: Workbench, found: Sequence[Inspected], leaders: _Leaders, said: dict[str, str] | None, added: Added
 ) -> None:
     images = [file for file in found if isinstance(file, ImageFile)]
+    leaders.reach(max((file.depth or 0 for file in images), default=0))
+    now = bench.now()
     with transaction(bench.project.database) as session:
-        ids = find_image_ids(session, [file.sha256 for file in images])
-        for file in found:
-            _add_file(session, bench, file, ids, leaders, added)
-        update_splits(session, set(ids.values()))
+        known = find_image_ids(session, {file.sha256 for file in images})
+        new = {file.sha256: file for file in images if file.sha256 not in known}
+        ids = store.add_images(session, [*new.values()], now)
+        groups = leaders.group(session, {ids[sha256]: file for sha256, file in new.items()})
+        add_groups(session, groups)
+        set_depths(session, {known[x.sha256]: x for x in images if x.sha256 in known and x.depth is not None})
+        set_locations(session, found, known | ids, now)
+        copies = {image_id for image_id, leader, _ in groups if leader != image_id}
+        update_splits(session, {*known.values(), *copies})
         if said is not None:
-            hashes = {file.path: file.sha256 for file in images}
-            added.labeled += _label_from_folders(session, bench, hashes, said)
-
-
-def _add_file(
-    session: Session,
-    bench: Workbench,
-    file: ImageFile | UnreadableFile,
-    ids: dict[str, int],
-    leaders: _Leaders,
-    added: Added,
-) -> None:
-    if isinstance(file, UnreadableFile):
-        added.unreadable += 1
-        set_location(session, file, None, bench.now())
-        return
-    if file.sha256 in ids:
-        added.known += 1
-        if file.depth is not None:
-            set_depth(session, ids[file.sha256], file)
-    else:
-        ids[file.sha256] = add_image(session, file, bench.now())
-        added.new += 1
-        added.near_duplicates += _add_to_groups(session, bench.project, ids[file.sha256], file, leaders)
-    set_location(session, file, ids[file.sha256], bench.now())
-
-
-def _add_to_groups(session: Session, project: Project, image_id: int, file: ImageFile, leaders: _Leaders) -> int:
-    near = leaders.find(file) if project.config.pool.near_duplicates else None
-    if near is None:
-        leaders.add(image_id, file)
-        add_to_group(session, image_id, image_id, 0)
-        return 0
-    leader, distance = near
-    add_to_group(session, image_id, leader, distance)
-    return 1
+            added.labeled += _label_from_folders(session, bench, {file.path: file.sha256 for file in images}, said)
+    added.new += len(new)
+    added.known += len(images) - len(new)
+    added.near_duplicates += len(copies)
+    added.unreadable += len(found) - len(images)
 
 
 def _label_from_folders(session: Session, bench: Workbench, sha256s: Mapping[str, str], said: dict[str, str]) -> int:
@@ -484,20 +484,11 @@ def _is_same(one: str, other: str) -> bool:
     return os.path.realpath(files[0]) == os.path.realpath(files[1])
 
 
-def _unchanged(path: str, known: Location | None) -> bool:
+def _unchanged(known: Location | None) -> Stamp | None:
+    """Return the stamp of a file that is as recorded; None for every other file."""
     if known is None or known.sha256 is None or known.status is not LocationStatus.OK:
-        return False
-    stamp = find_source(path).stamp(path)
-    return stamp is not None and not differs(stamp, known) and has_hash(path, known.sha256, known)
-
-
-def _note_verified(bench: Workbench, unchanged: Mapping[str, Location]) -> None:
-    """Record that touched files were found unchanged, so that they are not read again each time."""
-    read = [
-        known.path
-        for path, known in unchanged.items()
-        if (stamp := find_source(path).stamp(path)) is not None and not looks_untouched(stamp, known)
-    ]
-    if read:
-        with transaction(bench.project.database) as session:
-            set_location_status(session, read, LocationStatus.OK, bench.now())
+        return None
+    stamp = find_source(known.path).stamp(known.path)
+    if stamp is None or differs(stamp, known):
+        return None
+    return stamp if looks_untouched(stamp, known) or reads_as(known.path, known.sha256) else None

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import PoolConfig
 from alloop.loop.workbench import Workbench
-from alloop.pool.hashing import LENGTH, NearDuplicateIndex, at_depth, bits_apart
+from alloop.pool.hashing import LENGTH, at_depth, bits_apart
+from alloop.pool.near_duplicates import NearDuplicateIndex
 from alloop.progress import Progress
 from alloop.records import ImageRef, Split
 from alloop.store import images as store
@@ -26,6 +27,7 @@ from alloop.store.workspace import add_event, find_near_copies, set_near_copies
 
 logger = logging.getLogger("alloop")
 OFF = "off"
+_AT_ONCE = 1000  # images between two reports of progress
 Sizes = Mapping[int, tuple[int, int]]  # image → (pixels, bytes)
 
 
@@ -185,12 +187,14 @@ def _group(
     fingerprints: Sequence[tuple[int, str]], settings: PoolConfig, progress: Progress
 ) -> list[tuple[int, int, int]]:
     """Return (image id, group id, distance to the group's first member) for images in the order of adding."""
-    index = NearDuplicateIndex(settings.near_duplicate_distance)
-    groups = []
-    for done, (image_id, phash) in enumerate(fingerprints, start=1):
-        is_compared = settings.near_duplicates and len(phash) == LENGTH  # rows of a features file have no fingerprint
-        groups.append((image_id, *(index.assign(image_id, phash) if is_compared else (image_id, 0))))
-        progress("grouping near copies", done, len(fingerprints))
+    index, groups = NearDuplicateIndex(settings.near_duplicate_distance), []
+    for start in range(0, len(fingerprints), _AT_ONCE):
+        some = dict(fingerprints[start : start + _AT_ONCE])
+        # Rows of a features file have no fingerprint.
+        compared = {image_id: phash for image_id, phash in some.items() if len(phash) == LENGTH}
+        found = index.group(compared) if settings.near_duplicates else {}
+        groups += [(image_id, *found.get(image_id, (image_id, 0))) for image_id in some]
+        progress("grouping near copies", len(groups), len(fingerprints))
     return groups
 
 

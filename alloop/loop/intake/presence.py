@@ -45,6 +45,11 @@ def has_hash(location: str, sha256: str, known: Location | None, *, otherwise: b
         return otherwise
     if known is not None and known.sha256 == sha256 and looks_untouched(stamp, known):
         return True
+    return reads_as(location, sha256, otherwise=otherwise)
+
+
+def reads_as(location: str, sha256: str, *, otherwise: bool = False) -> bool:
+    """Read a location, and return whether it has the bytes with this hash; `otherwise` if it cannot be read."""
     try:
         return content_hash(location) == sha256
     except OSError:

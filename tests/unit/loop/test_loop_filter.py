@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from alloop.errors import ConfigError, PoolError
 from alloop.loop.choosing.attributes import add_attributes
 from alloop.loop.choosing.filter import find_matching, is_glob, matching_condition
-from alloop.store.images import ImageFacts, list_facts, list_locations, set_attributes, set_location
+from alloop.store.images import ImageFacts, list_facts, list_locations, set_attributes, set_locations
 from alloop.store.session import reading, transaction
 
 
@@ -22,7 +22,7 @@ def pool(database: Engine) -> Engine:
             add_pool_image(session, number, path=f"/pool/site-{'ab'[number % 2]}/{number}.png", width=8 * number)
             for number in (1, 2, 3, 4)
         ]
-        set_location(session, make_image(4, path="/other/x.png"), ids[3], NOW)
+        set_locations(session, [make_image(4, path="/other/x.png")], {fake_sha256(4): ids[3]}, NOW)
         set_attributes(
             session,
             {

@@ -43,8 +43,8 @@ from alloop.store.images import (
     list_leaders,
     list_locations,
     list_refs,
-    set_location,
     set_location_status,
+    set_locations,
     set_missing,
     set_split,
 )
@@ -127,7 +127,7 @@ def test_a_pool_is_counted_by_what_can_be_done_with_it(database: Engine):
         copy = add_pool_image(session, 6, group=holdout[0])
         set_labels(session, {train[0]: Consensus("cat", 1.0, 1), holdout[0]: Consensus("dog", 1.0, 1)}, NOW)
         set_location_status(session, [make_image(1).path], LocationStatus.MISSING, NOW)
-        set_location(session, UnreadableFile("/pool/bad.png", 3, 3, "empty"), None, NOW)
+        set_locations(session, [UnreadableFile("/pool/bad.png", 3, 3, "empty")], {}, NOW)
         started = add_round(session, 0, {}, 0, NOW)
         add_queries(session, started.id, [make_query(train[2])], "k", NOW)
 
@@ -151,8 +151,8 @@ def test_a_pool_is_counted_by_what_can_be_done_with_it(database: Engine):
 def test_an_image_is_listed_with_the_first_of_its_places_that_is_there(database: Engine):
     with transaction(database) as session:
         image_id = add_pool_image(session, 1, path="/pool/b.png")
-        set_location(session, make_image(1, path="/pool/a.png"), image_id, NOW)
-        set_location(session, make_image(1, path="/pool/c.png"), image_id, NOW)
+        places = [make_image(1, path=path) for path in ("/pool/a.png", "/pool/c.png")]
+        set_locations(session, places, {fake_sha256(1): image_id}, NOW)
         assert [ref.path for ref in list_refs(session)] == ["/pool/a.png"]
 
         set_location_status(session, ["/pool/a.png"], LocationStatus.MISSING, NOW)
@@ -168,8 +168,8 @@ def test_a_path_that_holds_something_else_now_says_so(database: Engine):
     with transaction(database) as session:
         add_pool_image(session, 1, path="/pool/a.png")
         second = add_pool_image(session, 2, path="/pool/b.png")
-        set_location(session, make_image(2, path="/pool/a.png"), second, NOW)
-        set_location(session, UnreadableFile("/pool/b.png", 0, 0, "empty"), None, NOW)
+        found_now = [make_image(2, path="/pool/a.png"), UnreadableFile("/pool/b.png", 0, 0, "empty")]
+        set_locations(session, found_now, {fake_sha256(2): second}, NOW)
 
         found = {place.path: (place.status, place.sha256, place.reason) for place in list_locations(session)}
 
