@@ -41,6 +41,31 @@ def test_a_fingerprint_begins_with_the_phash_of_imagehash():
     assert text[:16] == str(imagehash.phash(image))
 
 
+def picture(number: int) -> Image.Image:
+    """Return noise, a plain color, a ramp, two halves, a box, a checkerboard or soft blobs, of any size."""
+    draw = np.random.default_rng(number)
+    width, height = draw.integers(1, 128, 2)
+    y, x = np.indices((height, width))
+    color = draw.integers(0, 256, 3, dtype=np.uint8)
+    planes = [
+        draw.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        np.broadcast_to(color, (height, width, 3)),
+        np.repeat((x + y)[..., None] % 256, 3, axis=2),
+        (x < width // 2)[..., None] * color,
+        ((abs(x - width // 2) < 9) & (abs(y - height // 2) < 9))[..., None] * color,
+        ((x // 7 + y // 7) % 2)[..., None] * color,
+        np.asarray(photo(number, (int(width), int(height)))),
+    ]
+    return Image.fromarray(np.ascontiguousarray(planes[number % len(planes)], dtype=np.uint8))
+
+
+def test_the_phash_is_that_of_imagehash_for_hundreds_of_pictures():
+    """Fingerprints in databases stay comparable, also of plain pictures, whose coefficients are rounding errors."""
+    for number in range(400):
+        image = picture(number)
+        assert fingerprint(image)[:16] == str(imagehash.phash(image)), number
+
+
 def test_the_thumbnail_holds_luma_by_rows_then_chroma():
     # Black above white: 32 dark cells, then 32 bright ones, and no color (128) in Cb and Cr
     image = Image.new("RGB", (64, 64), "black")
