@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from alloop.config.schema import Config
 from alloop.engine.executor_local import LocalExecutor
@@ -77,6 +78,18 @@ def add_pool_image(
     if split is not Split.TRAIN:
         set_split(session, [image_id], split)
     return image_id
+
+
+class Whole:
+    """A picture in memory, as a trunk asks for it; never reduced. Tensors are uint8 [3, H, W]."""
+
+    def __init__(self, picture: Image.Image | Tensor) -> None:
+        self.picture = (
+            picture if isinstance(picture, Image.Image) else Image.fromarray(picture.permute(1, 2, 0).numpy())
+        )
+
+    def enough(self, needed: object) -> tuple[Image.Image, tuple[float, float, float, float]]:
+        return self.picture, (0.0, 0.0, *self.picture.size)
 
 
 def make_query(image_id: int, **changes: Any) -> Query:

@@ -43,7 +43,7 @@ from alloop.engine.pool_features import open_graph
 from alloop.engine.settings import EngineSettings
 from alloop.engine.targets import TASKS as CODINGS
 from alloop.errors import ModelError, PoolError
-from alloop.models.backbones import Backbone
+from alloop.models.backbones import Backbone, without_pixels
 from alloop.models.heads import MultiHead
 from alloop.pool.outside import OutsideImage, Reading, outside_ref
 from alloop.predictive import floor, mean_log_probs
@@ -540,7 +540,7 @@ class Classifier:
 
     def _check_backbone(self, images: Sequence[ImageRef]) -> None:
         folder, metadata = self.version.files[0].parent, self.version.metadata
-        trained_on, now = dict(metadata["backbone"]), dict(self._fingerprint)
+        trained_on, now = without_pixels(metadata["backbone"]), without_pixels(self._fingerprint)
         if self.has_own_trunk:  # its own weights replace those that the name stands for
             del trained_on["weights"], now["weights"]
         if trained_on != now:

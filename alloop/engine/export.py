@@ -31,6 +31,7 @@ from alloop.files import atomic_folder, check_new_folder, sha256_of, write_bytes
 from alloop.losses.named import find_loss
 from alloop.models.backbones import STRIP, Backbone
 from alloop.models.given import Given
+from alloop.pool.pixels import SPARE
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
@@ -116,14 +117,17 @@ def describe_preprocessing(backbone: Backbone, names: Sequence[str]) -> dict[str
         "interpolation": backbone.interpolation,
         "antialias": backbone.interpolation != "nearest",
         "strip": STRIP,
+        "jpeg_spare": SPARE,
         "colors": "RGB",
         "layout": "uint8 [B, 3, S, S]",
         "files": list(names),
         "steps": [
+            f"Let the decoder reduce a JPEG of 8 bits in YCbCr or gray to 1/2, 1/4 or 1/8, as far as at least {SPARE} "
+            "times the size of step 5 is left in both directions (not strips, and not for nearest).",
             "Turn the image upright, by its EXIF orientation.",
             "Put transparent images on white, and convert to RGB with 8 bits a channel.",
             f"If one side is more than {STRIP} times the other, cut out the middle of the longer side first.",
-            f"{resized} Interpolation: {backbone.interpolation}, with antialiasing.",
+            f"{resized} Use the size before step 1. Interpolation: {backbone.interpolation}, with antialiasing.",
             f"Cut out the square of {size} pixels in the middle.",
             "The model takes these numbers from 0 to 255 as they are; it normalizes them itself.",
             "Its output is the natural logarithm of the calibrated probability of each class in classes.txt.",

@@ -93,7 +93,7 @@ def ensure_features(
             f"{n_todo} of {len(images)} images have no features in {blocks[0].folder}, and no trunk computes them.",
             "Give the features again.",
         )
-    _say_computed_again(todo, parts, cache)
+    _say_computed_again(todo, parts, blocks)
     failed: dict[str, str] = {}
     done, total = 0, sum(map(len, todo.values()))
     for wanted, refs in todo.items():
@@ -122,22 +122,25 @@ def _lacking(images: Sequence[ImageRef], blocks: Sequence[FeatureCache]) -> dict
     return todo
 
 
-def _say_computed_again(todo: Mapping[tuple[int, ...], list[ImageRef]], parts: Sequence[Backbone], cache: Path) -> None:
-    """Warn if the cache has the features in another precision."""
-    for number, part in enumerate(parts):
+def _say_computed_again(
+    todo: Mapping[tuple[int, ...], list[ImageRef]], parts: Sequence[Backbone], blocks: Sequence[FeatureCache]
+) -> None:
+    """Warn if the cache has the features in another precision, or of other pixels of the same images."""
+    for number, (part, block) in enumerate(zip(parts, blocks, strict=True)):
         keys = [image.key for wanted, refs in todo.items() if number in wanted for image in refs]
-        other: Precision = "float32" if part.precision == "bfloat16" else "bfloat16"
-        if keys:
-            same = _open_one(cache, part, part.in_precision(other).fingerprint())
-            n_known = len(keys) - len(same.missing(keys))
-            if n_known:
-                log.warning(
-                    "%d features are computed again: the cache has them in %s, and here they are %s "
-                    "([model] precision).",
-                    n_known,
-                    other,
-                    part.precision,
-                )
+        if n_known := block.n_known_otherwise(keys, "precision"):
+            other: Precision = "float32" if part.precision == "bfloat16" else "bfloat16"
+            log.warning(
+                "%d features are computed again: the cache has them in %s, and here they are %s ([model] precision).",
+                n_known,
+                other,
+                part.precision,
+            )
+        elif n_known := block.n_known_otherwise(keys, "pixels", "precision"):
+            log.warning(
+                "%d features are computed again: this version of alloop reads and resizes images in another way.",
+                n_known,
+            )
 
 
 def open_features(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> CachedFeatures:

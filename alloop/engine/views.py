@@ -6,7 +6,9 @@ one level, because the resize there has weights of its own precision.
 """
 
 import dataclasses
+import functools
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 from alloop.config.schema import Augmentation
 from alloop.engine.device import full_float32
 from alloop.engine.trivial_augment import change
-from alloop.models.backbones import Backbone, Interpolation
+from alloop.models.backbones import RESAMPLING, Backbone, Interpolation, Photo
 
 SMALLEST_CROP = 0.5  # smallest share of the area of an image that a view shows
 WIDEST = 4 / 3  # largest ratio of the sides of a rectangle
@@ -45,17 +47,29 @@ class Views:
     mirrored: npt.NDArray[np.bool_]
 
 
-def shrink(image: UInt8[Tensor, "3 H W"], look: Backbone) -> UInt8[Tensor, "3 H W"]:
-    """Return an image of at most twice the size that views need, of which views are made. Smaller ones stay."""
-    height, width = image.shape[-2:]
-    shorter, limit = min(height, width), 2 * look.image_size
-    if max(height, width) > LONGEST * shorter:
-        image = transforms.center_crop(image, [min(height, LONGEST * shorter), min(width, LONGEST * shorter)])
-    if shorter <= limit:
-        return image
-    mode = v2.InterpolationMode(look.interpolation)
-    small: Tensor = transforms.resize(image, [limit], interpolation=mode, antialias=look.interpolation != "nearest")
+def shrink(photo: Photo, look: Backbone) -> UInt8[Tensor, "3 H W"]:
+    """Return an image of at most twice the size that views need, of which views are made. Smaller ones stay.
+
+    The decoder of JPEG may reduce a photo before, as for `Backbone.preprocess`.
+    """
+    image, shown = photo.enough(functools.partial(_size_to_hold, look=look))
+    shorter = min(image.size)
+    if max(image.size) > LONGEST * shorter:
+        image = transforms.center_crop(image, [min(side, LONGEST * shorter) for side in image.size[::-1]])
+        shown = (0, 0, *image.size)
+    size = _size_to_hold(shown[2] - shown[0], shown[3] - shown[1], look)
+    if size != image.size:
+        image = image.resize(size, RESAMPLING[look.interpolation], box=shown)
+    small: Tensor = transforms.pil_to_tensor(image)
     return small
+
+
+def _size_to_hold(width: float, height: float, look: Backbone) -> tuple[int, int]:
+    shorter, longer, limit = min(width, height), max(width, height), 2 * look.image_size
+    if shorter <= limit or longer > LONGEST * shorter:
+        return math.ceil(width), math.ceil(height)
+    long_side = int(limit * longer / shorter)
+    return (limit, long_side) if width <= height else (long_side, limit)
 
 
 def draw_numbers(keys: Sequence[str], seed: int) -> _Numbers:

@@ -14,14 +14,14 @@ import inspect
 import math
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from alloop.errors import AlloopError, ConfigError, ModelError
@@ -35,6 +35,25 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 GIVEN = "features:"  # prefix of names for features that were computed elsewhere
 STRIP = 16  # images with a larger ratio of sides are cut before resizing, which would otherwise take gigabytes
 DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer after which a download fails
+PIXELS = 2  # version of the rule from a file to the pixels of a trunk; 1: JPEG at full size, resized by torchvision
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class Photo(Protocol):
+    """An image that is decoded as far as it is needed; `pool.picture.Photo`."""
+
+    def enough(
+        self, needed: Callable[[int, int], tuple[int, int]], /
+    ) -> tuple[Image.Image, tuple[float, float, float, float]]:
+        """Return an upright RGB image, and the part of it to be resized: left, top, right and bottom edge.
+
+        Its resolution is at least that which `needed` returns for the image's width and height.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,29 +100,50 @@ class Backbone:
         kept: Precision = "float32" if isinstance(self.module, Given) else precision
         return dataclasses.replace(self, parts=parts, precision=kept)
 
-    def preprocess(self, image: Tensor) -> Tensor:
-        """Resize and cut an image: uint8 [3, H, W] to uint8 [3, S, S], or to a row [P] for trunks side by side."""
+    def preprocess(self, photo: Photo) -> Tensor:
+        """Resize and cut an image: to uint8 [3, S, S], or to a row [P] for trunks side by side.
+
+        Pillow resizes, so that an image has the same pixels on every processor.
+        """
         if self.parts:
-            return join_pixels([part.preprocess(image) for part in self.parts], is_batch=False)
-        mode = v2.InterpolationMode(self.interpolation)
-        shorter = self.image_size if self.resize is None else self.resize
-        size = [shorter] if shorter else [self.image_size, self.image_size]
-        if shorter:
-            image = self._middle(image, shorter)
-        resized = transforms.resize(image, size, interpolation=mode, antialias=self.interpolation != "nearest")
-        cut: Tensor = transforms.center_crop(resized, [self.image_size, self.image_size])
+            return join_pixels([part.preprocess(photo) for part in self.parts], is_batch=False)
+        image, shown = photo.enough(self.needed_size)
+        width, height = shown[2] - shown[0], shown[3] - shown[1]
+        if self._is_strip(width, height):
+            image = self._middle(image)
+            width, height, shown = *image.size, (0, 0, *image.size)
+        resized = image.resize(self._resized(width, height), RESAMPLING[self.interpolation], box=shown)
+        cut: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.image_size, self.image_size]))
         return cut
 
-    def _middle(self, image: Tensor, shorter: int) -> Tensor:
-        """Return the middle of a strip, and any other image whole. Most of a strip would be enlarged and then cut off.
+    def needed_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height to which an image is resized; its own size if it must not be reduced before."""
+        if self._is_strip(width, height) or self.interpolation == "nearest":
+            return width, height
+        return self._resized(width, height)
+
+    def _resized(self, width: float, height: float) -> tuple[int, int]:
+        shorter, size = self._shorter, self.image_size
+        if not shorter:
+            return size, size
+        longer = int(shorter * max(width, height) / min(width, height))
+        return (shorter, longer) if width <= height else (longer, shorter)
+
+    @property
+    def _shorter(self) -> int:
+        return self.image_size if self.resize is None else self.resize
+
+    def _is_strip(self, width: float, height: float) -> bool:
+        return self._shorter > 0 and max(width, height) > STRIP * min(width, height)
+
+    def _middle(self, strip: Image.Image) -> Image.Image:
+        """Return the middle of a strip, most of which would be enlarged and then cut off.
 
         The middle is twice as long as the final cut, so that interpolation at the cut's edges gives the same pixels.
         """
-        height, width = image.shape[-2:]
-        if max(height, width) <= STRIP * min(height, width):
-            return image
-        kept = math.ceil(2 * self.image_size * min(height, width) / shorter)
-        cut: Tensor = transforms.center_crop(image, [min(height, kept), min(width, kept)])
+        width, height = strip.size
+        kept = math.ceil(2 * self.image_size * min(height, width) / self._shorter)
+        cut: Image.Image = transforms.center_crop(strip, [min(height, kept), min(width, kept)])
         return cut
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -148,6 +188,7 @@ class Backbone:
             "std": list(self.std),
             "interpolation": self.interpolation,
             **({} if self.precision == "float32" else {"precision": self.precision}),
+            **({} if isinstance(self.module, Given) else {"pixels": PIXELS}),
         }
 
 
@@ -158,6 +199,17 @@ def side_by_side(parts: Sequence[Backbone]) -> Backbone:
     module = SideBySide([part.module for part in parts], [part.image_size for part in parts])
     n_features = sum(part.n_features for part in parts)
     return Backbone(module.eval(), n_features, parts=tuple(parts), precision=parts[0].precision)
+
+
+def without_pixels(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fingerprint without the version of the pixels.
+
+    Models stay in use when it rises: it rises for speed, and pixels change by little. Features are computed anew.
+    """
+    found = {name: value for name, value in fingerprint.items() if name not in ("pixels", "side_by_side")}
+    if "side_by_side" in fingerprint:
+        found["side_by_side"] = [without_pixels(part) for part in fingerprint["side_by_side"]]
+    return found
 
 
 def load_backbone(

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class FeatureCache:
     ) -> None:
         self.n_features = n_features
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self._described = {"key": dict(key), "n_features": n_features, "dtype": self.dtype.name}
+        self._described: dict[str, Any] = {"key": dict(key), "n_features": n_features, "dtype": self.dtype.name}
         text = json.dumps(self._described, sort_keys=True, allow_nan=False)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._remove_abandoned()
@@ -113,6 +113,25 @@ class FeatureCache:
             f"{n_missing} of {len(sha256s)} images have no features in {self.folder}.",
             "Run it again: what is missing from the cache is computed anew.",
         )
+
+    def n_known_otherwise(self, sha256s: Sequence[str], *entries: str) -> int:
+        """Return how many hashes have features in a cache beside this one whose key differs in these entries only."""
+        if not sha256s:
+            return 0
+        others = [key for path in self.folder.parent.glob("*/key.json") if (key := self._key_but_for(path, entries))]
+        caches = [FeatureCache(self.folder.parent, key, self.n_features, self.dtype) for key in others]
+        return max((len(sha256s) - len(cache.missing(sha256s)) for cache in caches), default=0)
+
+    def _key_but_for(self, path: Path, entries: Sequence[str]) -> Mapping[str, object] | None:
+        """Return the key of another cache if it differs from this one's in these entries only."""
+        try:
+            described = json.loads(path.read_text("utf-8"))
+            rest = {**described, "key": _without(described["key"], entries)}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):  # damaged, or of something else
+            return None
+        is_other = described["key"] != self._described["key"]
+        is_alike = rest == {**self._described, "key": _without(self._described["key"], entries)}
+        return cast("Mapping[str, object]", described["key"]) if is_other and is_alike else None
 
     def __len__(self) -> int:
         """Return the number of rows in all known shards, verified or not."""
@@ -273,6 +292,10 @@ class _Index:
         places = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
         is_there = self._digests[places] == digests
         return np.where(is_there, self._shards[places], -1), self._rows[places]
+
+
+def _without(key: Mapping[str, object], entries: Sequence[str]) -> dict[str, object]:
+    return {name: value for name, value in key.items() if name not in entries}
 
 
 def _to_digests(sha256s: Sequence[str]) -> Digests:

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alloop.errors import PoolError
-from alloop.pool.decode import decode_ref
+from alloop.pool.picture import Photo
 from alloop.records import ImageRef
 
-Transform = Callable[[Tensor], Tensor]  # uint8 [3, H, W] → input of the model, of one shape for all images
+Transform = Callable[[Photo], Tensor]  # decodes as far as it needs → input of the model, of one shape for all images
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class ImageDataset(Dataset[Item]):
 
     Args:
         images: Images to read, in order.
-        transform: Function applied to each uint8 tensor [3, H, W]. Its errors are bugs and are not caught, except too
-            little memory for this image.
+        transform: Function that makes a tensor of each image. Its errors are bugs and are not caught, except those of
+            reading the image, and too little memory for it.
     """
 
     def __init__(self, images: Sequence[ImageRef], transform: Transform) -> None:
@@ -64,7 +64,7 @@ class ImageDataset(Dataset[Item]):
     def __getitem__(self, position: int) -> Item:
         ref = self.images[position]
         try:
-            return Item(position, ref.image_id, self.transform(decode_ref(ref)))
+            return Item(position, ref.image_id, self.transform(Photo(ref)))
         except PoolError as error:
             return Item(position, ref.image_id, None, error.message)
         except (MemoryError, RuntimeError) as error:

@@ -32,7 +32,7 @@ class HeldImages:
 
     Args:
         images: Images of the pool.
-        transform: Function of each decoded image, uint8 [3, H, W].
+        transform: Function that makes a tensor of each image, as in `ImageDataset`.
         device: Device that the images are for.
         workers: Number of processes that decode.
         share: Share of the free memory that the images may take, of the device and of the host.

@@ -1,7 +1,9 @@
 """Images of the pool with the pixels that both people and the model get. Knows nothing of torch."""
 
+import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
@@ -19,20 +21,49 @@ def picture_of(image: ImageRef) -> Image.Image:
     Raises:
         PoolError: The file is missing or unreadable, or it has changed since it was added.
     """
-    return decode_bytes(read_verified(image), image.path, image.depth, may_be_cut=image.is_admitted)
+    data = read_verified(image)
+    with _named(image):
+        return pixels.decode(data, depth=image.depth, may_be_cut=image.is_admitted)[0]
 
 
-def decode_bytes(data: bytes, location: str, depth: int | None = None, *, may_be_cut: bool = False) -> Image.Image:
-    """Decode an image file's bytes to RGB. The location is used in errors only.
+@final
+class Photo:
+    """An image of the pool, read once. It is decoded when pixels are needed, once for all who need the same resolution.
 
     Raises:
-        PoolError: The bytes cannot be decoded.
+        PoolError: As `picture_of`.
     """
+
+    def __init__(self, image: ImageRef) -> None:
+        self._image, self._data = image, read_verified(image)
+        self._decoded: list[pixels.Reduced] = []
+
+    def enough(self, needed: pixels.Needed) -> tuple[Image.Image, pixels.Box]:
+        """Return the upright RGB image at a resolution that is enough for resizing it, and the part to be resized.
+
+        `needed` returns the width and height to which an image of a width and height will be resized. The pixels depend
+        on the image and on `needed` only, not on what others needed before.
+
+        Raises:
+            PoolError: The bytes cannot be decoded.
+        """
+        found = next((decoded for decoded in self._decoded if decoded.suits(needed)), None)
+        if found is None:
+            with _named(self._image):
+                depth, may_be_cut = self._image.depth, self._image.is_admitted
+                found = pixels.decode_enough(self._data, needed, depth, may_be_cut=may_be_cut)
+            self._decoded.append(found)
+        return found.image, found.shown
+
+
+@contextlib.contextmanager
+def _named(image: ImageRef) -> Iterator[None]:
+    """Turn an error of decoding into a PoolError that names the image."""
     try:
-        return pixels.decode(data, depth=depth, may_be_cut=may_be_cut)[0]
+        yield
     except pixels.UnreadableImage as error:
         raise PoolError(
-            f"{location} cannot be decoded: {error}.", "Replace the file, or run `alloop pool check`."
+            f"{image.path} cannot be decoded: {error}.", "Replace the file, or run `alloop pool check`."
         ) from error
 
 

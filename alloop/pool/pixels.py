@@ -6,6 +6,9 @@ Pillow is the reference. Orientation from EXIF is applied, transparency lies on 
 An image with more than 8 bits a channel is called deep. Its file does not say which value is white: cameras store 10,
 12 or 14 bits in 16. `depth_of` gives the number of bits that an image needs; the caller passes the depth that all
 images share.
+
+A trunk looks at far fewer pixels than a camera stores. `decode_enough` lets the JPEG decoder itself reduce a large
+photo, to 1/2, 1/4 or 1/8 in each direction, while at least twice the needed resolution is left for resizing.
 """
 
 import contextlib
@@ -14,11 +17,12 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from alloop.pool import formats
 
@@ -43,7 +47,24 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 _GRAY_ALPHA = "LA;16B"  # Pillow has no other byte order for it; its four bytes a pixel are read unchanged
 _FULL = 16  # bits of a deep image whose depth is not known
 
+SPARE = 2  # a reduced image keeps at least so many times the needed width and height
+_SWAPPED, _FROM_LEFT, _FROM_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations; see `_shown`
+
+Box = tuple[float, float, float, float]  # left, top, right and bottom edge of a part of an image, in pixels
+Needed = Callable[[int, int], tuple[int, int]]  # width and height of an upright image → those it will be resized to
 _Values = npt.NDArray[np.int64]  # values of a deep image, [H, W] or [H, W, 3 or 4]; alpha has 16 bits
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the decoder does with an image of an upright size."""
+
+    size: tuple[int, int]
+    scale: int
+    is_plain: bool
+
+
+_Loaded = tuple[Image.Image, _Plan]
 
 
 class UnreadableImage(Exception):
@@ -67,7 +88,7 @@ class Looked:
 
 def look(data: bytes, max_pixels: int | None = None, *, may_be_cut: bool = False) -> Looked:
     """Decode all of an image file's first frame, at its own depth. Arguments and errors are those of `decode`."""
-    with _decoding(data, max_pixels, may_be_cut) as opened:
+    with _decoding(data, max_pixels, may_be_cut) as (opened, _):
         values = _deep_values(data, opened)
         depth = None if values is None else depth_of(int(values[..., :3].max() if values.ndim > 2 else values.max()))
         image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
@@ -92,10 +113,51 @@ def decode(
         UnreadableImage: Empty, not an image, truncated, damaged, or larger than `max_pixels`; its values are negative,
             beyond `depth`, or floats beyond [0, 1].
     """
-    with _decoding(data, max_pixels, may_be_cut) as opened:
-        values = None if depth is None else _deep_values(data, opened)
-        image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
-        return _upright(image, opened), opened.format or "", opened.mode
+    with _decoding(data, max_pixels, may_be_cut) as (opened, _):
+        return _upright_rgb(data, opened, depth), opened.format or "", opened.mode
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reduced:
+    """An upright RGB image at a resolution that is enough for resizing it.
+
+    Attributes:
+        shown: Part of `image` that shows the picture. Where the reduction does not divide the width or height, the last
+            column or row before turning shows less of the picture than the others.
+        size: Width and height of the whole upright image.
+        scale: Reduction of both: 1, 2, 4 or 8.
+        is_plain: Whether the decoder can reduce the image.
+    """
+
+    image: Image.Image
+    shown: Box
+    size: tuple[int, int]
+    scale: int
+    is_plain: bool
+
+    def suits(self, needed: Needed) -> bool:
+        """Return whether `decode_enough` would give the same for this need."""
+        return self.scale == (_scale(self.size, needed) if self.is_plain else 1)
+
+
+def decode_enough(data: bytes, needed: Needed, depth: int | None = None, *, may_be_cut: bool = False) -> Reduced:
+    """Decode an image file's first frame at a resolution that is enough for resizing it.
+
+    Plain JPEG (8 bits, YCbCr or gray) is decoded at 1/2, 1/4 or 1/8 if twice the needed width and height are left: the
+    decoder leaves out the upper frequencies, which saves most of its work. Every other image is decoded whole.
+
+    Args:
+        data: The file's bytes.
+        needed: Returns the width and height to which an upright image of a width and height will be resized.
+        depth: Number of bits at which a deep image is read, as in `decode`.
+        may_be_cut: Read a file that ends too early as far as it goes, as in `decode`.
+
+    Raises:
+        UnreadableImage: As in `decode`.
+    """
+    with _decoding(data, None, may_be_cut, needed) as (opened, plan):
+        image = _upright_rgb(data, opened, depth)
+        return Reduced(image, _shown(plan, image.size, _orientation(opened)), plan.size, plan.scale, plan.is_plain)
 
 
 def depth_of(peak: int) -> int:
@@ -168,8 +230,8 @@ def encode_values(values: npt.NDArray[np.uint8]) -> bytes:
 
 
 @contextlib.contextmanager
-def _decoding(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Iterator[Image.Image]:
-    """Yield the loaded image.
+def _decoding(data: bytes, max_pixels: int | None, may_be_cut: bool, needed: Needed | None = None) -> Iterator[_Loaded]:
+    """Yield the loaded image, and how far it is reduced.
 
     Raises:
         UnreadableImage: The file cannot be decoded, or its values cannot become pixels.
@@ -177,17 +239,17 @@ def _decoding(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Iterator
     if not data:
         raise UnreadableImage("empty file")
     with _quiet_pillow():
-        image = _load(data, max_pixels, may_be_cut)
+        image, plan = _load(data, max_pixels, may_be_cut, needed)
         try:
-            yield image
+            yield image, plan
         except ValueError as error:
             raise UnreadableImage(f"pixels of the kind {image.mode} cannot be made RGB: {error}") from error
 
 
-def _load(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Image.Image:
+def _load(data: bytes, max_pixels: int | None, may_be_cut: bool, needed: Needed | None) -> _Loaded:
     formats.prepare(data)
     try:
-        return _open(data, max_pixels)
+        return _open(data, max_pixels, needed)
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -199,18 +261,55 @@ def _load(data: bytes, max_pixels: int | None, may_be_cut: bool) -> Image.Image:
             raise UnreadableImage(_why(error)) from error
     ImageFile.LOAD_TRUNCATED_IMAGES = True  # until this image is decoded
     try:
-        return _open(data, max_pixels)
+        return _open(data, max_pixels, needed)
     except Exception as error:  # too little is left
         raise UnreadableImage(f"truncated or damaged: {str(error) or type(error).__name__}") from error
 
 
-def _open(data: bytes, max_pixels: int | None) -> Image.Image:
+def _open(data: bytes, max_pixels: int | None, needed: Needed | None) -> _Loaded:
     image = Image.open(io.BytesIO(data))
     _check_size(image, max_pixels)
     if image.format == "PNG" and not ImageFile.LOAD_TRUNCATED_IMAGES:
         _check_png(data)
+    plan = _reduce(image, needed)
     image.load()
-    return image
+    return image, plan
+
+
+def _is_plain_jpeg(image: Image.Image) -> TypeGuard[JpegImagePlugin.JpegImageFile]:
+    """Return whether an image that is not loaded yet is a JPEG of 8 bits in YCbCr or gray."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode not in ("RGB", "L"):
+        return False
+    # Colors that are stored as RGB say so in Adobe's marker or in the names of their channels.
+    return image.info.get("adobe_transform") != 0 and bytes(layer[0] for layer in image.layer) != b"RGB"
+
+
+def _reduce(image: Image.Image, needed: Needed | None) -> _Plan:
+    """Let the decoder reduce an image that is not loaded yet, as far as the needed size allows."""
+    size = image.size[::-1] if _orientation(image) in _SWAPPED else image.size
+    if needed is None or not _is_plain_jpeg(image):
+        return _Plan(size, 1, is_plain=False)
+    scale = _scale(size, needed)
+    if scale > 1:
+        image.draft(image.mode, (image.width // scale, image.height // scale))
+    return _Plan(size, scale, is_plain=True)
+
+
+def _scale(size: tuple[int, int], needed: Needed) -> int:
+    """Return the largest reduction of an upright image that leaves enough; 1 if there is none."""
+    spare = min(have // (SPARE * need) for have, need in zip(size, needed(*size), strict=True))
+    return max(scale for scale in (1, 2, 4, 8) if scale <= max(1, spare))
+
+
+def _shown(plan: _Plan, size: tuple[int, int], orientation: int) -> Box:
+    """Return the part of an upright image of this size that shows the picture.
+
+    What the part leaves out lay at the right and at the bottom, and turning brings it to other sides.
+    """
+    width, height = plan.size[0] / plan.scale, plan.size[1] / plan.scale
+    left = size[0] - width if orientation in _FROM_LEFT else 0.0
+    top = size[1] - height if orientation in _FROM_TOP else 0.0
+    return left, top, left + width, top + height
 
 
 def _is_cut(error: Exception) -> bool:
@@ -242,15 +341,25 @@ def _check_png(data: bytes) -> None:
         image.verify()
 
 
+def _upright_rgb(data: bytes, opened: Image.Image, depth: int | None) -> Image.Image:
+    values = None if depth is None else _deep_values(data, opened)
+    image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
+    return _upright(image, opened)
+
+
 def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
     """Turn an image upright, by the EXIF orientation of the opened file."""
     # Pillow's own exif_transpose also rewrites the EXIF block, which costs time and fails where the block is odd.
+    transpose = _TRANSPOSES.get(_orientation(opened))
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _orientation(opened: Image.Image) -> int:
     try:
         orientation = opened.getexif().get(_ORIENTATION, 1)
     except Exception:  # an unreadable EXIF block says nothing about orientation, and pixels do not depend on it
-        orientation = 1
-    transpose = _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
-    return image if transpose is None else image.transpose(transpose)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -265,7 +374,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _gray(_unit_floats(image) * 255)
     if image.mode == "RGBX":  # four bytes a pixel, the last one unused
         return image.convert("RGB")
-    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -379,6 +490,7 @@ def _quiet_pillow() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on damage, metadata, colors; deprecations are heard
         Image.MAX_IMAGE_PIXELS = None
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # the caller's program may have allowed cut files for itself
         PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _METADATA
         try:
             yield

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
@@ -63,6 +64,16 @@ def read_digits() -> Iterator[tuple[np.ndarray, str]]:
         yield np.repeat((image * 255 / 16).astype(np.uint8)[..., None], 3, axis=2), str(target)
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A picture in memory, as a trunk asks for it."""
+
+    picture: Image.Image
+
+    def enough(self, needed: object) -> tuple[Image.Image, tuple[float, float, float, float]]:
+        return self.picture, (0, 0, *self.picture.size)
+
+
 def extract(images: Iterator[tuple[np.ndarray, str]], backbone: Backbone) -> tuple[np.ndarray, np.ndarray]:
     features, labels, pending = [], [], []
 
@@ -72,7 +83,7 @@ def extract(images: Iterator[tuple[np.ndarray, str]], backbone: Backbone) -> tup
         pending.clear()
 
     for pixels, label in images:
-        pending.append(backbone.preprocess(torch.from_numpy(pixels.copy()).permute(2, 0, 1)))
+        pending.append(backbone.preprocess(Whole(Image.fromarray(pixels))))
         labels.append(label)
         if len(pending) == 64:
             flush()

@@ -150,8 +150,7 @@ def test_the_program_in_the_folder_predicts_files(toys, tmp_path):
     log_probs = session.run(None, {"images": _pixels(toys, config, toys.images[80:84]).numpy()})[0]
     for row, expected in zip(rows, log_probs, strict=True):
         assert row[1] == ("vertical", "horizontal", "checkered")[expected.argmax()]
-        # Pillow's and torchvision's resizing may round a pixel to the next number.
-        assert float(row[2]) == pytest.approx(float(np.exp(expected.max())), abs=0.02)
+        assert float(row[2]) == pytest.approx(float(np.exp(expected.max())), abs=1e-6)
 
 
 def test_a_difference_refuses_the_export_and_leaves_no_folder(toys, monkeypatch):

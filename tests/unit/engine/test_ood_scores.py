@@ -17,7 +17,7 @@ from alloop.engine.train import run_train
 from alloop.errors import ModelError
 from alloop.evaluation import ood
 from alloop.models.backbones import Backbone
-from alloop.pool.decode import decode_ref
+from alloop.pool.picture import Photo
 
 MODELS = {
     "single": {"uncertainty": "single"},
@@ -49,7 +49,7 @@ def _networks(files, config: Config, toys) -> list[tuple[Backbone, nn.Module]]:
 
 
 def _inputs(backbone: Backbone, toys) -> Tensor:
-    return backbone.normalize(torch.stack([backbone.preprocess(decode_ref(image)) for image in toys.images[75:]]))
+    return backbone.normalize(torch.stack([backbone.preprocess(Photo(image)) for image in toys.images[75:]]))
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"dropout"}))

@@ -1,6 +1,7 @@
 """Scoring a pool: what is in the file, what it is checked against, what happens to bad images."""
 
 import dataclasses
+import logging
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_scores
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
+from alloop.models import backbones
 from alloop.records import ModelFiles
 
 
@@ -116,6 +118,16 @@ def test_a_damaged_model_is_refused_before_anything_is_written(toys, model):
 def test_a_model_of_another_image_size_is_refused(toys, model):
     with pytest.raises(ModelError, match="another backbone, other weights or another image size"):
         run_score(toys.score_job(model, toys.config(image_size=16)))
+
+
+def test_after_a_change_of_the_pixels_models_stay_and_features_are_computed_again(toys, model, monkeypatch, caplog):
+    monkeypatch.setattr(backbones, "PIXELS", backbones.PIXELS + 1)
+
+    with caplog.at_level(logging.WARNING):
+        result = run_score(toys.score_job(model, images=toys.images[60:]))
+
+    assert result.n_images == 30
+    assert "15 features are computed again: this version of alloop" in caplog.text  # the rest was never computed
 
 
 def test_a_damaged_score_file_is_refused_with_the_way_out(toys):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from factories import Whole
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -104,4 +105,4 @@ def test_of_a_strip_the_middle_is_shown(size: tuple[int, int]):
 
 @pytest.mark.parametrize(("size", "kept"), [((100, 120), (100, 120)), ((256, 512), (128, 256)), ((20, 2000), (20, 80))])
 def test_large_images_shrink_to_what_views_need(size: tuple[int, int], kept: tuple[int, int]):
-    assert shrink(torch.zeros(3, *size, dtype=torch.uint8), _look()).shape == (3, *kept)
+    assert shrink(Whole(torch.zeros(3, *size, dtype=torch.uint8)), _look()).shape == (3, *kept)

@@ -17,7 +17,6 @@ from alloop.files import sha256_of
 from alloop.loop.choosing.explain import explain
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.workspace import upgrade_database
-from alloop.pool.decode import decode_ref
 from alloop.pool.picture import picture_of
 from alloop.project import Project, open_project
 from alloop.records import ImageRef
@@ -68,8 +67,8 @@ def test_pool_add_says_how_deep_images_are_read(tmp_path: Path, bits: int):
     for ref in refs_of(project):
         assert ref.depth == bits
         assert ref.key != ref.sha256
-        tensor = decode_ref(ref)
-        assert (int(tensor.max()), int(tensor.float().std()) > 20) == (255, True)
+        levels = np.asarray(picture_of(ref))
+        assert (int(levels.max()), int(levels.std()) > 20) == (255, True)
 
 
 def test_the_model_gets_nearly_the_pixels_of_the_same_pictures_in_eight_bits(tmp_path: Path):
@@ -79,7 +78,7 @@ def test_the_model_gets_nearly_the_pixels_of_the_same_pictures_in_eight_bits(tmp
     for ref in refs_of(project):
         eight = np.asarray(Image.open(project.folder / "eight" / Path(ref.path).name).convert("L"))
         # The corner holds the largest value. The others: v x 16 x 255 / 4095 is less than a level below v.
-        difference = np.abs(decode_ref(ref)[0].numpy().astype(int) - eight)
+        difference = np.abs(np.asarray(picture_of(ref)).astype(int)[..., 0] - eight)
         assert difference.ravel()[1:].max() <= 1
 
 
@@ -90,7 +89,7 @@ def test_eight_bit_images_keep_key_and_pixels_beside_deep_ones(tmp_path: Path):
     plain = [ref for ref in refs_of(project) if "/eight/" in ref.path]
 
     assert [(ref.depth, ref.key) for ref in plain] == [(None, ref.sha256) for ref in plain]
-    assert np.array_equal(decode_ref(plain[0]).permute(1, 2, 0).numpy(), np.asarray(Image.open(plain[0].path)))
+    assert np.array_equal(np.asarray(picture_of(plain[0])), np.asarray(Image.open(plain[0].path)))
 
 
 def test_a_larger_value_raises_the_depth_of_all_and_says_what_is_computed_anew(tmp_path: Path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from factories import Whole
 from torch import nn
 
 from alloop.evaluation.ood import odin
@@ -31,20 +32,20 @@ def pictures(n: int, side: int = 24) -> list[torch.Tensor]:
 
 
 def features(backbone: Backbone, images: list[torch.Tensor]) -> torch.Tensor:
-    return backbone.module(backbone.normalize(torch.stack([backbone.preprocess(image) for image in images])))
+    return backbone.module(backbone.normalize(torch.stack([backbone.preprocess(Whole(image)) for image in images])))
 
 
 def test_each_trunk_sees_the_image_at_its_own_size_and_normalization():
     small, large = means(8), means(16, std=(0.1, 0.2, 0.3))
     both, images = side_by_side([small, large]), pictures(5)
 
-    rows = torch.stack([both.preprocess(image) for image in images])
+    rows = torch.stack([both.preprocess(Whole(image)) for image in images])
     parts = split_pixels(both.normalize(rows), (8, 16))
 
     assert rows.shape == (5, 3 * (8 * 8 + 16 * 16))
     assert rows.dtype == torch.uint8
     for part, alone in zip(parts, (small, large), strict=True):
-        assert torch.equal(part, alone.normalize(torch.stack([alone.preprocess(image) for image in images])))
+        assert torch.equal(part, alone.normalize(torch.stack([alone.preprocess(Whole(image)) for image in images])))
 
 
 def test_features_stand_in_the_order_of_the_trunks_and_have_a_common_scale():
@@ -96,7 +97,7 @@ def test_worker_processes_get_no_weights():
     look = side_by_side([means(8), means(16)]).without_weights()
 
     assert not [*look.module.state_dict(), *(name for part in look.parts for name in part.module.state_dict())]
-    assert look.preprocess(pictures(1)[0]).shape == (960,)
+    assert look.preprocess(Whole(pictures(1)[0])).shape == (960,)
 
 
 def test_odin_moves_each_pixel_by_the_deviation_of_its_trunk():
@@ -110,7 +111,7 @@ def test_odin_moves_each_pixel_by_the_deviation_of_its_trunk():
         return sum(part.mean(dim=(2, 3)) @ weight for part in split_pixels(inputs, (8, 8)))
 
     both = side_by_side([alone, alone])
-    rows = both.normalize(torch.stack([both.preprocess(image) for image in images]))
+    rows = both.normalize(torch.stack([both.preprocess(Whole(image)) for image in images]))
     odin(watched, rows, std=both.deviation, epsilon=0.01)
 
     moved = (seen[1] - seen[0]).abs().reshape(4, 2, 3, 64)

@@ -356,3 +356,18 @@ def test_no_shard_stays_open(filled):
     make(filled.folder.parent).missing(shas(*range(100, 150)))
 
     assert len(list(OPEN_FILES.iterdir())) == before
+
+
+def test_features_under_a_key_with_one_other_entry_are_counted(filled, tmp_path):
+    new = make(tmp_path, {**KEY, "pixels": 2})
+    make(tmp_path, {**KEY, "pixels": 1, "weights": "others"}).add(shas(6, 7), features(6, 7))
+    make(tmp_path, {**KEY, "pixels": 2, "weights": "others"}).add(shas(6, 7), features(6, 7))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "key.json").write_text("[")
+
+    assert new.n_known_otherwise(shas(1, 2, 6, 9), "pixels") == 2
+    assert new.n_known_otherwise(shas(6, 9), "pixels") == 0
+    assert new.n_known_otherwise(shas(1, 2, 3), "weights") == 0
+    assert new.n_known_otherwise(shas(1, 2, 6, 7), "weights") == 2
+    assert new.n_known_otherwise(shas(1, 2, 3, 6, 7), "pixels", "weights") == 3
+    assert filled.n_known_otherwise(shas(1, 2, 3), "pixels") == 0

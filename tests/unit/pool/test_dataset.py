@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from alloop.errors import PoolError
 from alloop.pool.dataset import ImageDataset, collate
-from alloop.pool.decode import decode_ref, decode_rgb
-from alloop.pool.picture import read_verified
+from alloop.pool.picture import Photo, picture_of, read_verified
 from alloop.records import ImageRef
 
 
@@ -26,21 +25,9 @@ def plain(path: Path, level: int) -> ImageRef:
     return save(path, Image.new("RGB", (4, 2), (level, 0, 0)))
 
 
-def identity(image: torch.Tensor) -> torch.Tensor:
-    return image
-
-
-def test_a_tensor_is_channels_by_rows_by_columns(tmp_path):
-    image = Image.new("RGB", (3, 2), (10, 20, 30))
-    image.putpixel((2, 0), (1, 2, 3))
-    ref = save(tmp_path / "1.png", image)
-
-    tensor = decode_rgb(ref.path)
-
-    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 2, 3), torch.uint8, True)
-    assert tensor[:, 0, 2].tolist() == [1, 2, 3]
-    assert tensor[:, 1, 2].tolist() == [10, 20, 30]
-    assert torch.equal(decode_ref(ref), tensor)
+def whole(photo: Photo) -> torch.Tensor:
+    image, _ = photo.enough(lambda width, height: (width, height))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def test_a_jpeg_has_exactly_the_pixels_that_pillow_gives(tmp_path):
@@ -50,29 +37,32 @@ def test_a_jpeg_has_exactly_the_pixels_that_pillow_gives(tmp_path):
     with Image.open(ref.path) as image:
         expected = np.asarray(image.convert("RGB"))
 
-    assert np.array_equal(decode_ref(ref).permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(picture_of(ref), expected)
+    assert np.array_equal(whole(Photo(ref)).permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_truncated_file_is_named_with_the_reason(tmp_path):
     path = tmp_path / "1.jpg"
     save(path, Image.effect_noise((64, 64), 50).convert("RGB"))
     path.write_bytes(path.read_bytes()[:900])
+    ref = ImageRef(1, hashlib.sha256(path.read_bytes()).hexdigest(), str(path))
 
-    with pytest.raises(PoolError) as error:
-        decode_rgb(str(path))
+    for read in (picture_of, lambda ref: whole(Photo(ref))):
+        with pytest.raises(PoolError) as error:
+            read(ref)
 
-    assert str(path) in error.value.message
-    assert "truncated" in error.value.message
+        assert str(path) in error.value.message
+        assert "truncated" in error.value.message
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PoolError, match=r"1\.png does not exist"):
-        decode_rgb(str(tmp_path / "1.png"))
+        Photo(ImageRef(1, "", str(tmp_path / "1.png")))
 
 
 def test_a_folder_cannot_be_read(tmp_path):
     with pytest.raises(PoolError, match="cannot be read: Is a directory"):
-        decode_rgb(str(tmp_path))
+        Photo(ImageRef(1, "", str(tmp_path)))
 
 
 def test_other_bytes_than_those_that_were_added_are_refused(tmp_path):
@@ -82,7 +72,7 @@ def test_other_bytes_than_those_that_were_added_are_refused(tmp_path):
     with pytest.raises(PoolError, match="has changed since it was added"):
         read_verified(ref)
     with pytest.raises(PoolError, match="has changed"):
-        decode_ref(ref)
+        Photo(ref)
 
 
 def test_verified_bytes_are_the_files(tmp_path):
@@ -101,7 +91,7 @@ def bad_and_good(tmp_path: Path) -> list[ImageRef]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_come_in_the_order_given_and_bad_ones_with_their_reason(workers, tmp_path):
     refs = bad_and_good(tmp_path)
-    loader = DataLoader(ImageDataset(refs, identity), batch_size=3, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(ImageDataset(refs, whole), batch_size=3, num_workers=workers, collate_fn=collate)
 
     first, second = list(loader)
 
@@ -115,7 +105,7 @@ def test_images_come_in_the_order_given_and_bad_ones_with_their_reason(workers, 
 
 
 def test_a_batch_of_nothing_but_bad_images_is_empty(tmp_path):
-    dataset = ImageDataset(bad_and_good(tmp_path)[1:3], identity)
+    dataset = ImageDataset(bad_and_good(tmp_path)[1:3], whole)
 
     batch = collate([dataset[0], dataset[1]])
 
@@ -124,13 +114,13 @@ def test_a_batch_of_nothing_but_bad_images_is_empty(tmp_path):
 
 
 def test_the_transform_is_applied(tmp_path):
-    dataset = ImageDataset([plain(tmp_path / "7.png", 7)], lambda image: image.float().mean(dim=(1, 2)))
+    dataset = ImageDataset([plain(tmp_path / "7.png", 7)], lambda photo: whole(photo).float().mean(dim=(1, 2)))
 
     assert dataset[0].image.tolist() == [7.0, 0.0, 0.0]
 
 
 def test_a_transform_that_fails_is_a_bug_not_a_bad_image(tmp_path):
-    dataset = ImageDataset([plain(tmp_path / "7.png", 7)], lambda image: image.view(-5))
+    dataset = ImageDataset([plain(tmp_path / "7.png", 7)], lambda photo: whole(photo).view(-5))
 
     with pytest.raises(RuntimeError):
         dataset[0]
@@ -138,7 +128,8 @@ def test_a_transform_that_fails_is_a_bug_not_a_bad_image(tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])
 def test_an_image_that_memory_does_not_suffice_for_is_set_aside_with_the_reason(tmp_path: Path, error: Exception):
-    def transform(image: torch.Tensor) -> torch.Tensor:
+    def transform(photo: Photo) -> torch.Tensor:
+        image = whole(photo)
         if image[0, 0, 0] == 9:
             raise error
         return image
