@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +35,7 @@ def _run_in_processes(jobs: Iterator[Job[Result]], at_once: int, most: int, in_o
     # Processes rather than threads: hashing, decoding and Python code hold the interpreter's lock, and Pillow's limits
     # are global. Spawned, because forking a process that has threads (a progress bar's, torch's) can deadlock.
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _begin_worker)
     under_way: list[Future[Result]] = []
     try:
         while True:
@@ -67,6 +69,15 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ignore_interrupts() -> None:
+def _begin_worker() -> None:
     # Ctrl-C reaches every process of the terminal; only the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, however that happened: nobody wants its results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -160,6 +160,21 @@ def test_groups_do_not_chain():
     assert found == {1: (1, 0), 2: (1, 3), 3: (3, 0)}
 
 
+def test_many_at_once_join_the_groups_that_they_join_one_by_one():
+    generator = np.random.default_rng(0)
+    scenes = generator.integers(0, 2**63, 40).tolist()
+    flipped = [generator.choice(64, generator.integers(0, 5), replace=False).tolist() for _ in range(600)]
+    masks = [sum(1 << bit for bit in bits) for bits in flipped]
+    phashes = {n: with_hash(scenes[n % 40] ^ mask) for n, mask in enumerate(masks)}
+    index, alone = NearDuplicateIndex(4), {}
+
+    for image_id, phash in phashes.items():
+        alone |= index.group({image_id: phash})
+
+    assert NearDuplicateIndex(4).group(phashes) == alone
+    assert 40 < len(index) < 400
+
+
 @pytest.mark.parametrize("distance", [0, 3, 8])
 def test_a_search_looks_at_few_of_many_leaders(distance):
     index = NearDuplicateIndex(distance)

@@ -1,5 +1,6 @@
 """Folders as people have them: odd names, loops, junk, and files that are not what they say."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -402,6 +403,30 @@ def test_ctrl_c_ends_everything_without_a_word_from_the_workers(tmp_path, moment
 
     # communicate() returns when the pipes are closed by all who held them, so no worker is left either
     assert (process.returncode, errors) == (130, "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_leaves_no_worker(tmp_path, how):
+    picture(tmp_path / "a.png")
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "import itertools, sys, time\n"
+        "from alloop.engine.executor_local import LocalExecutor\n"
+        "from alloop.pool.ingest import inspect_files\n"
+        "if __name__ == '__main__':\n"
+        "    for result in inspect_files(itertools.repeat(sys.argv[1]), LocalExecutor(), 10**6, workers=2):\n"
+        "        print('one', flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "a.png")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        process.stdout.readline()
+        process.send_signal(how)
+        try:
+            process.communicate(timeout=30)  # returns when all who held the pipe are gone
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_no_paths_are_no_results():
