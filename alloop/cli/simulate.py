@@ -208,6 +208,6 @@ def _put(table: dict[str, Any], config: "Config", section: str, key: str, value:
 
 
 def _default_jobs() -> int:
-    import os
+    from alloop.machine import usable_cores
 
-    return max(1, (os.cpu_count() or 1) // 2)
+    return max(1, usable_cores() // 2)

@@ -268,7 +268,8 @@ class TrainConfig(Section):
     loss_scale: Literal["mean", "sum"] = "mean"  # mean: the multi-head loss is divided by M + 1
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # finetune mode only: share of the training labels
     patience: PositiveInt = 10  # finetune mode only: epochs without a better validation NLL before training stops
-    workers: Annotated[int, Field(ge=0)] = 2  # number of processes that decode images
+    # Number of processes that decode images. auto: the cores that alloop may use, or fewer if memory is short.
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     loss: LossName = "cross-entropy"
     loss_parameters: dict[str, float] = {}  # by name; the defaults are in alloop/composition.py
     class_weights: Literal["none", "balanced"] = "none"  # balanced: N / (K n_k), whose mean over the labels is 1

@@ -14,6 +14,7 @@ from alloop.files import from_folder
 from alloop.losses.mixing import Mixing
 from alloop.losses.multi_head import LossScale
 from alloop.losses.named import Loss, find_loss
+from alloop.machine import count_workers
 from alloop.models.backbones import Backbone, is_weights_name, load_backbone, side_by_side
 from alloop.models.dropout import HeadDropout
 from alloop.records import Precision
@@ -22,6 +23,7 @@ from alloop.seeds import derive_seed
 HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recipe
 SMOOTHED_DECAY = 1e-4  # of heads on smoothed features (benchmarks/pool_features)
 NO_MIXING = Mixing()
+_SHARED_EACH = 2**25  # bytes that a process hands over ahead: four times 32 images of up to 290 x 290 pixels
 HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # for mini-batches, where L-BFGS cannot be used
 
 
@@ -99,9 +101,10 @@ def build_hardware(settings: EngineSettings, device: str | None) -> Hardware:
     """Return the device and how to run a trunk there. `device` overrides the settings."""
     chosen = choose_device(device or settings.model.device)
     precision = choose_precision(settings.model.precision, chosen)
+    workers = count_workers(settings.train.workers, _SHARED_EACH)
     if settings.train.batch_size is not None or chosen.type != "cuda":
-        return Hardware(chosen, settings.train.batch_size or 32, settings.train.workers, precision)
-    return Hardware(chosen, 256, settings.train.workers, precision, largest_batch=1024)
+        return Hardware(chosen, settings.train.batch_size or 32, workers, precision)
+    return Hardware(chosen, 256, workers, precision, largest_batch=1024)
 
 
 def build_backbone(settings: EngineSettings, search_paths: Sequence[Path] = (), member: int = 0) -> Backbone:

@@ -77,7 +77,7 @@ def inspect_files(
     except WorkerKilled as error:
         raise PoolError(
             f"A process that reads images was killed while {workers} were at work; most likely memory ran out.",
-            "Run the command again with fewer workers, or lower [pool] max_pixels. Images added so far are kept.",
+            "Lower [train] workers or [pool] max_pixels, and run the command again. Images added so far are kept.",
         ) from error
 
 

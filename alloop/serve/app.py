@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from alloop.errors import AlloopError, PoolError
+from alloop.machine import usable_cores
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
 from alloop.report.headlines import standing
@@ -53,9 +53,8 @@ def make_app(folder: Path, hosts: Collection[str], token: str | None = None) -> 
         AlloopError: The folder is not a workspace that can be opened.
     """
     desk = Desk(folder)
-    pages = _Pages(
-        desk, Thumbnails(desk.project().paths.cache / "thumbnails", workers=max(1, (os.cpu_count() or 2) - 1))
-    )
+    thumbnails = desk.project().paths.cache / "thumbnails"
+    pages = _Pages(desk, Thumbnails(thumbnails, workers=max(1, usable_cores() - 1)))
 
     @contextlib.asynccontextmanager
     async def closing(_: Starlette) -> AsyncIterator[None]:

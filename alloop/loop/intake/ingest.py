@@ -17,6 +17,7 @@ from alloop.loop.intake.near_copies import group_anew, list_groups, update_split
 from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched, reads_as
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.loop.workbench import Workbench
+from alloop.machine import count_workers
 from alloop.names import look
 from alloop.pool.hashing import at_depth
 from alloop.pool.ingest import inspect_files
@@ -106,7 +107,7 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
     fresh = _set_apart(bench, files, said, added)
     leaders = _Leaders(project, before)
     settings = project.config.pool
-    workers = (os.cpu_count() or 1) if len(fresh) >= PARALLEL else 1
+    workers = count_workers(project.config.train.workers) if len(fresh) >= PARALLEL else 1
     found = inspect_files(
         fresh, bench.executor, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept"
     )
