@@ -1,6 +1,7 @@
 """Options of every command (-C, --json, -v, -q), and output of results, progress and warnings."""
 
 import dataclasses
+import datetime as dt
 import functools
 import json
 import logging
@@ -127,20 +128,44 @@ def _set_up_logging(level: int) -> None:
     logger.propagate = False
 
 
+class Pace:
+    """Speed of a phase of work since its first report.
+
+    Args:
+        done: Number of things that were done at the first report.
+    """
+
+    def __init__(self, done: int) -> None:
+        self._began, self._first = time.monotonic(), done
+
+    def say(self, done: int, total: int) -> str:
+        """Return how many are done in a second, and the time left; empty in the first second."""
+        seconds = time.monotonic() - self._began
+        if done <= self._first or seconds < 1:
+            return ""
+        pace = (done - self._first) / seconds
+        rate = f"{pace:.0f} a second" if pace >= 10 else f"{pace:.2g} a second"
+        return rate + (f", {dt.timedelta(seconds=round((total - done) / pace))} left" if total > done else "")
+
+
 class _Lines:
     """Progress as lines: the first, one every few seconds, and the last."""
 
     def __init__(self) -> None:
         self._label = ""
         self._said = 0.0
+        self._pace = Pace(0)
 
     def __call__(self, label: str, done: int, total: int) -> None:
         now = time.monotonic()
         is_end = total > 0 and done >= total
-        if label == self._label and now - self._said < PLAIN_EVERY and not is_end:
+        if label != self._label:
+            self._pace = Pace(done)
+        elif now - self._said < PLAIN_EVERY and not is_end:
             return
         self._label, self._said = ("" if is_end else label), now
-        click.echo(f"{label}: {done}/{total}" if total else f"{label}: {done}", err=True)
+        counts = f"{label}: {done}/{total}" if total else f"{label}: {done}"
+        click.echo(", ".join(filter(None, [counts, self._pace.say(done, total)])), err=True)
 
 
 class _Bar:
@@ -149,12 +174,14 @@ class _Bar:
     def __init__(self) -> None:
         self._bar: Any = None
         self._label = ""
+        self._pace = Pace(0)
 
     def __call__(self, label: str, done: int, total: int) -> None:
         if label != self._label:
             self._stop()
             self._start(label)
-        self._bar.update(0, completed=done, total=total or None)
+            self._pace = Pace(done)
+        self._bar.update(0, completed=done, total=total or None, pace=self._pace.say(done, total))
         if total and done >= total:
             self._stop()
 
@@ -162,11 +189,12 @@ class _Bar:
         import atexit
 
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        pace = TextColumn("{task.fields[pace]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), pace)
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._bar.add_task(label, total=None)
+        self._bar.add_task(label, total=None, pace="")
         self._bar.start()
         self._label = label
         atexit.register(self._stop)
