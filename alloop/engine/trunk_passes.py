@@ -59,11 +59,12 @@ def prepare_trunk(backbone: Backbone, device: torch.device) -> Trunk:
     """
     with torch.inference_mode(mode=False):  # weights that move in inference mode could never be trained again
         module = backbone.module.to(device)
-        is_half = backbone.precision == "bfloat16"
-        order = _order(backbone, module, device) if is_half or device.type != "cuda" else torch.contiguous_format
-        if is_half and _is_known(module):
+        order = _order(backbone, module, device)
+        if backbone.precision == "bfloat16" and _is_known(module):
             module = _in_bfloat16(module)
-        return Trunk(backbone, module.to(memory_format=order), device, order)
+        if order is torch.channels_last:
+            module.to(memory_format=order)
+        return Trunk(backbone, module, device, order)
 
 
 def run_trunk(trunk: Trunk, images: Tensor) -> Tensor:
@@ -129,8 +130,10 @@ class Passed:
 class Growth:
     """Number of images that pass the trunk at once on a card.
 
-    It is doubled while a doubled batch is faster by a twentieth, memory allows it, and the card is what the others wait
-    for. The times are those of the card's own clock, so that nothing has to wait for them.
+    The size is doubled while a doubled batch is faster by a twentieth, memory allows it, and the card is what the rest
+    waits for. The first batch of a size costs time, because kernels are chosen for it: the next size is tried when a
+    twentieth of the time spent so far would have paid for this, and a smaller batch is filled up to a known size. The
+    times are those of the card's own clock, so that nothing has to wait for them.
 
     Attributes:
         size: The size of the next batch.
@@ -138,51 +141,70 @@ class Growth:
     """
 
     def __init__(self, hardware: Hardware) -> None:
+        self._device, self._is_card = hardware.device, hardware.device.type == "cuda"
         self.size, self.ran = hardware.batch_size, 0
-        self._device = hardware.device
-        # With other sizes the last bits are others, and deterministic jobs promise the same ones.
-        is_fixed = hardware.device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
-        self._most = hardware.batch_size if is_fixed else hardware.largest_batch
+        self._most = max(hardware.largest_batch, self.size)
+        if hardware.precision == "bfloat16":  # half the bytes
+            self.size = min(2 * self.size, self._most)
+        if not self._is_card or torch.are_deterministic_algorithms_enabled():
+            self._most = self.size  # with other sizes the last bits are others, and jobs promise the same ones
         self._rate = 0.0  # images a second at half the size
-        self._timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._n_timed = 0
+        self._timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # the first two batches of this size
 
     def run(self, trunks: Sequence[Trunk], images: Tensor) -> tuple[Tensor, ...]:
         """Run a batch through all trunks, and measure it if a larger one is possible."""
-        parts = [images] if len(trunks) == 1 else split_pixels(images, [one.backbone.image_size for one in trunks])
-        if len(images) < self.size or self.size >= self._most:
-            rows = tuple(run_trunk(trunk, part) for trunk, part in zip(trunks, parts, strict=True))
-        else:
-            rows = self._measured(trunks, parts)
+        filled = self._filled(images)
+        parts = [filled] if len(trunks) == 1 else split_pixels(filled, [one.backbone.image_size for one in trunks])
+        n_short = self._n_short()
+        start = self._now() if self.size < self._most and len(images) == self.size else None
+        rows = tuple(run_trunk(trunk, part)[: len(images)] for trunk, part in zip(trunks, parts, strict=True))
+        if self._n_short() > n_short:
+            self.size = self._most = max(1, self.size // 2)
+        elif start is not None:
+            self._decide(start, self._now())
         self.ran = max(self.ran, len(images))
         return rows
 
-    def _measured(self, trunks: Sequence[Trunk], parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        if self._timed and self._timed[-1][1].query():  # type: ignore[no-untyped-call]
-            self._timed.clear()  # the card has waited for images: a larger batch would only wait longer
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record(torch.cuda.current_stream(self._device))
-        rows = tuple(run_trunk(trunk, part) for trunk, part in zip(trunks, parts, strict=True))
-        end.record(torch.cuda.current_stream(self._device))
-        self._timed.append((start, end))
-        self._decide()
-        return rows
+    def _filled(self, images: Tensor) -> Tensor:
+        """Fill a batch up, on a card, to the size of others before it or to a power of two."""
+        n = len(images)
+        if not self._is_card or n >= self.size:
+            return images
+        wanted = self.size if self.ran >= self.size else min(self.size, 1 << (n - 1).bit_length())
+        return torch.cat([images, images[:1].expand(wanted - n, *images.shape[1:])])
 
-    def _decide(self) -> None:
-        if len(self._timed) < 3:
+    def _n_short(self) -> int:
+        """Return how often the card lacked memory."""
+        return int(torch.cuda.memory_stats(self._device).get("num_ooms", 0)) if self._is_card else 0
+
+    def _now(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _decide(self, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        self._n_timed += 1
+        if len(self._timed) < 2:
+            self._timed.append((start, end))
             return
-        start, end = self._timed[1]  # the first batch of a size loads kernels
-        if not end.query():  # type: ignore[no-untyped-call]
+        if not self._timed[1][1].query():  # type: ignore[no-untyped-call]
             return
-        rate = self.size * 1000 / start.elapsed_time(end)
+        first, second = (one.elapsed_time(other) for one, other in self._timed)
+        rate = self.size / second
         free, _ = torch.cuda.mem_get_info(self._device)
         if rate < FASTER * self._rate:
-            self.size //= 2
-            self._most = self.size
+            self.size = self._most = self.size // 2
         elif torch.cuda.memory_reserved(self._device) > free:  # a doubled batch takes about as much again
             self._most = self.size
+        elif start.query():  # type: ignore[no-untyped-call]
+            return  # the card has waited for images: a larger batch would only wait longer
+        elif self._n_timed * second * (FASTER - 1) < first - second:
+            return
         else:
             self._rate, self.size = rate, 2 * self.size
         self._timed.clear()
+        self._n_timed = 0
 
 
 def pass_trunks(
@@ -222,12 +244,15 @@ def _blocks(
         done += block.note(batch)
         if len(batch.positions):
             waiting.append(upload(batch.images))
-        if sum(map(len, waiting)) >= growth.size:
-            block.rows.append(growth.run(trunks, _joined(waiting)))
-            waiting.clear()
-        if not waiting and block.is_due(device):
-            yield _Returning(block, done, device)
-            block = _Block(parts)
+        if waiting and (device.type != "cuda" or sum(map(len, waiting)) >= growth.size):
+            joined, size = _joined(waiting), growth.size
+            block.rows.append(growth.run(trunks, joined[:size]))
+            waiting = [joined[size:]] if len(joined) > size else []
+        if block.is_due(device):
+            n_left = sum(map(len, waiting))
+            rest = block.keep_back(n_left)
+            yield _Returning(block, done - n_left, device)
+            block = rest
     if waiting:
         block.rows.append(growth.run(trunks, _joined(waiting)))
     if block.positions or block.failed:
@@ -238,7 +263,7 @@ class _Block:
     """Images on their way, and features that stay on the card."""
 
     def __init__(self, parts: Sequence[Backbone]) -> None:
-        self._widths = [part.n_features for part in parts]
+        self._parts = parts
         self.positions: list[int] = []
         self.failed: list[tuple[int, str]] = []
         self.rows: list[tuple[Tensor, ...]] = []
@@ -251,14 +276,22 @@ class _Block:
         return len(batch.positions) + len(batch.failed)
 
     def is_due(self, device: torch.device) -> bool:
-        if not self.positions and not self.failed:
-            return False
+        """Return whether its features should travel back. On a card they wait for others."""
+        if device.type != "cuda":
+            return True
         is_long = time.monotonic() - self._since >= BLOCK_SECONDS
-        return device.type != "cuda" or len(self.positions) >= BLOCK_ROWS or is_long
+        return len(self.rows) > 0 and (len(self.positions) >= BLOCK_ROWS or is_long)
+
+    def keep_back(self, n: int) -> "_Block":
+        """Move the last n images, which are not through yet, to a new block."""
+        rest = _Block(self._parts)
+        if n:
+            self.positions, rest.positions = self.positions[:-n], self.positions[-n:]
+        return rest
 
     def features(self, device: torch.device) -> tuple[Tensor, ...]:
         if not self.rows:
-            return tuple(torch.empty(0, width, device=device) for width in self._widths)
+            return tuple(torch.empty(0, part.n_features, device=device) for part in self._parts)
         return tuple(_joined(rows) for rows in zip(*self.rows, strict=True))
 
 
@@ -347,6 +380,8 @@ def _fuse_neighbors(chain: nn.Sequential) -> None:
 
 def _order(backbone: Backbone, module: nn.Module, device: torch.device) -> torch.memory_format:
     """Return the memory order for a module that is on the device. Code of one's own is tried on a black image."""
+    if device.type == "cuda" and backbone.precision == "float32":
+        return torch.contiguous_format  # depthwise convolutions are up to ten times slower in the other order
     if _is_known(module):
         return torch.channels_last
     if module not in _orders:
@@ -358,5 +393,6 @@ def _order(backbone: Backbone, module: nn.Module, device: torch.device) -> torch
                 module(black.to(memory_format=order))
         except Exception:  # a view that this order does not allow; any other fault shows in the usual order, too
             order = torch.contiguous_format
+            module.to(memory_format=order)
         _orders[module] = order
     return _orders[module]

@@ -3,13 +3,12 @@
     python benchmarks/speed/trunk.py --before OLD          # alloop before and now
     python benchmarks/speed/trunk.py --engines             # memory order, fused batch norm, bfloat16, compiled, ONNX …
 
-Times are CPU time for an image, in milliseconds, batches of 16, without decoding. Differences are relative to the whole
+Times are CPU time for an image, in milliseconds, batches of 4, without decoding. Differences are relative to the whole
 row of an image's features, by the trunk as torch runs it by default. An engine that is not installed has no row.
 """
 
 import argparse
 import copy
-import importlib.util
 import io
 import statistics
 import sys
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 
 from alloop.models.backbones import Backbone, load_backbone
 
-TRUNKS = ("resnet50", "efficientnet_b0", "vit_b_16", "convnext_tiny", "backbone:efficientnet_lite0")
+TRUNKS = ("backbone:efficientnet_lite0", "resnet50", "efficientnet_b0", "vit_b_16", "convnext_tiny")
 TARGETS = {"backbone:efficientnet_lite0": 1.5}
-N, ROUNDS = 16, 3
+N, ROUNDS = 4, 3
 Run = Callable[[Tensor], Tensor]
 
 
@@ -32,13 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, metavar="OLD", help="checkout of an older alloop")
     parser.add_argument("--engines", action="store_true", help="compare engines instead")
+    parser.add_argument(
+        "--compile", action="store_true", help="with --engines: also torch.compile, which takes minutes"
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.measure:
         report({name: measure_alloop(name) for name in TRUNKS})
     elif options.engines:
-        compare_engines()
+        compare_engines(compiles=options.compile)
     elif options.before is None:
         parser.error("name an older checkout: --before OLD, or use --engines")
     else:
@@ -84,13 +86,13 @@ def measure_alloop(name: str) -> float:
 # -- engines ----------------------------------------------------------------------------------------------------------
 
 
-def compare_engines() -> None:
+def compare_engines(*, compiles: bool) -> None:
     print("| trunk | engine | ms of an image | times faster | difference |\n|---|---|---|---|---|")
     for name in TRUNKS:
         backbone = load(name)
         with torch.inference_mode():
             images = backbone.normalize(pixels(backbone))
-        engines = dict(make_engines(backbone.module, images))
+        engines = dict(make_engines(backbone.module, images, compiles=compiles))
         with torch.inference_mode():
             rows = {engine: run(images).clone() for engine, run in engines.items()}
             times: dict[str, list[float]] = {engine: [] for engine in engines}
@@ -105,15 +107,17 @@ def compare_engines() -> None:
             print(f"| {name} | {engine} | {spent:.1f} | {plain / spent:.2f} | {gap:.0e} |", flush=True)
 
 
-def make_engines(module: nn.Module, images: Tensor) -> Iterable[tuple[str, Run]]:
+def make_engines(module: nn.Module, images: Tensor, *, compiles: bool) -> Iterable[tuple[str, Run]]:
     """Yield every engine that runs here: a name, and a function from normalized images to features."""
     plain = copy.deepcopy(module)
     last = copy.deepcopy(module).to(memory_format=torch.channels_last)
     yield "as torch runs it", plain
     yield "channels last (alloop)", lambda batch: last(batch.contiguous(memory_format=torch.channels_last))
-    makers = {"fused batch norm": fused, "compiled": compiled, "ONNX Runtime": onnx_runtime, "OpenVINO": openvino}
+    makers = {"fused batch norm": fused, "ONNX Runtime": onnx_runtime, "OpenVINO": openvino}
     if has_bfloat16():
         makers["bfloat16"] = half
+    if compiles:
+        makers["compiled"] = compiled
     for name, make in makers.items():
         try:
             yield name, make(copy.deepcopy(module), images)
@@ -169,14 +173,11 @@ def onnx_runtime(module: nn.Module, images: Tensor) -> Run:
 
 
 def openvino(module: nn.Module, images: Tensor) -> Run:
-    if importlib.util.find_spec("openvino") is None:
-        raise ModuleNotFoundError("openvino")
-    import openvino
+    import openvino as engine
 
-    core = openvino.Core()
-    model = core.read_model(as_onnx(module, images))
+    core = engine.Core()
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}  # by itself it may take bfloat16
-    ready = core.compile_model(model, "CPU", exact)
+    ready = core.compile_model(core.read_model(as_onnx(module, images)), "CPU", exact)
     return lambda batch: torch.from_numpy(ready([batch.numpy()])[0])
 
 
