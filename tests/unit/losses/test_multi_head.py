@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alloop.losses.multi_head import assign_specialties, class_weights, multi_head_loss
+from alloop.losses.composed import composed_loss
+from alloop.losses.multi_head import assign_specialties, class_weights, multi_head_loss, multi_head_slopes
+from alloop.losses.named import find_loss
 
 GOLDEN = np.load(Path(__file__).parents[2] / "assets" / "golden" / "losses.npz")
 LABELS = torch.from_numpy(GOLDEN["labels"])
@@ -188,3 +190,32 @@ def test_fewer_than_two_classes_or_no_head_is_refused(n_classes, n_heads):
 def test_known_parts_of_other_heads_are_refused():
     with pytest.raises(ValueError, match="do not fit 3 heads"):
         assign_specialties(4, 3, _generator(), known=[(0,), (1,)])
+
+
+@pytest.mark.parametrize("scale", ["mean", "sum"])
+@pytest.mark.parametrize("is_balanced", [False, True])
+@pytest.mark.parametrize("is_soft", [False, True])
+@pytest.mark.parametrize("n_heads", [1, 4])
+def test_slopes_that_are_written_out_are_those_of_autograd(n_heads, is_soft, is_balanced, scale):
+    logits = 3 * torch.randn(n_heads, 9, 7, generator=_generator(), dtype=torch.float64).requires_grad_()
+    targets = (
+        torch.rand(9, 7, generator=_generator(1), dtype=torch.float64).softmax(1) if is_soft else torch.arange(9) % 7
+    )
+    omega = _random_weights() if n_heads > 1 else None
+    weights = torch.rand(7, generator=_generator(2), dtype=torch.float64) + 0.1 if is_balanced else None
+
+    value, slopes = multi_head_slopes(logits.detach(), targets, omega, weights, loss_scale=scale)
+
+    expected = composed_loss(find_loss(), logits, targets, omega, weights, loss_scale=scale)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(slopes, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_slopes_are_finite_where_no_head_leaves_a_class_any_probability():
+    logits = torch.tensor([[[0.0, 2000.0]], [[0.0, 3000.0]]], dtype=torch.float64)
+
+    value, slopes = multi_head_slopes(logits, torch.tensor([0]))
+
+    assert torch.isfinite(value)
+    assert torch.isfinite(slopes).all()
