@@ -3,20 +3,13 @@
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from alloop.acquisition.rows import TASKS as RULES
-from alloop.acquisition.rows import image_scores
-from alloop.acquisition.scores import SCORES
 from alloop.calibration.calibrator import plain
 from alloop.composition import OOD_SCORES
 from alloop.config.schema import PoolConfig
@@ -40,12 +33,12 @@ from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
 from alloop.engine.ood_score import ModelOutputs, ood_score
 from alloop.engine.pool_features import open_graph
+from alloop.engine.predictions import Predictions
 from alloop.engine.settings import EngineSettings
-from alloop.engine.targets import TASKS as CODINGS
-from alloop.errors import ModelError, PoolError
+from alloop.errors import ModelError
 from alloop.models.backbones import Backbone, without_pixels
 from alloop.models.heads import MultiHead
-from alloop.pool.outside import OutsideImage, Reading, outside_ref
+from alloop.pool.outside import OutsideImage, Reading, open_images, refuse_one_image
 from alloop.predictive import floor, mean_log_probs
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef, ModelFiles, Precision
@@ -91,60 +84,6 @@ class Outputs:
             self.lengths[:, rows],
             None if self.smoothed_logits is None else self.smoothed_logits[:, rows],
         )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-    """Predictions for a batch of images [B].
-
-    Attributes:
-        images: Images of the batch that could be read. The id of an image outside the pool is its position among the
-            images that were given, from 0.
-        failed: Ids of the other images of the batch, and the reasons.
-        task: Name of the task.
-        classes: Names of the classes [K].
-        features: Features [B, D] by the trunk of the first network.
-        member_log_probs: Prediction of every member [M, B, K], uncalibrated. Of a model with raw and smoothed heads,
-            each member's two predictions are weighed like the model's, with weights of sum 1.
-        uncalibrated_log_probs: Log of the members' mean probability [B, K], or [B, 2, K] by raw and smoothed heads:
-            what calibrators are fitted to.
-        calibrated_log_probs: The prediction of the model [B, K]; without the calibrator, that before calibration.
-        ood: OOD score of every image [B]. Higher means less like the training images. It is computed from raw features,
-            because smoothing makes every image resemble the pool.
-    """
-
-    images: Sequence[ImageRef]
-    failed: Failed
-    task: str
-    classes: tuple[str, ...]
-    features: Float[Tensor, "B D"]
-    member_log_probs: Float[Tensor, "M B K"]
-    uncalibrated_log_probs: Float[Tensor, "B *two K"]
-    calibrated_log_probs: Float[Tensor, "B K"]
-    ood: Float[Tensor, "B"]
-
-    @property
-    def log_probs(self) -> Float[Tensor, "B K"]:
-        """The prediction of the model: `calibrated_log_probs`."""
-        return self.calibrated_log_probs
-
-    @property
-    def guesses(self) -> npt.NDArray[np.object_]:
-        """Labels [B] that the predictions amount to; for a classification, the most probable classes."""
-        return CODINGS[self.task](self.classes).guess(self.calibrated_log_probs.numpy())
-
-    @property
-    def entropy(self) -> Float[Tensor, "B"]:
-        """Predictive entropy of the calibrated predictions, in nats."""
-        return self._score("entropy", self.calibrated_log_probs.unsqueeze(0))
-
-    @property
-    def mutual_information(self) -> Float[Tensor, "B"] | None:
-        """Mutual information between prediction and member, in nats, before calibration; None with one member."""
-        return None if len(self.member_log_probs) == 1 else self._score("mutual-information", self.member_log_probs)
-
-    def _score(self, name: str, log_probs: Float[Tensor, "M B K"]) -> Float[Tensor, "B"]:
-        return image_scores(RULES[self.task], SCORES[name].function, log_probs).float()
 
 
 class Classifier:
@@ -255,7 +194,7 @@ class Classifier:
         Raises:
             ModelError: As in `predict`.
         """
-        _refuse_one_image(images)
+        refuse_one_image(images)
         refs = _all_refs(images) if self._fills_cache else None
         if refs is None:
             return self._streamed(images, progress)
@@ -306,10 +245,10 @@ class Classifier:
             outputs.failed,
             self._settings.task,
             self.version.classes,
+            calibrated,
             outputs.features,
             members,
             uncalibrated,
-            calibrated,
             ood,
         )
 
@@ -359,7 +298,7 @@ class Classifier:
         size = BLOCK if self._n_networks > 1 and self.has_own_trunk else min(CHUNK, AHEAD * self._hardware.batch_size)
         size = self._images_at_once(size)
         while chunk := list(itertools.islice(numbered, size)):
-            refs, failed = self._opened(chunk)
+            refs, failed = open_images(chunk, self._reading)
             self._check_backbone(refs)
 
             def say(n: int, done: int = done) -> None:
@@ -372,15 +311,6 @@ class Classifier:
                 yield self._unread(failed)
             done += len(chunk)
             progress("predict", done, total)
-
-    def _opened(self, numbered: Sequence[tuple[int, ImageRef | OutsideImage]]) -> tuple[list[ImageRef], Failed]:
-        refs, failed = [], []
-        for number, image in numbered:
-            try:
-                refs.append(image if isinstance(image, ImageRef) else outside_ref(image, number, self._reading))
-            except PoolError as error:
-                failed.append((number, error.message))
-        return refs, tuple(failed)
 
     def _of_looked_up(self, refs: Sequence[ImageRef], say: Callable[[int], None]) -> Iterator[Outputs]:
         """Outputs of heads on a published trunk, from features that are cached, or computed and not kept."""
@@ -563,9 +493,3 @@ def _all_refs(images: Iterable[ImageRef | OutsideImage]) -> Sequence[ImageRef] |
         return None
     refs = [image for image in images if isinstance(image, ImageRef)]
     return refs if len(refs) == len(images) else None
-
-
-def _refuse_one_image(images: object) -> None:
-    is_array = isinstance(images, np.ndarray | Tensor) and images.ndim < 4
-    if is_array or isinstance(images, str | bytes | os.PathLike | Image.Image | ImageRef):
-        raise TypeError(f"predict takes several images, not one {type(images).__name__}; write [image]")

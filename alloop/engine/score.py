@@ -44,6 +44,7 @@ def run_score(job: ScoreJob, progress: Progress = silent) -> ScoreResult:
         for predictions in model.predict(job.images, progress):
             failed += predictions.failed
             writer.write(predictions)
+            assert predictions.features is not None
             trunk_rows.add(predictions.images, predictions.features)
             done += len(predictions.images)
             progress("score", done, len(job.images) - len(failed))

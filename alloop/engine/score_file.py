@@ -18,8 +18,8 @@ from alloop.acquisition.rows import TASKS as RULES
 from alloop.acquisition.rows import image_scores
 from alloop.acquisition.scores import SCORES
 from alloop.composition import STRATEGIES, Need
-from alloop.engine.classifier import Predictions
 from alloop.engine.model_files import ModelVersion
+from alloop.engine.predictions import Predictions
 from alloop.errors import ModelError
 from alloop.files import explain_os_error
 
@@ -105,12 +105,13 @@ class ScoreWriter:
         if not images:
             return
         n_classes, alone = log_probs.shape[1], log_probs.unsqueeze(0)
-        entropy = predictions.entropy
+        entropy, members, both = predictions.entropy, predictions.member_log_probs, predictions.uncalibrated_log_probs
+        assert members is not None and both is not None and predictions.ood is not None
         others = (
             image_scores(
                 self._rule,
                 SCORES[name].function,
-                predictions.member_log_probs if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone,
+                members if Need.MEMBER_LOG_PROBS in STRATEGIES[name].needs else alone,
             ).float()
             for name in self._names
         )
@@ -125,11 +126,11 @@ class ScoreWriter:
             *(pa.array(values.numpy()) for values in others),
         ]
         if self._n_kept:
-            said = predictions.member_log_probs.float().transpose(0, 1).reshape(-1).numpy()
+            said = members.float().transpose(0, 1).reshape(-1).numpy()
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), self._n_kept * n_classes))
         if self._keeps_both:
-            both = predictions.uncalibrated_log_probs.float().reshape(-1).numpy()
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(both), 2 * n_classes))
+            said = both.float().reshape(-1).numpy()
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), 2 * n_classes))
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)
         if self._n_pending >= self._rows:

@@ -8,6 +8,7 @@ their own.
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,30 @@ def outside_ref(image: object, number: int, reading: Reading) -> ImageRef:
         is_admitted=reading.may_be_cut,
         data=None if is_file else data,
     )
+
+
+def open_images(
+    numbered: Sequence[tuple[int, ImageRef | OutsideImage]], reading: Reading
+) -> tuple[list[ImageRef], tuple[tuple[int, str], ...]]:
+    """Return references of images, and the numbers of those that cannot be used, with the reasons."""
+    refs, failed = [], []
+    for number, image in numbered:
+        try:
+            refs.append(image if isinstance(image, ImageRef) else outside_ref(image, number, reading))
+        except PoolError as error:
+            failed.append((number, error.message))
+    return refs, tuple(failed)
+
+
+def refuse_one_image(images: object) -> None:
+    """Refuse an image in the place of several.
+
+    Raises:
+        TypeError: It is one image.
+    """
+    is_array = isinstance(images, np.ndarray | Tensor) and images.ndim < 4
+    if is_array or isinstance(images, str | bytes | os.PathLike | Image.Image | ImageRef):
+        raise TypeError(f"predict takes several images, not one {type(images).__name__}; write [image]")
 
 
 def location_of(name: str) -> str:

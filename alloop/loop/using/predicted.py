@@ -4,10 +4,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from alloop.engine.classifier import Predictions
+import pyarrow as pa
+
 from alloop.engine.device import explained_shortage
+from alloop.engine.predictions import Predictions
+from alloop.loop.intake.reach import check_reachable
 from alloop.loop.using.model import OpenedModel
-from alloop.loop.using.row_files import Cell, Columns, Rows, RowWriter
+from alloop.loop.using.row_files import RowWriter
 from alloop.progress import Progress, silent
 from alloop.project import Project
 from alloop.records import ImageRef
@@ -55,26 +58,31 @@ class Tally:
 
 
 def pool_images(project: Project) -> Images:
-    """Return all images of the pool, of every split."""
+    """Return all images of the pool, of every split.
+
+    Raises:
+        SourceUnreachable: A large part of the pool is missing.
+    """
     with reading(project.database) as session:
+        check_reachable(session, project)
         refs, missing = list_refs(session), list_missing(session)
     gone = [(place.path, place.sha256, place.reason or "the file is missing") for place in missing]
     return Images(refs, len(refs), gone)
 
 
-def columns_of(model: OpenedModel, top: int | None) -> Columns:
+def columns_of(model: OpenedModel, top: int | None) -> pa.Schema:
     """Return the columns of the rows, with their types.
 
     Columns of classes come last: `p_` and the name of each class; with `top`, pairs `class_1`, `probability_1` and so
     on, the most probable class first.
     """
-    types: dict[str, type] = dict.fromkeys(FIRST, str)
-    types |= {"probability": float, "entropy": float, "suspect": bool}
+    types = {name: pa.string() for name in FIRST}
+    types |= {"probability": pa.float32(), "entropy": pa.float32(), "suspect": pa.bool_()}
     if top is None:
-        return types | {f"p_{name}": float for name in model.record.classes}
+        return pa.schema(types | {f"p_{name}": pa.float32() for name in model.record.classes})
     for place in range(1, min(top, len(model.record.classes)) + 1):
-        types |= {f"class_{place}": str, f"probability_{place}": float}
-    return types
+        types |= {f"class_{place}": pa.string(), f"probability_{place}": pa.float32()}
+    return pa.schema(types)
 
 
 @explained_shortage()
@@ -116,7 +124,10 @@ def predict_images(
     def say(label: str, done: int, total: int) -> None:
         progress(label, done, images.total if label == "predict" else total)
 
-    def write(rows: Rows) -> None:
+    def write(told: Mapping[str, pa.Array], n: int) -> None:
+        told = {**told, "model": pa.repeat(model.record.name, n)}
+        values = [told[name] if name in told else pa.nulls(n, columns.field(name).type) for name in columns.names]
+        rows = pa.RecordBatch.from_arrays(values, schema=columns)
         _count(tally, rows)
         for writer in writers:
             writer.write(rows)
@@ -127,49 +138,52 @@ def predict_images(
         numbers = [number for number in named if number in places or number in reasons]
         known = [named.pop(number) for number in numbers]
         told = _told(model, batch, labels, top)
-        rows = {
-            name: [None if place is None else values[place] for place in map(places.get, numbers)]
-            for name, values in told.items()
-        }
-        rows["sha256"] = [sha256 or own for (_, sha256), own in zip(known, rows["sha256"], strict=True)]
-        rows |= {"file": [location for location, _ in known], "reason": [reasons.get(number) for number in numbers]}
-        write({name: rows.get(name, [model.record.name] * len(numbers)) for name in columns})
-    gone = dict(zip(("file", "sha256", "reason"), map(list, zip(*images.gone, strict=True)), strict=False))
-    n = len(images.gone)
-    write({name: gone.get(name, [model.record.name if name == "model" else None] * n) for name in columns})
+        if numbers != list(places):
+            order = pa.array(map(places.get, numbers), pa.int64())
+            told = {name: values.take(order) for name, values in told.items()}
+            sha256s = zip(known, told["sha256"].to_pylist(), strict=True)
+            told["sha256"] = _texts(sha256 or own for (_, sha256), own in sha256s)
+            told["reason"] = _texts(map(reasons.get, numbers))
+        write({**told, "file": _texts(location for location, _ in known)}, len(numbers))
+    gone = zip(("file", "sha256", "reason"), zip(*images.gone, strict=True), strict=False)
+    write({name: _texts(values) for name, values in gone}, len(images.gone))
     return tally
 
 
-def _told(
-    model: OpenedModel, batch: Predictions, labels: Mapping[str, str], top: int | None
-) -> dict[str, Sequence[Cell]]:
+def _texts(values: Iterable[str | None]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
+def _told(model: OpenedModel, batch: Predictions, labels: Mapping[str, str], top: int | None) -> dict[str, pa.Array]:
     """Return what is said about the images of a batch that could be read: column → values."""
-    probs = batch.log_probs.double().exp()
-    n, n_classes = probs.shape
+    probs, above = batch.log_probs.double().exp().float(), model.suspect_above
     sha256s = [image.sha256 for image in batch.images]
-    told: dict[str, Sequence[Cell]] = {
-        "sha256": sha256s,
-        "predicted": batch.guesses.tolist(),
-        "probability": probs.amax(dim=1).tolist(),
-        "entropy": batch.entropy.tolist(),
-        "suspect": [None] * n if model.suspect_above is None else (batch.ood.double() > model.suspect_above).tolist(),
-        "label": [labels.get(sha256) for sha256 in sha256s],
+    told: dict[str, pa.Array] = {
+        "sha256": _texts(sha256s),
+        "predicted": _texts(batch.guesses),
+        "probability": pa.array(probs.amax(dim=1).numpy()),
+        "entropy": pa.array(batch.entropy.numpy()),
+        "label": _texts(map(labels.get, sha256s)),
     }
+    if above is not None and batch.ood is not None:
+        told["suspect"] = pa.array((batch.ood.double() > above).numpy())
     if top is None:
-        shares = zip(batch.classes, probs.T.tolist(), strict=True)
-        return told | {f"p_{name}": column for name, column in shares}
-    best = probs.topk(min(top, n_classes), dim=1)
-    ranked = zip(best.indices.T.tolist(), best.values.T.tolist(), strict=True)
+        shares = zip(batch.classes, probs.T.contiguous().numpy(), strict=True)
+        return told | {f"p_{name}": pa.array(column) for name, column in shares}
+    best = probs.topk(min(top, probs.shape[1]), dim=1)
+    classes = _texts(batch.classes)
+    ranked = zip(best.indices.T.contiguous().numpy(), best.values.T.contiguous().numpy(), strict=True)
     for rank, (positions, column) in enumerate(ranked, start=1):
-        told[f"class_{rank}"] = [batch.classes[position] for position in positions]
-        told[f"probability_{rank}"] = column
+        told |= {f"class_{rank}": classes.take(pa.array(positions)), f"probability_{rank}": pa.array(column)}
     return told
 
 
-def _count(tally: Tally, rows: Rows) -> None:
-    bad = [place for place, reason in enumerate(rows["reason"]) if reason is not None]
-    tally.predicted.update(str(name) for name in rows["predicted"] if name is not None)
-    tally.suspects += sum(map(bool, rows["suspect"]))
-    tally.unreadable += len(bad)
-    if bad and not tally.example:
-        tally.example = f"{rows['file'][bad[0]]}: {rows['reason'][bad[0]]}"
+def _count(tally: Tally, rows: pa.RecordBatch) -> None:
+    for pair in rows["predicted"].drop_null().value_counts().to_pylist():
+        tally.predicted[pair["values"]] += pair["counts"]
+    tally.suspects += rows["suspect"].true_count
+    bad = rows.filter(rows["reason"].is_valid()).select(["file", "reason"])
+    tally.unreadable += bad.num_rows
+    if bad.num_rows and not tally.example:
+        first = bad.slice(length=1).to_pylist()[0]
+        tally.example = f"{first['file']}: {first['reason']}"

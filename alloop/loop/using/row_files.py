@@ -1,18 +1,20 @@
 """Rows of predictions in files: CSV, JSON lines, Parquet, one JSON document, lines for a terminal, folders of images.
 
-Every format has the same columns in every row, also if no image could be read. A value that does not exist is empty
-(CSV) or null. Numbers have nine digits, which give back the same float32.
+Rows come as Arrow batches. Every format has the same columns in every row, also if no image could be read. A value that
+does not exist is empty (CSV) or null. Numbers are float32, written with as many digits as give back the same float32.
 """
 
 import contextlib
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from alloop.errors import LabelError
@@ -20,42 +22,38 @@ from alloop.files import OUTPUT_MARK, atomic_folder, atomic_path, check_new_fold
 from alloop.names import folder_names
 from alloop.pool.placing import place_image, placed_name
 
-Cell = str | float | bool | None
-Columns = Mapping[str, type]  # name → str, float or bool
-Rows = Mapping[str, Sequence[Cell]]  # column → its values, of equally many rows
 GROUP_VALUES = 1_000_000  # values in a row group of Parquet, which are in memory at once
 UNSURE = "unsure"  # folder of images below the smallest probability
-_ARROW = {str: pa.string(), float: pa.float32(), bool: pa.bool_()}
 
 
 class RowWriter(Protocol):
     """Receives rows, a batch at a time."""
 
-    def write(self, rows: Rows) -> None: ...
+    def write(self, rows: pa.RecordBatch) -> None: ...
 
 
 @contextlib.contextmanager
-def open_rows(path: Path, form: str, columns: Columns, head: Mapping[str, object] | None = None) -> Iterator[RowWriter]:
+def open_rows(
+    path: Path, form: str, columns: pa.Schema, head: Mapping[str, object] | None = None
+) -> Iterator[RowWriter]:
     """Write a file of rows: "csv", "jsonl", "parquet" or "json". It gets its name when the block ends without an error.
 
     Args:
         path: File; an existing one is replaced. Standard output receives everything at the end.
         form: Format.
-        columns: Columns of all rows.
+        columns: Columns of all rows: texts, float32 and truth values.
         head: What the document of "json" says besides its `images`.
 
     Raises:
         WorkspaceError: The disk is full, or the folder cannot be written.
     """
     with atomic_path(path) as temporary:
-        if form == "parquet":
-            with _Parquet(temporary, columns) as writer:
+        if form in ("parquet", "csv"):
+            with _Parquet(temporary, columns) if form == "parquet" else _Csv(temporary, columns) as writer:
                 yield writer
             return
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            if form == "csv":
-                yield _Csv(file, columns)
-            elif form == "jsonl":
+            if form == "jsonl":
                 yield _JsonLines(file)
             else:
                 document = _JsonDocument(file, head or {})
@@ -101,17 +99,18 @@ class SortedFolders:
     """
 
     def __init__(self, folder: Path, names: Mapping[str, str], *, copy: bool, min_probability: float) -> None:
-        self._folder, self._names, self._copy, self._least = folder, names, copy, min_probability
+        self._folder, self._names, self._copy = folder, names, copy
+        self._least = float(np.float32(min_probability))  # as the probabilities are written
         self.unsure = 0
 
-    def write(self, rows: Rows) -> None:
-        for row in _each(rows):
+    def write(self, rows: pa.RecordBatch) -> None:
+        for row in rows.to_pylist():
             if row["reason"] is not None:
                 continue
-            is_unsure = float(row["probability"] or 0) < self._least
+            is_unsure = row["probability"] < self._least
             self.unsure += is_unsure
-            folder = self._folder / (UNSURE if is_unsure else self._names[str(row["predicted"])])
-            place_image(str(row["file"]), self._free(folder, str(row["file"]), str(row["sha256"])), copy=self._copy)
+            folder = self._folder / (UNSURE if is_unsure else self._names[row["predicted"]])
+            place_image(row["file"], self._free(folder, row["file"], row["sha256"]), copy=self._copy)
 
     def _free(self, folder: Path, location: str, sha256: str) -> Path:
         """Return a free name: the same picture may come twice under one file name, from two folders."""
@@ -132,8 +131,8 @@ class TerminalLines:
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def write(self, rows: Rows) -> None:
-        for row in _each(rows):
+    def write(self, rows: pa.RecordBatch) -> None:
+        for row in rows.to_pylist():
             if row["reason"] is not None:
                 told = f"not readable: {row['reason']}"
             else:
@@ -144,21 +143,30 @@ class TerminalLines:
 
 
 class _Csv:
-    def __init__(self, file: TextIO, columns: Columns) -> None:
-        self._columns = columns
-        self._writer = csv.writer(file)
-        self._writer.writerow(columns)
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self._path, self._columns = path, columns
 
-    def write(self, rows: Rows) -> None:
-        texts = [[_TEXT[kind](value) for value in rows[name]] for name, kind in self._columns.items()]
-        self._writer.writerows(zip(*texts, strict=True))
+    def __enter__(self) -> "_Csv":
+        with self._path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(self._columns.names)
+        self._file = self._path.open("ab")
+        options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed")
+        self._writer: Any = pyarrow.csv.CSVWriter(self._file, self._columns, write_options=options)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._file.close()
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        self._writer.write_batch(rows)
 
 
 class _JsonLines:
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: pa.RecordBatch) -> None:
         self._file.writelines(_json(row) + "\n" for row in _each(rows))
 
 
@@ -169,7 +177,7 @@ class _JsonDocument:
         self._file, self._n, self._unreadable = file, 0, 0
         self._file.write(_json(head)[:-1] + (", " if head else "") + '"images": [')
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: pa.RecordBatch) -> None:
         for row in _each(rows):
             self._file.write(("," if self._n else "") + "\n  " + _json(row))
             self._n += 1
@@ -182,11 +190,10 @@ class _JsonDocument:
 class _Parquet:
     """Collects rows until they are worth a row group."""
 
-    def __init__(self, path: Path, columns: Columns) -> None:
-        self._path = path
-        self._schema = pa.schema([pa.field(name, _ARROW[kind]) for name, kind in columns.items()])
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self._path, self._schema = path, columns
         self._pending: list[Any] = []
-        self._n_pending, self._most = 0, max(1, GROUP_VALUES // len(columns))
+        self._n_pending, self._most = 0, max(1, GROUP_VALUES // len(columns.names))
 
     def __enter__(self) -> "_Parquet":
         self._writer: Any = pq.ParquetWriter(self._path, self._schema, compression="zstd")
@@ -199,9 +206,9 @@ class _Parquet:
         finally:
             self._writer.close()
 
-    def write(self, rows: Rows) -> None:
-        self._pending.append(pa.RecordBatch.from_pydict(dict(rows), schema=self._schema))
-        self._n_pending += self._pending[-1].num_rows
+    def write(self, rows: pa.RecordBatch) -> None:
+        self._pending.append(rows)
+        self._n_pending += rows.num_rows
         if self._n_pending >= self._most:
             self._flush()
 
@@ -210,24 +217,17 @@ class _Parquet:
         self._pending, self._n_pending = [], 0
 
 
-def _each(rows: Rows) -> Iterator[dict[str, Cell]]:
-    """Yield the rows one by one."""
-    for values in zip(*rows.values(), strict=True):
-        yield dict(zip(rows, values, strict=True))
-
-
-def _truth(value: Any) -> str:
-    return "" if value is None else "true" if value else "false"
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.9g}"
-
-
-# How CSV writes the values of a column; the csv module itself writes texts, and nothing for None.
-_TEXT: Mapping[type, Callable[[Any], Any]] = {str: lambda value: value, float: _number, bool: _truth}
+def _each(rows: pa.RecordBatch) -> Iterator[dict[str, object]]:
+    """Yield the rows one by one, with the numbers that their texts in CSV stand for."""
+    columns = []
+    for values in rows.columns:
+        if pa.types.is_floating(values.type):
+            columns.append([None if text is None else float(text) for text in values.cast(pa.string()).to_pylist()])
+        else:
+            columns.append(values.to_pylist())
+    for row in zip(*columns, strict=True):
+        yield dict(zip(rows.schema.names, row, strict=True))
 
 
 def _json(row: Mapping[str, object]) -> str:
-    rounded = {name: float(f"{value:.9g}") if isinstance(value, float) else value for name, value in row.items()}
-    return json.dumps(rounded, ensure_ascii=False, allow_nan=False)
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
