@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from alloop.engine.build import Hardware
-from alloop.engine.features import ensure_features, open_features
+from alloop.engine.features import CachedFeatures, ensure_features, look_up_features, open_features
 from alloop.engine.jobs import TrainJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError, WorkspaceError
@@ -124,8 +124,14 @@ def open_graph(
         if found is not None:
             return found
     wanted = set(nodes)
-    ensure_features([ref for ref in pool() if ref.key in wanted], backbone, cache, hardware, progress)
-    found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
+    refs = [ref for ref in pool() if ref.key in wanted]
+    try:
+        ensure_features(refs, backbone, cache, hardware, progress)
+        found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
+    except (OSError, WorkspaceError) as error:  # a cache that we may only read, or a full disk
+        _log.warning("The features of the pool are computed again, and kept in memory only: %s", error)
+        cached = open_features(cache, backbone, fingerprint)
+        found = _fit_in_memory(refs, nodes, cached, backbone, hardware, progress)
     if found is None:
         raise ModelError(
             f"The model in {folder} needs a graph of the pool. Its file in {cache / 'pool_features'} is missing, and "
@@ -202,6 +208,30 @@ def _load_or_fit(
         _log.warning("The graph of the pool is kept in memory only: %s", error)
     _drop_old(folder)
     return made
+
+
+def _fit_in_memory(
+    refs: Sequence[ImageRef],
+    nodes: Sequence[str],
+    cached: CachedFeatures,
+    backbone: Backbone,
+    hardware: Hardware,
+    progress: Progress,
+) -> Smoothing | None:
+    """Return the smoothing of these nodes without writing anything; None if images of some cannot be read."""
+    lacking = set(cached.missing(nodes))
+    todo = [ref for ref in refs if ref.key in lacking]
+
+    def say(done: int) -> None:
+        progress("features", done, len(todo))
+
+    computed, places, _ = look_up_features(todo, cached, backbone, hardware, say)
+    rows = dict(zip((todo[place].key for place in places), computed, strict=True))
+    if lacking - rows.keys():
+        return None
+    known = [key for key in nodes if key not in lacking]
+    rows |= dict(zip(known, torch.from_numpy(cached.take(known)), strict=True))
+    return fit_smoothing(nodes, torch.stack([rows[key] for key in nodes]), progress)
 
 
 def _write(smoothing: Smoothing, path: Path) -> None:

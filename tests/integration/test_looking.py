@@ -115,3 +115,19 @@ def test_a_journal_is_read_with_the_file_or_the_database_is_refused(forks: Forks
     assert "has changes in a journal that SQLite has to write into it first, but you may not write there" in refused.err
     assert "`alloop status`" in refused.err
     assert len(alloop("status", "-C", workspace.parent / "copy", "--json").data["missing"]) == 1
+
+
+def test_whoever_may_only_read_predicts_after_the_cache_was_deleted(forks: Forks, workspace: Path):
+    assert list(workspace.glob("runs/*/model/nodes.npy"))  # the model needs its graph of the pool
+    expected = workspace.parent / "expected.csv"
+    assert alloop("predict", "--pool", "-o", expected, "-q", "-C", workspace).code == 0
+    shutil.rmtree(workspace / "cache")
+    before = listing(workspace)
+
+    with closed_to_others(workspace):
+        (found,) = as_somebody_else(forks, workspace, ["predict", "--pool", "--out", "../found.csv"])
+
+    assert found.code == 0, found.err
+    assert "kept in memory only" in found.err
+    assert (workspace.parent / "found.csv").read_bytes() == expected.read_bytes()
+    assert listing(workspace) == before

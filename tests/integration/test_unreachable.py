@@ -77,6 +77,8 @@ def test_every_step_that_would_record_missing_images_waits_for_the_disk(tmp_path
     assert alloop("train", *at).code == 0
     unmount(project)
     assert [alloop(name, *at).code for name in ("score", "evaluate", "run")] == [75, 75, 75]
+    assert alloop("predict", "--pool", "-o", tmp_path / "out.csv", *at).code == 75
+    assert not (tmp_path / "out.csv").exists()
     mount(project)
     for name in ("score", "select"):
         assert alloop(name, *at).code == 0
