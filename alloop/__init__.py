@@ -1,6 +1,7 @@
 """alloop: from a folder of unlabeled images to a classifier a team can trust.
 
-`alloop.open(folder)` opens a workspace for programs (alloop/api.py, docs/python.md).
+`alloop.open(folder)` opens a workspace for programs, `alloop.open_exported(folder)` an exported model (alloop/api.py,
+docs/python.md).
 """
 
 import importlib
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from alloop.api import ScoreRow as ScoreRow
     from alloop.api import Workspace as Workspace
     from alloop.api import open as open  # noqa: A004
+    from alloop.api import open_exported as open_exported
     from alloop.errors import AlloopError as AlloopError
     from alloop.export.rows import LabelRow as LabelRow
     from alloop.export.table import Table as Table
@@ -24,6 +26,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Loaded at first use: `import alloop` takes milliseconds, and every command imports it.
 _PLACES = {
     "open": "alloop.api",
+    "open_exported": "alloop.api",
     "Workspace": "alloop.api",
     "QueryRow": "alloop.api",
     "ScoreRow": "alloop.api",

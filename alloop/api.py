@@ -1,7 +1,7 @@
-"""alloop from Python: `alloop.open(folder)` opens a workspace. docs/python.md shows it.
+"""alloop from Python: `alloop.open(folder)` opens a workspace, `alloop.open_exported` a model without a workspace.
 
-The names in this file, their arguments and the columns of tables are stable: they change only with a note in the
-changelog. torch is imported by `run`, `scores` and `classifier` only.
+docs/python.md shows both. The names in this file, their arguments and the columns of tables are stable: they change
+only with a note in the changelog. torch is imported by `run`, `scores`, `classifier` and `open_exported` only.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from alloop.store.session import reading
 
 if TYPE_CHECKING:
     from alloop.engine.classifier import Classifier
+    from alloop.engine.exported_classifier import ExportedClassifier
     from alloop.loop.rounds.runner import RunResult
 
 
@@ -277,6 +278,21 @@ def open(folder: str | os.PathLike[str] = ".") -> Workspace:  # noqa: A001 - `al
     """
     with open_project(Path(folder)) as project:
         return Workspace(project.folder)
+
+
+def open_exported(folder: str | os.PathLike[str], *, max_pixels: int | None = None) -> "ExportedClassifier":
+    """Open the model of a folder that `alloop export-model` wrote. It predicts on the CPU and needs no workspace.
+
+    Args:
+        folder: The folder. Its model is a program: open only folders that you trust.
+        max_pixels: Width times height above which an image is refused; None: the default of [pool].
+
+    Raises:
+        ModelError: A file is missing, damaged, or of another kind.
+    """
+    from alloop.engine.exported_classifier import ExportedClassifier
+
+    return ExportedClassifier.open(Path(folder), max_pixels)
 
 
 _QUERIES = pa.schema(

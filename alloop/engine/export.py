@@ -21,6 +21,15 @@ from alloop.engine.build import Hardware, build_backbone, build_dropout, build_h
 from alloop.engine.classifier import Classifier
 from alloop.engine.device import full_float32
 from alloop.engine.distill import load_distilled
+from alloop.engine.exported_folder import (
+    CLASSES,
+    ONNX,
+    PREPROCESS,
+    PT2,
+    describe_preprocessing,
+    input_names,
+    load_program,
+)
 from alloop.engine.exported_module import ExportedModel, SmoothedHeads, TrunkAndHeads
 from alloop.engine.features import load_batches, trunk_features
 from alloop.engine.jobs import ExportJob, ExportResult
@@ -29,16 +38,17 @@ from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import atomic_folder, check_new_folder, sha256_of, write_bytes, write_json
 from alloop.losses.named import find_loss
-from alloop.models.backbones import STRIP, Backbone
+from alloop.models.backbones import Backbone
 from alloop.models.given import Given
-from alloop.pool.pixels import SPARE
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed
 from alloop.smoothing.smoothing import Smoothing
 
+Images = Sequence[UInt8[Tensor, "N 3 _ _"]]  # of each trunk, at its size
+Run = Callable[[Images], Float[Tensor, "N K"]]
+
 MOST = 1e-4  # largest difference in probability between a file and alloop
-PT2, ONNX = "model.pt2", "model.onnx"
 _AT_ONCE = 16  # images that the files are run on at once, for the check
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -47,8 +57,8 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
     """Write the folder. It appears when every model file gives alloop's numbers for all images of the job.
 
     Raises:
-        ModelError: There is no trunk or no distilled head, there are several trunks, a trunk cannot be traced, a file
-            gives other numbers, or no image can be read.
+        ModelError: There is no trunk or no distilled head, a trunk cannot be traced, a file gives other numbers, or no
+            image can be read.
         WorkspaceError: The folder is not empty, is a file, or cannot be written.
     """
     check_new_folder(job.out, "Name a new folder.")
@@ -60,12 +70,6 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         raise ModelError(
             "This model was trained on given features, not on images, so there is no trunk to export.",
             "Export a model of a workspace that has images.",
-        )
-    if backbone.parts:
-        raise ModelError(
-            f"The model has {len(backbone.parts)} trunks side by side, each with its own size of images. Such a model "
-            "cannot be exported yet.",
-            "Train with one [model] backbone, or predict with `alloop predict`.",
         )
     model = Classifier(version, job.settings, job.cache, "cpu", pool=lambda: job.pool, precision="float32")
     images, refs = _pixels(job.images, backbone, hardware)
@@ -79,20 +83,21 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         module = _build(version, settings, backbone, model.smoothing)
     progress("export", 1, 4)
     names = [PT2, ONNX] if has_onnx() else [PT2]
+    backbone_name = str(settings.model.backbone)
     with atomic_folder(job.out) as folder:
-        exported = _trace(module, images, str(settings.model.backbone))
+        exported = _trace(module, images, backbone_name)
         torch.export.save(exported, folder / PT2)
         progress("export", 2, 4)
         if ONNX in names:
-            _write_onnx(exported, images, folder / ONNX, str(settings.model.backbone))
+            _write_onnx(exported, images, input_names(backbone), folder / ONNX, backbone_name)
         progress("export", 3, 4)
         gaps = {name: _check(folder / name, images, expected, refs, version.classes) for name in names}
-        write_json(folder / "preprocess.json", describe_preprocessing(backbone, names))
-        write_bytes(folder / "classes.txt", "".join(f"{name}\n" for name in version.classes).encode())
+        write_bytes(folder / CLASSES, "".join(f"{name}\n" for name in version.classes).encode())
         if ONNX in names:
             write_bytes(folder / "predict.py", (Path(__file__).parent / "exported_predict.py").read_bytes())
-        digests = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-        write_bytes(folder / "model-card.md", (job.card + _appendix(gaps, digests, len(refs))).encode())
+        depth = version.metadata["depth"]
+        write_json(folder / PREPROCESS, describe_preprocessing(backbone, depth, _digests(folder)))
+        write_bytes(folder / "model-card.md", (job.card + _appendix(gaps, _digests(folder), len(refs))).encode())
     progress("export", 4, 4)
     return ExportResult(job.out, tuple(names), gaps, len(refs))
 
@@ -100,39 +105,6 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
 def has_onnx() -> bool:
     """Return whether everything that writing and checking ONNX needs is installed (the extra `onnx`)."""
     return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
-
-
-def describe_preprocessing(backbone: Backbone, names: Sequence[str]) -> dict[str, object]:
-    """Return preprocess.json: what to do with an image, in numbers and in words."""
-    shorter = backbone.image_size if backbone.resize is None else backbone.resize
-    size = backbone.image_size
-    resized = (
-        f"Resize so that the shorter side has {shorter} pixels and the longer side int({shorter} * longer / shorter)."
-        if shorter
-        else f"Resize both sides to {size} pixels, which changes the proportions."
-    )
-    return {
-        "image_size": size,
-        "resize_shorter_side": shorter,
-        "interpolation": backbone.interpolation,
-        "antialias": backbone.interpolation != "nearest",
-        "strip": STRIP,
-        "jpeg_spare": SPARE,
-        "colors": "RGB",
-        "layout": "uint8 [B, 3, S, S]",
-        "files": list(names),
-        "steps": [
-            f"Let the decoder reduce a JPEG of 8 bits in YCbCr or gray to 1/2, 1/4 or 1/8, as far as at least {SPARE} "
-            "times the size of step 5 is left in both directions (not strips, and not for nearest).",
-            "Turn the image upright, by its EXIF orientation.",
-            "Put transparent images on white, and convert to RGB with 8 bits a channel.",
-            f"If one side is more than {STRIP} times the other, cut out the middle of the longer side first.",
-            f"{resized} Use the size before step 1. Interpolation: {backbone.interpolation}, with antialiasing.",
-            f"Cut out the square of {size} pixels in the middle.",
-            "The model takes these numbers from 0 to 255 as they are; it normalizes them itself.",
-            "Its output is the natural logarithm of the calibrated probability of each class in classes.txt.",
-        ],
-    }
 
 
 # -- building ---------------------------------------------------------------------------------------------------------
@@ -174,25 +146,25 @@ def _calibrator(version: ModelVersion) -> Calibrator:
     return Temperature(version.calibration.temperature) if fitted is None else from_json(fitted).calibrator
 
 
-def _trace(module: ExportedModel, images: UInt8[Tensor, "N 3 S S"], backbone: str) -> torch.export.ExportedProgram:
-    batch = {0: torch.export.Dim("batch", min=1, max=65_536)}
+def _trace(module: ExportedModel, images: Images, backbone: str) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=65_536)
     with _explained(backbone, "torch.export"):
-        return torch.export.export(module, (_example(images),), dynamic_shapes=(batch,))
+        return torch.export.export(module, _example(images), dynamic_shapes=(tuple({0: batch} for _ in images),))
 
 
-def _example(images: UInt8[Tensor, "N 3 S S"]) -> UInt8[Tensor, "3 3 S S"]:
+def _example(images: Images) -> tuple[Tensor, ...]:
     """Return a batch of three images; a tracer would take a batch of one for a fixed size."""
-    return images[[0, len(images) // 2, -1]]
+    return tuple(part[[0, len(part) // 2, -1]] for part in images)
 
 
 def _write_onnx(
-    exported: torch.export.ExportedProgram, images: UInt8[Tensor, "N 3 S S"], path: Path, backbone: str
+    exported: torch.export.ExportedProgram, images: Images, names: Sequence[str], path: Path, backbone: str
 ) -> None:
     with _explained(backbone, "ONNX"):
         program: Any = torch.onnx.export(
             exported,
-            (_example(images),),
-            input_names=["images"],
+            _example(images),
+            input_names=list(names),
             output_names=["log_probs"],
             dynamo=True,
             verbose=False,
@@ -228,10 +200,8 @@ def _explained(backbone: str, what: str) -> Iterator[None]:
 # -- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _pixels(
-    refs: Sequence[ImageRef], backbone: Backbone, hardware: Hardware
-) -> tuple[UInt8[Tensor, "N 3 S S"], list[ImageRef]]:
-    """Return the images that could be read, as the model takes them."""
+def _pixels(refs: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> tuple[Images, list[ImageRef]]:
+    """Return the images that could be read, as the model takes them: at the size of each trunk."""
     parts, read, done = [], [], 0
     for batch in load_batches(refs, backbone, hardware):
         if len(batch.positions):
@@ -243,7 +213,7 @@ def _pixels(
             f"None of the {len(refs)} images that the export is checked on can be read.",
             "`alloop pool check` says why.",
         )
-    return torch.cat(parts), read
+    return backbone.each_ones_images(torch.cat(parts)), read
 
 
 def _own_numbers(model: Classifier, refs: Sequence[ImageRef], hardware: Hardware) -> Float[Tensor, "N K"]:
@@ -256,7 +226,7 @@ def _own_numbers(model: Classifier, refs: Sequence[ImageRef], hardware: Hardware
 
 def _check(
     path: Path,
-    images: UInt8[Tensor, "N 3 S S"],
+    images: Images,
     expected: Float[Tensor, "N K"],
     refs: Sequence[ImageRef],
     classes: Sequence[str],
@@ -267,7 +237,8 @@ def _check(
         ModelError: The difference is above 1e-4.
     """
     run = _RUNNERS[path.name](path)
-    found = torch.cat([run(images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)])
+    starts = range(0, len(refs), _AT_ONCE)
+    found = torch.cat([run([part[start : start + _AT_ONCE] for part in images]) for start in starts])
     gaps = (found.exp() - expected.exp()).abs()
     gaps = torch.where(gaps.isfinite(), gaps, torch.full_like(gaps, torch.inf))
     worst = float(gaps.max())
@@ -282,25 +253,32 @@ def _check(
     return worst
 
 
-def _run_pt2(path: Path) -> Callable[[Tensor], Tensor]:
-    loaded = torch.export.load(path).module()
+def _run_pt2(path: Path) -> Run:
+    loaded = load_program(path.read_bytes(), path)
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Images) -> Tensor:
         with torch.inference_mode(), full_float32():
-            found: Tensor = loaded(images)
+            found: Tensor = loaded(*images)
             return found
 
     return run
 
 
-def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _run_onnx(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    names = [one.name for one in session.get_inputs()]
+    return lambda images: torch.from_numpy(
+        session.run(None, {name: part.numpy() for name, part in zip(names, images, strict=True)})[0]
+    )
 
 
-_RUNNERS: Mapping[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {PT2: _run_pt2, ONNX: _run_onnx}
+_RUNNERS: Mapping[str, Callable[[Path], Run]] = {PT2: _run_pt2, ONNX: _run_onnx}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
 def _appendix(gaps: Mapping[str, float], digests: Mapping[str, str], n: int) -> str:

@@ -1,5 +1,6 @@
 """A whole model as one module without alloop's classes inside: uint8 images [B, 3, S, S] → calibrated log p̄ [B, K].
 
+Of trunks side by side, each has an input of its own, because each sees the images at another size.
 Only operations that torch.export and ONNX know: no loops over rows, no lookups by content, no random numbers.
 """
 
@@ -20,6 +21,7 @@ from alloop.losses.logit_norm import normalize_logits
 from alloop.losses.named import Loss
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
+from alloop.models.side_by_side import join_blocks
 from alloop.predictive import mean_log_probs
 from alloop.smoothing.smoothing import NEIGHBORS, PARTS, SMALLEST, STEPS, Smoothing
 
@@ -27,7 +29,7 @@ _TINY = 1e-30  # in place of a length of 0, in float32
 
 
 class TrunkAndHeads(nn.Module):
-    """A trunk with the heads that see its features: images, normalized, to the members' log p [M, B, K].
+    """A trunk, or trunks side by side, with the heads that see its features: images to the members' log p [M, B, K].
 
     Args:
         backbone: Trunk and normalization, on the CPU in eval mode.
@@ -36,24 +38,36 @@ class TrunkAndHeads(nn.Module):
         masks: Dropout masks [P, D], which give each head P passes; None without dropout.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, backbone: Backbone, heads: Sequence[MultiHead], loss: Loss, masks: Tensor | None = None) -> None:
         super().__init__()
-        self.trunk = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
-        self.register_buffer("mean", torch.tensor(backbone.mean).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(backbone.std).reshape(1, 3, 1, 1))
+        self.trunks = nn.ModuleList(_Trunk(part) for part in backbone.alone)
         self.heads = nn.ModuleList(_Head(part, loss, masks) for part in heads)
 
-    def features(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        """Return features of the trunk."""
-        rows: Tensor = self.trunk((images.float() / 255 - self.mean) / self.std)
-        return rows.float()
+    def features(self, images: Sequence[UInt8[Tensor, "B 3 _ _"]]) -> Float[Tensor, "B D"]:
+        """Return features, given the images at the size of each trunk."""
+        blocks: list[Tensor] = [trunk(part) for trunk, part in zip(self.trunks, images, strict=True)]
+        return blocks[0] if len(blocks) == 1 else join_blocks(blocks)
 
     def members(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "M B K"]:
         """Return log p of every member."""
         return torch.cat([head(features) for head in self.heads])
+
+
+class _Trunk(nn.Module):
+    """One trunk with its normalization."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.trunk = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
+        self.register_buffer("mean", torch.tensor(backbone.mean).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std).reshape(1, 3, 1, 1))
+
+    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        rows: Tensor = self.trunk((images.float() / 255 - self.mean) / self.std)
+        return rows.float()
 
 
 class ExportedModel(nn.Module):
@@ -76,8 +90,8 @@ class ExportedModel(nn.Module):
         self.calibrator = _calibration(calibrator)
         self.eval().requires_grad_(requires_grad=False)
 
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B K"]:
-        """Return calibrated log-probabilities, float32."""
+    def forward(self, *images: UInt8[Tensor, "B 3 _ _"]) -> Float[Tensor, "B K"]:
+        """Return calibrated log-probabilities, float32, given the images at the size of each trunk."""
         trunks = [part for part in self.parts if isinstance(part, TrunkAndHeads)]
         features = [part.features(images) for part in trunks]
         raw = mean_log_probs(torch.cat([part.members(rows) for part, rows in zip(trunks, features, strict=True)]))

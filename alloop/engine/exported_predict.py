@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def prepare(file: str, rule: dict[str, Any]) -> Any:
-    """Return the pixels of a file as the model takes them: uint8 [3, S, S], as preprocess.json says."""
+    """Return the pixels of a file for one input of the model: uint8 [3, S, S], as preprocess.json says."""
     image, shown = load(file, rule)
     if image.mode.startswith(("I", "F")):
         raise ValueError("it has more than 8 bits a channel")
@@ -84,12 +84,12 @@ def main(files: list[str]) -> int:
     session, failed = onnxruntime.InferenceSession(HERE / "model.onnx"), 0
     for file in files:
         try:
-            pixels = prepare(file, rule)
+            pixels = {one["name"]: prepare(file, one)[None] for one in rule["inputs"]}
         except Exception as error:
             print(f"{file}\tcannot be read: {error}", file=sys.stderr)
             failed = 1
             continue
-        log_probs = session.run(None, {"images": pixels[None]})[0][0]
+        log_probs = session.run(None, pixels)[0][0]
         entropy = -(np.exp(log_probs) * log_probs).sum()
         top = int(log_probs.argmax())
         print(f"{file}\t{classes[top]}\t{np.exp(log_probs[top]):.6f}\t{entropy:.6f}")

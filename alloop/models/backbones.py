@@ -87,6 +87,11 @@ class Backbone:
     parts: tuple["Backbone", ...] = ()
     precision: Precision = "float32"
 
+    @property
+    def alone(self) -> tuple["Backbone", ...]:
+        """The trunks that stand side by side, each as a trunk of its own; of one trunk, itself."""
+        return self.parts or (self,)
+
     def resized_to(self, image_size: int | None) -> "Backbone":
         """Return the trunk for images of another size, with the same relative cut. None changes nothing."""
         if image_size is None or image_size == self.image_size:
@@ -149,8 +154,7 @@ class Backbone:
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize uint8 images [B, 3, S, S], or rows [B, P], for the trunk: float32, on the images' device."""
         if self.parts:
-            images_of = split_pixels(images, [part.image_size for part in self.parts])
-            normals = [part.normalize(its) for part, its in zip(self.parts, images_of, strict=True)]
+            normals = [part.normalize(its) for part, its in zip(self.parts, self.each_ones_images(images), strict=True)]
             return join_pixels(normals, is_batch=True)
         # torchvision's `normalize` waits for the device, because its copies of mean and deviation block.
         mean, std = (
@@ -168,6 +172,10 @@ class Backbone:
             ]
             return join_pixels(spread, is_batch=False)
         return torch.tensor(self.std)
+
+    def each_ones_images(self, images: Tensor) -> list[Tensor]:
+        """Return the images [B, 3, S_i, S_i] of each trunk, from those of all trunks as `preprocess` gives them."""
+        return split_pixels(images, [part.image_size for part in self.parts]) if self.parts else [images]
 
     def without_weights(self) -> "Backbone":
         """Return the preprocessing alone, which is small enough to be sent to other processes."""

@@ -285,7 +285,7 @@ def _warm(settings: TrunksSettings, contender: Contender, data: LabeledImages, p
     """Compute all features, and time the trunks."""
     backbone = compute_features(contender.config, data.images, settings.cache, settings.device, progress)
     seconds = 0.0
-    for part in backbone.parts or (backbone,):
+    for part in backbone.alone:
         note = settings.out / f"trunk-{digest_of_trunk(part)[:12]}.json"
         seconds += time_trunk(part, contender.config, data.images, settings.device, note)
     return _Warm(backbone.n_features, seconds)

@@ -128,4 +128,4 @@ def test_a_real_network_gives_the_same_numbers(tmp_path, monkeypatch):
     assert done.code == 0, done.err
     assert max(done.data["largest_difference"].values()) < 1e-4
     rule = json.loads((tmp_path / "out" / "preprocess.json").read_text())
-    assert rule["image_size"] == 64
+    assert rule["inputs"][0]["image_size"] == 64

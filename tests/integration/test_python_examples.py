@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from command_line import alloop
 from factories import make_project, tools_of
 
 from alloop.loop.rounds.runner import RunOptions, run
@@ -27,16 +28,19 @@ def run_cells(cells: list[str], where: str) -> tuple[str, dict[str, object]]:
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     project = make_project(tmp_path, n=40)
     run(tools_of(project), RunOptions(rounds=2))
+    assert alloop("export-model", tmp_path / "exported", "-C", project.folder).code == 0
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
     printed, _ = run_cells(examples, "docs/python.md")
 
-    assert len(examples) == 6
+    assert len(examples) == 7
     assert "of 40 images are labeled." in printed
     assert len(re.findall(r"^(cat|dog) [01]\.\d{3} \d\.\d{3} nats$", printed, flags=re.MULTILINE)) == 3
     assert "could not be read" not in printed
+    assert "exported: {'cat': 0." in printed
+    assert re.search(r"^None None \(\(1, '.+'\),\)$", printed, flags=re.MULTILINE)
 
 
 @pytest.mark.slow

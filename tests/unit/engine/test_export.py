@@ -51,6 +51,7 @@ MODELS = {
         {"backbone": "toy_trunk:tiny", "mode": "finetune", "uncertainty": "ensemble", "members": 2, **FROZEN},
         TrainConfig(workers=0, epochs=2),
     ),
+    "side by side": ({"backbone": ("pixels", "toy_trunk:tiny"), **FROZEN}, None),
     "logit-norm": ({}, TrainConfig(workers=0, epochs=40, loss="logit-norm")),
 }
 
@@ -123,7 +124,9 @@ def test_the_folder_describes_itself(toys):
     ]  # fmt: skip
     assert (folder / "classes.txt").read_text() == "vertical\nhorizontal\ncheckered\n"
     rule = json.loads((folder / "preprocess.json").read_text())
-    assert (rule["image_size"], rule["interpolation"]) == (8, "bilinear")
+    (only,) = rule["inputs"]
+    assert (only["name"], only["image_size"], only["interpolation"]) == ("images", 8, "bilinear")
+    assert rule["sha256"]["classes.txt"] == hashlib.sha256((folder / "classes.txt").read_bytes()).hexdigest()
     card = (folder / "model-card.md").read_text()
     assert card.startswith("# A model\n")
     for name in ("model.pt2", "model.onnx", "predict.py"):
@@ -151,6 +154,26 @@ def test_the_program_in_the_folder_predicts_files(toys, tmp_path):
     for row, expected in zip(rows, log_probs, strict=True):
         assert row[1] == ("vertical", "horizontal", "checkered")[expected.argmax()]
         assert float(row[2]) == pytest.approx(float(np.exp(expected.max())), abs=1e-6)
+
+
+def test_the_program_prepares_an_image_for_each_of_two_trunks(toys):
+    config = toys.config(("pixels", toys.trunk), **FROZEN)
+    files = _trained(toys, config)
+    run_export(_job(toys, files, config))
+    images = [image.path for image in toys.images[80:84]]
+
+    done = subprocess.run(
+        [sys.executable, "-I", toys.root / "exported" / "predict.py", *images],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    sides = [
+        one["image_size"] for one in json.loads((toys.root / "exported" / "preprocess.json").read_text())["inputs"]
+    ]
+    assert sides == [8, 16]
+    (expected,) = Classifier.open(files, EngineSettings.of(config), toys.root / "cache").predict(images)
+    for line, row in zip(done.stdout.splitlines(), expected.log_probs, strict=True):
+        assert float(line.split("\t")[2]) == pytest.approx(float(row.max().exp()), abs=0.02)
 
 
 def test_a_difference_refuses_the_export_and_leaves_no_folder(toys, monkeypatch):
@@ -181,14 +204,6 @@ def test_a_trunk_that_cannot_be_traced_is_named(toys, monkeypatch):
         run_export(_job(toys, files, config))
     assert "alloop predict" in error.value.hint
     assert not (toys.root / "exported").exists()
-
-
-def test_trunks_side_by_side_are_refused(toys):
-    config = toys.config(("pixels", toys.trunk), weights="none", pool_features="off")
-    files = _trained(toys, config)
-    with pytest.raises(ModelError, match="has 2 trunks side by side") as error:
-        run_export(_job(toys, files, config))
-    assert "alloop predict" in error.value.hint
 
 
 def test_images_that_cannot_be_read_are_left_out_of_the_check(toys):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from alloop.engine import exported_predict, views
-from alloop.engine.export import describe_preprocessing
+from alloop.engine.exported_folder import describe_preprocessing
 from alloop.models.backbones import Backbone, side_by_side
 from alloop.models.side_by_side import join_pixels
 from alloop.pool import pixels
@@ -53,7 +53,7 @@ def files(folder: Path, kind: str) -> list[ImageRef]:
     "trunk", [TRUNK, dataclasses.replace(TRUNK, resize=0), dataclasses.replace(TRUNK, interpolation="nearest")]
 )
 def test_the_program_prepares_each_kind_of_file_as_alloop_does(tmp_path, kind, trunk):
-    rule = describe_preprocessing(trunk, [])
+    (rule,) = describe_preprocessing(trunk, None, {})["inputs"]
 
     for ref in files(tmp_path, kind):
         assert np.array_equal(exported_predict.prepare(ref.path, rule), trunk.preprocess(Photo(ref)).numpy()), ref
