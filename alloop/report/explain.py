@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alloop.errors import PoolError
-from alloop.loop.choosing.explanation import Asked, Explanation
+from alloop.loop.choosing.explanation import Asked, Automatic, Explanation
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
 from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, write_page
@@ -17,6 +17,7 @@ SIDE = 320  # pixels of a picture's longer side
 def describe(found: Explanation, shown: Shown) -> list[str]:
     """Return the lines for a terminal."""
     lines = [f"{found.sha256[:12]}  {found.path}", found.standing]
+    lines += _describe_automatic(found.automatic)
     lines += [describe_query(asked) for asked in found.asked]
     if found.model is not None:
         lines.append(f"Scores of round {found.round_number} ({found.model}):")
@@ -46,6 +47,16 @@ def describe_query(asked: Asked) -> str:
     return " ".join((f"{why}; {asked.status}.", *asked.notes))
 
 
+def _describe_automatic(label: Automatic | None) -> list[str]:
+    if label is None:
+        return []
+    return [
+        f"Its label {label.class_name} is automatic, no person gave it: by {label.model}, look {label.look}, with "
+        f"probability {label.probability:.4g} before calibration (accepted from {label.threshold:.4g} on). At most "
+        f"{100 * label.max_error:g} % of these labels are wrong, with {100 * label.confidence:g} % confidence."
+    ]
+
+
 def write_explanation(found: Explanation, path: Path, shown: Shown) -> None:
     """Write the page as one self-contained file. Images that cannot be read are left out."""
     with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +73,8 @@ def write_explanation(found: Explanation, path: Path, shown: Shown) -> None:
             ReportSection("The image", found.path, pictures),
             ReportSection("Nearest labeled images", found.note, _pictures(near, Path(folder), "near")),
         ]
-        asked = [describe_query(each) for each in found.asked]
-        write_page(Page(f"{found.sha256[:12]}", (found.standing, *asked), _tables(found, shown), sections), path)
+        notes = [found.standing, *_describe_automatic(found.automatic), *map(describe_query, found.asked)]
+        write_page(Page(f"{found.sha256[:12]}", notes, _tables(found, shown), sections), path)
 
 
 def _tables(found: Explanation, shown: Shown) -> list[ReportTable]:

@@ -56,10 +56,13 @@ def _taught(session: Session, model: ModelRecord) -> str:
     train, held = list_class_counts(session, Split.TRAIN), list_class_counts(session, Split.HOLDOUT)
     people = sorted((counts.get("label", 0) for counts in list_annotator_counts(session).values()), reverse=True)
     by = f"Labels by annotator, without names: {', '.join(map(str, people))}. " if people else ""
+    n_auto = model.history.get("automatic", 0)
+    auto = f"{n_auto} automatic labels, which no person gave, were learned as well. " if n_auto else ""
     rows = [(name, train.get(name, 0), held.get(name, 0)) for name in model.classes]
     return (
         f"## What it was taught\n\n{model.n_labels} labeled images to train on; {model.n_holdout} to calibrate and "
-        f"measure it on. {by}Labels by class, as they are now:\n\n{_table(('class', 'to train on', 'held out'), rows)}"
+        f"measure it on. {auto}{by}Labels by class, as they are now:\n\n"
+        + _table(("class", "to train on", "held out"), rows)
     )
 
 

@@ -42,6 +42,7 @@ def make_page(status: StatusReport, shown: Shown, sections: Sequence[ReportSecti
     notes = [
         f"{pool.images} images ({pool.groups} different), {pool.labeled} labeled: "
         f"{pool.labeled - pool.holdout_labeled} to train on, {pool.holdout_labeled} of {pool.holdout} holdout.",
+        *([] if status.auto is None else [status.auto.says]),
         *_sentences(found),
     ]
     if any(row.metrics for row in status.rounds):
@@ -136,15 +137,14 @@ def _rules(found: Findings) -> ReportTable:
 
 
 def _classes(status: StatusReport) -> ReportTable:
+    columns = {"to train on": status.class_counts, "holdout": status.class_counts_holdout}
+    if status.auto is not None:
+        columns["automatic, by no person"] = status.auto.classes
     rows = [
-        [
-            TableCell(name),
-            TableCell(str(status.class_counts.get(name, 0))),
-            TableCell(str(status.class_counts_holdout.get(name, 0))),
-        ]
+        [TableCell(name), *(TableCell(str(counts.get(name, 0))) for counts in columns.values())]
         for name in status.classes
     ]
-    return ReportTable("Labels per class", ("class", "to train on", "holdout"), rows)
+    return ReportTable("Labels per class", ("class", *columns), rows)
 
 
 def _annotators(status: StatusReport) -> ReportTable:

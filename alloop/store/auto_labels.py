@@ -164,9 +164,20 @@ def list_auto_labels(session: Session) -> list[AutoLabelRecord]:
     return [AutoLabelRecord(*row) for row in session.execute(query)]
 
 
+def find_auto_label(session: Session, image_id: int) -> AutoLabelRecord | None:
+    """Find the active automatic label of an image."""
+    return next((label for label in list_auto_labels(session) if label.image_id == image_id), None)
+
+
 def count_auto_labels(session: Session) -> int:
     """Count the active automatic labels."""
-    return session.scalar(select(func.count(AutoLabel.id)).where(AutoLabel.withdrawn_at.is_(None))) or 0
+    return sum(count_auto_classes(session).values())
+
+
+def count_auto_classes(session: Session) -> dict[str, int]:
+    """Count the active automatic labels of each class."""
+    query = select(AutoLabel.class_name, func.count()).where(AutoLabel.withdrawn_at.is_(None))
+    return {name: n for name, n in session.execute(query.group_by(AutoLabel.class_name).order_by(AutoLabel.class_name))}
 
 
 def find_look_in_use(session: Session) -> LookRecord | None:

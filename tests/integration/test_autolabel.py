@@ -27,6 +27,7 @@ from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.workbench import open_workbench
 from alloop.project import Project
+from alloop.report.model_card import make_card
 from alloop.store.annotations import list_labels
 from alloop.store.auto_labels import list_auto_labels, list_looks
 from alloop.store.queries import list_queries
@@ -103,6 +104,31 @@ def test_sure_images_get_a_label_that_is_not_a_persons(project: Project):
     assert status["pool"]["labeled"] == len(before)
     assert status["auto"]["labels"] == len(found)
     assert "automatic label" in alloop("status", "-C", project.folder).out
+
+
+def test_automatic_labels_are_shown_as_what_they_are(project: Project, tmp_path: Path):
+    n = autolabel(project, *EASY, "--json").data["n_labeled"]
+    with reading(project.database) as session:
+        label, *_ = list_auto_labels(session)
+    counts = alloop("status", "-C", project.folder, "--json").data["auto"]["classes"]
+    assert set(counts) <= {"cat", "dog"}
+    assert sum(counts.values()) == n
+
+    alloop("report", "-o", tmp_path / "report.html", "-C", project.folder)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{n} images have an automatic label" in page
+    assert "automatic, by no person" in page
+
+    said = alloop("explain", label.sha256, "-C", project.folder, "--json").data
+    assert said["label"] is None
+    assert said["automatic"]["class_name"] == label.class_name
+    assert said["automatic"]["model"] == label.model
+    assert said["automatic"]["probability"] >= said["automatic"]["threshold"] == label.threshold
+    words = alloop("explain", label.sha256, "-C", project.folder).out
+    assert f"Its label {label.class_name} is automatic" in " ".join(words.split())
+
+    autolabel(project, "--undo")
+    assert alloop("explain", label.sha256, "-C", project.folder, "--json").data["automatic"] is None
 
 
 def test_a_dry_run_is_a_look_and_looking_again_costs_nothing(project: Project):
@@ -356,7 +382,9 @@ def test_automatic_labels_are_not_counted_as_labels_of_the_model(project: Projec
     with reading(project.database) as session:
         people = [label for label in list_labels(session) if label.split == "train"]
         model = find_last_model(session)
-    assert model is not None
+        assert model is not None
+        card = make_card(session, project, model, 2, None)
+    assert f"{n_auto} automatic labels, which no person gave, were learned as well." in card
     assert trained.data["labels"] == model.n_labels == len(people)
     assert model.history["n_labels"] == len(people) + n_auto
 

@@ -11,7 +11,7 @@ from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
 from alloop.loop.workbench import Workbench
 from alloop.records import Interval, Query, QueryStatus, Reason
 from alloop.seeds import derive_seed, tie_keys
-from alloop.store.auto_labels import LookRecord, count_auto_labels, find_look_in_use, list_audited, list_auto_labels
+from alloop.store.auto_labels import LookRecord, count_auto_classes, find_look_in_use, list_audited, list_auto_labels
 from alloop.store.images import find_refs
 from alloop.store.queries import add_queries, list_open_images, list_queries
 from alloop.store.rounds import find_round
@@ -25,6 +25,7 @@ class AutoReport:
 
     Attributes:
         labels: Number of active automatic labels.
+        classes: Class → number of them.
         look, model, max_error, confidence, is_classwise: The look, its model and its promise.
         audited: Number of audited images with an answer.
         waiting: Number of audited images without an answer.
@@ -34,6 +35,7 @@ class AutoReport:
     """
 
     labels: int
+    classes: dict[str, int]
     look: int
     model: str
     max_error: float
@@ -109,9 +111,11 @@ def report_auto_labels(session: Session) -> AutoReport | None:
         low, high = clopper_pearson(errors, len(answers), look.confidence)
         method = f"clopper-pearson {look.confidence:.0%}"
         error = Interval(errors / len(answers), low, high, len(answers), method)
-    n = count_auto_labels(session)
+    classes = count_auto_classes(session)
+    n = sum(classes.values())
     return AutoReport(
         labels=n,
+        classes=classes,
         look=look.number,
         model=look.model,
         max_error=look.max_error,

@@ -14,7 +14,7 @@ from alloop.config.schema import Config
 from alloop.errors import AlloopError, ModelError, PoolError
 from alloop.loop.choosing.askable import list_askable
 from alloop.loop.choosing.evidence import Evidence, Known
-from alloop.loop.choosing.explanation import Asked, Explanation, Neighbor, Rank
+from alloop.loop.choosing.explanation import Asked, Automatic, Explanation, Neighbor, Rank
 from alloop.loop.choosing.filter import find_matching
 from alloop.loop.choosing.pool_scores import PoolScores, load_scores
 from alloop.loop.intake.near_copies import keep_largest, list_groups, read_sizes
@@ -23,6 +23,7 @@ from alloop.pool.sources import full_name, name_of
 from alloop.project import Project
 from alloop.records import ImageRef, QueryStatus, Split
 from alloop.store.annotations import list_labels
+from alloop.store.auto_labels import find_auto_label, list_looks
 from alloop.store.images import find_refs, find_split, list_locations
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import RoundRecord, find_model, list_rounds
@@ -56,6 +57,7 @@ def explain(tools: Tools, name: str, device: str | None = None) -> Explanation:
         refs = find_refs(session, [image_id, *train])
         standing = _standing(session, project.config, image_id, split, labels, queries)
         model = None if source is None else find_model(session, source[0].id)
+        automatic = _automatic(session, image_id)
     explanation = Explanation(
         image_id=image_id,
         sha256=sha256,
@@ -64,6 +66,7 @@ def explain(tools: Tools, name: str, device: str | None = None) -> Explanation:
         label=labels.get(image_id),
         standing=standing,
         asked=tuple(_asked(query, notes) for query in queries),
+        automatic=automatic,
         depth=refs[image_id].depth if image_id in refs else None,
     )
     said = {} if source is None else _said(*source, image_id)
@@ -95,6 +98,22 @@ def _find(session: Session, name: str) -> tuple[int, str, str]:
         raise PoolError(f"{len(found)} images are called {name}: {some}{' …' if len(found) > 3 else ''}.", "Say which.")
     image_id, place = found.popitem()
     return int(image_id or 0), str(place.sha256), place.path
+
+
+def _automatic(session: Session, image_id: int) -> Automatic | None:
+    label = find_auto_label(session, image_id)
+    if label is None:
+        return None
+    (look,) = [look for look in list_looks(session) if look.number == label.look]
+    return Automatic(
+        class_name=label.class_name,
+        probability=label.probability,
+        threshold=label.threshold,
+        model=label.model,
+        look=label.look,
+        max_error=look.max_error,
+        confidence=look.confidence,
+    )
 
 
 def _asked(query: QueryRecord, notes: dict[int, tuple[str, ...]]) -> Asked:

@@ -41,11 +41,31 @@ class Neighbor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Automatic:
+    """Automatic label of the image, which no person gave: its class, and the look and the model that it comes from.
+
+    Attributes:
+        probability: Probability of the class before calibration.
+        threshold: Smallest probability that the look accepted.
+        max_error, confidence: The promise of the look.
+    """
+
+    class_name: str
+    probability: float
+    threshold: float
+    model: str
+    look: int
+    max_error: float
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Explanation:
     """Explanation of one image.
 
     Attributes:
         standing: Sentence about whether it can be asked about now.
+        automatic: Automatic label; None without one.
         round_number, model: Source of the scores: the round that asked about the image, else the newest one.
         probs: Class → calibrated probability, highest first.
         entropy: Entropy in nats.
@@ -62,6 +82,7 @@ class Explanation:
     label: str | None
     standing: str
     asked: tuple[Asked, ...]
+    automatic: Automatic | None = None
     round_number: int | None = None
     model: str | None = None
     probs: Mapping[str, float] = dataclasses.field(default_factory=dict)

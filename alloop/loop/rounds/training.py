@@ -152,6 +152,7 @@ def record_model(
         "history": {
             **result.history,
             "seconds": result.seconds,
+            "automatic": len(labels.auto),
             "failed": [{"image": image_id, "reason": reason} for image_id, reason in result.failed],
         },
     }
