@@ -75,11 +75,15 @@ def has_fashion() -> bool:
 
 
 def read_fashion(part: str, limit: int | None = None) -> Sources:
-    """Fashion-MNIST in the IDX format of the Debian package dataset-fashion-mnist."""
+    for number, (image, label) in enumerate(zip(*fashion_pixels(part, limit), strict=True)):
+        yield f"{part}/{number:05d}.png", _png(image), str(label)
+
+
+def fashion_pixels(part: str, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Fashion-MNIST, uint8 [N, 28, 28] and [N], in the IDX format of the Debian package dataset-fashion-mnist."""
     stem = {"train": "train", "test": "t10k"}[part]
     pixels, labels = _idx(FASHION / f"{stem}-images-idx3-ubyte"), _idx(FASHION / f"{stem}-labels-idx1-ubyte")
-    for number, (image, label) in enumerate(zip(pixels[:limit], labels[:limit], strict=True)):
-        yield f"{part}/{number:05d}.png", _png(image), str(label)
+    return pixels[:limit], labels[:limit]
 
 
 def read_digits() -> Sources:
