@@ -25,6 +25,8 @@ from pathlib import Path
 from alloop.cli.main import cli
 from alloop.engine.score import run_score
 from alloop.loop.choosing.scoring import make_score_job
+from alloop.loop.intake.reach import require_reachable
+from alloop.loop.intake.teaching import list_pool
 from alloop.loop.using.model import find_version, open_model
 from alloop.loop.using.predicted import columns_of, pool_images, predict_images
 from alloop.loop.using.row_files import open_rows
@@ -118,10 +120,11 @@ def compare(name: str, workspace: Path, repeats: int, *, is_cold: bool) -> float
     with open_project(workspace) as project:
 
         def score() -> int:
+            require_reachable(project)  # as the command does, and as `pool_images` does for the other one
             with reading(project.database) as session:
                 model, current = find_version(session, None)
-                refs = list_refs(session)
-            job = make_score_job(project, current.number, project.config, model, refs, (), None)
+                refs, pool = list_refs(session), list_pool(session, project.config)
+            job = make_score_job(project, current.number, project.config, model, refs, (), pool, None)
             return run_score(dataclasses.replace(job, out=workspace / "again.parquet")).n_images
 
         def predict(form: str) -> int:
