@@ -28,7 +28,7 @@ from alloop.engine.features import (
     trunk_features,
 )
 from alloop.engine.head_passes import HeadPasses
-from alloop.engine.links import Transform, link_images
+from alloop.engine.links import Transform, kept_links, link_images
 from alloop.engine.model_files import ModelVersion, load_model
 from alloop.engine.odin import odin_scores
 from alloop.engine.ood_score import ModelOutputs, ood_score
@@ -316,7 +316,8 @@ class Classifier:
         """Outputs of heads on a published trunk, from features that are cached, or computed and not kept."""
         if refs:
             features, places, failed = look_up_features(refs, self._features, self.backbone, self._hardware, say)
-            yield self._of_heads(self._published_heads, [refs[place] for place in places], failed, features)
+            read = [refs[place] for place in places]
+            yield self._of_heads(self._published_heads, read, failed, features, self._kept_links)
 
     def _of_own_trunks(self, images: Sequence[ImageRef]) -> Iterator[Outputs]:
         return self._of_one_trunk(images) if self._n_networks == 1 else self._of_several_trunks(images)
@@ -446,6 +447,10 @@ class Classifier:
         folder = self.version.files[0].parent
         ways = (self._as_trained, self._fingerprint), (self.backbone, self._fingerprint_now)
         return open_graph(folder, self._cache, ways, self._pool, self._hardware)
+
+    @functools.cached_property
+    def _kept_links(self) -> Transform | None:
+        return None if self.smoothing is None else kept_links(self.smoothing, self._cache)
 
     def _networks(self) -> Iterator[Sequence[MultiHead]]:
         """Heads that share a trunk, one trunk after the other; `backbone` holds the trunk of the heads at hand."""

@@ -64,6 +64,23 @@ def link_images(
     return lambda asked, rows: smoothing.transform(asked, rows, _take(links, smoothing, asked))
 
 
+def kept_links(smoothing: Smoothing, cache: Path) -> Transform:
+    """Return the transform that uses the links that are kept, finds those that are not, and writes nothing."""
+    links = _open(cache, smoothing)
+
+    def transform(keys: Sequence[str], rows: Tensor) -> Tensor:
+        positions = (smoothing.positions(keys) < 0).nonzero().flatten().tolist()
+        lacking = set(links.missing([keys[row] for row in positions]))
+        new = [row for row in positions if keys[row] in lacking]
+        old = [row for row in positions if keys[row] not in lacking]
+        kept, found = _take(links, smoothing, [keys[row] for row in old]), smoothing.link(rows[new])
+        order = torch.tensor([*old, *new], dtype=torch.int64).argsort()
+        nodes, weights = torch.cat([kept.nodes, found.nodes]), torch.cat([kept.weights, found.weights])
+        return smoothing.transform(keys, rows, Links(nodes[order], weights[order]))
+
+    return transform
+
+
 def _open(cache: Path, smoothing: Smoothing) -> FeatureCache:
     about = {"graph": smoothing.digest, "version": VERSION}
     return FeatureCache(cache / "pool_features" / "links", about, 2 * NEIGHBORS)

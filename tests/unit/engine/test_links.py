@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from alloop.engine.links import link_images
+from alloop.engine.links import kept_links, link_images
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs
 from alloop.engine.train import run_train
@@ -60,6 +60,20 @@ def test_kept_links_spare_the_search(graph, features, tmp_path, monkeypatch):
     monkeypatch.setattr("alloop.smoothing.smoothing.nearest", None)
 
     assert transform(KEYS[50:400], X[50:400]).isfinite().all()
+
+
+def test_links_that_are_kept_are_used_and_others_are_found_without_writing(graph, features, tmp_path, searched):
+    fresh = graph.transform(KEYS, X)
+    assert torch.equal(kept_links(graph, tmp_path)(KEYS, X), fresh)
+    assert searched == [640]
+    assert not (tmp_path / "pool_features").exists()
+
+    link_images(graph, KEYS[::2], features, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+
+    assert torch.equal(kept_links(graph, tmp_path)(KEYS, X), fresh)
+    assert searched == [640, 320, 320]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_images_of_the_graph_need_no_links(graph, features, tmp_path, searched):
