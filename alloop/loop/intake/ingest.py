@@ -55,7 +55,7 @@ from alloop.store.workspace import add_event
 logger = logging.getLogger("alloop")
 Inspected = ImageFile | UnreadableFile
 LEFT_OUT = "left out: "  # beginning of the reason for a file that must not become an image again
-BATCH, SECONDS = 1000, 5.0  # most files, and most seconds, per transaction; a killed call reads at most these again
+BATCH, SECONDS = 1000, 30.0  # most files, and most seconds, per transaction; a killed call reads at most these again
 PARALLEL = 200  # files from which on several processes read them: starting them takes a second
 
 
@@ -167,12 +167,13 @@ class _Leaders:
 
 def _batches(found: Iterable[Inspected]) -> Iterator[list[Inspected]]:
     batch: list[Inspected] = []
-    began = time.monotonic()
+    began = 0.0
     for file in found:
+        began = began if batch else time.monotonic()
         batch.append(file)
         if len(batch) == BATCH or time.monotonic() - began > SECONDS:
             yield batch
-            batch, began = [], time.monotonic()
+            batch = []
     if batch:
         yield batch
 
