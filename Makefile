@@ -13,7 +13,6 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.cache/label-studio/venv
 # Headless chart drawing, and no surprise from a user's own settings.
 export MPLBACKEND := Agg
-export PYTHONDONTWRITEBYTECODE := 1
 # Processes that have run out of tests take over some of another's: files differ by minutes.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
@@ -64,3 +63,4 @@ test-fast: $(STAMP) ## Only the tests of single parts, without a server: a few m
 .PHONY: clean
 clean: ## Remove all environments and everything built.
 	rm -rf .venv .venv-* .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find alloop migrations tests -name __pycache__ -prune -exec rm -rf {} +

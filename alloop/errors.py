@@ -19,7 +19,6 @@
 Bugs do not belong to this tree; they keep their traceback.
 """
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -100,6 +99,8 @@ class LeaseHeld(TemporaryError):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the nearest known name, if any is near: cat for Cat, 001 for 1 (Excel removes the zeros)."""
+    import difflib  # here, because every command imports this file, and few find a mistake
+
     names = list(known)
     for plain in (str.casefold, _as_number):
         same = [other for other in names if plain(other) == plain(name)]

@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import AgglomerativeClustering
 
 from alloop.acquisition.arrange import BLOCK_FLOATS, in_key_order, squared_distances, unit_
 from alloop.acquisition.batch import top_k
@@ -61,6 +60,8 @@ def _n_considered(n: int, k: int) -> int:
 
 
 def _clusters(candidates: Candidates, considered: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    from sklearn.cluster import AgglomerativeClustering  # slow to import, and the other strategies do without
+
     n_clusters = -(-len(considered) // IN_A_CLUSTER)
     if n_clusters == 1:
         return np.zeros(len(considered), dtype=np.int64)

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from alloop.calibration.calibrator import check_targets, normalize_probs, prepare
@@ -68,6 +67,8 @@ def fit_isotonic(
 
 def fit_curve(probs: Array, labels: Array) -> Knots:
     """Fit a curve by pooling adjacent violators; equal probabilities are averaged first. Values are in [0, 1]."""
+    from sklearn.isotonic import IsotonicRegression  # slow to import, and the other calibrators do without
+
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probs, labels)
     return tuple(zip(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist(), strict=True))
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alloop.report.overview import ReportTable, TableCell
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
+
+    from alloop.report.overview import ReportTable
 
 WIDE = 120  # line width when the output goes to a file or a pipe
 ENDLESS = 100_000
@@ -104,8 +104,10 @@ def _width(grid: "Grid") -> int:
     return console.measure(grid).maximum
 
 
-def for_page(tables: Sequence[Lines]) -> list[ReportTable]:
+def for_page(tables: Sequence[Lines]) -> "list[ReportTable]":
     """The same tables for a page."""
+    from alloop.report.overview import ReportTable, TableCell
+
     return [
         ReportTable(title, columns, [[TableCell(text, place) for text, place in cells] for cells in lines])
         for title, columns, lines in tables

@@ -75,7 +75,7 @@ def _label(session: Session, promise: "Promise", *, dry_run: bool, device: str |
 
 def _audit(session: Session, n: int) -> None:
     from alloop.loop.asking import people
-    from alloop.loop.automatic.audit import draw_audit
+    from alloop.loop.automatic.audit_draw import draw_audit
     from alloop.loop.workbench import open_workbench
 
     with open_workbench(session.tools()) as bench:

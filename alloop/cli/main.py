@@ -3,11 +3,9 @@
 import contextlib
 import errno
 import io
-import json
 import os
 import re
 import sys
-from pathlib import Path
 
 import click
 
@@ -145,8 +143,8 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDONLY)  # gets the lowest number that is free
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _drop_output() -> None:
@@ -167,6 +165,8 @@ def _show(error: AlloopError) -> None:
 
         traceback.print_exc()
     if "--json" in sys.argv:
+        import json
+
         with contextlib.suppress(OSError):  # the error may be that standard output cannot be written
             click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}))
     click.echo(f"Error: {error}", err=True)

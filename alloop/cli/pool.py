@@ -39,7 +39,6 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
     import dataclasses
 
     from alloop.errors import PoolError
-    from alloop.loop.choosing.attributes import add_attributes
     from alloop.loop.intake.ingest import Added, add_images
     from alloop.loop.intake.reach import configured_images
     from alloop.loop.workbench import open_workbench
@@ -54,6 +53,8 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
         if wanted:
             added = add_images(bench, wanted, labels_from_folders=labels_from_folders)
         if attributes is not None:
+            from alloop.loop.choosing.attributes import add_attributes
+
             described = add_attributes(bench, attributes)
     lines = _say(added)
     data = dataclasses.asdict(added)

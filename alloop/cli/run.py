@@ -30,12 +30,13 @@ def run(
     """
     import dataclasses
 
+    tools = session.tools()  # refuses outside a workspace, before the rest loads
     from alloop.loop.rounds.runner import STOPPED, RunOptions, Stage
     from alloop.loop.rounds.runner import run as advance
 
     limit = rounds if rounds is not None or wait else 1
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
-    result = advance(session.tools(), options)
+    result = advance(tools, options)
     because = result.because.removeprefix(STOPPED)
     waiting = f"{result.open} of {result.asked} images wait for annotators."
     if not result.open:

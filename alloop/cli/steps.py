@@ -139,7 +139,8 @@ def pull(session: Session) -> None:
     import dataclasses
 
     from alloop.loop.asking import people
-    from alloop.loop.rounds.attention import describe_lost, describe_strangers, describe_unknown
+    from alloop.loop.asking.strangers import describe_strangers
+    from alloop.loop.rounds.attention import describe_lost, describe_unknown
     from alloop.loop.workbench import open_workbench
 
     tools = session.tools()

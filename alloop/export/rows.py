@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import ProjectConfig
 from alloop.consensus import list_votes
-from alloop.loop.intake.labels import judge_of
+from alloop.loop.intake.judge import judge_of
 from alloop.store.annotations import AnnotationRecord, list_current, list_labels
 from alloop.store.auto_labels import list_auto_labels
 from alloop.store.images import find_splits

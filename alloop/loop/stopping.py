@@ -5,8 +5,9 @@ import enum
 import math
 from collections.abc import Sequence
 
-from alloop.config.schema import LoopConfig
+from alloop.config.schema import Config, LoopConfig
 from alloop.records import Agreement, Ending, Interval
+from alloop.store.images import PoolCounts
 
 
 class Standing(enum.StrEnum):
@@ -54,6 +55,11 @@ class StopEvidence:
     accuracy: Interval | None = None
     doubling: Interval | None = None
     agreements: Sequence[Agreement] = ()
+
+
+def bought(config: Config, counts: PoolCounts) -> int:
+    """Return the number of labels that people gave. Labels of a test set are not counted."""
+    return counts.labeled - (0 if config.evaluation.test is None else counts.holdout_labeled)
 
 
 def find_stop(settings: LoopConfig, evidence: StopEvidence) -> Rule | None:

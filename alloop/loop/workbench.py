@@ -11,7 +11,6 @@ from alloop.executor import Executor
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
 from alloop.loop.writer import Clock, Lease, actor, utc_now, writer
-from alloop.pool.picture import PICTURES
 from alloop.progress import Progress, silent
 from alloop.project import Project
 
@@ -71,4 +70,6 @@ def open_workbench(tools: Tools) -> Iterator[Workbench]:
 
 
 def _build(project: Project, workspace_key: str) -> Annotator:
+    from alloop.pool.picture import PICTURES  # Pillow loads here, not for commands that ask nobody
+
     return build_annotator(project.config, project.folder, workspace_key, project.environ, PICTURES)

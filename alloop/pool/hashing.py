@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.fft import dct
 
 LENGTH = 112  # characters of a fingerprint
 LUMA, THUMBNAIL = 64, 72  # bytes of luma, and of the whole thumbnail; the rest is chroma
@@ -36,6 +35,8 @@ def _phash(image: Image.Image) -> bytes:
     Source: imagehash 4.3, `phash`. The transform is SciPy's there, too: another one rounds otherwise, and the
     coefficients of plain pictures are rounding errors.
     """
+    from scipy.fft import dct  # every command that opens a pool imports this file, and few read images
+
     luma = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS))
     frequencies = dct(dct(luma, axis=0)[:8], axis=1)[:, :8].ravel()
     middle = np.partition(frequencies, (31, 32))[31:33].sum() / 2

@@ -2,13 +2,13 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from alloop.loop.automatic.audit import AutoReport, report_auto_labels
-from alloop.loop.intake.labels import judge_of
+from alloop.loop.intake.judge import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
 from alloop.loop.rounds.attention import list_warnings
 from alloop.project import Project
@@ -16,7 +16,13 @@ from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, R
 from alloop.report.shown import TASKS, Shown
 from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values
 from alloop.store.images import PoolCounts, count_pool, list_locations
-from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.queries import (
+    QueryRecord,
+    count_all_by_status,
+    list_confidences,
+    list_queries,
+    list_suspects,
+)
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
 from alloop.store.selections import SelectionRecord, list_selections
 from alloop.store.session import reading
@@ -94,24 +100,24 @@ def gather_status(project: Project) -> StatusReport:
     settings = project.config.project
     classes, judge, shown = settings.classes, judge_of(settings), TASKS[settings.task]
     with reading(project.database) as session:
-        queries = list_queries(session)
+        pool = count_pool(session)
         sync = find_sync(session, project.config.labeling.backend)
-        choices = list_selections(session)
+        asked = _read_asked(session)
         return StatusReport(
             name=project.config.project.name,
             classes=classes,
-            pool=count_pool(session),
+            pool=pool,
             class_counts=list_class_counts(session, Split.TRAIN),
             class_counts_holdout=list_class_counts(session, Split.HOLDOUT),
             annotators=list_annotator_counts(session),
             unknown_values={value: n for value, n in list_values(session).items() if not judge.is_known(value)},
-            skipped=_hashes(queries, QueryStatus.SKIPPED),
-            empty=_hashes(queries, QueryStatus.EMPTY),
+            skipped=_hashes(list_queries(session, status=QueryStatus.SKIPPED)),
+            empty=_hashes(list_queries(session, status=QueryStatus.EMPTY)),
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
-            suspects=tuple(query.sha256 for query in queries if query.suspect and query.status is QueryStatus.OPEN),
+            suspects=_hashes(list_suspects(session)),
             attention=tuple(list_warnings(session, project.config)),
-            rounds=tuple(_round(session, row, queries, choices.get(row.number), shown) for row in list_rounds(session)),
-            findings=gather_findings(session, project),
+            rounds=tuple(_round(session, row, asked, shown) for row in list_rounds(session)),
+            findings=gather_findings(session, project, pool),
             auto=report_auto_labels(session),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
@@ -154,11 +160,28 @@ def to_json(report: StatusReport) -> dict[str, Any]:
     return dataclasses.asdict(report)
 
 
-def _round(
-    session: Session, row: RoundRecord, queries: Sequence[QueryRecord], chosen: SelectionRecord | None, shown: Shown
-) -> RoundReport:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """What rounds asked about: round id → numbers of queries, confidences; round number → choice of its batch."""
+
+    statuses: Mapping[int, Mapping[QueryStatus, int]]
+    acquired: Mapping[int, Sequence[float]]
+    random: Mapping[int, Sequence[float]]
+    choices: Mapping[int, SelectionRecord]
+
+
+def _read_asked(session: Session) -> _Asked:
+    return _Asked(
+        statuses=count_all_by_status(session),
+        acquired=list_confidences(session, Reason.ACQUIRED),
+        random=list_confidences(session, Reason.RANDOM),
+        choices=list_selections(session),
+    )
+
+
+def _round(session: Session, row: RoundRecord, asked: _Asked, shown: Shown) -> RoundReport:
     model: ModelRecord | None = find_model(session, row.id)
-    mine = [query for query in queries if query.round_number == row.number]
+    chosen = asked.choices.get(row.number)
     n_classes = len(model.classes) if model is not None else 2
     return RoundReport(
         number=row.number,
@@ -171,9 +194,9 @@ def _round(
         n_calibration=None if model is None else model.calibration.n,
         metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
         metrics_grown={} if model is None else list_metrics(session, model.id, GROWN),
-        queries={status.value: n for status in QueryStatus if (n := sum(query.status is status for query in mine))},
-        entropy_acquired=_mean_entropy(mine, Reason.ACQUIRED, n_classes, shown),
-        entropy_random=_mean_entropy(mine, Reason.RANDOM, n_classes, shown),
+        queries={status.value: n for status, n in asked.statuses.get(row.id, {}).items()},
+        entropy_acquired=_mean_entropy(asked.acquired.get(row.id, ()), n_classes, shown),
+        entropy_random=_mean_entropy(asked.random.get(row.id, ()), n_classes, shown),
         strategy=None if chosen is None else chosen.strategy,
         notes=() if chosen is None else chosen.notes,
         created_at=row.created_at.isoformat(),
@@ -181,14 +204,14 @@ def _round(
     )
 
 
-def _mean_entropy(queries: Sequence[QueryRecord], reason: Reason, n_classes: int, shown: Shown) -> float | None:
-    """Return the mean entropy of the images asked about for this reason."""
-    known = [query.confidence for query in queries if query.reason is reason and query.confidence is not None]
-    return statistics.fmean(shown.entropy(confidence, n_classes) for confidence in known) if known else None
+def _mean_entropy(confidences: Sequence[float], n_classes: int, shown: Shown) -> float | None:
+    if not confidences:
+        return None
+    return statistics.fmean(shown.entropy(confidence, n_classes) for confidence in confidences)
 
 
-def _hashes(queries: Sequence[QueryRecord], status: QueryStatus) -> tuple[str, ...]:
-    return tuple(query.sha256 for query in queries if query.status is status)
+def _hashes(queries: Sequence[QueryRecord]) -> tuple[str, ...]:
+    return tuple(query.sha256 for query in queries)
 
 
 def _project_ref(sync: Sync | None) -> str | None:

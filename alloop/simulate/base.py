@@ -19,7 +19,8 @@ from alloop.errors import PoolError
 from alloop.executor import Executor
 from alloop.files import write_bytes
 from alloop.loop.intake.ingest import add_images
-from alloop.loop.intake.labels import judge_of, record_imported
+from alloop.loop.intake.judge import judge_of
+from alloop.loop.intake.labels import record_imported
 from alloop.loop.intake.named_images import listed_images
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.workbench import make_tools, open_workbench

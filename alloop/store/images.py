@@ -499,6 +499,23 @@ def has_holdout(session: Session) -> bool:
     return session.scalar(select(Image.id).where(Image.split == Split.HOLDOUT.value).limit(1)) is not None
 
 
+def _count_present(session: Session) -> int:
+    """Count the images with a file: those with a path, less those with only missing or unreadable paths."""
+    elsewhere = aliased(ImageLocation)
+    is_elsewhere = exists().where(
+        elsewhere.image_id == ImageLocation.image_id, elsewhere.status == LocationStatus.OK.value
+    )
+    is_lost = ImageLocation.status.in_([status.value for status in LocationStatus if status is not LocationStatus.OK])
+    n_images = select(func.count(ImageLocation.image_id.distinct()))  # by its index alone
+    return (session.scalar(n_images) or 0) - (session.scalar(n_images.where(is_lost, ~is_elsewhere)) or 0)
+
+
+def count_unreadable(session: Session) -> int:
+    """Count the files that could not be read."""
+    is_unreadable = ImageLocation.status == LocationStatus.UNREADABLE.value
+    return session.scalar(select(func.count()).select_from(ImageLocation).where(is_unreadable)) or 0
+
+
 def count_pool(session: Session) -> PoolCounts:
     """Count the images of the pool for `status`, in the database."""
     by_split = {split: n for split, n in session.execute(select(Image.split, func.count()).group_by(Image.split))}
@@ -508,26 +525,20 @@ def count_pool(session: Session) -> PoolCounts:
             select(Image.split, func.count()).join(Label, Label.image_id == Image.id).group_by(Image.split)
         )
     }
-    here = select(ImageLocation.id).where(
-        ImageLocation.image_id == Image.id, ImageLocation.status == LocationStatus.OK.value
-    )
-    missing = session.scalar(select(func.count()).select_from(Image).where(~here.exists()))
-    unreadable = session.scalar(
-        select(func.count()).select_from(ImageLocation).where(ImageLocation.status == LocationStatus.UNREADABLE.value)
-    )
     is_open = session.scalar(
         select(func.count()).select_from(QueryRow).where(QueryRow.status == QueryStatus.OPEN.value)
     )
+    images = sum(by_split.values())
     groups = session.scalar(select(func.count(NearDuplicate.group_id.distinct())))
     return PoolCounts(
-        images=sum(by_split.values()),
+        images=images,
         train=by_split.get(Split.TRAIN.value, 0),
         holdout=by_split.get(Split.HOLDOUT.value, 0),
         excluded=by_split.get(Split.EXCLUDED.value, 0),
         labeled=labeled.get(Split.TRAIN.value, 0) + labeled.get(Split.HOLDOUT.value, 0),
         holdout_labeled=labeled.get(Split.HOLDOUT.value, 0),
         open=is_open or 0,
-        missing=missing or 0,
-        unreadable=unreadable or 0,
+        missing=images - _count_present(session),
+        unreadable=count_unreadable(session),
         groups=groups or 0,
     )

@@ -1,17 +1,18 @@
 """Schemas of databases: the present one, the one that this alloop needs, and the upgrade between them."""
 
 import functools
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, String, column, inspect, select, table
 
 from alloop.errors import DatabaseError
 from alloop.store.session import check_foreign_keys, describe, reading, transaction
+
+# A line like `down_revision = "0001"`; the first migration has None.
+_NAMED = re.compile(r'^(revision|down_revision) = (?:"(\w+)"|None)$', re.MULTILINE)
+_VERSION = table("alembic_version", column("version_num", String))
 
 
 def migrations_folder() -> Path:
@@ -22,13 +23,28 @@ def migrations_folder() -> Path:
 
 def head_revision() -> str:
     """Return the schema that this alloop needs."""
-    return str(_scripts().get_current_head())
+    revisions = list_revisions(migrations_folder())
+    (head,) = revisions.keys() - set(revisions.values())  # the one that no other migration follows
+    return head
+
+
+@functools.cache
+def list_revisions(folder: Path) -> Mapping[str, str | None]:
+    """Return each migration with the one before it, read from the files without running them.
+
+    Alembic takes longer to import than everything else that opens a workspace, so only `upgrade` uses it.
+    """
+    files = sorted((folder / "versions").glob("*.py"))
+    named = [dict(_NAMED.findall(path.read_text(encoding="utf-8"))) for path in files]
+    return {names["revision"]: names["down_revision"] or None for names in named}
 
 
 def current_revision(database: Engine) -> str | None:
     """Return the schema of a database; None if the database is empty."""
     with reading(database) as session:
-        return MigrationContext.configure(session.connection()).get_current_revision()
+        if not inspect(session.connection()).has_table(_VERSION.name):
+            return None
+        return session.scalar(select(_VERSION.c.version_num))
 
 
 def upgrade(database: Engine) -> None:
@@ -37,6 +53,9 @@ def upgrade(database: Engine) -> None:
     Raises:
         DatabaseError: A newer alloop made the database, or it holds references to rows that do not exist.
     """
+    from alembic import command
+    from alembic.config import Config as AlembicConfig
+
     refuse_newer(database)
     config = AlembicConfig()
     # Alembic uses configparser, where % begins a reference to another setting.
@@ -53,8 +72,7 @@ def require_current(database: Engine) -> None:
     Raises:
         DatabaseError: The schema is older, newer or missing; the hint names the command to run.
     """
-    refuse_newer(database)
-    current = current_revision(database)
+    current = refuse_newer(database)
     if current is None:
         raise DatabaseError(
             f"The database {describe(database.url)} is empty.",
@@ -67,29 +85,20 @@ def require_current(database: Engine) -> None:
         )
 
 
-def refuse_newer(database: Engine) -> None:
+def refuse_newer(database: Engine) -> str | None:
     """Refuse a database of a schema that this alloop does not know.
+
+    Returns:
+        Its schema; None if the database is empty.
 
     Raises:
         DatabaseError: Its schema is not among our migrations.
     """
     current = current_revision(database)
-    try:
-        if current is not None:
-            _scripts().get_revision(current)
-    except CommandError as error:
+    if current is not None and current not in list_revisions(migrations_folder()):
         raise DatabaseError(
             f"The database {describe(database.url)} has schema {current}, which this alloop does not know: a newer "
             "alloop made it.",
             "Upgrade with `pip install --upgrade alloop`.",
-        ) from error
-
-
-def _scripts() -> ScriptDirectory:
-    return _scripts_in(migrations_folder())
-
-
-@functools.cache
-def _scripts_in(folder: Path) -> ScriptDirectory:
-    # A ScriptDirectory imports the migrations at its first use, and keeps them.
-    return ScriptDirectory(str(folder))
+        )
+    return current

@@ -73,6 +73,11 @@ def list_queries(session: Session, round_id: int | None = None, status: QuerySta
     return _records(session, query)
 
 
+def list_suspects(session: Session) -> list[QueryRecord]:
+    """List the open queries about images that look unlike the rest of the pool, by round and rank."""
+    return _records(session, _query().where(QueryRow.status == QueryStatus.OPEN.value, QueryRow.suspect))
+
+
 def list_unsent(session: Session) -> list[QueryRecord]:
     """List the open queries without a task, of all rounds, by round and rank."""
     return _records(session, _query().where(QueryRow.status == QueryStatus.OPEN.value, Task.id.is_(None)))
@@ -197,6 +202,25 @@ def count_by_status(session: Session, round_id: int) -> dict[QueryStatus, int]:
     """Count the queries of a round by status."""
     query = select(QueryRow.status, func.count()).where(QueryRow.round_id == round_id).group_by(QueryRow.status)
     return {QueryStatus(status): n for status, n in session.execute(query)}
+
+
+def count_all_by_status(session: Session) -> dict[int, dict[QueryStatus, int]]:
+    """Count the queries of every round by status: round id → status → number, in the order of `QueryStatus`."""
+    query = select(QueryRow.round_id, QueryRow.status, func.count()).group_by(QueryRow.round_id, QueryRow.status)
+    found = {(round_id, QueryStatus(status)): n for round_id, status, n in session.execute(query)}
+    rounds = {round_id for round_id, _ in found}
+    return {one: {status: found[one, status] for status in QueryStatus if (one, status) in found} for one in rounds}
+
+
+def list_confidences(session: Session, reason: Reason) -> dict[int, list[float]]:
+    """List the model's confidences in the images asked about for this reason: round id → confidences, by rank."""
+    query = select(QueryRow.round_id, QueryRow.confidence).where(QueryRow.reason == reason.value)
+    ordered = query.order_by(QueryRow.round_id, QueryRow.rank)
+    found: dict[int, list[float]] = {}
+    for round_id, confidence in session.execute(ordered):
+        if confidence is not None:
+            found.setdefault(round_id, []).append(confidence)
+    return found
 
 
 def count_rounds_asked(session: Session) -> int:

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 from command_line import alloop
+from factories import make_project, write_settings
 
 from alloop import __version__
 from alloop.cli.main import ENTRIES, cli
@@ -46,6 +48,40 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     assert "click" in loaded
     assert sorted(loaded & set(HEAVY)) == []
+
+
+def modules_of(folder: Path, *arguments: str) -> set[str]:
+    """Return the modules that a command has imported by its end, in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *arguments], cwd=folder, capture_output=True, text=True)
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+COMPUTES = {"torch", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "alembic", "label_studio_sdk"}
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a workspace with measured models, whose last questions wait for people."""
+    project = make_project(tmp_path_factory.mktemp("waiting"))
+    assert alloop("run", "--rounds", "3", "-C", project.folder).code == 0
+    write_settings(project, labeling={"backend": "csv"})
+    assert "wait for annotators" in alloop("run", "-C", project.folder).out
+    return project.folder
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["run"], ["pool", "add", "photos"], ["round", "list"]], ids=" ".join)
+def test_a_command_with_nothing_to_compute_imports_nothing_that_computes(waiting: Path, arguments: list[str]):
+    loaded = modules_of(waiting, *arguments)
+
+    assert "sqlalchemy" in loaded
+    assert sorted(loaded & COMPUTES) == []
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["status"], ["train"]], ids=" ".join)
+def test_a_command_outside_of_a_workspace_is_refused_before_it_imports_what_computes(
+    tmp_path: Path, arguments: list[str]
+):
+    assert sorted(modules_of(tmp_path, *arguments) & COMPUTES) == []
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -20,7 +20,8 @@ from alloop.engine.score_file import read_log_probs, read_scores
 from alloop.errors import LabelingError
 from alloop.evaluation import measures
 from alloop.labeling import label_config
-from alloop.loop.intake.labels import derive_labels, judge_of
+from alloop.loop.intake.judge import judge_of
+from alloop.loop.intake.labels import derive_labels
 from alloop.loop.measuring.findings import learning_curve
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.state import settle

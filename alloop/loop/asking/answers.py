@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from alloop.consensus import Judge
-from alloop.loop.intake.labels import derive_labels, judge_of
+from alloop.loop.intake.judge import judge_of
+from alloop.loop.intake.labels import derive_labels
 from alloop.loop.state import settle
 from alloop.names import clean
 from alloop.project import Project
@@ -159,15 +160,6 @@ def list_adopted(session: Session, place: Place) -> set[str]:
     """Return the scopes of the tasks whose answers were adopted."""
     records = list_current(session, source=place.source, adopted=True)
     return {record.answer.external_id.rpartition("/")[0] + "/" for record in records}
-
-
-def describe_orphaned(n: int) -> str:
-    """Return a message about tasks that this workspace made but its database does not know."""
-    return (
-        f"{n} tasks were made by this workspace, but its database does not know them: the database was restored from a "
-        "backup, or another copy of the workspace made them. Their answers are not recorded. `alloop labels adopt` "
-        "records them for the images that the tasks show."
-    )
 
 
 def describe_outdated(n: int) -> str:

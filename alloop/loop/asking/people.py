@@ -12,7 +12,6 @@ from alloop.loop.asking.answers import (
     Place,
     Recorded,
     adopt_answers,
-    describe_orphaned,
     describe_outdated,
     is_ours,
     judged_by,
@@ -23,6 +22,7 @@ from alloop.loop.asking.answers import (
     resettle_open,
 )
 from alloop.loop.asking.last_push import begin_push, check_last_push, is_overtaken
+from alloop.loop.asking.strangers import describe_orphaned
 from alloop.loop.intake.ingest import add_images, mark_replaced, mark_vanished
 from alloop.loop.intake.presence import Shown, find_replaced, still_there
 from alloop.loop.workbench import Workbench

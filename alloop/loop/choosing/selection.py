@@ -18,8 +18,7 @@ from alloop.loop.choosing.evidence import Evidence, Known
 from alloop.loop.choosing.filter import find_matching
 from alloop.loop.choosing.pool_scores import PoolScores
 from alloop.loop.intake.near_copies import Sizes, keep_largest, list_groups, read_sizes
-from alloop.loop.intake.test_set import bought
-from alloop.loop.stopping import batch_size
+from alloop.loop.stopping import batch_size, bought
 from alloop.loop.workbench import Tools, Workbench
 from alloop.project import Project
 from alloop.records import ImageRef, ModelFiles, Query, Reason, RoundState, Split

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import ProjectConfig
 from alloop.errors import LabelError, PoolError
-from alloop.loop.intake.labels import judge_of, record_imported
+from alloop.loop.intake.judge import judge_of
+from alloop.loop.intake.labels import record_imported
 from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
 from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched, reads_as
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from alloop.config.schema import ProjectConfig
-from alloop.consensus import TASKS, Judge
+from alloop.consensus import Judge
 from alloop.errors import LabelError, did_you_mean
+from alloop.loop.intake.judge import judge_of
 from alloop.loop.intake.named_images import FileFinder
 from alloop.loop.intake.near_copies import update_splits
 from alloop.loop.workbench import Workbench
@@ -25,11 +25,6 @@ from alloop.store.session import transaction
 from alloop.store.workspace import add_event
 
 IMPORT = "import"
-
-
-def judge_of(settings: ProjectConfig) -> Judge:
-    """Return the judge of the answers under `[project]`'s task and classes."""
-    return TASKS[settings.task](settings.classes)
 
 
 def derive_labels(session: Session, judge: Judge, now: dt.datetime, image_ids: Collection[int] | None = None) -> None:

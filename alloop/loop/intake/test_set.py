@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from alloop.config.schema import Config
 from alloop.errors import ConfigError, PoolError
 from alloop.files import from_folder
 from alloop.loop.intake.ingest import add_images
@@ -12,7 +11,7 @@ from alloop.loop.intake.near_copies import list_groups
 from alloop.loop.workbench import Workbench
 from alloop.pool.sources import expand, full_name
 from alloop.records import Split
-from alloop.store.images import PoolCounts, find_locations, has_holdout, set_split
+from alloop.store.images import find_locations, has_holdout, set_split
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
@@ -46,11 +45,6 @@ def ensure_test_set(bench: Workbench) -> None:
             "Name a CSV with the columns file and label, or a folder with one subfolder per class.",
         )
     _set_aside(bench, files)
-
-
-def bought(config: Config, counts: PoolCounts) -> int:
-    """Return the number of labels that people gave. Labels of a test set are not counted."""
-    return counts.labeled - (0 if config.evaluation.test is None else counts.holdout_labeled)
 
 
 def _set_aside(bench: Workbench, files: Sequence[str]) -> None:

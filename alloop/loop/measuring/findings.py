@@ -18,15 +18,14 @@ from alloop.evaluation.curve import Curve, covariance_of, fit_curve
 from alloop.evaluation.measures import TASKS
 from alloop.evaluation.paired import PairedComparison, Verdict, compare_paired
 from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
-from alloop.loop.intake.test_set import bought
 from alloop.loop.measuring.holdout_file import HoldoutPredictions, read_holdout
 from alloop.loop.measuring.pool_brings import PoolBrings, find_pool_brings
-from alloop.loop.stopping import Rule, StopEvidence, list_rules, percent, points
+from alloop.loop.stopping import Rule, StopEvidence, bought, list_rules, percent, points
 from alloop.project import Project
 from alloop.records import Agreement, CurvePoint, Ending, Interval, Reason, RoundState, Split
 from alloop.seeds import derive_seed
-from alloop.store.annotations import count_disputed, list_labels, list_lead_times
-from alloop.store.images import PoolCounts, count_pool
+from alloop.store.annotations import count_disputed, find_classes, list_lead_times
+from alloop.store.images import PoolCounts, count_pool, find_splits
 from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
 from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_agreements, list_metrics, list_rounds
 
@@ -106,10 +105,9 @@ class _Measured:
     accuracy: Interval
 
 
-def gather_findings(session: Session, project: Project) -> Findings:
+def gather_findings(session: Session, project: Project, pool: PoolCounts) -> Findings:
     """Read and compute all findings. This takes at most about a second."""
     rounds = _measured(session, project)
-    pool = count_pool(session)
     outlook = _outlook(session, project, rounds)
     doubling = outlook.doubling if outlook else None
     evidence = _evidence(session, project, rounds, pool, _n_left(session, pool), doubling, list_agreements(session))
@@ -199,14 +197,12 @@ def _together(predictions: Sequence[HoldoutPredictions | None]) -> npt.NDArray[n
 
 def _unbiased(session: Session) -> Unbiased | None:
     """Estimate the accuracy from the newest closed round that had a model when it asked."""
-    closed = {row.number for row in list_rounds(session) if row.state is RoundState.CLOSED}
-    queries = [query for query in list_queries(session) if query.predicted is not None and query.round_number in closed]
-    if not queries:
+    number, mine = _last_predicted(session)
+    if not mine:
         return None
-    number = max(query.round_number for query in queries)
-    mine = [query for query in queries if query.round_number == number]
-    labels = {label.image_id: label.consensus.value for label in list_labels(session, Split.TRAIN)}
-    risk = drawn_risk(mine, labels)
+    classes = find_classes(session, [query.image_id for query in mine])
+    splits = find_splits(session, classes)
+    risk = drawn_risk(mine, {image: name for image, name in classes.items() if splits[image] is Split.TRAIN})
     if risk is None:
         says = f"Round {number}'s answers give no estimate for the pool: none was drawn with a known probability."
         return Unbiased(number, None, 0.0, 0, 0, 0, says)
@@ -224,6 +220,16 @@ def _unbiased(session: Session) -> Unbiased | None:
         f"(LURE, {risk.answered} answers, effective sample size {risk.effective:.0f}{missing})."
     )
     return Unbiased(number, accuracy, risk.effective, risk.drawn, risk.answered, risk.pool, says)
+
+
+def _last_predicted(session: Session) -> tuple[int, list[QueryRecord]]:
+    """Return the number of the newest closed round that asked with a model, and its predicted queries, else none."""
+    for row in reversed(list_rounds(session)):
+        if row.state is RoundState.CLOSED:
+            mine = [query for query in list_queries(session, row.id) if query.predicted is not None]
+            if mine:
+                return row.number, mine
+    return 0, []
 
 
 def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Risk | None:

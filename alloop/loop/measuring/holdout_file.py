@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alloop.engine.targets import Coding, Target
 from alloop.files import atomic_path
@@ -63,6 +61,9 @@ def write_holdout(
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     classes = coding.classes
     rows = np.ascontiguousarray(calibrated_log_probs, dtype=np.float32)
     table = pa.table(
@@ -87,10 +88,17 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
         model_sha256: Checksum of the model.
         whole: True to read log-probabilities, too.
     """
+    import pyarrow as pa  # takes a tenth of a second, and the first rounds have nothing to compare
+    import pyarrow.parquet as pq
+
     columns = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])
     try:
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowInvalid, KeyError):
+        # `pq.read_table` would import pyarrow's data sets, and with them pandas.
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=columns)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    if table.num_columns < len(columns):
         return None
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("alloop.model_sha256") != model_sha256:
@@ -104,7 +112,7 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
         sha256s=tuple(table["sha256"].to_pylist()),
         targets=tuple(table["target"].to_pylist()),
         predicted=tuple(table["predicted"].to_pylist()),
-        grown=table["grown"].to_numpy(zero_copy_only=False).astype(bool),
+        grown=np.array(table["grown"].to_pylist(), dtype=bool),  # `to_numpy` would import pandas
         classes=classes,
         calibrated_log_probs=rows,
     )

@@ -6,32 +6,32 @@ from sqlalchemy.orm import Session
 
 from alloop.config.schema import Config, ProjectConfig
 from alloop.errors import nearest
-from alloop.loop.asking.answers import describe_orphaned
-from alloop.loop.intake.labels import judge_of
+from alloop.loop.asking.strangers import describe_strangers
+from alloop.loop.intake.judge import judge_of
 from alloop.records import QueryStatus, Split
 from alloop.store.annotations import list_class_counts, list_values
-from alloop.store.images import count_pool, list_missing
-from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.images import count_unreadable, list_missing
+from alloop.store.queries import QueryRecord, list_queries, list_suspects
 from alloop.store.workspace import find_sync
 
 
 def list_warnings(session: Session, config: Config) -> list[str]:
     """Collect sentences about images without an answer, unknown tasks, missing files and unlabeled classes."""
-    classes, queries = config.project.classes, list_queries(session)
+    classes = config.project.classes
     sync = find_sync(session, config.labeling.backend)
     missing = list_missing(session)
     lines = [
         _images(
-            (query for query in queries if query.suspect and query.status is QueryStatus.OPEN),
+            list_suspects(session),
             "being asked about look unlike the rest of the pool",
             " ([acquisition] skip_suspects = true leaves such images out)",
         ),
-        _images(_with(queries, QueryStatus.SKIPPED), "were skipped and are not asked again"),
-        _images(_with(queries, QueryStatus.EMPTY), "were submitted without a class"),
+        _images(list_queries(session, status=QueryStatus.SKIPPED), "were skipped and are not asked again"),
+        _images(list_queries(session, status=QueryStatus.EMPTY), "were submitted without a class"),
         *describe_unknown(list_values(session).items(), config.project),
         f"{len(missing)} files are missing, for example {missing[0].path}" if missing else "",
         *([] if sync is None else describe_strangers(sync.n_orphaned, sync.n_foreign)),
-        _unreadable(count_pool(session).unreadable),
+        _unreadable(count_unreadable(session)),
         _unlabeled(list_class_counts(session, Split.TRAIN), classes),
     ]
     return [line for line in lines if line]
@@ -53,18 +53,6 @@ def describe_unknown(values: Iterable[tuple[str, int]], settings: ProjectConfig)
 def describe_lost(n: int) -> list[str]:
     """Return a sentence about open tasks that a pull no longer found."""
     return [f"{n} open tasks were deleted in the labeling project; their images are back in the pool."] if n else []
-
-
-def describe_strangers(orphaned: int, foreign: int) -> list[str]:
-    """Return sentences about tasks in the labeling project that the database does not know."""
-    lines = [describe_orphaned(orphaned)] if orphaned else []
-    if foreign:
-        lines.append(f"{foreign} tasks in the labeling project belong to another workspace. They are not changed.")
-    return lines
-
-
-def _with(queries: Iterable[QueryRecord], status: QueryStatus) -> Iterable[QueryRecord]:
-    return (query for query in queries if query.status is status)
 
 
 def _images(queries: Iterable[QueryRecord], what: str, hint: str = "") -> str:

@@ -1,25 +1,21 @@
-"""Steps of a round. Each step reads, computes and writes in one transaction, and can be repeated after a crash."""
+"""Steps of a round. Each step reads, computes and writes in one transaction, and can be repeated after a crash.
+
+Steps that compute import their parts themselves, so that a run with nothing to do does not load torch.
+"""
 
 import dataclasses
 
 from alloop.config.load import freeze_config
 from alloop.errors import AlloopError
 from alloop.loop.asking.answers import judged_by, resettle_unknown
-from alloop.loop.choosing.evidence import Unreadable
-from alloop.loop.choosing.inputs_file import write_inputs
-from alloop.loop.choosing.pool_scores import load_scores
-from alloop.loop.choosing.scoring import make_score_job
-from alloop.loop.choosing.selection import choose_batch, read_situation, record_selection
 from alloop.loop.intake.holdout import begin_holdout, extend_holdout
 from alloop.loop.intake.ingest import mark_unusable, mark_vanished
-from alloop.loop.intake.labels import derive_labels, judge_of
+from alloop.loop.intake.judge import judge_of
+from alloop.loop.intake.labels import derive_labels
 from alloop.loop.intake.near_copies import group_anew
 from alloop.loop.intake.reach import require_reachable
 from alloop.loop.intake.teaching import list_pool
 from alloop.loop.intake.test_set import ensure_test_set
-from alloop.loop.measuring.agreement import agreement, find_before
-from alloop.loop.measuring.matched import compare_arms, without
-from alloop.loop.measuring.measure import record_holdout, rows_of
 from alloop.loop.rounds.history import check_history
 from alloop.loop.rounds.round_settings import compared_with, renew_settings, settings_of, with_strategy
 from alloop.loop.rounds.training import make_train_job, read_labels, record_model
@@ -88,6 +84,9 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
 
     With labels of fewer than two classes, the round continues without a model.
     """
+    from alloop.loop.measuring.matched import compare_arms, without
+    from alloop.loop.measuring.measure import record_holdout, rows_of
+
     project = bench.project
     require_reachable(project)
     renew_settings(bench, number, anew=True, accept_change=accept_change)
@@ -145,6 +144,9 @@ def score(
 
     The data that the strategy needs (the configured one, or `strategy`) are stored with the scores.
     """
+    from alloop.loop.choosing.scoring import make_score_job
+    from alloop.loop.measuring.agreement import agreement, find_before
+
     project = bench.project
     require_reachable(project)
     renew_settings(bench, number, accept_change=accept_change)
@@ -197,6 +199,11 @@ def select(
     Returns:
         Number of images that will be asked about; 0 if the pool is exhausted.
     """
+    from alloop.loop.choosing.evidence import Unreadable
+    from alloop.loop.choosing.inputs_file import write_inputs
+    from alloop.loop.choosing.pool_scores import load_scores
+    from alloop.loop.choosing.selection import choose_batch, read_situation, record_selection
+
     project = bench.project
     renew_settings(bench, number, accept_change=accept_change)
     while True:

@@ -23,7 +23,8 @@ from alloop.errors import LabelError, WorkspaceError
 from alloop.export.formats import export_labels
 from alloop.export.rows import COLUMNS, join_names
 from alloop.loop.intake.ingest import add_images, check_images
-from alloop.loop.intake.labels import derive_labels, import_labels, judge_of
+from alloop.loop.intake.judge import judge_of
+from alloop.loop.intake.labels import derive_labels, import_labels
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Answer, Outcome, Split

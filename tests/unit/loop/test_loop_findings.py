@@ -27,6 +27,7 @@ from alloop.records import (
 )
 from alloop.report.gather import describe_measured, describe_people
 from alloop.store.annotations import AnnotationRecord, add_annotations, set_labels
+from alloop.store.images import count_pool
 from alloop.store.queries import add_queries, list_queries, set_status
 from alloop.store.rounds import add_model, add_round, set_closed, set_matched, set_metrics, set_state
 from alloop.store.session import transaction
@@ -103,7 +104,7 @@ def test_two_rounds_are_compared_on_the_images_of_both(project: Project, before:
         add_measured(session, project, 1, 50, before)
         add_measured(session, project, 2, 90, after)
 
-        better = gather_findings(session, project).better
+        better = gather_findings(session, project, count_pool(session)).better
 
     assert better is not None
     assert better.says.startswith(says)
@@ -116,7 +117,7 @@ def test_images_drawn_later_and_images_of_one_round_only_are_left_out_of_the_com
         add_measured(session, project, 1, 50, 60)
         add_measured(session, project, 2, 90, 60, first=20, grown=30)
 
-        better = gather_findings(session, project).better
+        better = gather_findings(session, project, count_pool(session)).better
 
     assert better is not None
     assert better.comparison is not None
@@ -130,7 +131,7 @@ def test_without_the_files_nobody_can_tell(project: Project):
         add_measured(session, project, 2, 90, 60)
         project.paths.holdout(1).unlink()
 
-        better = gather_findings(session, project).better
+        better = gather_findings(session, project, count_pool(session)).better
 
     assert better is not None
     assert (better.verdict, better.comparison) == ("cannot tell", None)
@@ -146,7 +147,7 @@ def test_one_more_round_is_priced_by_what_answers_took(project: Project):
             answer = AnnotationRecord(image_id, None, "s", 1, said)
             add_annotations(session, [answer], NOW)
 
-        outlook = gather_findings(session, project).outlook
+        outlook = gather_findings(session, project, count_pool(session)).outlook
 
     assert outlook is not None
     # 40 images at a median of 9 s are 360 s.
@@ -198,7 +199,7 @@ def test_answers_drawn_with_known_probability_measure_the_rest_of_the_pool(proje
     with transaction(project.database) as session:
         add_batch(session, n=60, pool=600, right=45)
 
-        unbiased = gather_findings(session, project).unbiased
+        unbiased = gather_findings(session, project, count_pool(session)).unbiased
 
     assert unbiased is not None
     assert unbiased.accuracy is not None
@@ -230,7 +231,7 @@ def test_too_few_drawn_answers_give_no_number_and_say_so(project: Project):
     with transaction(project.database) as session:
         add_batch(session, n=60, pool=600, right=45, labeled=40)
 
-        unbiased = gather_findings(session, project).unbiased
+        unbiased = gather_findings(session, project, count_pool(session)).unbiased
 
     assert unbiased is not None
     assert unbiased.accuracy is None
@@ -255,14 +256,14 @@ def test_draws_that_are_not_all_known_give_no_risk(project: Project):
 
 def test_the_last_matched_arms_are_shown_with_their_round(project: Project):
     with transaction(project.database) as session:
-        assert gather_findings(session, project).matched is None
+        assert gather_findings(session, project, count_pool(session)).matched is None
         for number in (1, 2):
             started = add_round(session, number, {"model": {}}, 0, NOW)
             set_state(session, started.id, RoundState.CREATED, RoundState.CLOSED)
             set_matched(session, started.id, {"skipped": True, "says": f"said {number}"})
         add_round(session, 3, {"model": {}}, 0, NOW)  # compared nothing yet
 
-        matched = gather_findings(session, project).matched
+        matched = gather_findings(session, project, count_pool(session)).matched
 
     assert matched == {"round": 2, "skipped": True, "says": "said 2"}
 
@@ -277,7 +278,7 @@ def test_a_pool_is_exhausted_by_the_reason_of_the_last_round_and_not_by_its_sent
         set_state(session, started.id, RoundState.CREATED, RoundState.CLOSED)
         set_closed(session, started.id, ending, "I thought the pool exhausted", NOW)
 
-        rules = {rule.name: rule.standing for rule in gather_findings(session, project).rules}
+        rules = {rule.name: rule.standing for rule in gather_findings(session, project, count_pool(session)).rules}
 
     assert rules["pool exhausted"] == standing
 
@@ -294,13 +295,14 @@ def test_people_who_disagree_about_the_holdout_are_counted(project: Project):
         )
         set_labels(session, dict(zip((*ids[:3], other), labels, strict=True)), NOW)
 
-        assert gather_findings(session, project).disputed == (1, 2)
+        assert gather_findings(session, project, count_pool(session)).disputed == (1, 2)
 
 
 def test_a_test_set_is_not_called_a_holdout(project: Project):
     tested = Project(project.folder, make_config(evaluation={"test": "test.csv"}), {})
     with transaction(project.database) as session:
-        ours, theirs = (gather_findings(session, one) for one in (project, tested))
+        pool = count_pool(session)
+        ours, theirs = (gather_findings(session, one, pool) for one in (project, tested))
 
     assert describe_measured(ours).startswith("on the N labeled images of the holdout")
     assert describe_people(ours) == (

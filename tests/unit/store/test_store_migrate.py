@@ -12,12 +12,20 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Engine, inspect, text
 
 from alloop.errors import DatabaseError
 from alloop.records import Agreement, Ending
 from alloop.store.holdout import list_grown, list_probabilities
-from alloop.store.migrate import current_revision, head_revision, migrations_folder, require_current, upgrade
+from alloop.store.migrate import (
+    current_revision,
+    head_revision,
+    list_revisions,
+    migrations_folder,
+    require_current,
+    upgrade,
+)
 from alloop.store.rounds import list_agreements, list_rounds
 from alloop.store.selections import list_selections
 from alloop.store.session import connect, reading, transaction
@@ -85,6 +93,15 @@ def test_an_empty_database_is_refused_and_then_upgraded(new_database: Engine):
     assert current_revision(new_database) == head_revision()
     require_current(new_database)
     assert set(inspect(new_database).get_table_names()) == {*TableBase.metadata.tables, "alembic_version"}
+
+
+def test_the_migrations_are_read_as_alembic_reads_them():
+    scripts = ScriptDirectory(str(migrations_folder()))
+
+    assert dict(list_revisions(migrations_folder())) == {
+        script.revision: script.down_revision for script in scripts.walk_revisions()
+    }
+    assert head_revision() == scripts.get_current_head()
 
 
 def test_upgrading_twice_changes_nothing(database: Engine):
