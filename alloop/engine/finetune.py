@@ -18,7 +18,7 @@ from alloop.engine.batch_norm import Norm
 from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import in_halves, may_fit_smaller, release_memory
 from alloop.engine.objective import Objective
-from alloop.engine.trunk_passes import finite, prepare_trunk, run_trunk
+from alloop.engine.trunk_passes import finite, memory_order, prepare_trunk, run_trunk
 from alloop.engine.views import draw_numbers, make_views, shrink
 from alloop.errors import ModelError
 from alloop.losses.mixing import mix
@@ -61,8 +61,11 @@ class Setup:
     new_norms: tuple[Norm, ...] = ()  # batch normalization that started without statistics, and learns them
 
     def learn(self) -> None:
-        """Put the trunk into training mode, except for batch normalization that came with statistics."""
-        self.backbone.module.train()
+        """Put the trunk into training mode, except for batch normalization that came with statistics.
+
+        Validation in float32 on a card needs another memory order than training in mixed precision, which is set again.
+        """
+        self.backbone.module.train().to(memory_format=self.order)
         for module in self.backbone.module.modules():
             if isinstance(module, Norm) and module not in self.new_norms:
                 module.eval()
@@ -75,8 +78,12 @@ class Setup:
     def keep_gradients(self, wanted: bool) -> None:
         for module in (self.backbone.module, self.heads):
             module.to(self.hardware.device).requires_grad_(wanted)
-        if self.is_cuda:
-            _lay_out(self.backbone.module, torch.channels_last if wanted else torch.contiguous_format)
+        self.backbone.module.to(memory_format=self.order if wanted else torch.contiguous_format)
+
+    @functools.cached_property
+    def order(self) -> torch.memory_format:
+        """Memory order of training, which is in mixed precision on a card. It is found with the trunk on its device."""
+        return memory_order(self.backbone.in_precision("bfloat16"), self.backbone.module, self.hardware.device)
 
     @property
     def is_cuda(self) -> bool:
@@ -87,8 +94,7 @@ class Setup:
         device, mixing = self.hardware.device, self.recipe.mixing
         normalized = self.backbone.normalize(images.to(device, non_blocking=True))
         labels = targets.to(device, non_blocking=True)
-        if self.is_cuda:
-            normalized = normalized.contiguous(memory_format=torch.channels_last)
+        normalized = normalized.contiguous(memory_format=self.order)
         if not mixing.is_on:
             return normalized, labels
         return mix(normalized, labels, self.heads.n_classes, mixing, generator)
@@ -243,7 +249,8 @@ class _Watched:
     def nll(self) -> float:
         """Mean NLL of log p̄ in nats, without dropout; nan if there are no images."""
         setup, features = self._setup, []
-        setup.backbone.module.eval()
+        order = memory_order(setup.backbone, setup.backbone.module.eval(), setup.hardware.device)
+        setup.backbone.module.to(memory_format=order)
         trunk = prepare_trunk(setup.backbone, setup.hardware.device)
         positions = list[int]()
         everything = range(len(self._held))
@@ -333,13 +340,6 @@ def _step(
         log.warning("out of memory: a batch of %d images is now taken in %d pieces", len(images), pieces)
     optimizer.step()
     return torch.stack(parts).sum(), pieces
-
-
-def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
-    """Set the memory order of the weights of convolutions. `Module.to` would refuse weights with five dimensions."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def _diverged() -> ModelError:

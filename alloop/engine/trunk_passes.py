@@ -59,7 +59,7 @@ def prepare_trunk(backbone: Backbone, device: torch.device) -> Trunk:
     """
     with torch.inference_mode(mode=False):  # weights that move in inference mode could never be trained again
         module = backbone.module.to(device)
-        order = _order(backbone, module, device)
+        order = memory_order(backbone, module, device)
         if backbone.precision == "bfloat16" and _is_known(module):
             module = _in_bfloat16(module)
         if order is torch.channels_last:
@@ -378,7 +378,7 @@ def _fuse_neighbors(chain: nn.Sequential) -> None:
             chain[at + 1] = nn.Identity()
 
 
-def _order(backbone: Backbone, module: nn.Module, device: torch.device) -> torch.memory_format:
+def memory_order(backbone: Backbone, module: nn.Module, device: torch.device) -> torch.memory_format:
     """Return the memory order for a module that is on the device. Code of one's own is tried on a black image."""
     if device.type == "cuda" and backbone.precision == "float32":
         return torch.contiguous_format  # depthwise convolutions are up to ten times slower in the other order

@@ -24,6 +24,7 @@ from alloop.engine.train import run_train
 from alloop.errors import DeviceError, ModelError
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
+from alloop.pool import dataset, held
 from alloop.progress import silent
 
 
@@ -96,6 +97,31 @@ def test_the_same_job_gives_the_same_bytes(toys):
     second = run_train(dataclasses.replace(_job(toys), out=toys.root / "again", cache=toys.root / "fresh"))
 
     assert first.files.sha256 == second.files.sha256
+
+
+def test_a_model_depends_neither_on_processes_nor_on_room_in_memory(toys, monkeypatch):
+    here = run_train(_job(toys, epochs=2))
+    monkeypatch.setattr(held, "FEW", 1)
+    by_processes = run_train(dataclasses.replace(_job(toys, epochs=2, workers=2), out=toys.root / "processes"))
+    monkeypatch.setattr(held, "free_host_memory", lambda: 0)
+    without_room = run_train(dataclasses.replace(_job(toys, epochs=2), out=toys.root / "room"))
+
+    trunks = [load_model(result.files).trunk for result in (here, by_processes, without_room)]
+
+    for other in trunks[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in trunks[0].items())
+
+
+def test_fine_tuning_decodes_an_image_once(toys, monkeypatch):
+    job = _job(toys, epochs=3)
+    run_train(job)  # features of the untrained trunk are in the cache from here on
+    decoded, decode = [], dataset.decode_ref
+    monkeypatch.setattr(dataset, "decode_ref", lambda ref: decoded.append(ref.image_id) or decode(ref))
+
+    result = run_train(dataclasses.replace(job, out=toys.root / "again"))
+
+    assert len(result.history["epochs"]) == 3
+    assert sorted(decoded) == sorted(image.image_id for image in (*job.images, *job.holdout))
 
 
 def test_the_holdout_takes_no_part_in_training(toys):
