@@ -163,15 +163,19 @@ def weights_along(
     """
     scale = (sizes.double() / side)[:, None, None]
     place = torch.arange(side, device=sizes.device)[:, None]
-    pixel = torch.arange(length, device=sizes.device)
+    pixel = torch.arange(length, device=sizes.device, dtype=torch.float32)
     if interpolation == "nearest":
         return (pixel == (scale * place).floor()).float()
-    distance = ((pixel + 0.5 - scale * (place + 0.5)) / scale.clamp_min(1)).abs()
-    weights = (1 - distance).clamp_min(0) if interpolation == "bilinear" else _bicubic(distance)
-    weights = weights * (pixel < sizes[:, None, None])
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    precision = torch.where(weights.amax(dim=(1, 2), keepdim=True) * PRECISION >= PRECISION - 0.5, 0.5, 1.0) * PRECISION
-    return ((weights * precision).round() / precision).float()
+    # A center lies up to thousands of pixels from 0: as whole pixels and a fraction, float32 holds it as float64 would.
+    center = scale * (place + 0.5) - 0.5
+    whole, stretch = center.floor(), scale.clamp_min(1).float()
+    distance = (pixel - whole.float()).sub_((center - whole).float()).div_(stretch).abs_()
+    weights = distance.neg_().add_(1).clamp_min_(0) if interpolation == "bilinear" else _bicubic(distance)
+    weights.mul_(pixel < sizes[:, None, None])
+    total = weights.sum(dim=-1, keepdim=True)
+    peak = (weights.amax(dim=-1, keepdim=True) / total).amax(dim=1, keepdim=True)
+    precision = torch.where(peak * PRECISION >= PRECISION - 0.5, 0.5, 1.0) * PRECISION
+    return weights.mul_(precision / total).round_().div_(precision)
 
 
 def _bicubic(x: Tensor) -> Tensor:
@@ -181,4 +185,5 @@ def _bicubic(x: Tensor) -> Tensor:
 
 
 def _level(values: Tensor) -> Tensor:
-    return (values + 0.5).floor_().clamp_(0, 255)
+    """Round to whole levels, in place."""
+    return values.add_(0.5).floor_().clamp_(0, 255)
