@@ -60,7 +60,7 @@ def shrink(photo: Photo, look: Backbone) -> UInt8[Tensor, "3 H W"]:
     size = _size_to_hold(shown[2] - shown[0], shown[3] - shown[1], look)
     if size != image.size:
         image = image.resize(size, RESAMPLING[look.interpolation], box=shown)
-    small: Tensor = transforms.pil_to_tensor(image)
+    small: Tensor = transforms.pil_to_tensor(image).contiguous()  # a card copies parts of it in each epoch
     return small
 
 
