@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and how many other processes it may start for its work."""
+"""Share of the machine that this process may use, and number of processes that it may start for its work."""
 
 import math
 import multiprocessing

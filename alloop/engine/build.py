@@ -29,7 +29,7 @@ HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # for mini-batches, where L
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """Where and how a trunk runs.
+    """Place and manner in which a trunk runs.
 
     Attributes:
         device: Device of the trunk.

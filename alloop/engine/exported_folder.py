@@ -25,7 +25,7 @@ _PICKLED = re.compile(r"/(aotinductor/|constants/(custom_obj|opaque_obj)|(weight
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExportedFolder:
-    """What an exported folder says.
+    """Content of an exported folder's `preprocess.json`.
 
     Attributes:
         look: How images are prepared, for each trunk; the modules are empty.

@@ -1,4 +1,4 @@
-"""What a model says about a batch of images."""
+"""Predictions of a model for a batch of images."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ _Values = npt.NDArray[np.int64]  # values of a deep image, [H, W] or [H, W, 3 or
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Plan:
-    """What the decoder does with an image of an upright size."""
+    """Reduction by the decoder for an image of an upright size."""
 
     size: tuple[int, int]
     scale: int

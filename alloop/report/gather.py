@@ -162,7 +162,7 @@ def to_json(report: StatusReport) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Asked:
-    """What rounds asked about: round id → numbers of queries, confidences; round number → choice of its batch."""
+    """Questions of rounds: round id → numbers of queries, confidences; round number → choice of its batch."""
 
     statuses: Mapping[int, Mapping[QueryStatus, int]]
     acquired: Mapping[int, Sequence[float]]

@@ -40,7 +40,7 @@ _Say = Callable[[int], None]
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Links:
-    """What joins images outside the graph to it. Finding them takes most of the time of placing an image.
+    """Links that join images outside the graph to it. Finding them takes most of the time of placing an image.
 
     Attributes:
         nodes: Positions of the ten nearest nodes [B, 10].

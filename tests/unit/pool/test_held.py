@@ -1,15 +1,18 @@
 """Images that are decoded once, as far as there is room for them."""
 
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from alloop.pool import held
 from alloop.pool.held import HeldImages
+from alloop.pool.picture import Photo
 from alloop.records import ImageRef
 
 CPU = torch.device("cpu")
@@ -28,11 +31,17 @@ def images(tmp_path: Path) -> list[ImageRef]:
 def _counted() -> tuple[list[int], "held.Transform"]:
     calls: list[int] = []
 
-    def transform(image: Tensor) -> Tensor:
+    def transform(photo: Photo) -> Tensor:
+        image = whole(photo)
         calls.append(int(image[0, 0, 0]))
         return image
 
     return calls, transform
+
+
+def whole(photo: Photo) -> Tensor:
+    """Return the pixels of an image that is not reduced, uint8 [3, H, W]."""
+    return pil_to_tensor(photo.enough(lambda width, height: (math.ceil(width), math.ceil(height)))[0])
 
 
 def test_images_come_in_the_order_wanted_and_are_decoded_once(images: list[ImageRef]):
@@ -60,7 +69,7 @@ def test_what_does_not_fit_is_decoded_again(images: list[ImageRef], monkeypatch:
 
 def test_processes_give_the_same_images(images: list[ImageRef], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(held, "FEW", 1)
-    alone, together = (HeldImages(images, torch.clone, CPU, workers) for workers in (0, 2))
+    alone, together = (HeldImages(images, whole, CPU, workers) for workers in (0, 2))
 
     pairs = zip(alone.read([4, 2, 0, 1]), together.read([4, 2, 0, 1]), strict=True)
 
@@ -71,7 +80,7 @@ def test_an_unreadable_image_is_none_and_is_tried_again(images: list[ImageRef]):
     path = Path(images[2].path)
     data = path.read_bytes()
     path.unlink()
-    holder = HeldImages(images, torch.clone, CPU, workers=0)
+    holder = HeldImages(images, whole, CPU, workers=0)
 
     assert [image is None for image in holder.read(range(4))] == [False, False, True, False]
     path.write_bytes(data)
