@@ -39,7 +39,7 @@ def test_the_gpu_benchmark_runs_all_parts_on_a_cpu(tmp_path):
         ("B", "finetune, round 1", "train"),
         ("B", "alloop compare", "whole command"),
         ("B", "alloop simulate", "whole command"),
-        ("C", "resnet50", "features from JPEG files / ceiling"),
+        ("C", "resnet50", "features from JPEG files / the slower of decoding and trunk"),
         ("C", "efficientnet_b0", "features from memory / ceiling"),
         ("C", "vit_b_16", "ceiling"),
         ("C", "convnext_tiny", "ceiling"),

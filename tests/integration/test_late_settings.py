@@ -29,7 +29,7 @@ AT_ONCE = {
 }  # fmt: skip
 # Frozen with each round.
 NEXT_ROUND = {"train", "calibration", "acquisition"}
-NEXT_ROUND_TOO = {"loop.batch_size", "evaluation.holdout_growth", "evaluation.matched_arm"}
+NEXT_ROUND_TOO = {"loop.batch_size", "model.precision", "evaluation.holdout_growth", "evaluation.matched_arm"}
 REFUSED = {
     *(f"model.{key}" for key in COMPARED), "evaluation.test", "labeling.backend", "labeling.label_studio.url",
     "labeling.label_studio.project_id",

@@ -115,8 +115,8 @@ def test_a_model_depends_neither_on_processes_nor_on_room_in_memory(toys, monkey
 def test_fine_tuning_decodes_an_image_once(toys, monkeypatch):
     job = _job(toys, epochs=3)
     run_train(job)  # features of the untrained trunk are in the cache from here on
-    decoded, decode = [], dataset.decode_ref
-    monkeypatch.setattr(dataset, "decode_ref", lambda ref: decoded.append(ref.image_id) or decode(ref))
+    decoded, photo = [], dataset.Photo
+    monkeypatch.setattr(dataset, "Photo", lambda ref: decoded.append(ref.image_id) or photo(ref))
 
     result = run_train(dataclasses.replace(job, out=toys.root / "again"))
 

@@ -251,7 +251,9 @@ def test_a_member_whose_weights_are_gone_is_trained_again(toys):
 
 
 def _here(job):
-    return build_hardware(job.settings, None), None, silent
+    hardware = build_hardware(job.settings, None)
+    backbone = build_backbone(job.settings)
+    return hardware, lambda: training._material(job, job.seed, backbone, hardware, None, silent), silent
 
 
 def test_scores_hold_every_uncertainty_that_the_members_give(toys):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import NOW, add_pool_image, at_bench, make_image, make_project
+from factories import NOW, add_pool_image, at_bench, fake_sha256, make_image, make_project
 from sqlalchemy import Engine
 
 from alloop.errors import ConfigError, PoolError
