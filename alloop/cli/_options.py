@@ -139,9 +139,12 @@ class Pace:
         self._began, self._first = time.monotonic(), done
 
     def say(self, done: int, total: int) -> str:
-        """Return how many are done in a second, and the time left; empty in the first second."""
+        """Return how many are done in a second, and the time left.
+
+        Empty in the first second, and without a total: such work counts the seconds that it waits.
+        """
         seconds = time.monotonic() - self._began
-        if done <= self._first or seconds < 1:
+        if not total or done <= self._first or seconds < 1:
             return ""
         pace = (done - self._first) / seconds
         rate = f"{pace:.0f} a second" if pace >= 10 else f"{pace:.2g} a second"
