@@ -84,7 +84,7 @@ def ensure_features(
     Raises:
         ModelError: Features were given instead of a trunk, but not for all images.
     """
-    parts = backbone.parts or (backbone,)
+    parts = backbone.alone
     blocks = [_open_one(cache, part, part.fingerprint()) for part in parts]
     todo = _lacking(images, blocks)
     if todo and isinstance(backbone.module, Given):
@@ -197,7 +197,7 @@ def depth_of_all(images: Sequence[ImageRef]) -> int | None:
 
 def trunk_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Passed]:
     """Run images through the trunk, or its trunks side by side, in the order given. Memory is O(block)."""
-    yield from pass_trunks(_load(images, backbone, hardware), backbone.parts or (backbone,), hardware)
+    yield from pass_trunks(_load(images, backbone, hardware), backbone.alone, hardware)
 
 
 def features_of(passed: Passed) -> Tensor:

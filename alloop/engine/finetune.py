@@ -71,7 +71,7 @@ class Setup:
                 module.eval()
 
     def learn_statistics(self, n_images: int) -> None:
-        """Let batch normalization learn from a batch, unless it is a single image, which has no statistics."""
+        """Set whether batch normalization learns from the next batch. A single image has no statistics to learn."""
         for module in self.new_norms:
             module.train(n_images > 1)
 
@@ -247,7 +247,7 @@ class _Watched:
         self._setup, self._targets = setup, validation.targets
 
     def nll(self) -> float:
-        """Mean NLL of log p̄ in nats, without dropout; nan if there are no images."""
+        """Return the mean NLL of log p̄, in nats, without dropout. It is nan if there are no images."""
         setup, features = self._setup, []
         order = memory_order(setup.backbone, setup.backbone.module.eval(), setup.hardware.device)
         setup.backbone.module.to(memory_format=order)

@@ -311,10 +311,9 @@ class _Returning:
         if self._arrived is not None:
             self._arrived.synchronize()  # before this, the memory may hold anything
         if not all(map(bool, self._is_finite)):
-            raise ModelError("The backbone gave features that are not finite.", "Check its weights.")
-        rows = (
-            self._rows if self._arrived is None else tuple(rows.clone() for rows in self._rows)
-        )  # frees pinned memory
+            raise _not_finite()
+        # The copies free pinned memory.
+        rows = self._rows if self._arrived is None else tuple(rows.clone() for rows in self._rows)
         return Passed(self._done, self._block.positions, tuple(self._block.failed), rows)
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from alloop.records import CurvePoint
+from alloop.report.headlines import interval_of
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 96, 12, 34  # margins; the right one holds the name of the line
@@ -65,7 +66,11 @@ def make_curve(points: Sequence[CurvePoint]) -> CurveChart | None:
         return round(HEIGHT - BOTTOM - (percent - first) / (last - first) * (HEIGHT - TOP - BOTTOM), 1)
 
     dots = tuple(
-        Dot(x(point.n_labels), y(100 * point.accuracy.value), f"{point.n_labels} labels: {estimate(point)} %")
+        Dot(
+            x(point.n_labels),
+            y(100 * point.accuracy.value),
+            f"{point.n_labels} labels: {interval_of(point.accuracy)} %",
+        )
         for point in points
     )
     upper = [f"{x(n)},{y(high)}" for n, high in zip(counts, highs, strict=True)]
@@ -77,15 +82,9 @@ def make_curve(points: Sequence[CurvePoint]) -> CurveChart | None:
         end=Dot(dots[-1].x, dots[-1].y, f"{100 * points[-1].accuracy.value:.1f} % asked"),
         rows=tuple(Tick(y(first + step * at), f"{first + step * at:g}") for at in range(N_LINES)),
         columns=tuple(Tick(x(n), str(n)) for n in _some(counts)),
-        summary=f"Accuracy goes from {estimate(points[0])} % with {counts[0]} labels to {estimate(points[-1])} % with "
-        f"{counts[-1]} labels.",
+        summary=f"Accuracy goes from {interval_of(points[0].accuracy)} % with {counts[0]} labels to "
+        f"{interval_of(points[-1].accuracy)} % with {counts[-1]} labels.",
     )
-
-
-def estimate(point: CurvePoint) -> str:
-    """Return "82.6 (80.0–85.2)" in percent."""
-    value, low, high = (100 * part for part in (point.accuracy.value, point.accuracy.low, point.accuracy.high))
-    return f"{value:.1f} ({low:.1f}–{high:.1f})"
 
 
 def _grid(low: float, high: float) -> tuple[float, float]:

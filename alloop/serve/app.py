@@ -194,7 +194,7 @@ class _Pages:
         return HTMLResponse(page.render(wrong="wrong" in request.query_params), headers={"cache-control": "no-store"})
 
     def not_found(self, request: Request, error: Exception) -> Response:
-        """Answer to an address that is no page."""
+        """Return the page that says that an address is no page."""
         return self._error(404, "There is no such page.", "Choose a page on the left.")
 
     def _error(self, code: int, says: str, hint: str) -> Response:

@@ -55,25 +55,22 @@ class Desk:
 
     def status(self) -> StatusReport:
         """Return the numbers of `alloop status`."""
-        return self._part("status", gather_status)
+        return self.part("status", gather_status)
 
     def curve(self) -> list[CurvePoint]:
         """Return accuracy by labels."""
-        return self._part("curve", _curve)
+        return self.part("curve", _curve)
 
     def holdout(self) -> HoldoutPredictions | None:
         """Return the newest model's predictions for the holdout; None before a measurement."""
-        return self._part("holdout", _holdout)
+        return self.part("holdout", _holdout)
 
     def pool(self) -> Snapshot:
         """Return all images with what is known of them."""
-        return self._part("pool", _pool)
+        return self.part("pool", _pool)
 
     def part(self, name: str, compute: Callable[[Project], Value]) -> Value:
-        """Return another part of the project, computed once for each state of the database."""
-        return self._part(name, compute)
-
-    def _part(self, name: str, compute: Callable[[Project], Value]) -> Value:
+        """Return a part of what the pages show, computed once for each state of the database."""
         project = self.project()
         state = _state_of(project)
         with self._lock:

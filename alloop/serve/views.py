@@ -17,7 +17,11 @@ from alloop.report.shown import TASKS, Shown
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
 from alloop.serve.filters import PAGE, SORTS, STATES, BadFilter, Filter, apply, read_filter
+from alloop.serve.mistakes import gather_mistakes
+from alloop.serve.model import gather_model
+from alloop.serve.people import gather_people
 from alloop.serve.snapshot import Snapshot, Tile
+from alloop.store.images import find_image_ids
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import find_round
 from alloop.store.selections import list_selections
@@ -150,23 +154,19 @@ def image(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 def people(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer whether people agree."""
-    from alloop.serve.people import gather_people
-
     found = desk.part("people", gather_people)
     return "people", {"title": "People", "head": found.head, "people": found.people, "days": found.days}
 
 
 def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer what is confused with what."""
-    from alloop.serve.mistakes import gather_mistakes
-
     holdout = desk.holdout()
     if holdout is None:
         waits = "They show when a model was measured on the holdout. " + next_step(desk.status())
         return "mistakes", {"title": "Mistakes", "head": Headline("No mistakes to show yet.", waits), "matrix": ()}
     found = gather_mistakes(holdout)
     pool = desk.pool()
-    ids = {sha256: image_id for sha256, image_id in _ids_of(desk, found.sure).items()}
+    ids = _ids_of(desk, found.sure)
     return "mistakes", {
         "title": "Mistakes",
         "head": found.head,
@@ -179,8 +179,6 @@ def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer whether the probabilities can be trusted."""
-    from alloop.serve.model import gather_model
-
     return "model", {"title": "Model", **gather_model(desk.status(), desk.holdout(), _shown(desk))}
 
 
@@ -249,8 +247,6 @@ def _tiles(pool: Snapshot, image_ids: Sequence[int]) -> list[Tile]:
 
 
 def _ids_of(desk: Desk, sha256s: Sequence[str]) -> dict[str, int]:
-    from alloop.store.images import find_image_ids
-
     with reading(desk.project().database) as session:
         return find_image_ids(session, sha256s)
 
