@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -20,6 +18,7 @@ from alloop.machine import usable_cores
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
 from alloop.report.headlines import standing
+from alloop.report.html import STYLE, make_environment
 from alloop.serve import views
 from alloop.serve.desk import Desk
 from alloop.serve.guard import App, Guard
@@ -30,10 +29,10 @@ from alloop.store.session import reading
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-STATIC = {  # file → type; no other file is served, so no address reaches the file system
-    "alloop.css": "text/css; charset=utf-8",
-    "alloop.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+STATIC = {  # name → file, type; no other file is served, so no address reaches the file system
+    "alloop.css": (STYLE, "text/css; charset=utf-8"),
+    "alloop.js": (HERE / "static" / "alloop.js", "text/javascript; charset=utf-8"),
+    "icon.svg": (HERE / "static" / "icon.svg", "image/svg+xml"),
 }
 KEPT = "private, max-age=31536000, immutable"
 PICTURE_POLICY = "default-src 'none'; sandbox"
@@ -122,14 +121,7 @@ class _Pages:
     def __init__(self, desk: Desk, thumbnails: Thumbnails) -> None:
         self._desk = desk
         self._thumbnails = thumbnails
-        self._templates = Environment(
-            autoescape=True,
-            undefined=StrictUndefined,
-            loader=FileSystemLoader(HERE / "templates"),
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters["words"] = _words
+        self._templates = make_environment(HERE / "templates")
 
     def page(self, view: View) -> Callable[[Request], Response]:
         """Return the answer of a page."""
@@ -186,7 +178,8 @@ class _Pages:
         name = request.query_params.get("file", "")
         if name not in STATIC:
             return _plain(404, "There is no such file.")
-        return Response((HERE / "static" / name).read_bytes(), media_type=STATIC[name])
+        file, kind = STATIC[name]
+        return Response(file.read_bytes(), media_type=kind)
 
     def login(self, request: Request) -> Response:
         """Answer with the form for the token."""
@@ -211,14 +204,6 @@ def _whole_picture(image: ImageRef) -> bytes:
     buffer = io.BytesIO()
     picture_of(image).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
-
-
-def _words(text: str) -> Markup:
-    """Escape a sentence, and show what stands between backticks as code."""
-    parts = (
-        Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))
-    )
-    return Markup("").join(parts)
 
 
 def _plain(code: int, words: str) -> Response:

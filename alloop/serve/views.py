@@ -12,14 +12,15 @@ from alloop.loop.stopping import Standing
 from alloop.records import Reason
 from alloop.report.charts import make_curve
 from alloop.report.gather import RoundReport, StatusReport, describe_measured
-from alloop.report.headlines import Headline, count, interval_of, next_step, of_project
+from alloop.report.headlines import Headline, count, next_step, of_project
+from alloop.report.mistakes import gather_mistakes
+from alloop.report.people import gather_people
+from alloop.report.reliability import gather_model
+from alloop.report.rounds import round_rows
 from alloop.report.shown import TASKS, Shown
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
 from alloop.serve.filters import PAGE, SORTS, STATES, BadFilter, Filter, apply, read_filter
-from alloop.serve.mistakes import gather_mistakes
-from alloop.serve.model import gather_model
-from alloop.serve.people import gather_people
 from alloop.serve.snapshot import Snapshot, Tile
 from alloop.store.images import find_image_ids
 from alloop.store.queries import QueryRecord, list_queries
@@ -55,7 +56,7 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "stopping": [rule for rule in status.findings.rules if rule.stops or rule.standing is Standing.HOLDS],
         "attention": status.attention,
         "metrics": shown.metrics,
-        "rounds": [_round_row(row, shown) for row in reversed(status.rounds)],
+        "rounds": round_rows(status, shown),
         "explained": shown.explained.format(measured=describe_measured(status.findings)),
     }
 
@@ -184,18 +185,6 @@ def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 def _shown(desk: Desk) -> Shown:
     return TASKS[desk.project().config.project.task]
-
-
-def _round_row(row: RoundReport, shown: Shown) -> Values:
-    cells = [interval_of(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics]
-    settled = sum(row.queries.values()) - row.queries.get("open", 0)
-    return {
-        "number": row.number,
-        "labels": "–" if row.n_labels is None else str(row.n_labels),
-        "metrics": cells,
-        "answered": f"{settled} of {sum(row.queries.values())}",
-        "state": row.closed_because or row.state,
-    }
 
 
 def _asked_words(number: int, queries: Sequence[QueryRecord]) -> str:

@@ -1,4 +1,4 @@
-"""The page Model: whether its probabilities can be trusted, and how it was made."""
+"""The newest model: whether its probabilities can be trusted, and how it was made."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ LEFT, BOTTOM, WIDE, HIGH = 44, 296, 360, 280  # of the diagram, in pixels
 
 
 def gather_model(status: StatusReport, holdout: HoldoutPredictions | None, shown: Shown) -> dict[str, Any]:
-    """Return the values of the page."""
+    """Return the values of the part."""
     measured = [row for row in status.rounds if row.metrics]
     if not measured:
         return {"head": Headline("No model was measured yet.", next_step(status)), "bins": [], "facts": []}

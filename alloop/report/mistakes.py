@@ -1,4 +1,4 @@
-"""The page Mistakes: the confusion matrix of the holdout, the worst classes, the most confident mistakes."""
+"""Mistakes on the holdout: the confusion matrix, the worst classes, the most confident mistakes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import numpy.typing as npt
 from alloop.evaluation.intervals import wilson
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.report.headlines import Headline, count, interval_of
-from alloop.serve.filters import Filter
 
 N_SURE = 12  # most confident mistakes
 SHADES = (0.001, 0.1, 0.25, 0.5)  # shares of a row from which a mistake is shaded darker
@@ -17,13 +16,12 @@ SHADES = (0.001, 0.1, 0.25, 0.5)  # shares of a row from which a mistake is shad
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-    """Cell of the matrix. `address` filters the page Images."""
+    """Cell of the matrix: number of images, and the same in words."""
 
     n: int
     is_right: bool
     shade: int
     words: str
-    address: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class ClassRow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mistakes:
-    """Content of the page. `sure` are hashes of images, the most confident mistake first."""
+    """Content of the part. `sure` are hashes of images, the most confident mistake first."""
 
     head: Headline
     matrix: tuple[Row, ...]
@@ -101,8 +99,7 @@ def _row(at: int, counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Row:
         words = f"{classes[at]} predicted as {name}: {n} of {total}"
         if total:
             words += f", {interval_of(wilson(n, total))} %"
-        address = Filter(state="holdout", label=classes[at], predicted=name).address()
-        cells.append(Cell(n, is_right, shade, words, address))
+        cells.append(Cell(n, is_right, shade, words))
     return Row(classes[at], tuple(cells))
 
 

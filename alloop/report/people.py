@@ -1,4 +1,4 @@
-"""The page People: what each person labeled, how fast, and how often others agree."""
+"""People: what each person labeled, how fast, and how often others agree."""
 
 import dataclasses
 import statistics
@@ -12,7 +12,7 @@ from alloop.report.headlines import Headline, count, interval_of
 from alloop.store.annotations import list_current
 from alloop.store.session import reading
 
-DAYS = 30  # newest days that the page shows
+DAYS = 30  # newest days that are shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Day:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class People:
-    """Content of the page."""
+    """Content of the part."""
 
     head: Headline
     people: tuple[Person, ...]

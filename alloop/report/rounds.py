@@ -1,0 +1,34 @@
+"""Table of rounds."""
+
+import dataclasses
+
+from alloop.report.gather import RoundReport, StatusReport
+from alloop.report.headlines import interval_of
+from alloop.report.shown import Shown
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundRow:
+    """Row of a round, in words."""
+
+    number: int
+    labels: str
+    metrics: tuple[str, ...]
+    answered: str
+    state: str
+
+
+def round_rows(status: StatusReport, shown: Shown) -> tuple[RoundRow, ...]:
+    """Return the rounds, the newest first."""
+    return tuple(_row(row, shown) for row in reversed(status.rounds))
+
+
+def _row(row: RoundReport, shown: Shown) -> RoundRow:
+    asked, open_ = sum(row.queries.values()), row.queries.get("open", 0)
+    return RoundRow(
+        number=row.number,
+        labels="–" if row.n_labels is None else str(row.n_labels),
+        metrics=tuple(interval_of(row.metrics.get(each.name), each.factor, each.digits) for each in shown.metrics),
+        answered=f"{asked - open_} of {asked}",
+        state=row.closed_because or row.state,
+    )
