@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+
+from alloop.models.vision import transforms
 
 STRENGTHS = 31  # equal steps from none to the strongest
 

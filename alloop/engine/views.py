@@ -16,13 +16,12 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as transforms
 
 from alloop.config.schema import Augmentation
 from alloop.engine.device import full_float32
 from alloop.engine.trivial_augment import change
 from alloop.models.backbones import RESAMPLING, Backbone, Interpolation, Photo
+from alloop.models.vision import transforms, v2
 
 SMALLEST_CROP = 0.5  # smallest share of the area of an image that a view shows
 WIDEST = 4 / 3  # largest ratio of the sides of a rectangle

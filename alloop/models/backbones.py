@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as transforms
 
 from alloop.errors import AlloopError, ConfigError, ModelError
 from alloop.models.given import Given
 from alloop.models.pixels import Pixels
 from alloop.models.side_by_side import SideBySide, join_pixels, split_pixels
 from alloop.models.state import load_weights
+from alloop.models.vision import torchvision, transforms
 from alloop.records import Precision
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 import torch
-import torchvision
+
+from alloop.models.vision import torchvision
 
 _DINO = "README of github.com/facebookresearch/dino"
 _DINOV2 = "README of github.com/facebookresearch/dinov2"
