@@ -13,6 +13,7 @@ from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.project import Project, open_project
 from alloop.records import CurvePoint
 from alloop.report.gather import StatusReport, gather_status
+from alloop.report.made import Made, gather_made
 from alloop.serve.snapshot import Snapshot, take_snapshot
 from alloop.store.session import reading
 
@@ -65,6 +66,10 @@ class Desk:
         """Return the newest model's predictions for the holdout; None before a measurement."""
         return self.part("holdout", _holdout)
 
+    def made(self) -> Made | None:
+        """Return how the newest measured model was made; None before a measurement."""
+        return self.part("made", _made)
+
     def pool(self) -> Snapshot:
         """Return all images with what is known of them."""
         return self.part("pool", _pool)
@@ -112,5 +117,6 @@ def _with_session(read: Callable[..., Value], project: Project) -> Value:
 
 
 _curve = functools.partial(_with_session, learning_curve)
+_made = functools.partial(_with_session, gather_made)
 _holdout = functools.partial(_with_session, read_last_holdout)
 _pool = functools.partial(_with_session, take_snapshot)
