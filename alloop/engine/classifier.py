@@ -14,16 +14,15 @@ from alloop.calibration.calibrator import plain
 from alloop.composition import OOD_SCORES
 from alloop.config.schema import PoolConfig
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
+from alloop.engine.cached_features import CachedFeatures, open_features
 from alloop.engine.calibrate import apply_calibration
 from alloop.engine.device import choose_device, has_bfloat16
 from alloop.engine.features import (
-    CachedFeatures,
     Failed,
     depth_of_all,
     ensure_features,
     features_of,
     look_up_features,
-    open_features,
     trunk_batches,
     trunk_features,
 )
@@ -415,7 +414,7 @@ class Classifier:
 
     @functools.cached_property
     def _features(self) -> CachedFeatures:
-        return open_features(self._cache, self.backbone, self._fingerprint_now)
+        return open_features(self._cache, self._fingerprint_now)
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, object]:

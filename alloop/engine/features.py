@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
+from alloop.engine.cached_features import CachedFeatures, Joined, open_alone
 from alloop.engine.device import explained_shortage
 from alloop.engine.jobs import FeatureJob, FeatureResult
 from alloop.engine.trunk_passes import Failed as Failed
@@ -35,18 +34,6 @@ SHARD_ROWS = 8192  # most features that wait in memory before they are written
 PIECE = 32  # images that a worker process hands over together
 AHEAD = 4  # pieces that every worker process decodes ahead
 SHARD_SECONDS = 30.0  # longest wait: the work that a killed run has to do again
-
-
-class CachedFeatures(Protocol):
-    """Features on disk, by `ImageRef.key`."""
-
-    def missing(self, keys: Sequence[str], /) -> list[str]:
-        """Return the keys without features, each once."""
-        ...
-
-    def take(self, keys: Sequence[str], /) -> npt.NDArray[np.float32]:
-        """Return features [n, D] in the order given; keys may repeat."""
-        ...
 
 
 @explained_shortage()
@@ -85,7 +72,7 @@ def ensure_features(
         ModelError: Features were given instead of a trunk, but not for all images.
     """
     parts = backbone.alone
-    blocks = [_open_one(cache, part, part.fingerprint()) for part in parts]
+    blocks = [open_alone(cache, part.fingerprint()) for part in parts]
     todo = _lacking(images, blocks)
     if todo and isinstance(backbone.module, Given):
         n_todo = sum(map(len, todo.values()))
@@ -107,7 +94,7 @@ def ensure_features(
                 failed |= {ref.key: reasons[ref.image_id] for ref in refs if ref.image_id in reasons}
                 progress("features", done + passed.done, total)
         done += len(refs)
-    found = _Joined(blocks, backbone.n_features) if backbone.parts else blocks[0]
+    found = Joined(blocks) if backbone.parts else blocks[0]
     return found, tuple((image.image_id, failed[image.key]) for image in images if image.key in failed)
 
 
@@ -141,18 +128,6 @@ def _say_computed_again(
                 "%d features are computed again: this version of alloop reads and resizes images in another way.",
                 n_known,
             )
-
-
-def open_features(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> CachedFeatures:
-    """Open the features that the cache has. The fingerprint is that of the backbone; making it takes a while."""
-    if not backbone.parts:
-        return _open_one(cache, backbone, fingerprint)
-    pairs = zip(backbone.parts, fingerprint["side_by_side"], strict=True)
-    return _Joined([open_features(cache, part, its) for part, its in pairs], backbone.n_features)
-
-
-def _open_one(cache: Path, backbone: Backbone, fingerprint: Mapping[str, Any]) -> FeatureCache:
-    return FeatureCache(cache / "features", fingerprint, backbone.n_features)
 
 
 def look_up_features(
@@ -246,25 +221,6 @@ def _piece(batch_size: int) -> int:
     """Return the number of images that travel together: a divisor of the batch, so that batches have one size."""
     divisor = math.gcd(batch_size, PIECE)
     return divisor if divisor >= 8 else batch_size
-
-
-class _Joined:
-    """Features of trunks side by side, joined when they are read."""
-
-    def __init__(self, blocks: Sequence[CachedFeatures], n_features: int) -> None:
-        self._blocks, self._n_features = blocks, n_features
-
-    def missing(self, keys: Sequence[str], /) -> list[str]:
-        lacking = {key for block in self._blocks for key in block.missing(keys)}
-        return list(dict.fromkeys(key for key in keys if key in lacking))
-
-    def take(self, keys: Sequence[str], /) -> npt.NDArray[np.float32]:
-        rows = np.empty((len(keys), self._n_features), dtype=np.float32)
-        for start in range(0, len(keys), SHARD_ROWS):  # so that only the result is in memory
-            part = keys[start : start + SHARD_ROWS]
-            blocks = [torch.from_numpy(block.take(part)) for block in self._blocks]
-            rows[start : start + SHARD_ROWS] = join_blocks(blocks).numpy()
-        return rows
 
 
 class Shards:

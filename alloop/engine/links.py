@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alloop.engine.features import CachedFeatures, Shards
+from alloop.engine.cached_features import CachedFeatures
+from alloop.engine.features import Shards
 from alloop.errors import WorkspaceError
 from alloop.pool.cache import FeatureCache
 from alloop.progress import Progress, silent

@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError
 
 from alloop.engine.build import Hardware
-from alloop.engine.features import CachedFeatures, ensure_features, look_up_features, open_features
+from alloop.engine.cached_features import CachedFeatures, open_features
+from alloop.engine.features import ensure_features, look_up_features
 from alloop.engine.jobs import TrainJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError, WorkspaceError
@@ -130,7 +131,7 @@ def open_graph(
         found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)
     except (OSError, WorkspaceError) as error:  # a cache that we may only read, or a full disk
         _log.warning("The features of the pool are computed again, and kept in memory only: %s", error)
-        cached = open_features(cache, backbone, fingerprint)
+        cached = open_features(cache, fingerprint)
         found = _fit_in_memory(refs, nodes, cached, backbone, hardware, progress)
     if found is None:
         raise ModelError(
@@ -198,7 +199,7 @@ def _load_or_fit(
     found = _load(path)
     if found is not None:
         return found
-    features = open_features(cache, backbone, fingerprint)
+    features = open_features(cache, fingerprint)
     if features.missing(nodes):
         return None
     made = fit_smoothing(nodes, torch.from_numpy(features.take(nodes)), progress)
