@@ -1,6 +1,10 @@
-"""Start times of processes, which distinguish a process from a later one with the same id."""
+"""Start times of processes, which distinguish a process from a later one with the same id; the life of workers."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 
@@ -16,3 +20,18 @@ def start_time(pid: int) -> str:
     found = subprocess.run(["ps", "-o", "lstart=,stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     words = found.stdout.split()
     return "" if not words or words[-1].startswith("Z") else "-".join(words[:-1])
+
+
+def begin_worker() -> None:
+    """Prepare this process, which another one started for its work: it ignores Ctrl-C and ends with the other one."""
+    # Ctrl-C reaches every process of the terminal; only the first one decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, however that happened: nobody wants its results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -3,15 +3,14 @@
 import contextlib
 import itertools
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from alloop.errors import WorkerKilled
 from alloop.executor import Job, Result
+from alloop.processes import begin_worker
 from alloop.progress import Progress, silent
 
 
@@ -35,7 +34,7 @@ def _run_in_processes(jobs: Iterator[Job[Result]], at_once: int, most: int, in_o
     # Processes rather than threads: hashing, decoding and Python code hold the interpreter's lock, and Pillow's limits
     # are global. Spawned, because forking a process that has threads (a progress bar's, torch's) can deadlock.
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _begin_worker)
+    pool = ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), begin_worker)
     under_way: list[Future[Result]] = []
     try:
         while True:
@@ -67,17 +66,3 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker() -> None:
-    # Ctrl-C reaches every process of the terminal; only the first one decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that happened: nobody wants its results."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

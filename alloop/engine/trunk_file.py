@@ -84,6 +84,15 @@ class TrunkWriter:
         return rows
 
 
+def list_trunk_images(path: Path, sha256: str) -> npt.NDArray[np.int64]:
+    """List the ids of the images that the file has features of.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    return np.array(_opened(path, sha256)["image_id"], dtype=np.int64)
+
+
 def read_trunk_features(
     path: Path, sha256: str, image_ids: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -92,15 +101,19 @@ def read_trunk_features(
     Raises:
         ModelError: The file is missing or damaged.
     """
-    again = "Score again with `alloop score`."
-    try:
-        if sha256_of(path) != sha256:
-            raise ModelError(f"The features in {path} are damaged: their checksum does not match.", again)
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The features in {path} cannot be read: {error}.", again) from error
+    rows = _opened(path, sha256)
     ids = np.array(rows["image_id"])
     order = np.argsort(ids, kind="stable")
     places = np.minimum(np.searchsorted(ids[order], image_ids), max(len(ids) - 1, 0))
     found = ids[order][places] == image_ids if len(ids) else np.zeros(len(image_ids), dtype=bool)
     return np.ascontiguousarray(rows["features"][order[places[found]]], dtype=np.float32), found
+
+
+def _opened(path: Path, sha256: str) -> Any:
+    again = "Score again with `alloop score`."
+    try:
+        if sha256_of(path) != sha256:
+            raise ModelError(f"The features in {path} are damaged: their checksum does not match.", again)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The features in {path} cannot be read: {error}.", again) from error

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from alloop.errors import AlloopError, PoolError
@@ -32,7 +32,10 @@ HERE = Path(__file__).parent
 STATIC = {  # name → file, type; no other file is served, so no address reaches the file system
     "alloop.css": (STYLE, "text/css; charset=utf-8"),
     "alloop.js": (HERE / "static" / "alloop.js", "text/javascript; charset=utf-8"),
+    "d3.min.js": (HERE / "static" / "d3.min.js", "text/javascript; charset=utf-8"),
     "icon.svg": (HERE / "static" / "icon.svg", "image/svg+xml"),
+    "map.css": (HERE / "static" / "map.css", "text/css; charset=utf-8"),
+    "map.js": (HERE / "static" / "map.js", "text/javascript; charset=utf-8"),
 }
 KEPT = "private, max-age=31536000, immutable"
 PICTURE_POLICY = "default-src 'none'; sandbox"
@@ -66,12 +69,16 @@ def make_app(folder: Path, hosts: Collection[str], token: str | None = None) -> 
         "/round": views.round_,
         "/images": views.images,
         "/image": views.image,
+        "/map": views.map_,
+        "/tile": views.tile,
         "/mistakes": views.mistakes,
         "/people": views.people,
         "/model": views.model,
     }
     routes = [Route(address, pages.page(view)) for address, view in addresses.items()]
     routes += [
+        Route("/map/points", pages.numbers(views.map_points)),
+        Route("/map/progress", pages.numbers(views.map_progress)),
         Route("/thumbnail", pages.thumbnail),
         Route("/picture", pages.picture),
         Route("/static", pages.static),
@@ -137,6 +144,20 @@ class _Pages:
                 return self._error(404, str(error), "Go back, or choose a page on the left.")
             except AlloopError as error:
                 return self._error(503, error.message, error.hint or "")
+
+        return answer
+
+    def numbers(self, view: Callable[[Desk, Mapping[str, str]], dict[str, Any]]) -> Callable[[Request], Response]:
+        """Return the answer with numbers for a script."""
+
+        def answer(request: Request) -> Response:
+            try:
+                found = view(self._desk, request.query_params)
+            except views.NotFound as error:
+                return _plain(404, str(error))
+            except AlloopError as error:
+                return _plain(503, error.message)
+            return JSONResponse(found, headers={"cache-control": "no-store"})
 
         return answer
 

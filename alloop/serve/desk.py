@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import text
 
+from alloop.engine.pool_map import FOLDER as MAPS
+from alloop.errors import ModelError
 from alloop.loop.measuring.findings import learning_curve, read_last_holdout
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.project import Project, open_project
 from alloop.records import CurvePoint
 from alloop.report.gather import StatusReport, gather_status
-from alloop.report.made import Made, gather_made
+from alloop.serve.map_maker import Making, MapMaker, plan_map
 from alloop.serve.snapshot import Snapshot, take_snapshot
 from alloop.store.session import reading
 
@@ -35,6 +37,7 @@ class Desk:
         self._state: object = None
         self._parts: dict[str, Any] = {}
         self._part_locks: dict[str, threading.Lock] = {}
+        self.maps = MapMaker()
 
     def project(self) -> Project:
         """Return the open workspace; it is opened again after a change of its settings.
@@ -50,7 +53,8 @@ class Desk:
             return self._project
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and stop what is being made."""
+        self.maps.close()
         with self._lock:
             self._close()
 
@@ -66,13 +70,21 @@ class Desk:
         """Return the newest model's predictions for the holdout; None before a measurement."""
         return self.part("holdout", _holdout)
 
-    def made(self) -> Made | None:
-        """Return how the newest measured model was made; None before a measurement."""
-        return self.part("made", _made)
-
     def pool(self) -> Snapshot:
         """Return all images with what is known of them."""
         return self.part("pool", _pool)
+
+    def making(self) -> Making:
+        """Return how far the map is, and begin to make it if there is none."""
+        project, making = self.project(), self.maps.state()
+        if making.is_under_way or self.pool().spots is not None:
+            return making
+        try:
+            with reading(project.database) as session:
+                self.maps.begin(plan_map(session, project))
+        except ModelError as error:
+            return Making(f"{error.message} {error.hint}".strip())
+        return self.maps.state()
 
     def part(self, name: str, compute: Callable[[Project], Value]) -> Value:
         """Return a part of what the pages show, computed once for each state of the database."""
@@ -95,7 +107,11 @@ class Desk:
 
 
 def _state_of(project: Project) -> object:
-    """Return a value that differs after every change of the database."""
+    """Return a value that differs after every change of the database, and when a map was made."""
+    return _database_state(project), _stamp(project.paths.cache / MAPS)
+
+
+def _database_state(project: Project) -> object:
     url = project.database.url
     if url.get_backend_name() == "sqlite":
         return tuple(_stamp(Path(f"{url.database}{end}")) for end in ("", "-wal"))
@@ -117,6 +133,5 @@ def _with_session(read: Callable[..., Value], project: Project) -> Value:
 
 
 _curve = functools.partial(_with_session, learning_curve)
-_made = functools.partial(_with_session, gather_made)
 _holdout = functools.partial(_with_session, read_last_holdout)
 _pool = functools.partial(_with_session, take_snapshot)

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -13,28 +14,17 @@ from alloop.records import Reason
 from alloop.report.charts import make_curve
 from alloop.report.gather import RoundReport, StatusReport, describe_measured
 from alloop.report.headlines import Headline, count, next_step, of_project
-from alloop.report.histogram import histogram_of
 from alloop.report.mistakes import gather_mistakes
 from alloop.report.people import gather_people
 from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
-from alloop.report.second_looks import find_second_looks
 from alloop.report.shown import TASKS, Shown
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
-from alloop.serve.filters import (
-    PAGE,
-    SORTS,
-    STATES,
-    BadFilter,
-    Filter,
-    apply,
-    offer_attributes,
-    offer_sources,
-    read_filter,
-)
+from alloop.serve.features import find_nearest, read_labeled
+from alloop.serve.filters import PAGE, SORTS, STATES, BadFilter, Filter, apply, read_filter
+from alloop.serve.map import COLOURS, colouring, find_doubt, head_of, names_on, note_of, points, words_of
 from alloop.serve.snapshot import Snapshot, Tile
-from alloop.store.annotations import list_classes_by_hash
 from alloop.store.images import find_image_ids
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import find_round
@@ -51,7 +41,7 @@ REASONS = {
     Reason.AUDIT: "audit of automatic labels",
 }
 MOST_ON_PAGE = 200  # pictures
-MOST_LOOKS = 24  # labels worth a second look
+STRIP = 12  # pictures of an area below the map
 
 
 class NotFound(Exception):
@@ -138,23 +128,73 @@ def images(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "states": STATES,
         "sorts": sorts,
         "classes": pool.scored.classes,
-        "sources": offer_sources(pool),
-        "attributes": offer_attributes(pool),
         "images": [pool.row(int(row)) for row in rows[start : start + PAGE]],
         "n_pages": n_pages,
         "empty": "No image of the pool is like this. Remove a filter." if len(pool) else "The pool is empty.",
     }
 
 
+def map_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Answer where the labels are, and where the doubt is."""
+    making, pool = desk.making(), desk.pool()
+    by = _colour(query)
+    wanted, problem = Filter(), ""
+    try:
+        wanted = read_filter({"area": query.get("area", "")}, pool)
+    except BadFilter as error:
+        problem = str(error)
+    doubt = find_doubt(pool)
+    found, spots = colouring(pool, by, doubt), pool.spots
+    rows = apply(wanted, pool).tolist() if wanted.area else []
+    return "map", {
+        "title": "Map",
+        "head": head_of(pool, doubt),
+        "by": by,
+        "colours": [(name, words, _map_address(name, wanted.area)) for name, words in COLOURS.items()],
+        "problem": problem,
+        "making": making if spots is None else None,
+        "map_name": "" if spots is None else spots.pool_map.name,
+        "names": [] if spots is None else names_on(pool, spots, by, doubt),
+        "note": "" if spots is None else note_of(pool, spots),
+        "what": found.what,
+        "heads": found.heads,
+        "keys": found.keys,
+        "counted": words_of(by, doubt),
+        "area": wanted.area,
+        "without_area": _map_address(by, ""),
+        "selected": [pool.row(row) for row in rows[:STRIP]],
+        "selected_words": f"{count(len(rows), 'image')}, the most uncertain first",
+        "selected_address": wanted.address(),
+    }
+
+
+def map_points(desk: Desk, query: Mapping[str, str]) -> Values:
+    """Return the points of the map as numbers."""
+    pool, by = desk.pool(), _colour(query)
+    if pool.spots is None:
+        raise NotFound("The map is not made yet.")
+    return {**points(pool, pool.spots, colouring(pool, by, find_doubt(pool)).codes)}
+
+
+def map_progress(desk: Desk, query: Mapping[str, str]) -> Values:
+    """Return how far the map is."""
+    return {**dataclasses.asdict(desk.making()), "is_ready": desk.pool().spots is not None}
+
+
+def tile(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
+    """Show one image as in a grid."""
+    pool = desk.pool()
+    return "tile", {"tile": pool.row(_place(pool, query))}
+
+
 def image(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer what the model and people say about one image."""
     pool = desk.pool()
-    at = pool.place(_whole(query.get("id", ""), "image"))
-    if at is None:
-        raise NotFound("There is no such image.")
+    at = _place(pool, query)
     tile = pool.row(at)
     details = find_details(desk.project(), pool, tile.image_id)
     near = np.flatnonzero(pool.group == pool.group[at])
+    nearest = find_nearest(desk.project(), desk.part("labeled", read_labeled), tile.image_id)
     return "image", {
         "title": "Image",
         "head": f"Predicted: {tile.guess}" if tile.predicted else tile.name or "Image",
@@ -166,6 +206,8 @@ def image(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "history": details.history,
         "places": details.places,
         "near": [pool.row(int(row)) for row in near if row != at][:MOST_ON_PAGE],
+        "nearest": [_similar(pool, image_id, cosine) for image_id, cosine in nearest.found],
+        "nearest_note": nearest.note,
     }
 
 
@@ -181,39 +223,22 @@ def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     if holdout is None:
         waits = "They show when a model was measured on the holdout. " + next_step(desk.status())
         return "mistakes", {"title": "Mistakes", "head": Headline("No mistakes to show yet.", waits), "matrix": ()}
-    found, pool = gather_mistakes(holdout), desk.pool()
-    with reading(desk.project().database) as session:
-        looks = find_second_looks(holdout, list_classes_by_hash(session))
-        ids = find_image_ids(session, {*found.sure, *(look.sha256 for look in looks)})
+    found = gather_mistakes(holdout)
+    pool = desk.pool()
+    ids = _ids_of(desk, found.sure)
     return "mistakes", {
         "title": "Mistakes",
         "head": found.head,
-        "classes": found.classes,
-        "left_out": found.left_out,
+        "classes": holdout.classes,
         "matrix": found.matrix,
-        "confusions": found.confusions,
         "worst": found.worst,
-        "sure": [tile for sha256 in found.sure if (tile := _tile(pool, ids.get(sha256))) is not None],
-        "looks": [
-            (tile, look) for look in looks[:MOST_LOOKS] if (tile := _tile(pool, ids.get(look.sha256))) is not None
-        ],
-        "more_looks": max(0, len(looks) - MOST_LOOKS),
+        "sure": _tiles(pool, [ids[sha256] for sha256 in found.sure if sha256 in ids]),
     }
 
 
 def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer whether the probabilities can be trusted."""
-    scored = desk.pool().scored
-    ood = scored.others.get("ood", np.zeros(0))
-    suspect = scored.suspect if len(ood) else np.zeros(0, dtype=bool)
-    return "model", {
-        "title": "Model",
-        **gather_model(desk.status(), desk.holdout(), _shown(desk)),
-        "strange": histogram_of(ood, suspect),
-        "strange_axis": f"score {desk.project().config.acquisition.ood_score}",
-        "n_suspect": int(suspect.sum()),
-        "made": desk.made(),
-    }
+    return "model", {"title": "Model", **gather_model(desk.status(), desk.holdout(), _shown(desk))}
 
 
 def _shown(desk: Desk) -> Shown:
@@ -263,9 +288,36 @@ def _as_asked(pool: Snapshot, query: QueryRecord) -> Tile | None:
     )
 
 
-def _tile(pool: Snapshot, image_id: int | None) -> Tile | None:
-    at = None if image_id is None else pool.place(image_id)
-    return None if at is None else pool.row(at)
+def _similar(pool: Snapshot, image_id: int, cosine: float) -> Tile:
+    at = pool.place(image_id)
+    assert at is not None  # images never leave the pool
+    return dataclasses.replace(pool.row(at), mark=f"similarity {cosine:.2f}")
+
+
+def _colour(query: Mapping[str, str]) -> str:
+    asked = query.get("colour", "")
+    return asked if asked in COLOURS else next(iter(COLOURS))
+
+
+def _map_address(by: str, area: str) -> str:
+    return "?" + urlencode({"colour": by, **({"area": area} if area else {})})
+
+
+def _place(pool: Snapshot, query: Mapping[str, str]) -> int:
+    at = pool.place(_whole(query.get("id", ""), "image"))
+    if at is None:
+        raise NotFound("There is no such image.")
+    return at
+
+
+def _tiles(pool: Snapshot, image_ids: Sequence[int]) -> list[Tile]:
+    places = [pool.place(image_id) for image_id in image_ids]
+    return [pool.row(at) for at in places if at is not None]
+
+
+def _ids_of(desk: Desk, sha256s: Sequence[str]) -> dict[str, int]:
+    with reading(desk.project().database) as session:
+        return find_image_ids(session, sha256s)
 
 
 def _whole(text: str, name: str) -> int:
@@ -276,7 +328,7 @@ def _whole(text: str, name: str) -> int:
 
 def frame(status: StatusReport) -> Values:
     """Return what is around every page."""
-    names = ("Overview", "Round", "Images", "Mistakes", "People", "Model")
+    names = ("Overview", "Round", "Images", "Map", "Mistakes", "People", "Model")
     address = {"Overview": "./"}
     return {
         "name": status.name,

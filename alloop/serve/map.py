@@ -1,0 +1,279 @@
+"""The page Map: where labels and doubt are. Numbers count the whole pool, also where the map is a sample."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alloop.report.headlines import Headline, count
+from alloop.serve.filters import Filter
+from alloop.serve.snapshot import Snapshot, Spots
+
+COLOURS = {"uncertainty": "uncertainty", "predicted": "prediction", "label": "label", "round": "round asked"}
+COLOURED = 8  # classes or rounds with a colour of their own; the others are gray
+REST, NONE = COLOURED, COLOURED + 1  # codes: another class or round; none at all
+DOUBTFUL = 0.9  # quantile of uncertainty from which an unlabeled image counts as most uncertain
+STEPS = (0.97, DOUBTFUL, 0.75, 0.5)  # quantiles at which the colour of uncertainty changes
+TINTS = (0, 2, 4, 5, 7)  # of the steps
+MOST_NAMES = 20  # on the map
+NAMED = 24  # cells a side, in whose fullest one the name of a class stands
+
+Codes = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """Number of images, and the address of these images."""
+
+    n: int
+    address: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Key:
+    """Row of the table beside the map: a colour, its meaning, and numbers of images.
+
+    Attributes:
+        swatch: Class of the colour in the style sheet.
+    """
+
+    code: int
+    swatch: str
+    words: str
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Name:
+    """Name on the map, with its place."""
+
+    words: str
+    x: float
+    y: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Colouring:
+    """Colours of all images by one of their properties.
+
+    Attributes:
+        codes: Colour of each image [N].
+        what: Head of the table's first column.
+        heads: Heads of its columns of numbers.
+    """
+
+    codes: Codes
+    what: str
+    heads: tuple[str, ...]
+    keys: tuple[Key, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Doubt:
+    """The most uncertain unlabeled images.
+
+    Attributes:
+        is_doubtful: Mask [N].
+        bound: Smallest predictive entropy of them in nats, as it is written in addresses; "" without predictions.
+    """
+
+    is_doubtful: Mask
+    bound: str
+
+
+def find_doubt(pool: Snapshot) -> Doubt:
+    """Find the tenth of the unlabeled images with the highest predictive entropy."""
+    entropy = pool.scored.entropy
+    is_open = (pool.label == "") & np.isfinite(entropy)
+    if not is_open.any():
+        return Doubt(is_open, "")
+    bound = _bound(entropy[is_open], DOUBTFUL)
+    return Doubt(is_open & (entropy >= float(bound)), bound)
+
+
+def head_of(pool: Snapshot, doubt: Doubt) -> Headline:
+    """Say which predicted class holds most of the doubt, and its share of the labels."""
+    n, n_labels = int(doubt.is_doubtful.sum()), int((pool.label != "").sum())
+    if not n:
+        says = "Every image has a label." if len(pool) and n_labels == len(pool) else "No image has a prediction yet."
+        return Headline(says, f"{count(n_labels, 'label')} in a pool of {count(len(pool), 'image')}.")
+    name = _by_doubt(pool, doubt)[0]
+    k = int((doubt.is_doubtful & (pool.scored.predicted == name)).sum())
+    own = int((pool.label == name).sum())
+    labels = f"which has {100 * own / n_labels:.0f} % of the labels" if n_labels else "and there are no labels yet"
+    return Headline(
+        f"{100 * k / n:.0f} % of the most uncertain images are predicted as {name}, {labels}.",
+        f"Of the {count(n, 'unlabeled image')} with a predictive entropy of {doubt.bound} nats or more, about a tenth, "
+        f"{k:,} are predicted as {name}; {own:,} of {count(n_labels, 'label')} are {name}.",
+    )
+
+
+def colouring(pool: Snapshot, by: str, doubt: Doubt) -> Colouring:
+    """Return colours and table for one of `COLOURS`."""
+    return _COLOURINGS[by](pool, doubt)
+
+
+def points(pool: Snapshot, spots: Spots, codes: Codes) -> dict[str, list[int]]:
+    """Return the points of the map as columns: ids, places in thousandths, codes of colours, and who has a label."""
+    rows = np.flatnonzero(np.isfinite(spots.places[:, 0]))
+    places = np.rint(1000 * spots.places[rows]).astype(np.int64)
+    columns = {
+        "id": pool.image_id[rows],
+        "x": places[:, 0],
+        "y": places[:, 1],
+        "code": codes[rows],
+        "labeled": (pool.label[rows] != "").astype(np.int64),
+    }
+    return {name: values.tolist() for name, values in columns.items()}
+
+
+def names_on(pool: Snapshot, spots: Spots, by: str, doubt: Doubt) -> list[Name]:
+    """Return the names of the classes that matter most, each where most images of the class lie close together."""
+    classes = pool.label if by == "label" else pool.scored.predicted
+    found = []
+    for name in _by_doubt(pool, doubt)[:MOST_NAMES]:
+        places = spots.places[(classes == name) & np.isfinite(spots.places[:, 0])]
+        if len(places):
+            cells = np.floor((places + 1) / 2 * NAMED).astype(np.int64)
+            _, members, sizes = np.unique(cells @ [NAMED + 1, 1], return_inverse=True, return_counts=True)
+            x, y = places[members.reshape(-1) == int(sizes.argmax())].mean(axis=0).round(3).tolist()
+            found.append(Name(name, x, y))
+    return found
+
+
+def words_of(by: str, doubt: Doubt) -> str:
+    """Say what the numbers of the table count."""
+    said = "The numbers count the whole pool."
+    if by in ("predicted", "label") and doubt.bound:
+        said += f" Most uncertain: images without a label and with a predictive entropy of {doubt.bound} nats or more."
+    if by == "uncertainty":
+        said += " No prediction: images that came later, and labeled ones that the model has learned from."
+    return said
+
+
+def note_of(pool: Snapshot, spots: Spots) -> str:
+    """Say which images the map shows, and which it does not."""
+    known, is_on = spots.pool_map, np.isfinite(spots.places[:, 0])
+    if known.is_sample:
+        shown = f"The map shows a uniform sample of {known.n_known:,} images, and all that had a label when it was made"
+    else:
+        shown = "The map shows all images that had features when it was made"
+    said = [f"{shown}: {count(int(is_on.sum()), 'image')}."]
+    without = known.n_pool - known.n_known
+    if without:
+        said.append(f"{count(without, 'image')} had no features, because they were not scored or could not be read.")
+    new = len(pool) - known.n_pool
+    if new > 0:
+        said.append(f"{count(new, 'image')} came to the pool later.")
+    labels = int(((pool.label != "") & ~is_on).sum())
+    if labels:
+        said.append(f"{count(labels, 'labeled image')} {'is' if labels == 1 else 'are'} not on it.")
+    return " ".join(said)
+
+
+def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Colouring:
+    names = _by_doubt(pool, doubt)
+    open_ = Filter(state="unlabeled", least=doubt.bound)
+    keys = [
+        Key(
+            min(at, REST),
+            f"hue-{at}" if at < COLOURED else "rest",
+            name,
+            (
+                Cell(int((pool.scored.predicted == name).sum()), Filter(predicted=name).address()),
+                Cell(int((pool.label == name).sum()), Filter(label=name).address()),
+                Cell(
+                    int((doubt.is_doubtful & (pool.scored.predicted == name)).sum()),
+                    dataclasses.replace(open_, predicted=name).address(),
+                ),
+            ),
+        )
+        for at, name in enumerate(names)
+    ]
+    heads = ("Predicted", "Labels", "Most uncertain")
+    return Colouring(_coded(values, names), "Class", heads, (*keys, _none(none)))
+
+
+def _by_prediction(pool: Snapshot, doubt: Doubt) -> Colouring:
+    return _by_class(pool, doubt, pool.scored.predicted, "no prediction")
+
+
+def _by_label(pool: Snapshot, doubt: Doubt) -> Colouring:
+    return _by_class(pool, doubt, pool.label, "no label")
+
+
+def _by_uncertainty(pool: Snapshot, doubt: Doubt) -> Colouring:
+    entropy, is_labeled = pool.scored.entropy, pool.label != ""
+    known = entropy[np.isfinite(entropy) & ~is_labeled]
+    bounds = list(dict.fromkeys(_bound(known, quantile) for quantile in STEPS)) if len(known) else []
+    codes = np.where(np.isfinite(entropy), sum(entropy < float(bound) for bound in bounds), NONE)
+    keys = []
+    for code, (low, high) in enumerate(zip([*bounds, ""], ["", *bounds], strict=True)):
+        here = codes == code
+        wanted = Filter(least=low, most=high)
+        cells = (
+            Cell(int(here.sum()), wanted.address()),
+            Cell(int((here & is_labeled).sum()), dataclasses.replace(wanted, state="labeled").address()),
+        )
+        keys.append(
+            Key(code, f"tint-{TINTS[code]}", f"{low or 0} to {high}" if high else f"{low or 0} and more", cells)
+        )
+    return Colouring(codes, "Predictive entropy, nats", ("Images", "Labels"), (*keys, _none("no prediction")))
+
+
+def _by_round(pool: Snapshot, doubt: Doubt) -> Colouring:
+    rounds = sorted({int(number) for number in pool.asked if number >= 0}, reverse=True)  # the newest matter most
+    is_labeled = pool.label != ""
+    keys = [
+        Key(
+            min(at, REST),
+            f"tint-{at}" if at < COLOURED else "rest",
+            str(number),
+            (
+                Cell(int((pool.asked == number).sum()), Filter(round=str(number)).address()),
+                Cell(
+                    int(((pool.asked == number) & is_labeled).sum()),
+                    Filter(round=str(number), state="labeled").address(),
+                ),
+            ),
+        )
+        for at, number in enumerate(rounds)
+    ]
+    return Colouring(_coded(pool.asked, rounds), "Round", ("Asked", "Labels"), (*keys, _none("never asked")))
+
+
+def _bound(entropy: npt.NDArray[np.float64], quantile: float) -> str:
+    """Return a quantile as it is written in addresses."""
+    return f"{float(f'{np.quantile(entropy, quantile):.2g}'):g}"
+
+
+def _none(words: str) -> Key:
+    return Key(NONE, "none", words, ())
+
+
+_COLOURINGS: dict[str, Callable[[Snapshot, Doubt], Colouring]] = {
+    "uncertainty": _by_uncertainty,
+    "predicted": _by_prediction,
+    "label": _by_label,
+    "round": _by_round,
+}
+
+
+def _by_doubt(pool: Snapshot, doubt: Doubt) -> list[str]:
+    """Return the classes, those with the most uncertain images first, then those with the most images."""
+    doubtful = pool.scored.predicted[doubt.is_doubtful]
+    sizes = {
+        name: (int((doubtful == name).sum()), int((pool.scored.predicted == name).sum()))
+        for name in pool.scored.classes
+    }
+    return sorted(pool.scored.classes, key=lambda name: sizes[name], reverse=True)
+
+
+def _coded(values: npt.NDArray[Any], ranked: Sequence[object]) -> Codes:
+    codes = np.full(len(values), NONE, dtype=np.int64)
+    for at, value in enumerate(ranked):
+        codes[values == value] = min(at, REST)
+    return codes

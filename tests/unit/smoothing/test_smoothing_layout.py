@@ -1,0 +1,58 @@
+"""Layout of images on a plane."""
+
+import numpy as np
+import pytest
+
+from alloop.smoothing.layout import FEWEST, lay_out
+
+
+def clusters(n_each: int, n: int = 3, seed: int = 0) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """Return features of n groups of images, one after the other."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(n, 60))
+    return (np.repeat(centers, n_each, axis=0) + 0.2 * rng.normal(size=(n * n_each, 60))).astype(np.float32)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_groups_stay_together():
+    features = clusters(30)
+
+    first, again = lay_out(features, seed=5), lay_out(features, seed=5)
+
+    assert first.tobytes() == again.tobytes()
+    assert first.dtype == np.float32 and np.abs(first).max() == pytest.approx(1)
+    gaps = np.linalg.norm(first[:, None] - first[None], axis=2)
+    np.fill_diagonal(gaps, np.inf)
+    assert (gaps.argmin(axis=1) // 30 == np.arange(90) // 30).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, FEWEST - 1])
+def test_few_images_have_places_too(n: int):
+    places = lay_out(clusters(n, 1), seed=0)
+
+    assert places.shape == (n, 2) and np.isfinite(places).all() and (np.abs(places) <= 1).all()
+    assert len(np.unique(places, axis=0)) == n
+
+
+def test_equal_images_are_no_error():
+    assert not lay_out(np.ones((200, 8), dtype=np.float32), seed=0).any()
+    assert not lay_out(np.zeros((3, 8), dtype=np.float32), seed=0).any()
+    copies = np.tile(clusters(FEWEST, 1), (3, 1))
+    places = lay_out(copies, seed=0)
+    assert np.isfinite(places).all()
+
+
+def test_the_length_of_a_feature_does_not_matter():
+    features = clusters(10)
+
+    longer = lay_out(features * np.arange(1, 31, dtype=np.float32)[:, None], seed=0)
+
+    assert longer == pytest.approx(lay_out(features, seed=0), abs=1e-4)
+
+
+def test_progress_comes_to_its_end():
+    seen: list[tuple[str, int, int]] = []
+
+    lay_out(clusters(20), seed=0, progress=lambda *report: seen.append(report))
+
+    assert seen[0] == ("layout", 0, 1000) and seen[-1] == ("layout", 1000, 1000)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen) and len(seen) > 3
