@@ -38,6 +38,28 @@ def accept(settings: Settings) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Answering:
+    """Input from which a back end builds the address of the page where people answer.
+
+    Attributes:
+        settings, folder, environ: As in `BackendSetup`.
+        project_ref: Project of the tasks, as `Annotator.open_project` named it.
+        task_id: One task, as `Annotator.push` named it; None for all tasks.
+    """
+
+    settings: Settings
+    folder: Path
+    environ: Mapping[str, str]
+    project_ref: str
+    task_id: str | None = None
+
+
+def nowhere(asked: Answering) -> str | None:
+    """Return None: there is no page where people answer."""
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Backend:
     """Place where people label.
 
@@ -47,8 +69,11 @@ class Backend:
         check: Function that raises a ConfigError for class names that the back end cannot ask for.
         unheeded: (section, key) → consequence of changing this setting after tasks were sent, if it has no effect on
             these tasks.
+        address: Function that returns the address (http or https, without a secret) of the page where people answer,
+            without asking a server anything; None if there is no such page.
     """
 
     build: Callable[[BackendSetup], Annotator]
     check: Callable[[Settings], None] = accept
     unheeded: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    address: Callable[[Answering], str | None] = nowhere

@@ -6,7 +6,7 @@ from pathlib import Path
 from alloop.composition import BACKEND_GROUP, BACKENDS, check_backend
 from alloop.errors import ConfigError
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, BackendSetup
+from alloop.labeling.backend import Answering, Backend, BackendSetup
 from alloop.labeling.pictures import Pictures
 from alloop.labeling.settings import Settings
 from alloop.plugins import load_named, package_of
@@ -40,6 +40,15 @@ def check_classes(settings: Settings) -> None:
         ConfigError: The back end cannot ask for a class, or cannot be used.
     """
     find_backend(settings.labeling.backend).check(settings)
+
+
+def find_page(asked: Answering) -> str | None:
+    """Return the address of the page where people answer; None if the back end of `[labeling]` has none.
+
+    Raises:
+        ConfigError: The back end cannot be used.
+    """
+    return find_backend(asked.settings.labeling.backend).address(asked)
 
 
 def build_annotator(

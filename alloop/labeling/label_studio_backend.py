@@ -4,12 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from alloop.errors import ConfigError, LabelingError
 from alloop.files import from_folder
 from alloop.labeling import local_server
 from alloop.labeling.annotator import Annotator
-from alloop.labeling.backend import Backend, BackendSetup
+from alloop.labeling.backend import Answering, Backend, BackendSetup
 from alloop.labeling.label_config import TASKS, check_names
 from alloop.labeling.settings import ImagesSettings, LabelStudioSettings, ProjectSettings, Settings
 
@@ -54,6 +55,33 @@ def _build(setup: BackendSetup) -> Annotator:
     return LabelStudioAnnotator(connection, images, plan, own.push_batch, settle=min(own.timeout, 30.0))
 
 
+def _page(asked: Answering) -> str | None:
+    """Return the address of the project's Data Manager, or of a task in it."""
+    own = asked.settings.labeling.label_studio
+    local = local_server.read_credentials(asked.folder)
+    named, has_key = _named_url(own, asked.environ), _has_key(own, asked.environ)
+    url = local.url if local is not None and not has_key and _is_local(named, local) else named
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not asked.project_ref.isdecimal():
+        return None
+    place = parts.netloc.rpartition("@")[2]  # without a name and a password
+    address = f"{parts.scheme}://{place}{parts.path.rstrip('/')}/projects/{asked.project_ref}/data"
+    number = (asked.task_id or "").partition(":")[0]
+    return f"{address}?task={number}" if number.isdecimal() else address
+
+
+def _named_url(own: LabelStudioSettings, environ: Mapping[str, str]) -> str:
+    return environ.get(URL_VARIABLE, "").strip() or own.url
+
+
+def _has_key(own: LabelStudioSettings, environ: Mapping[str, str]) -> bool:
+    return bool(environ.get(KEY_VARIABLE, "").strip()) or own.api_key_file is not None
+
+
+def _is_local(named_url: str, local: local_server.Credentials) -> bool:
+    return named_url.rstrip("/") in {_DEFAULT_URL, local.url}
+
+
 def _title(project: ProjectSettings) -> str:
     # Label Studio accepts titles of 3 to 50 characters.
     return f"alloop {project.name}"[:50]
@@ -63,16 +91,15 @@ def _address(
     own: LabelStudioSettings, folder: Path, environ: Mapping[str, str]
 ) -> tuple[str, str, local_server.Credentials | None]:
     """Return address and key, and the credentials if the server is the workspace's own."""
-    named_url = environ.get(URL_VARIABLE, "").strip() or own.url
+    named_url = _named_url(own, environ)
     key = environ.get(KEY_VARIABLE, "").strip()
     local = local_server.read_credentials(folder)
     if not key and own.api_key_file is not None:
         key = _read_key(from_folder(folder, own.api_key_file))
-    is_local = local is not None and named_url.rstrip("/") in {_DEFAULT_URL, local.url}
     if key:
         # The address or token of the workspace's own server may also be given by hand.
         return named_url, key, local if local is not None and named_url.rstrip("/") == local.url else None
-    if local is not None and is_local:
+    if local is not None and _is_local(named_url, local):
         return local.url, local.token, local
     raise LabelingError(
         f"There is no key for Label Studio at {named_url}.",
@@ -129,4 +156,5 @@ BACKEND = Backend(
     _build,
     _check_classes,
     {("project", "name"): "the project in Label Studio keeps its title; it can be changed there."},
+    _page,
 )

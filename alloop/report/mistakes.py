@@ -11,6 +11,7 @@ from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.report.headlines import Headline, count, interval_of
 
 N_SURE = 12  # most confident mistakes
+MOST_CLASSES = 20  # rows and columns of the matrix
 SHADES = (0.001, 0.1, 0.25, 0.5)  # shares of a row from which a mistake is shaded darker
 
 
@@ -43,11 +44,31 @@ class ClassRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Confusion:
+    """Class that is taken for another one: number and share of its images, in words."""
+
+    true: str
+    predicted: str
+    n: int
+    share: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Mistakes:
-    """Content of the part. `sure` are hashes of images, the most confident mistake first."""
+    """Content of the part.
+
+    Attributes:
+        classes: Classes of the matrix: all, or those with the most mistakes.
+        left_out: Number of classes that are not in the matrix.
+        confusions: All pairs of classes that are confused, the most frequent first.
+        sure: Hashes of images, the most confident mistake first.
+    """
 
     head: Headline
+    classes: tuple[str, ...]
+    left_out: int
     matrix: tuple[Row, ...]
+    confusions: tuple[Confusion, ...]
     worst: tuple[ClassRow, ...]
     sure: tuple[str, ...]
 
@@ -55,9 +76,13 @@ class Mistakes:
 def gather_mistakes(holdout: HoldoutPredictions) -> Mistakes:
     """Count what is confused with what, on all labeled holdout images."""
     counts = count_pairs(holdout.targets, holdout.predicted, holdout.classes)
+    shown = _with_most_mistakes(counts)
     return Mistakes(
         head=_head(counts, holdout.classes),
-        matrix=tuple(_row(at, counts, holdout.classes) for at in range(len(holdout.classes))),
+        classes=tuple(holdout.classes[at] for at in shown),
+        left_out=len(holdout.classes) - len(shown),
+        matrix=tuple(_row(at, counts, holdout.classes, shown) for at in shown),
+        confusions=_confusions(counts, holdout.classes),
         worst=_worst(counts, holdout.classes),
         sure=_sure(holdout),
     )
@@ -78,7 +103,9 @@ def _head(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Headline:
     np.fill_diagonal(wrong, 0)
     n = int(counts.sum())
     if not wrong.any():
-        return Headline("The model makes no mistake on the holdout.", f"{count(n, 'image')} with a label.")
+        rests = f"It is right on all {n} images with a label" if n else "No image of it has a label"
+        most = f"; of other images, up to {100 * wilson(0, n).high:.0f} % may be wrong (95 % interval)" if n else ""
+        return Headline("The model makes no mistake on the holdout.", f"{rests}{most}.")
     true, guess = divmod(int(wrong.argmax()), len(classes))
     k, of = int(wrong[true, guess]), int(counts[true].sum())
     share = interval_of(wilson(k, of), digits=0)
@@ -89,10 +116,31 @@ def _head(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Headline:
     )
 
 
-def _row(at: int, counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Row:
+def _with_most_mistakes(counts: npt.NDArray[np.int64]) -> list[int]:
+    """Return the positions of the classes that the matrix shows, in the order of the classes."""
+    right = counts.diagonal()
+    mistakes = counts.sum(axis=0) + counts.sum(axis=1) - 2 * right
+    return sorted(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES].tolist())
+
+
+def _confusions(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> tuple[Confusion, ...]:
+    pairs = [(int(true), int(guess)) for true, guess in zip(*counts.nonzero(), strict=True) if true != guess]
+    totals = counts.sum(axis=1)
+    return tuple(
+        Confusion(classes[true], classes[guess], int(counts[true, guess]), _share(counts[true, guess], totals[true]))
+        for true, guess in sorted(pairs, key=lambda pair: -int(counts[pair]))
+    )
+
+
+def _share(n: int, of: int) -> str:
+    return interval_of(wilson(int(n), int(of)), digits=0)
+
+
+def _row(at: int, counts: npt.NDArray[np.int64], classes: Sequence[str], shown: Sequence[int]) -> Row:
     total = int(counts[at].sum())
     cells = []
-    for column, name in enumerate(classes):
+    for column in shown:
+        name = classes[column]
         n, is_right = int(counts[at, column]), at == column
         share = n / total if total else 0.0
         shade = min(1, n) if is_right else sum(share >= bound for bound in SHADES)
@@ -109,8 +157,8 @@ def _worst(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> tuple[Class
     return tuple(
         ClassRow(
             classes[at],
-            interval_of(wilson(int(right[at]), int(true[at])), digits=0) if true[at] else "–",
-            interval_of(wilson(int(right[at]), int(said[at])), digits=0) if said[at] else "–",
+            _share(right[at], true[at]) if true[at] else "–",
+            _share(right[at], said[at]) if said[at] else "–",
             int(true[at]),
         )
         for at in np.argsort(recall, kind="stable")

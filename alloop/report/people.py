@@ -13,6 +13,7 @@ from alloop.store.annotations import list_current
 from alloop.store.session import reading
 
 DAYS = 30  # newest days that are shown
+TONES = 8  # colors of people; further people share the last one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,12 +29,28 @@ class Person:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a day's bar: the answers of one person.
+
+    Attributes:
+        tone: Number of the person's color, from 1.
+        start, width: In percent of the busiest day.
+        words: Person and number of answers.
+    """
+
+    tone: int
+    start: float
+    width: float
+    words: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Day:
-    """Number of answers of a day, and its share of the busiest day."""
+    """Number of answers of a day, and its bar."""
 
     name: str
     n: int
-    share: float
+    pieces: tuple[Piece, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +125,20 @@ def _head(people: tuple[Person, ...], same: Mapping[str, tuple[int, int]]) -> He
 
 
 def _days(answers: Iterable[Answer]) -> tuple[Day, ...]:
-    counted = Counter(f"{answer.updated_at:%Y-%m-%d}" for answer in answers)
-    most = max(counted.values(), default=1)
-    return tuple(Day(name, n, n / most) for name, n in sorted(counted.items(), reverse=True)[:DAYS])
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    totals: Counter[str] = Counter()
+    for answer in answers:
+        counted[f"{answer.updated_at:%Y-%m-%d}"][answer.annotator] += 1
+        totals[answer.annotator] += 1
+    tones = {name: min(place, TONES) for place, (name, _) in enumerate(totals.most_common(), start=1)}
+    newest = sorted(counted.items(), reverse=True)[:DAYS]
+    most = max((day.total() for _, day in newest), default=1)
+    return tuple(Day(name, day.total(), _pieces(day, tones, 100 / most)) for name, day in newest)
+
+
+def _pieces(day: Mapping[str, int], tones: Mapping[str, int], scale: float) -> tuple[Piece, ...]:
+    pieces, start = [], 0.0
+    for name, n in sorted(day.items(), key=lambda pair: (tones[pair[0]], pair[0])):
+        pieces.append(Piece(tones[name], round(start, 2), round(n * scale, 2), f"{name} {n}"))
+        start += n * scale
+    return tuple(pieces)

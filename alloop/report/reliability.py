@@ -3,10 +3,13 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from alloop.evaluation.metrics import Bins
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.report.gather import RoundReport, StatusReport
 from alloop.report.headlines import Headline, interval_of, next_step
+from alloop.report.histogram import Histogram, make_histogram
 from alloop.report.shown import Shown
 
 LEFT, BOTTOM, WIDE, HIGH = 44, 296, 360, 280  # of the diagram, in pixels
@@ -16,7 +19,8 @@ def gather_model(status: StatusReport, holdout: HoldoutPredictions | None, shown
     """Return the values of the part."""
     measured = [row for row in status.rounds if row.metrics]
     if not measured:
-        return {"head": Headline("No model was measured yet.", next_step(status)), "bins": [], "facts": []}
+        head = Headline("No model was measured yet.", next_step(status))
+        return {"head": head, "bins": [], "facts": [], "confidences": None}
     row = measured[-1]
     bins = None if holdout is None else shown.reliability(holdout)
     return {
@@ -27,6 +31,7 @@ def gather_model(status: StatusReport, holdout: HoldoutPredictions | None, shown
             {"x": LEFT + WIDE * part / 4, "y": BOTTOM - HIGH * part / 4, "words": f"{25 * part}"} for part in range(5)
         ],
         "facts": _facts(row, shown),
+        "confidences": None if bins is None else _confidences(bins),
     }
 
 
@@ -59,6 +64,15 @@ def _column(bins: Bins, at: int) -> dict[str, Any]:
         "accuracy": f"{100 * accuracy:.1f}",
         "words": f"confidence {range_} %: accuracy {100 * accuracy:.1f} %, {n} images" if n else "no images",
     }
+
+
+def _confidences(bins: Bins) -> Histogram | None:
+    """Return the histogram of confidences: right predictions below, wrong ones above."""
+    counts = bins.count.tolist()
+    shares = np.nan_to_num(bins.accuracy).tolist()
+    right = [round(n * share) for n, share in zip(counts, shares, strict=True)]
+    wrong = [n - k for n, k in zip(counts, right, strict=True)]
+    return make_histogram((100 * bins.edges).tolist(), right, wrong, "{:.0f}")
 
 
 def _facts(row: RoundReport, shown: Shown) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.project import Project, open_project
 from alloop.records import CurvePoint
 from alloop.report.gather import StatusReport, gather_status
+from alloop.report.made import Made, gather_made
 from alloop.serve.map_maker import Making, MapMaker, plan_map
 from alloop.serve.snapshot import Snapshot, take_snapshot
 from alloop.store.session import reading
@@ -69,6 +70,10 @@ class Desk:
     def holdout(self) -> HoldoutPredictions | None:
         """Return the newest model's predictions for the holdout; None before a measurement."""
         return self.part("holdout", _holdout)
+
+    def made(self) -> Made | None:
+        """Return how the newest measured model was made; None before a measurement."""
+        return self.part("made", _made)
 
     def pool(self) -> Snapshot:
         """Return all images with what is known of them."""
@@ -133,5 +138,6 @@ def _with_session(read: Callable[..., Value], project: Project) -> Value:
 
 
 _curve = functools.partial(_with_session, learning_curve)
+_made = functools.partial(_with_session, gather_made)
 _holdout = functools.partial(_with_session, read_last_holdout)
 _pool = functools.partial(_with_session, take_snapshot)

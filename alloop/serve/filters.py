@@ -12,6 +12,7 @@ import numpy.typing as npt
 from alloop.serve.snapshot import Floats, Snapshot
 
 PAGE = 60  # images on a page
+MOST_OFFERED = 50  # values of a filter that are offered
 MOST_CORNERS = 64  # of an area on the map
 _COORDINATE = re.compile(r"-?[0-9]{1,4}").fullmatch
 STATES = {
@@ -33,6 +34,8 @@ class Filter:
     """Conditions and order in the address; an empty field filters nothing.
 
     Attributes:
+        source: First part of the place of the file: a folder, or another source with a colon, like `zip:photos.zip`.
+        attribute: Name and value of an attribute, like `site=A`.
         least, most: Bounds of the predictive entropy, in nats.
         area: Polygon on the map: name of the map, then x and y of each corner in thousandths, separated by commas.
         sort: One of `SORTS`, or the name of a score, the highest first.
@@ -42,6 +45,8 @@ class Filter:
     predicted: str = ""
     label: str = ""
     text: str = ""
+    source: str = ""
+    attribute: str = ""
     round: str = ""
     group: str = ""
     suspect: str = ""
@@ -65,6 +70,8 @@ class Filter:
             "predicted": f"predicted {self.predicted}",
             "label": f"labeled {self.label}",
             "text": f"file name contains “{self.text}”",
+            "source": f"from {self.source}",
+            "attribute": self.attribute.replace("=", " is ", 1),
             "round": f"asked in round {self.round}",
             "group": "near copies of one image",
             "suspect": "unlike the rest of the pool",
@@ -94,10 +101,18 @@ def read_filter(query: Mapping[str, str], snapshot: Snapshot) -> Filter:
         raise BadFilter(f"state={given['state']} is none of {', '.join(STATES)}.")
     if given.get("sort", "name") not in {**SORTS, **snapshot.scored.others}:
         raise BadFilter(f"sort={given['sort']} is none of {', '.join({**SORTS, **snapshot.scored.others})}.")
+    _check_attribute(given.get("attribute", ""), snapshot)
     if "area" in given:
         _check_area(given["area"], snapshot)
     page = max(1, int(given.pop("page", "1")[:9]))
     return Filter(**given, page=page)
+
+
+def _check_attribute(text: str, snapshot: Snapshot) -> None:
+    name, sign, _ = text.partition("=")
+    if text and (not sign or name not in snapshot.attributes):
+        known = f"The attributes are {', '.join(snapshot.attributes)}." if snapshot.attributes else "There are none."
+        raise BadFilter(f"attribute={text} is not an attribute and its value, like site=A. {known}")
 
 
 def _number(name: str, text: str) -> float:
@@ -108,6 +123,17 @@ def _number(name: str, text: str) -> float:
     if not np.isfinite(value):
         raise BadFilter(f"{name}={text} is not a number. Write it with a point, like 0.5.")
     return value
+
+
+def offer_attributes(pool: Snapshot) -> list[str]:
+    """Return attributes with their values, as the filter writes them. An attribute with many values is left out."""
+    known = pool.attribute_values.items()
+    return [f"{name}={value}" for name, values in known if len(values) <= MOST_OFFERED for value in values]
+
+
+def offer_sources(pool: Snapshot) -> tuple[str, ...]:
+    """Return the folders of the files, and the sources that are no folders, if there are only a few."""
+    return pool.sources if len(pool.sources) <= MOST_OFFERED else ()
 
 
 def _check_area(area: str, snapshot: Snapshot) -> None:
@@ -139,7 +165,9 @@ def apply(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.intp]:
     rows = np.flatnonzero(_kept(wanted, pool))
     if wanted.text:
         text = wanted.text.casefold()
-        rows = rows[[text in name.rpartition("/")[2].casefold() for name in pool.path[rows]]] if len(rows) else rows
+        rows = rows[np.array([text in name.rpartition("/")[2].casefold() for name in pool.path[rows]], dtype=bool)]
+    if wanted.source:
+        rows = rows[np.array([name.startswith(wanted.source) for name in pool.path[rows]], dtype=bool)]
     return rows[_order(wanted.sort, pool, rows)]
 
 
@@ -156,6 +184,7 @@ def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
     conditions: dict[str, Callable[[str], Any]] = {
         "predicted": lambda name: pool.scored.predicted == name,
         "label": lambda name: pool.label == name,
+        "attribute": lambda text: pool.attributes[text.partition("=")[0]] == text.partition("=")[2],
         "round": lambda number: pool.asked == int(number[:9]),
         "group": lambda number: pool.group == int(number[:18]),
         "suspect": lambda _: pool.scored.suspect,
@@ -173,6 +202,6 @@ def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
 
 def _order(sort: str, pool: Snapshot, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     if sort == "name":
-        return np.argsort(np.array([pool.path[row].casefold() for row in rows], dtype=object), kind="stable")
+        return np.argsort(pool.name_rank[rows])
     values = pool.scored.others.get(sort, pool.scored.entropy)[rows]
     return np.argsort(values if sort == "certain" else -values, kind="stable")  # nan comes last in both

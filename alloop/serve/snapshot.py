@@ -1,6 +1,7 @@
 """All images of the pool as columns in memory: filters, orders and pages take milliseconds at 100,000 images."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,9 +18,9 @@ from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project
 from alloop.records import LocationStatus
 from alloop.serve.features import find_source
-from alloop.store.images import find_image_ids
+from alloop.store.images import find_image_ids, list_attribute_names
 from alloop.store.rounds import list_rounds
-from alloop.store.tables import Image, ImageLocation, Label, NearDuplicate, QueryRow, Round
+from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, NearDuplicate, QueryRow, Round
 
 Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
@@ -37,6 +38,7 @@ class Snapshot:
         asked: Number of the round of its newest query; -1 if it was never asked about.
         copies: Number of images in its group of near copies.
         group: Group of near copies, named by the id of its first image.
+        attributes: Name of an attribute → values [N], "" for an image without it.
         spots: Places on the map; None before the map is made.
     """
 
@@ -48,11 +50,30 @@ class Snapshot:
     asked: npt.NDArray[np.int64]
     copies: npt.NDArray[np.int64]
     group: npt.NDArray[np.int64]
+    attributes: Mapping[str, Texts]
     scored: "Scored"
     spots: "Spots | None" = None
 
     def __len__(self) -> int:
         return len(self.image_id)
+
+    @functools.cached_property
+    def name_rank(self) -> npt.NDArray[np.int64]:
+        """Place of each image [N] in the order of paths, small and capital letters alike."""
+        order = np.argsort(np.array([path.casefold() for path in self.path.tolist()], dtype=object), kind="stable")
+        ranks = np.empty(len(self), dtype=np.int64)
+        ranks[order] = np.arange(len(self))
+        return ranks
+
+    @functools.cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Folders of the files, and sources that are no folders, in order."""
+        return tuple(sorted({path.rpartition("/")[0] for path in self.path.tolist() if path}))
+
+    @functools.cached_property
+    def attribute_values(self) -> Mapping[str, tuple[str, ...]]:
+        """Attribute → its values, in order."""
+        return {name: tuple(sorted({*column.tolist()} - {""})) for name, column in self.attributes.items()}
 
     def place(self, image_id: int) -> int | None:
         """Return the row of an image; None if there is no such image."""
@@ -184,9 +205,19 @@ def take_snapshot(session: Session, project: Project) -> Snapshot:
         asked=asked,
         copies=sizes[members] if n else np.zeros(0, dtype=np.int64),
         group=group,
+        attributes=_attributes(ids, session),
         scored=_scored(ids, _newest_scores(session, project), session, project),
         spots=_spots([row[2] for row in rows], session, project),
     )
+
+
+def _attributes(ids: npt.NDArray[np.int64], session: Session) -> dict[str, Texts]:
+    found: dict[str, Texts] = {}
+    for name in list_attribute_names(session):
+        found[name] = np.full(len(ids), "", dtype=object)
+        rows = select(ImageAttribute.image_id, ImageAttribute.value).where(ImageAttribute.name == name)
+        _fill(found[name], ids, session.execute(rows))
+    return found
 
 
 def _spots(sha256s: list[str], session: Session, project: Project) -> Spots | None:

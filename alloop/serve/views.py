@@ -14,17 +14,30 @@ from alloop.records import Reason
 from alloop.report.charts import make_curve
 from alloop.report.gather import RoundReport, StatusReport, describe_measured
 from alloop.report.headlines import Headline, count, next_step, of_project
+from alloop.report.histogram import histogram_of
 from alloop.report.mistakes import gather_mistakes
 from alloop.report.people import gather_people
 from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
+from alloop.report.second_looks import find_second_looks
 from alloop.report.shown import TASKS, Shown
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
 from alloop.serve.features import find_nearest, read_labeled
-from alloop.serve.filters import PAGE, SORTS, STATES, BadFilter, Filter, apply, read_filter
+from alloop.serve.filters import (
+    PAGE,
+    SORTS,
+    STATES,
+    BadFilter,
+    Filter,
+    apply,
+    offer_attributes,
+    offer_sources,
+    read_filter,
+)
 from alloop.serve.map import COLOURS, colouring, find_doubt, head_of, names_on, note_of, points, words_of
 from alloop.serve.snapshot import Snapshot, Tile
+from alloop.store.annotations import list_classes_by_hash
 from alloop.store.images import find_image_ids
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import find_round
@@ -41,6 +54,7 @@ REASONS = {
     Reason.AUDIT: "audit of automatic labels",
 }
 MOST_ON_PAGE = 200  # pictures
+MOST_LOOKS = 24  # labels worth a second look
 STRIP = 12  # pictures of an area below the map
 
 
@@ -128,6 +142,8 @@ def images(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "states": STATES,
         "sorts": sorts,
         "classes": pool.scored.classes,
+        "sources": offer_sources(pool),
+        "attributes": offer_attributes(pool),
         "images": [pool.row(int(row)) for row in rows[start : start + PAGE]],
         "n_pages": n_pages,
         "empty": "No image of the pool is like this. Remove a filter." if len(pool) else "The pool is empty.",
@@ -223,22 +239,39 @@ def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     if holdout is None:
         waits = "They show when a model was measured on the holdout. " + next_step(desk.status())
         return "mistakes", {"title": "Mistakes", "head": Headline("No mistakes to show yet.", waits), "matrix": ()}
-    found = gather_mistakes(holdout)
-    pool = desk.pool()
-    ids = _ids_of(desk, found.sure)
+    found, pool = gather_mistakes(holdout), desk.pool()
+    with reading(desk.project().database) as session:
+        looks = find_second_looks(holdout, list_classes_by_hash(session))
+        ids = find_image_ids(session, {*found.sure, *(look.sha256 for look in looks)})
     return "mistakes", {
         "title": "Mistakes",
         "head": found.head,
-        "classes": holdout.classes,
+        "classes": found.classes,
+        "left_out": found.left_out,
         "matrix": found.matrix,
+        "confusions": found.confusions,
         "worst": found.worst,
-        "sure": _tiles(pool, [ids[sha256] for sha256 in found.sure if sha256 in ids]),
+        "sure": [tile for sha256 in found.sure if (tile := _tile(pool, ids.get(sha256))) is not None],
+        "looks": [
+            (tile, look) for look in looks[:MOST_LOOKS] if (tile := _tile(pool, ids.get(look.sha256))) is not None
+        ],
+        "more_looks": max(0, len(looks) - MOST_LOOKS),
     }
 
 
 def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer whether the probabilities can be trusted."""
-    return "model", {"title": "Model", **gather_model(desk.status(), desk.holdout(), _shown(desk))}
+    scored = desk.pool().scored
+    ood = scored.others.get("ood", np.zeros(0))
+    suspect = scored.suspect if len(ood) else np.zeros(0, dtype=bool)
+    return "model", {
+        "title": "Model",
+        **gather_model(desk.status(), desk.holdout(), _shown(desk)),
+        "strange": histogram_of(ood, suspect),
+        "strange_axis": f"score {desk.project().config.acquisition.ood_score}",
+        "n_suspect": int(suspect.sum()),
+        "made": desk.made(),
+    }
 
 
 def _shown(desk: Desk) -> Shown:
@@ -288,6 +321,11 @@ def _as_asked(pool: Snapshot, query: QueryRecord) -> Tile | None:
     )
 
 
+def _tile(pool: Snapshot, image_id: int | None) -> Tile | None:
+    at = None if image_id is None else pool.place(image_id)
+    return None if at is None else pool.row(at)
+
+
 def _similar(pool: Snapshot, image_id: int, cosine: float) -> Tile:
     at = pool.place(image_id)
     assert at is not None  # images never leave the pool
@@ -308,16 +346,6 @@ def _place(pool: Snapshot, query: Mapping[str, str]) -> int:
     if at is None:
         raise NotFound("There is no such image.")
     return at
-
-
-def _tiles(pool: Snapshot, image_ids: Sequence[int]) -> list[Tile]:
-    places = [pool.place(image_id) for image_id in image_ids]
-    return [pool.row(at) for at in places if at is not None]
-
-
-def _ids_of(desk: Desk, sha256s: Sequence[str]) -> dict[str, int]:
-    with reading(desk.project().database) as session:
-        return find_image_ids(session, sha256s)
 
 
 def _whole(text: str, name: str) -> int:

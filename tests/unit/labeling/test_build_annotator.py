@@ -7,7 +7,8 @@ import pytest
 from alloop.config.schema import Config
 from alloop.errors import ConfigError, LabelingError
 from alloop.labeling import local_server
-from alloop.labeling.build import build_annotator
+from alloop.labeling.backend import Answering
+from alloop.labeling.build import build_annotator, find_page
 from alloop.labeling.csv_file import CsvAnnotator
 from alloop.labeling.simulated import SimulatedAnnotator
 from alloop.pool.picture import PICTURES
@@ -166,3 +167,28 @@ def test_a_key_with_its_scheme_pasted_along_is_refused_without_showing_it(tmp_pa
         build(tmp_path, {"LABEL_STUDIO_API_KEY": f"Token {TOKEN}"}, images=UPLOAD)
 
     assert TOKEN not in str(caught.value)
+
+
+def page(folder: Path, environ: dict[str, str] | None = None, task: str | None = None, **labeling: object):
+    config = Config.model_validate({"project": {"classes": ["cat", "dog"]}, "labeling": labeling}, strict=False)
+    return find_page(Answering(config, folder, environ or {}, "12", task))
+
+
+def test_people_answer_on_the_page_of_their_project_or_task(tmp_path: Path):
+    there = {"LABEL_STUDIO_URL": "https://me:secret@labels.example.org/team/"}
+
+    assert page(tmp_path) == "http://localhost:8080/projects/12/data"
+    assert page(tmp_path, there) == "https://labels.example.org/team/projects/12/data"
+    assert page(tmp_path, task="345:r3-0007") == "http://localhost:8080/projects/12/data?task=345"
+
+
+def test_the_page_is_on_the_server_that_is_asked(tmp_path: Path):
+    give_local_server(tmp_path)
+
+    assert page(tmp_path) == "http://127.0.0.1:20123/projects/12/data"
+    assert page(tmp_path, {"LABEL_STUDIO_API_KEY": TOKEN}) == "http://localhost:8080/projects/12/data"
+
+
+def test_sheets_and_addresses_that_no_browser_may_open_have_no_page(tmp_path: Path):
+    assert page(tmp_path, backend="csv") is None
+    assert page(tmp_path, {"LABEL_STUDIO_URL": "javascript:alert(1)"}) is None

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from alloop.serve.filters import BadFilter, Filter, apply, read_filter
+from alloop.serve.filters import BadFilter, Filter, apply, offer_attributes, offer_sources, read_filter
 from alloop.serve.snapshot import Scored, Snapshot
 
 
@@ -22,6 +22,7 @@ POOL = Snapshot(
     asked=np.array([2, 1, 1, -1]),
     copies=np.array([2, 1, 2, 1]),
     group=np.array([3, 5, 3, 9]),
+    attributes={"site": texts("A", "B=1", "", "A")},
     scored=Scored(
         predicted=texts("cat", "cat", "cat", ""),
         probability=np.array([0.5, 0.9, 0.8, np.nan]),
@@ -53,6 +54,11 @@ def found(**fields: object) -> list[int]:
         ({"predicted": "cat", "label": "dog"}, [5]),
         ({"text": "CAT"}, [3, 7]),
         ({"text": "p/"}, []),
+        ({"source": "/p"}, [3, 7, 5]),
+        ({"source": "/q"}, []),
+        ({"attribute": "site=A"}, [3, 9]),
+        ({"attribute": "site=B=1"}, [5]),
+        ({"attribute": "site="}, [7]),
         ({"round": "1"}, [7, 5]),
         ({"group": "3"}, [3, 7]),
         ({"suspect": "1"}, [3]),
@@ -90,6 +96,8 @@ def test_a_changed_filter_begins_at_its_first_page():
         {"round": "x"},
         {"state": "x"},
         {"sort": "x"},
+        {"attribute": "site"},
+        {"attribute": "year=2020"},
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_its_name(query: dict[str, str]):
@@ -116,3 +124,9 @@ def test_conditions_are_said_in_words_with_the_address_without_them():
     assert [words for words, _ in wanted.words()] == ["labeled and predicted as another class", "predicted cat"]
     assert read_filter({"predicted": "cat"}, POOL) == dataclasses.replace(wanted, state="")
     assert wanted.words()[0][1] == "?predicted=cat"
+
+
+def test_folders_and_attributes_are_offered_as_the_filter_writes_them():
+    assert offer_sources(POOL) == ("/p",)
+    assert offer_attributes(POOL) == ["site=A", "site=B=1"]
+    assert [words for words, _ in Filter(attribute="site=A").words()] == ["site is A"]

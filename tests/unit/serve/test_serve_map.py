@@ -53,6 +53,7 @@ def make_pool(n: int = 20, n_classes: int = 2, n_labeled: int = 4) -> Snapshot:
         asked=np.array([number % 2 if number < n_labeled else -1 for number in range(n)]),
         copies=np.ones(n, dtype=np.int64),
         group=np.arange(1, n + 1),
+        attributes={},
         scored=Scored(
             predicted=texts(*guesses),
             probability=np.linspace(1, 1 / n_classes, n),

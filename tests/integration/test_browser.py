@@ -1,0 +1,146 @@
+"""The live pages in a real browser: console, keys, dark and narrow windows, accessibility."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("selenium")
+from browser import NARROW, WIDE, Browser, served
+from browser import axe as axe
+from browser import chromium as chromium
+from learned import HOSTILE, HOSTILE_PROJECT
+from learned import learned as learned
+from selenium.webdriver.common.keys import Keys
+
+from alloop.project import Project
+from alloop.store.images import list_refs
+from alloop.store.session import reading
+
+PAGES = ("overview", "round", "images", "mistakes", "people", "model")
+
+
+@pytest.fixture(scope="session")
+def address(learned: Project, chromium: Any) -> Iterator[str]:
+    """Serve the workspace that has learned, for all tests of the browser."""
+    with served(learned.folder) as found:
+        yield found
+
+
+@pytest.fixture
+def browser(chromium: Any, address: str) -> Iterator[Browser]:
+    """Return the browser in a wide, light window; after the test, fail on errors in the console."""
+    found = Browser(chromium, address)
+    found.show()
+    found.complaints()
+    yield found
+    assert found.complaints() == []
+
+
+@pytest.fixture
+def every_page(learned: Project) -> tuple[str, ...]:
+    """Return the addresses of all pages, with that of an image and of a page that does not exist."""
+    with reading(learned.database) as session:
+        return (*PAGES, f"image?id={list_refs(session)[0].image_id}")
+
+
+def test_every_page_loads_without_an_error_and_hostile_names_do_nothing(browser: Browser, every_page: tuple[str, ...]):
+    seen = ""
+    for page in every_page:
+        browser.open(page)
+        assert browser.one("h1").text, page
+        assert browser.one(".project").text == HOSTILE_PROJECT
+        assert browser.all("[onload], [onerror], main script, b b") == [], page
+        assert browser.complaints() == [], page
+        seen += browser.one("main").text
+    for name in HOSTILE:
+        assert name in seen
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_serious_fault(browser: Browser, every_page: tuple[str, ...], axe: str, dark: bool):
+    browser.show(WIDE, dark=dark)
+    found = []
+    for page in (*every_page, "images?least=0,5"):
+        browser.open(page)
+        found += [f"{page}: {fault}" for fault in browser.faults(axe)]
+
+    assert found == []
+
+
+def test_dark_and_light_follow_the_system(browser: Browser):
+    color = "return getComputedStyle(document.body).backgroundColor"
+    browser.open("overview")
+    light = browser.run(color)
+    browser.show(WIDE, dark=True)
+
+    assert (light, browser.run(color)) == ("rgb(251, 251, 249)", "rgb(22, 24, 27)")
+
+
+def test_a_window_of_400_pixels_scrolls_in_one_direction_only_and_hides_nothing_for_good(
+    browser: Browser, every_page: tuple[str, ...]
+):
+    browser.show(NARROW)
+    for page in every_page:
+        browser.open(page)
+        assert browser.run("return document.documentElement.scrollWidth") <= NARROW[0], page
+        if not (more := browser.all("th.more")):
+            continue
+        assert not any(column.is_displayed() for column in more), page
+        for switch in browser.all(".columns-switch"):
+            switch.click()
+        assert all(column.is_displayed() for column in more), page
+
+
+def test_a_page_prints_whole_and_without_its_frame(browser: Browser):
+    browser.show(WIDE, media="print")
+    browser.open("mistakes")
+
+    assert not browser.one(".rail").is_displayed()
+    for box in browser.all(".scroll"):
+        assert browser.run("return getComputedStyle(arguments[0]).overflowX", box) == "visible"
+    browser.show(NARROW, media="print")
+    browser.open("overview")
+    assert all(column.is_displayed() for column in browser.all("th.more"))
+
+
+def test_filters_narrow_the_grid_and_the_way_back_leads_to_the_images_before(browser: Browser):
+    browser.open("images")
+    all_ = len(browser.all(".tile"))
+    browser.one("a.chip[href*='state=unlabeled']").click()
+    some = len(browser.all(".tile"))
+    assert 0 < some < all_
+    assert "without a label" in browser.one(".chip.on").text
+    browser.press("/")
+    assert browser.focused().get_attribute("name") == "text"
+    browser.press(*"0001", Keys.ENTER)
+    assert "text=0001" in browser.driver.current_url and "state=unlabeled" in browser.driver.current_url
+    assert len(browser.all(".tile")) <= 1
+    browser.driver.back()
+
+    assert len(browser.all(".tile")) == some
+
+
+def test_the_keyboard_alone_reaches_the_content_moves_in_the_grid_and_comes_back(browser: Browser):
+    browser.open("images")
+    browser.press(Keys.TAB)
+    assert browser.focused().text == "Skip to the content" and browser.focused().is_displayed()
+    browser.press(Keys.ENTER, Keys.ARROW_RIGHT)
+    tiles = browser.all(".tile")
+    assert browser.focused() == tiles[0]
+    browser.press(Keys.ARROW_RIGHT, Keys.ARROW_DOWN, Keys.ARROW_UP)
+    assert browser.focused() == tiles[1]
+    there = tiles[1].get_attribute("href")
+    browser.press(Keys.ENTER)
+    assert browser.driver.current_url == there
+    browser.press(Keys.ESCAPE)
+
+    assert browser.driver.current_url.endswith("/images#content")
+
+
+def test_every_thing_that_can_be_pressed_has_a_visible_focus(browser: Browser):
+    browser.open("mistakes")
+    for _ in range(len(browser.all("a[href], button, input, select, [tabindex='0'], summary"))):
+        browser.press(Keys.TAB)
+        outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle")
+        assert outline not in ("none", ""), browser.focused().get_attribute("outerHTML")

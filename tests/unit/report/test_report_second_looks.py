@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from alloop.loop.measuring.holdout_file import HoldoutPredictions
+from alloop.report.second_looks import find_second_looks
+
+CLASSES = ("cat", "dog")
+
+
+def holdout_of(*cat: float) -> HoldoutPredictions:
+    """Return predictions with these probabilities of "cat"; the hashes are "0", "1", …"""
+    probs = np.array([[share, 1 - share] for share in cat], dtype=np.float32).reshape(-1, 2)
+    names = tuple(str(at) for at in range(len(cat)))
+    guesses = tuple(CLASSES[at] for at in probs.argmax(axis=1))
+    return HoldoutPredictions(names, guesses, guesses, np.zeros(len(cat), dtype=bool), CLASSES, np.log(probs))
+
+
+def test_a_label_is_doubtful_if_another_class_is_as_probable_as_it_usually_is():
+    # Images labeled cat get (0.9 + 0.7 + 0.04) / 3 = 54.7 % cat, images labeled dog (0.8 + 0.95) / 2 = 87.5 % dog.
+    holdout = holdout_of(0.9, 0.7, 0.04, 0.2, 0.05)
+
+    found = find_second_looks(holdout, {"0": "cat", "1": "cat", "2": "cat", "3": "dog", "4": "dog"})
+
+    assert [(one.sha256, one.label, one.predicted) for one in found] == [("2", "cat", "dog")]
+    assert found[0].probability == pytest.approx(0.04)
+    assert found[0].reason == (
+        "The model gives dog 96.0 % and the label cat 4.0 %. Images labeled dog get 87.5 % on average."
+    )
+
+
+def test_a_mistake_of_an_unsure_model_is_no_reason_to_doubt_the_label():
+    holdout = holdout_of(0.99, 0.97, 0.45, 0.02, 0.03)
+
+    assert find_second_looks(holdout, {"0": "cat", "1": "cat", "2": "cat", "3": "dog", "4": "dog"}) == ()
+
+
+def test_the_present_label_counts_and_the_least_probable_one_comes_first():
+    holdout = holdout_of(0.9, 0.9, 0.05, 0.02, 0.1)
+    labels = {"0": "cat", "1": "cat", "2": "cat", "3": "cat", "4": "dog"}
+
+    assert [one.sha256 for one in find_second_looks(holdout, labels)] == ["3", "2"]
+    assert find_second_looks(holdout, labels | {"3": "dog", "2": "dog"}) == ()
+
+
+def test_images_without_a_label_or_with_an_unknown_class_are_left_out():
+    assert find_second_looks(holdout_of(0.9, 0.1), {"0": "bird"}) == ()
+    assert find_second_looks(holdout_of(), {}) == ()
