@@ -1,4 +1,4 @@
-"""Names as people type them: the class for a spelling, spellings of file names, and folder names for classes."""
+"""Names as people type and read them: the class for a spelling, spellings of file names, and nouns with a number."""
 
 import collections
 import re
@@ -16,6 +16,11 @@ _SELECTORS = frozenset(chr(code) for code in range(0xFE00, 0xFE10))  # choose th
 _NOT_IN_FOLDERS = re.compile(r'^\.|[%<>:"/\\|?*\x00-\x1f\x7f]|[. ]$')  # what Windows refuses, hidden names, and our %
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # reserved by Windows
 LONGEST = 255  # bytes of a file name
+
+
+def count(n: int, name: str) -> str:
+    """Return "1 image" or "2,287 images"."""
+    return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
 def clean(text: str) -> str:

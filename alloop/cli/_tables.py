@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
+    from rich.text import Text
 
     from alloop.report.overview import ReportTable
 
@@ -42,10 +43,37 @@ def print_table(table: Lines, *, left: frozenset[str], is_plain: bool = False) -
 
     console = _console()
     width = console.width if console.is_terminal or "COLUMNS" in os.environ else ENDLESS
-    for part in _parts(table, left, is_plain, width):
-        grid = _grid(part, left, is_plain)
+    for number, grid in enumerate(make_grids(table, width, left=left, is_plain=is_plain)):
+        if number and is_plain:  # such a table has no lines around it
+            console.print()
         # rich cuts at its console's width, so the console is made as wide as the table; the terminal folds long lines.
         Console(width=max(console.width, _width(grid))).print(grid)
+
+
+def print_subjects(lines: Sequence[tuple[str, str]]) -> None:
+    """Print (subject, sentence) pairs on stdout, the sentences below each other."""
+    console = _console()
+    for text in fold_subjects(lines, console.width):
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def fold_subjects(lines: Sequence[tuple[str, str]], width: int) -> "list[Text]":
+    """Return (subject, sentence) pairs as paragraphs of at most `width` characters; a longer word stays whole."""
+    from rich.text import Text
+
+    indent = 2 + max((len(subject) for subject, _ in lines), default=0)
+    texts = []
+    for subject, sentence in lines:
+        folded = textwrap.fill(
+            sentence,
+            max(width, indent + 20),
+            initial_indent=" " * indent,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        texts.append(Text.assemble((subject.ljust(indent), "bold"), folded[indent:]))
+    return texts
 
 
 def print_text(text: str, style: str | None = None) -> None:
@@ -54,6 +82,11 @@ def print_text(text: str, style: str | None = None) -> None:
     for line in text.split("\n"):
         folded = textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
         console.print(folded, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def make_grids(table: Lines, width: int, *, left: frozenset[str], is_plain: bool = False) -> "list[Grid]":
+    """Return a table as one or more that fit the width; the arguments are those of `print_table`."""
+    return [_grid(part, left, is_plain) for part in _parts(table, left, is_plain, width)]
 
 
 def _console() -> "Console":
@@ -88,7 +121,13 @@ def _grid(table: Lines, left: frozenset[str], is_plain: bool) -> "Grid":
     from rich.table import Table as Grid
 
     title, columns, lines = table
-    grid = Grid(title=escape(title) or None, box=SIMPLE_HEAD if is_plain else HEAVY_HEAD, pad_edge=not is_plain)
+    grid = Grid(
+        title=escape(title) or None,
+        box=SIMPLE_HEAD if is_plain else HEAVY_HEAD,
+        pad_edge=not is_plain,
+        show_edge=not is_plain,
+        padding=(0, 1, 0, 0) if is_plain else (0, 1),
+    )
     for name in columns:
         grid.add_column(escape(name), justify="left" if name in left else "right", no_wrap=True)
     for cells in lines:

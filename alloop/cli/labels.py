@@ -7,6 +7,7 @@ import click
 
 from alloop.cli._options import OutFile, Session, common_options
 from alloop.composition import EXPORTS
+from alloop.names import count
 
 if TYPE_CHECKING:
     from alloop.export.rows import Include
@@ -90,4 +91,4 @@ def export(session: Session, target: Path, form: str | None, copy: bool, include
     if chosen is None:
         raise click.UsageError(f"The ending {target.suffix} does not name a format; add --format.")
     n = export_labels(session.project(), target, chosen, copy=copy, include=include)
-    session.show({"labels": n, "target": str(target)}, f"{n} labels written to {target}.", written=target)
+    session.show({"labels": n, "target": str(target)}, f"{count(n, 'label')} written to {target}.", written=target)

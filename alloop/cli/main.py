@@ -18,7 +18,7 @@ ENTRIES = {
     "pool": Entry("alloop.cli.pool:pool", "Add images, list them, check that they are still there."),
     "labels": Entry("alloop.cli.labels:labels", "Import known labels; export all labels."),
     "run": Entry("alloop.cli.run:run", "Advance the current round as far as it can go without a person."),
-    "status": Entry("alloop.cli.status:status", "Show rounds, accuracy, pending tasks and labels per person."),
+    "status": Entry("alloop.cli.status:status", "Show where the project stands, what comes next, and all rounds."),
     "serve": Entry("alloop.cli.serve:serve", "Show the project in a browser: results, images, mistakes, people."),
     "report": Entry("alloop.cli.report:report", "Write the project's results as one HTML page."),
     "predict": Entry("alloop.cli.predict:predict", "Predict images with the newest model, or with that of a round."),

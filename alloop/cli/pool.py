@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alloop.cli._options import Session, common_options
+from alloop.names import count
 
 if TYPE_CHECKING:
     from alloop.loop.intake.ingest import Added
@@ -60,7 +61,7 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
     data = dataclasses.asdict(added)
     if described is not None:
         n, names = described
-        lines.append(f"{n} images described by {', '.join(names)}.")
+        lines.append(f"{count(n, 'image')} described by {', '.join(names)}.")
         data |= {"described": n, "attributes": names}
     session.show(data, "\n".join(lines))
 
@@ -77,7 +78,7 @@ def _describe_depth(added: "Added") -> list[str]:
 
 
 def _say(added: "Added") -> list[str]:
-    lines = [f"{added.new} new images, {added.known + added.unchanged} known already."]
+    lines = [f"{count(added.new, 'new image')}, {added.known + added.unchanged} known already."]
     said = {
         f"{added.near_duplicates} of the new images are near copies. People are asked about one image of each group.": (
             added.near_duplicates
@@ -88,13 +89,13 @@ def _say(added: "Added") -> list[str]:
         "near_duplicates = false; the next `alloop pool add` or `alloop run` groups the pool again.": (
             added.has_many_copies
         ),
-        f"{added.labeled} labels taken from folder names.": added.labeled,
+        f"{count(added.labeled, 'label')} taken from folder names.": added.labeled,
         f"{added.skipped} files that are not images were left out.": added.skipped,
         f"{sum(added.left_out.values())} hidden, system or alloop's own files and folders were left out: "
         f"{_names(added.left_out)}. To use one of them, name it in [pool] images.": added.left_out,
         f"{added.dropped} files of such folders, which were in the pool, are no longer used; `alloop pool check` lists "
         "them.": added.dropped,
-        f"{added.unreadable} files could not be read: `alloop pool check` says why.": added.unreadable,
+        f"{count(added.unreadable, 'file')} could not be read: `alloop pool check` says why.": added.unreadable,
     }
     return [*lines, *(line for line, is_so in said.items() if is_so), *_describe_depth(added)]
 
@@ -163,7 +164,8 @@ def check(session: Session, accept_missing: bool) -> None:
         else ["Nothing was recorded, because you have no permission to write in this workspace. Recorded state:"]
     )
     lines.append(
-        f"{counts.images} images, {counts.missing} of them missing; {counts.unreadable} files could not be read."
+        f"{count(counts.images, 'image')}, {counts.missing} of them missing; "
+        f"{count(counts.unreadable, 'file')} could not be read."
     )
     listed = {kind: [dataclasses.asdict(place) for place in places] for kind, places in found.items()}
     session.show({**listed, "counts": dataclasses.asdict(counts)}, "\n".join(lines))

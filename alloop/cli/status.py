@@ -1,5 +1,7 @@
 """`alloop status`: the state of the project on one screen."""
 
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -7,132 +9,220 @@ import click
 from alloop.cli._options import Session, common_options
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from alloop.cli._tables import Lines
     from alloop.records import Interval
     from alloop.report.gather import RoundReport, StatusReport
     from alloop.report.shown import Shown
 
-
+WATCH_EVERY = 5.0  # seconds
+LEFT = frozenset({"state"})
 H = "H is the mean entropy of the batch in nats: chosen by the strategy | drawn at random."
 
 
 @click.command()
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.5),
+    is_flag=False,
+    flag_value=WATCH_EVERY,
+    metavar="[SECONDS]",
+    help="Look again every few seconds and show the news in place; Ctrl-C ends it.  [default: 5]",
+)
 @common_options
-def status(session: Session) -> None:
-    """Show rounds, accuracy, pending tasks and labels per person."""
-    from alloop.cli._tables import print_table, print_text
-    from alloop.report.gather import describe_measured, gather_status, to_json
-    from alloop.report.shown import TASKS
+def status(session: Session, watch: float | None) -> None:
+    """Show where the project stands, what comes next, and all rounds.
 
-    project = session.project()
-    report, shown = gather_status(project), TASKS[project.config.project.task]
+    The first lines say what happens next and who has to act, how good the model is, whether the last labels helped, and
+    when to stop. -v adds the stop rules, labels per person, all columns of the rounds, and what needs a look.
+    """
+    import sys
+
+    if watch is None or session.as_json:
+        _show(session)
+    elif sys.stdout.isatty():
+        _watch(session, watch)
+    else:
+        click.echo("This is not a terminal, so --watch shows the status once.", err=True)
+        _show(session)
+
+
+def _show(session: Session) -> None:
+    from alloop.cli._tables import print_subjects, print_table, print_text
+    from alloop.report.gather import to_json
+    from alloop.report.headlines import five_lines, look_at
+
+    report, shown = _gather(session)
     if session.as_json:
         session.show(to_json(report))
         return
-    print_text(_headline(report))
+    is_long = session.verbosity > 0
+    print_subjects(five_lines(report, shown))
+    if report.attention and not is_long:
+        print_text(look_at(report.attention), style="yellow")
     if report.rounds:
-        titles = (metric.title for metric in shown.metrics)
-        columns = ["round", "state", "labels", "N", *titles, "H", "answered"]
-        print_table(("", columns, _rounds(report.rounds, shown)), left=frozenset({"state"}), is_plain=True)
-        print_text(f"{shown.explained.format(measured=describe_measured(report.findings))} {H}", style="dim")
-    auto = [] if report.auto is None else [report.auto.says]
-    for line in _findings(report, shown) + _people(report) + auto + _attention(report):
+        print_text("")
+        print_table(_table(report, shown, is_long=is_long), left=LEFT, is_plain=True)
+    for line in ("", *_details(report, shown)) if is_long else ():
         print_text(line)
 
 
-def _headline(report: "StatusReport") -> str:
+def _watch(session: Session, seconds: float) -> None:
+    """Show the status in place until Ctrl-C."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        try:
+            while True:
+                live.update(_screen(session, console), refresh=True)
+                time.sleep(seconds)
+        except KeyboardInterrupt:
+            return
+
+
+def _screen(session: Session, console: "Console") -> "RenderableType":
+    """Return what `_show` prints, with as many of the newest rounds as the terminal has lines for."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from alloop.cli._tables import fold_subjects, make_grids
+    from alloop.report.headlines import five_lines, look_at
+
+    report, shown = _gather(session)
+    is_long = session.verbosity > 0
+    head: list[RenderableType] = [*fold_subjects(five_lines(report, shown), console.width)]
+    if report.attention and not is_long:
+        head.append(Text(look_at(report.attention), style="yellow"))
+    tail = [Text(line) for line in _details(report, shown)] if is_long else []
+    title, columns, lines = _table(report, shown, is_long=is_long)
+
+    def group(n: int) -> Group:
+        if not lines:
+            return Group(*head, *tail)
+        hidden = [Text(f"{len(lines) - n} earlier rounds are not shown.")] if n < len(lines) else []
+        newest = (title, columns, lines[len(lines) - n :])
+        grids = make_grids(newest, console.width, left=LEFT, is_plain=True)
+        return Group(*head, Text(""), *hidden, *grids, *tail)
+
+    fits = (n for n in range(len(lines), 0, -1) if len(console.render_lines(group(n))) < console.height)
+    return group(next(fits, min(1, len(lines))))
+
+
+def _gather(session: Session) -> "tuple[StatusReport, Shown]":
+    """Read the workspace, opened anew: the settings may have changed since the last look."""
+    from alloop.project import open_project
+    from alloop.report.gather import gather_status
+    from alloop.report.shown import TASKS
+
+    with open_project(session.workspace) as project:
+        return gather_status(project), TASKS[project.config.project.task]
+
+
+def _table(report: "StatusReport", shown: "Shown", *, is_long: bool) -> "Lines":
+    """Return the rounds. The short form fits 80 characters."""
+    titles = [metric.title for metric in shown.metrics]
+    if not is_long:
+        rows = [_short(row, shown) for row in report.rounds]
+        return "", ["round", "labels", *titles, "answered"], [[(cell, 0) for cell in row] for row in rows]
+    columns = ["round", "state", "labels", "N", *titles, "H", "answered"]
+    return "", columns, [[(cell, 0) for cell in _long(row, shown)] for row in report.rounds]
+
+
+def _short(row: "RoundReport", shown: "Shown") -> list[str]:
+    from alloop.report.headlines import interval_of
+
+    return [
+        str(row.number),
+        "–" if row.n_labels is None else str(row.n_labels),
+        *(interval_of(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics),
+        f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}" if row.queries else "–",
+    ]
+
+
+def _long(row: "RoundReport", shown: "Shown") -> list[str]:
+    number, labels, *metrics, answered = _short(row, shown)
+    primary = row.metrics.get(shown.metrics[0].name)
+    entropies = f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}"
+    n = "–" if primary is None else str(primary.n)
+    return [number, row.state, labels, n, *metrics, entropies, answered]
+
+
+def _details(report: "StatusReport", shown: "Shown") -> Iterator[str]:
+    """Return what -v adds, one sentence after another."""
+    from alloop.report.gather import describe_measured
+
     pool = report.pool
-    return (
-        f"{report.name}: {pool.images} images ({pool.groups} different), {pool.labeled} labeled "
-        f"({pool.labeled - pool.holdout_labeled} to train on, {pool.holdout_labeled} of {pool.holdout} holdout), "
-        f"{pool.open} being asked"
-    )
+    if report.rounds:
+        yield f"{shown.explained.format(measured=describe_measured(report.findings))} {H}"
+    yield f"{pool.groups} of the {pool.images} images are different; {pool.open} are being asked about."
+    yield from _findings(report, shown)
+    yield from _people(report)
+    if report.auto is not None:
+        yield report.auto.says
+    yield from _choice(report)
+    measured = [row for row in report.rounds if row.model is not None]
+    if measured:
+        yield _calibration(measured[-1])
+    yield from report.attention
+    if report.rounds and report.rounds[-1].closed_because:
+        yield f"Round {report.rounds[-1].number} closed: {report.rounds[-1].closed_because}."
 
 
-def _rounds(rounds: "tuple[RoundReport, ...]", shown: "Shown") -> list[list[tuple[str, int]]]:
-    lines = []
-    for row in rounds:
-        primary = row.metrics.get(shown.metrics[0].name)
-        cells = (
-            str(row.number),
-            row.state,
-            "-" if row.n_labels is None else str(row.n_labels),
-            "-" if primary is None else str(primary.n),
-            *(_interval(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics),
-            f"{_entropy(row.entropy_acquired)} | {_entropy(row.entropy_random)}",
-            f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
-        )
-        lines.append([(cell, 0) for cell in cells])
-    return lines
-
-
-def _findings(report: "StatusReport", shown: "Shown") -> list[str]:
+def _findings(report: "StatusReport", shown: "Shown") -> Iterator[str]:
     """Return sentences about the results of the rounds and the stop rules."""
     from alloop.loop.stopping import percent
     from alloop.report.gather import describe_people
 
     found = report.findings
-    lines = [part.says for part in (found.better, found.unbiased, found.outlook) if part is not None]
-    if found.matched is not None:
-        lines.insert(1 if found.better else 0, found.matched["says"])
+    yield from (part.says for part in (found.better, found.unbiased) if part is not None)
     if found.grown is not None:
-        lines.append(
+        yield (
             f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
             f"{percent(found.grown)}. They are not in the table."
         )
     if found.pool_brings is not None:
-        lines.append(found.pool_brings.says)
+        yield found.pool_brings.says
     if report.rounds:
-        lines.append("Stop rules (`alloop run` stops when one with * holds):")
-        lines += [f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules]
+        yield "Stop rules (`alloop run` stops when one with * holds):"
+        yield from (f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules)
     if any(shown.metrics[0].name in row.metrics for row in report.rounds):
-        lines.append(describe_people(found))
-    return lines
+        yield describe_people(found)
 
 
-def _people(report: "StatusReport") -> list[str]:
-    lines = []
+def _people(report: "StatusReport") -> Iterator[str]:
+    from alloop.names import count
+
     for name, counts in report.annotators.items():
         other = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind != "label")
-        lines.append(f"{name}: {counts.get('label', 0)} labels" + (f", {other}" if other else ""))
+        yield f"{name}: {count(counts.get('label', 0), 'label')}" + (f", {other}" if other else "")
     if report.class_counts:
-        lines.append("Labels to train on: " + ", ".join(f"{name} {n}" for name, n in report.class_counts.items()))
-    return lines
+        yield "Labels to train on: " + ", ".join(f"{name} {n}" for name, n in report.class_counts.items())
 
 
-def _choice(report: "StatusReport") -> list[str]:
+def _choice(report: "StatusReport") -> Iterator[str]:
     """Name the strategy that chose the newest batch, with its notes."""
     chosen = [row for row in report.rounds if row.strategy is not None]
-    if not chosen:
-        return []
-    return [" ".join((f"Round {chosen[-1].number} was chosen by {chosen[-1].strategy}.", *chosen[-1].notes))]
-
-
-def _attention(report: "StatusReport") -> list[str]:
-    lines = _choice(report)
-    measured = [row for row in report.rounds if row.model is not None]
-    if measured:
-        lines.append(_calibration(measured[-1]))
-    lines += report.attention
-    if report.rounds and report.rounds[-1].closed_because:
-        lines.append(f"Round {report.rounds[-1].number} closed: {report.rounds[-1].closed_because}.")
-    return lines
+    if chosen:
+        yield " ".join((f"Round {chosen[-1].number} was chosen by {chosen[-1].strategy}.", *chosen[-1].notes))
 
 
 def _calibration(row: "RoundReport") -> str:
     """Describe the calibrator, its number of labels, and the NLL before and after on images it was not fitted to."""
     words = f"Calibrated by {row.calibration} on {row.n_calibration} holdout labels."
     if "nll_uncalibrated" in row.metrics:
-        before, after = (_interval(row.metrics.get(name), 1, 3) for name in ("nll_uncalibrated", "nll"))
+        before, after = (_interval(row.metrics.get(name)) for name in ("nll_uncalibrated", "nll"))
         words += f" NLL {before} before, {after} after."
     return f"{words} {row.calibration_note}".rstrip()
 
 
-def _interval(interval: "Interval | None", factor: float, digits: int) -> str:
-    if interval is None:
-        return "-"
-    value, low, high = (f"{factor * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
+def _interval(interval: "Interval | None") -> str:
+    from alloop.report.headlines import interval_of
+
+    return interval_of(interval, 1, 3)
 
 
 def _entropy(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:.2f}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alloop.cli._options import Session, common_options
+from alloop.names import count
 
 if TYPE_CHECKING:
     from alloop.project import Project
@@ -105,7 +106,7 @@ def select(
         chosen = list_selections(rows)[number]
     session.show(
         {"round": number, "queries": n, "strategy": chosen.strategy, "notes": chosen.notes},
-        f"Round {number}: {n} images chosen by {chosen.strategy}. `alloop push` sends them.",
+        f"Round {number}: {count(n, 'image')} chosen by {chosen.strategy}. `alloop push` sends them.",
     )
 
 
@@ -129,7 +130,7 @@ def push(session: Session, new_project: bool, take_over: bool) -> None:
             session.show({"round": None, "tasks": 0}, "No round is under way. The next round will push its questions.")
             return
         n = people.push(bench, number, connection)
-    session.show({"round": number, "tasks": n}, f"Round {number}: {n} new tasks.")
+    session.show({"round": number, "tasks": n}, f"Round {number}: {count(n, 'new task')}.")
 
 
 @click.command()
@@ -147,7 +148,7 @@ def pull(session: Session) -> None:
     project = tools.project
     with open_workbench(tools) as bench:
         found = people.pull(bench)
-    lines = [f"{found.new} new answers, {found.edited} edited, {found.deleted} deleted."]
+    lines = [f"{count(found.new, 'new answer')}, {found.edited} edited, {found.deleted} deleted."]
     lines += describe_unknown(found.unknown.items(), project.config.project) + describe_lost(found.lost)
     lines += describe_strangers(0, found.foreign)  # a warning about orphaned tasks was logged before
     session.show({**dataclasses.asdict(found), "unknown": dict(found.unknown)}, "\n".join(lines))

@@ -7,6 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from alloop.errors import AlloopError
+from alloop.labeling.backend import Answering
+from alloop.labeling.build import find_page
 from alloop.loop.automatic.audit import AutoReport, report_auto_labels
 from alloop.loop.intake.judge import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
@@ -72,6 +75,7 @@ class StatusReport:
         orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
         foreign: Number of tasks of other workspaces in the same project.
         attention: Sentences about problems that a person should look at.
+        label_at: Address of the page where people label; None if there is none, or it is not known.
     """
 
     name: str
@@ -93,6 +97,7 @@ class StatusReport:
     pulled_at: str | None
     orphaned: int
     foreign: int
+    label_at: str | None = None
 
 
 def gather_status(project: Project) -> StatusReport:
@@ -123,7 +128,14 @@ def gather_status(project: Project) -> StatusReport:
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
             orphaned=0 if sync is None else sync.n_orphaned,
             foreign=0 if sync is None else sync.n_foreign,
+            label_at=_label_at(project, sync),
         )
+
+
+def find_label_place(project: Project) -> str | None:
+    """Return the address of the page where people label; None if there is none, or it is not known."""
+    with reading(project.database) as session:
+        return _label_at(project, find_sync(session, project.config.labeling.backend))
 
 
 def describe_calibration(calibration: Calibration) -> str:
@@ -212,6 +224,15 @@ def _mean_entropy(confidences: Sequence[float], n_classes: int, shown: Shown) ->
 
 def _hashes(queries: Sequence[QueryRecord]) -> tuple[str, ...]:
     return tuple(query.sha256 for query in queries)
+
+
+def _label_at(project: Project, sync: Sync | None) -> str | None:
+    if sync is None:
+        return None
+    try:
+        return find_page(Answering(project.config, project.folder, project.environ, sync.project_ref))
+    except AlloopError:  # `alloop run` says what is wrong with the back end
+        return None
 
 
 def _project_ref(sync: Sync | None) -> str | None:

@@ -1,16 +1,29 @@
-"""First words of a project's pages: one sentence that answers the question of the page, and what it rests on."""
+"""First words about a project: for each question one sentence, and what it rests on.
+
+`alloop status`, the live pages and the report say the same, because they all ask here.
+"""
 
 import dataclasses
 
-from alloop.loop.stopping import Standing
-from alloop.records import Interval
+from alloop.loop.stopping import Rule, Standing, points
+from alloop.names import count as count  # the pages count with it
+from alloop.records import Ending, Interval
 from alloop.report.gather import StatusReport
+from alloop.report.shown import Shown
 
 _NEXT = {
-    "created": "The next step trains on {labels} labels.",
+    "created": "The next step trains on {labels}.",
     "trained": "The next step scores the images without a label.",
     "scored": "The next step chooses the images to ask about.",
-    "selected": "The next step sends {n} images to the people who label.",
+    "selected": "The next step sends {images} to the people who label.",
+}
+_STATES = {
+    "created": "trains a model",
+    "trained": "has a model",
+    "scored": "has scored the pool",
+    "selected": "has chosen its images",
+    "pushed": "waits for answers",
+    "closed": "is closed",
 }
 
 
@@ -20,6 +33,22 @@ class Headline:
 
     says: str
     rests_on: str
+
+
+def five_lines(status: StatusReport, shown: Shown) -> tuple[tuple[str, str], ...]:
+    """Return the five lines that matter, each as (subject, sentence).
+
+    They say where the project stands, what happens next and who has to act, how good the model is, whether the labels
+    helped, and when to stop.
+    """
+    title = shown.metrics[0].title.removesuffix(" %")
+    return (
+        ("Project", _project(status)),
+        ("Next", next_step(status)),
+        (f"{title[0].upper()}{title[1:]}", how_good(status, shown)),
+        ("Did it help?", did_it_help(status)),
+        ("When to stop", when_to_stop(status)),
+    )
 
 
 def of_project(status: StatusReport) -> Headline:
@@ -39,22 +68,94 @@ def of_project(status: StatusReport) -> Headline:
 
 def next_step(status: StatusReport) -> str:
     """Say what happens next and who has to act."""
+    if not status.pool.images:
+        return "`alloop pool add` adds images."
     if not status.rounds:
         return "`alloop run` takes the first step: it draws the holdout and asks about the first images."
     last = status.rounds[-1]
-    waiting = last.queries.get("open", 0)
+    n_open = last.queries.get("open", 0)
     if last.state == "pushed":
-        if waiting:
-            return f"{count(waiting, 'image')} wait for an answer. After that, `alloop run` trains again."
+        if n_open:
+            return f"{waiting(n_open)}. After that, `alloop run` trains again.{where_to_label(status.label_at)}"
         return "All answers are in. `alloop run` fetches them and trains again."
     if last.state == "closed":
-        stop = next((rule for rule in status.findings.rules if rule.stops and rule.standing is Standing.HOLDS), None)
+        stop = holding(status)
         if stop is not None:
             return f"The loop has stopped: {stop.because}. `alloop run` goes on when a setting or a label changes that."
         why = last.closed_because or "its work is done"
         return f"Round {last.number} is closed: {why}. `alloop run` begins the next one."
-    words = _NEXT[last.state].format(labels=status.pool.labeled - status.pool.holdout_labeled, n=waiting)
+    labels = count(status.pool.labeled - status.pool.holdout_labeled, "label")
+    words = _NEXT[last.state].format(labels=labels, images=count(n_open, "image"))
     return f"{words} `alloop run` does it."
+
+
+def waiting(n: int) -> str:
+    """Say that people have to answer about n images."""
+    return f"{count(n, 'image')} {'waits' if n == 1 else 'wait'} for an answer"
+
+
+def where_to_label(place: str | None) -> str:
+    """Say where people label, as a sentence after another one; empty if the place is not known."""
+    return "" if place is None else f" Label at {place}"
+
+
+def how_good(status: StatusReport, shown: Shown) -> str:
+    """Say the primary metric of the newest measured model with its interval, and what it is measured on."""
+    metric = shown.metrics[0]
+    measured = [row for row in status.rounds if metric.name in row.metrics]
+    if not measured:
+        return " ".join(_without_model(status))
+    found = measured[-1].metrics[metric.name]
+    unit = " %" if metric.title.endswith("%") else ""
+    value, low, high = (f"{metric.factor * part:.{metric.digits}f}" for part in (found.value, found.low, found.high))
+    place = "of the test set" if status.findings.on_test else "drawn at random, which it never learned from"
+    return (
+        f"{value}{unit}, between {low} and {high}{unit} with 95 % confidence: round {measured[-1].number}, "
+        f"{count(found.n, 'image')} {place}."
+    )
+
+
+def did_it_help(status: StatusReport) -> str:
+    """Say whether the last round made the model better, and whether active learning is better than random choice."""
+    better, matched = status.findings.better, status.findings.matched
+    if better is None and matched is None:
+        return "Nobody can say yet: this needs two measured models."
+    said = []
+    if better is not None:
+        words = {
+            "yes": "The last round made the model better",
+            "no": "The last round made the model worse",
+            "cannot tell": "Too early to say whether the last round helped",
+        }[better.verdict]
+        said.append(f"{words}{f' ({points(better.comparison.gain)})' if better.comparison else ''}.")
+    if matched is not None:
+        said.append(str(matched["says"]).removeprefix("Did active learning help here? "))
+    return " ".join(said)
+
+
+def when_to_stop(status: StatusReport) -> str:
+    """Say which stop rule holds, or how far the rules of the settings are, and what one more round would bring."""
+    stop = holding(status)
+    if stop is not None:
+        return f"Now: {stop.because}."
+    rules = [rule for rule in status.findings.rules if rule.stops]
+    chosen = [rule for rule in rules if rule.name is not Ending.POOL_EXHAUSTED]
+    left = "; ".join(rule.because for rule in rules if rule.name is Ending.POOL_EXHAUSTED)
+    said = f"Not yet: {'; '.join(rule.because for rule in chosen)}." if chosen else f"No stop rule is set; {left}."
+    outlook = status.findings.outlook
+    return said if outlook is None else f"{said} {outlook.says}"
+
+
+def holding(status: StatusReport) -> Rule | None:
+    """Return the first rule of the settings that holds; None if the loop goes on."""
+    return next((rule for rule in status.findings.rules if rule.stops and rule.standing is Standing.HOLDS), None)
+
+
+def look_at(attention: tuple[str, ...]) -> str:
+    """Say how many problems need a look, and the first of them; empty without a problem."""
+    if len(attention) <= 1:
+        return "".join(attention)
+    return f"{len(attention)} things need a look (`alloop status -v` shows all). The first: {attention[0]}"
 
 
 def standing(status: StatusReport) -> str:
@@ -67,9 +168,21 @@ def standing(status: StatusReport) -> str:
     return f"Round {last.number} · {last.state}{answers}"
 
 
-def count(n: int, name: str) -> str:
-    """Return "1 image" or "2,287 images"."""
-    return f"{n:,} {name}{'' if n == 1 else 's'}"
+def _project(status: StatusReport) -> str:
+    pool = status.pool
+    if not pool.images:
+        return f"{status.name}: 0 images."
+    labeled = (
+        f"{count(pool.images, 'image')}, {pool.labeled:,} labeled: "
+        f"{pool.labeled - pool.holdout_labeled:,} to train on, "
+        f"{pool.holdout_labeled:,} of {pool.holdout:,} in the holdout."
+    )
+    if not status.rounds:
+        return f"{status.name}: no round yet. {labeled}"
+    last = status.rounds[-1]
+    asked = sum(last.queries.values())
+    answers = f" ({asked - last.queries.get('open', 0)} of {asked} are in)" if asked and last.state == "pushed" else ""
+    return f"{status.name}: round {last.number} {_STATES[last.state]}{answers}. {labeled}"
 
 
 def _without_model(status: StatusReport) -> tuple[str, str]:
@@ -82,7 +195,7 @@ def _without_model(status: StatusReport) -> tuple[str, str]:
     settled = sum(last.queries.values()) - last.queries.get("open", 0)
     if last.model is not None:
         return "The model is not measured yet.", f"{images} The holdout has too few answers."
-    return "No model yet.", f"{images} {settled} of the first {sum(last.queries.values())} answers are in."
+    return "No model yet.", f"{images} Answers so far: {settled} of {sum(last.queries.values())}."
 
 
 def _learning(status: StatusReport) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from alloop.evaluation.metrics import Bins
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.report.gather import RoundReport, StatusReport
-from alloop.report.headlines import Headline, interval_of, next_step
+from alloop.report.headlines import Headline, count, interval_of, next_step
 from alloop.report.histogram import Histogram, make_histogram
 from alloop.report.shown import Shown
 
@@ -62,7 +62,7 @@ def _column(bins: Bins, at: int) -> dict[str, Any]:
         "n": n,
         "range": range_,
         "accuracy": f"{100 * accuracy:.1f}",
-        "words": f"confidence {range_} %: accuracy {100 * accuracy:.1f} %, {n} images" if n else "no images",
+        "words": f"confidence {range_} %: accuracy {100 * accuracy:.1f} %, {count(n, 'image')}" if n else "no images",
     }
 
 

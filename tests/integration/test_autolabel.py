@@ -103,7 +103,7 @@ def test_sure_images_get_a_label_that_is_not_a_persons(project: Project):
     status = alloop("status", "-C", project.folder, "--json").data
     assert status["pool"]["labeled"] == len(before)
     assert status["auto"]["labels"] == len(found)
-    assert "automatic label" in alloop("status", "-C", project.folder).out
+    assert "automatic label" in alloop("status", "-v", "-C", project.folder).out
 
 
 def test_automatic_labels_are_shown_as_what_they_are(project: Project, tmp_path: Path):

@@ -232,7 +232,7 @@ def test_init_makes_a_workspace_once_and_says_what_is_next(tmp_path: Path):
     again = alloop("init", tmp_path / "pets", "--classes", "cat,dog")
     assert again.code == 1
     assert "already exists" in again.err
-    assert alloop("status", "-C", tmp_path / "pets").out.startswith("pets: 0 images (0 different), 0 labeled")
+    assert alloop("status", "-C", tmp_path / "pets").out.startswith("Project       pets: 0 images.\n")
     assert alloop("db", "check", "-C", tmp_path / "pets").code == 0
 
 

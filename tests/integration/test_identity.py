@@ -102,9 +102,9 @@ def test_a_restored_database_says_so_once_and_reports_the_tasks_it_does_not_know
     assert "The database is older than its tasks" in ran.err
     assert "The database is older than its tasks" not in pulled.err
     assert (pulled.data["orphaned"], pulled.data["foreign"]) == (1, 0)
-    assert "1 tasks were made by this workspace, but its database does not know them" in pulled.err
+    assert "1 task was made by this workspace, but its database does not know it" in pulled.err
     assert alloop("status", "-C", project.folder, "--json").data["orphaned"] == 1
-    assert "1 tasks were made by this workspace" in alloop("status", "-C", project.folder).out
+    assert "1 task was made by this workspace" in alloop("status", "-C", project.folder).out
 
 
 def test_answers_that_a_restored_database_does_not_know_are_adopted_by_content(
@@ -201,7 +201,7 @@ def test_an_answer_about_a_file_that_was_replaced_is_kept_and_does_not_count(tmp
     pulled = alloop("pull", "-C", project.folder, "--json")
 
     assert (pulled.data["new"], pulled.data["outdated"]) == (5, 1)
-    assert "1 answers do not count" in pulled.err
+    assert "1 answer does not count" in pulled.err
     found = labels(project)
     assert len(found) == 5
     assert before not in found
@@ -380,7 +380,7 @@ def test_a_file_that_is_away_is_not_missed_while_its_image_is_elsewhere(tmp_path
 
     shown = alloop("status", "-C", project.folder)
 
-    assert f"1 files are missing, for example {photos / '0005.png'}" in shown.out
+    assert f"1 file is missing, for example {photos / '0005.png'}" in " ".join(shown.out.split())
 
 
 def test_a_round_of_which_nothing_could_be_sent_is_not_waited_for(tmp_path: Path):

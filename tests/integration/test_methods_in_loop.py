@@ -44,7 +44,7 @@ def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Pa
     run(tools_of(project), RunOptions(rounds=2))
 
     measured = gather_status(project).rounds[1]
-    shown = alloop("status", "-C", project.folder).out
+    shown = alloop("status", "-v", "-C", project.folder).out
     _, again = at_bench(project, evaluate)
 
     assert measured.n_calibration == 60
@@ -90,7 +90,10 @@ def test_suspects_are_marked_and_shown_or_not_asked_about(tmp_path: Path, ood_sc
     scores = read_scores(project.paths.scores(1))
     with reading(project.database) as session:
         queries = list_queries(session, find_round(session, 1).id)
-    status, shown = alloop("status", "-C", project.folder).out, alloop("round", "show", "1", "-C", project.folder).out
+    status, shown = (
+        alloop("status", "-v", "-C", project.folder).out,
+        alloop("round", "show", "1", "-C", project.folder).out,
+    )
 
     assert scores.ood is not None
     bound = sorted(scores.ood)[(len(scores.ood) + 1) // 2 - 1]

@@ -226,8 +226,9 @@ def test_the_words_of_a_project_that_is_done(finished: Project):
         "Done: pool exhausted: every image is labeled, being asked, set aside, or a near copy of one that is "
         "(round 6, 40 labels).\n"
     )
-    shown = alloop("status", "-C", finished.folder).out
-    assert "pets: 40 images (40 different), 40 labeled (32 to train on, 8 of 8 holdout), 0 being asked" in shown
+    shown = alloop("status", "-v", "-C", finished.folder).out
+    assert "pets: round 6 is closed. 40 images, 40 labeled: 32 to train on, 8 of 8 in the holdout." in shown
+    assert "40 of the 40 images are different; 0 are being asked about." in shown
     assert "oracle-1: 40 labels" in shown
     listed = alloop("round", "list", "-C", finished.folder).out.splitlines()
     assert listed[0].split("\t") == ["0", "closed", "14 of 14 answered", "14 of 14 images answered"]

@@ -132,7 +132,7 @@ def test_the_cold_start_is_typical_first_and_says_so(tmp_path: Path):
     assert list(said.notes) == [
         "entropy-spread needs a model, and there is none yet: max-herding chose typical images by features."
     ]
-    assert "max-herding chose typical images" in " ".join(alloop("status", "-C", project.folder).out.split())
+    assert "max-herding chose typical images" in " ".join(alloop("status", "-v", "-C", project.folder).out.split())
     drawn = [query for query in batch(project, 0) if query.reason is Reason.RANDOM]
     assert [(query.draw_number, query.probability) for query in drawn] == [(1, 1 / 32)]
     assert all(query.probability is None for query in batch(project, 0) if query.reason is Reason.SEED)

@@ -164,6 +164,12 @@ def list_adopted(session: Session, place: Place) -> set[str]:
 
 def describe_outdated(n: int) -> str:
     """Return a message about answers to questions whose image file was replaced."""
+    if n == 1:
+        return (
+            "1 answer does not count, because the image file was replaced after the question was sent: people may have "
+            "seen either picture. The answer is kept, the question is withdrawn, and the new file is a new image of "
+            "the pool."
+        )
     return (
         f"{n} answers do not count, because the image file was replaced after the question was sent: people may have "
         "seen either picture. The answers are kept, the questions are withdrawn, and the new files are new images of "

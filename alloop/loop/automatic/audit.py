@@ -4,6 +4,7 @@ import dataclasses
 
 from sqlalchemy.orm import Session
 
+from alloop.names import count
 from alloop.records import Interval, QueryStatus
 from alloop.store.auto_labels import LookRecord, count_auto_classes, find_look_in_use, list_audited
 
@@ -73,8 +74,9 @@ def report_auto_labels(session: Session) -> AutoReport | None:
 def _words(look: LookRecord, n: int, errors: int, error: Interval | None, waiting: int) -> list[str]:
     of_each = " of each predicted class" if look.is_classwise else ""
     words = [
-        f"{n} images have an automatic label, which no person gave: by {look.model}, look {look.number}, at most "
-        f"{100 * look.max_error:g} % errors{of_each} with {100 * look.confidence:g} % confidence."
+        f"{count(n, 'image')} {'has' if n == 1 else 'have'} an automatic label, which no person gave: by {look.model}, "
+        f"look {look.number}, at most {100 * look.max_error:g} % errors{of_each} with "
+        f"{100 * look.confidence:g} % confidence."
     ]
     if error is not None:
         words.append(

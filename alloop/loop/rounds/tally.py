@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from alloop.names import count
 from alloop.records import QueryStatus
 
 
@@ -48,7 +49,7 @@ class Tally:
             "withdrawn, because their task was deleted or their file is missing or changed": self.withdrawn,
         }
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
-        return f"{self.labeled} of {self.asked} images answered" + (f"; {why}" if why else "")
+        return f"{self.labeled} of {count(self.asked, 'image')} answered" + (f"; {why}" if why else "")
 
 
 def tally(counts: Mapping[QueryStatus, int]) -> Tally:

@@ -1,5 +1,7 @@
 """First sentences of the pages, in every state of a project."""
 
+import dataclasses
+
 import pytest
 from factories import at_bench, make_project, tools_of
 
@@ -7,7 +9,11 @@ from alloop.loop.rounds import steps
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.records import Interval
 from alloop.report.gather import gather_status
-from alloop.report.headlines import count, interval_of, next_step, of_project, standing
+from alloop.report.headlines import count, five_lines, interval_of, look_at, next_step, of_project, standing
+from alloop.report.shown import TASKS
+
+SHOWN = TASKS["classification"]
+SUBJECTS = ("Project", "Next", "Accuracy", "Did it help?", "When to stop")
 
 
 def test_a_new_project_says_its_first_step(tmp_path):
@@ -57,6 +63,71 @@ def test_a_stop_rule_that_holds_is_the_next_step(tmp_path):
     run(tools_of(project), RunOptions())
 
     assert next_step(gather_status(project)).startswith("The loop has stopped: round limit reached")
+
+
+def lines_of(project):
+    """The five lines of a project, by subject."""
+    found = five_lines(gather_status(project), SHOWN)
+    assert tuple(subject for subject, _ in found) == SUBJECTS
+    assert all(sentence and "None" not in sentence and "nan" not in sentence for _, sentence in found)
+    return dict(found)
+
+
+def test_five_lines_without_images_and_without_a_round(tmp_path):
+    empty = lines_of(make_project(tmp_path / "empty", n=4, add=False))
+    assert empty["Project"] == "pets: 0 images."
+    assert empty["Next"] == "`alloop pool add` adds images."
+    assert empty["Accuracy"].startswith("No images yet.")
+
+    new = lines_of(make_project(tmp_path / "new", n=12))
+    assert new["Project"].startswith("pets: no round yet. 12 images, 0 labeled")
+    assert new["Did it help?"] == "Nobody can say yet: this needs two measured models."
+    assert new["When to stop"].startswith("No stop rule is set; at most 12 images could still be asked about.")
+
+
+def test_five_lines_while_people_label_say_who_has_to_act_and_where(tmp_path):
+    project = make_project(tmp_path, n=30, labeling={"backend": "csv"}, loop={"batch_size": 6, "label_budget": 20})
+    run(tools_of(project), RunOptions())
+
+    said = lines_of(project)
+
+    assert said["Project"].startswith("pets: round 0 waits for answers (0 of ")
+    assert said["Next"].endswith(" wait for an answer. After that, `alloop run` trains again.")
+    status = dataclasses.replace(gather_status(project), label_at="http://localhost:8080/projects/7/data")
+    assert next_step(status).endswith(" trains again. Label at http://localhost:8080/projects/7/data")
+    assert said["When to stop"].startswith("Not yet: label budget not reached: 0 of 20 labels")
+
+
+def test_five_lines_of_a_trained_a_closed_and_a_stopped_project(tmp_path):
+    project = make_project(tmp_path, n=40, loop={"batch_size": 6, "max_rounds": 2})
+    run(tools_of(project), RunOptions(rounds=1))
+    assert lines_of(project)["Next"] == "Round 0 is closed: 14 of 14 images answered. `alloop run` begins the next one."
+    at_bench(project, steps.start_round)
+    at_bench(project, steps.train, 1)
+
+    trained = lines_of(project)
+    assert trained["Project"].startswith("pets: round 1 has a model. 40 images, 14 labeled: 6 to train on")
+    measured = gather_status(project).rounds[-1].metrics["accuracy"]
+    low, high = 100 * measured.low, 100 * measured.high
+    assert trained["Accuracy"] == (
+        f"{100 * measured.value:.1f} %, between {low:.1f} and {high:.1f} % with 95 % confidence: round 1, "
+        "8 images drawn at random, which it never learned from."
+    )
+    assert "Not compared" in trained["Did it help?"]
+
+    run(tools_of(project), RunOptions(rounds=None))
+    stopped = lines_of(project)
+    assert stopped["Next"].startswith("The loop has stopped: round limit reached: 2 of 2 rounds.")
+    assert stopped["When to stop"] == "Now: round limit reached: 2 of 2 rounds."
+    assert stopped["Did it help?"].startswith(("The last round ", "Too early to say whether the last round helped"))
+
+
+def test_problems_are_counted_and_the_first_one_is_named():
+    assert look_at(()) == ""
+    assert look_at(("1 file is missing",)) == "1 file is missing"
+    assert look_at(("1 file is missing", "No training label yet: fish")) == (
+        "2 things need a look (`alloop status -v` shows all). The first: 1 file is missing"
+    )
 
 
 @pytest.mark.parametrize(("n", "words"), [(1, "1 image"), (0, "0 images"), (2287, "2,287 images")])
