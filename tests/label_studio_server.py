@@ -16,6 +16,7 @@ from alloop.config.schema import Config, ImagesConfig, LabelingConfig, LabelStud
 from alloop.labeling import local_install, local_server
 from alloop.labeling.annotator import Annotator
 from alloop.labeling.build import build_annotator
+from alloop.labeling.http_client import make_client
 from alloop.pool.picture import PICTURES
 from alloop.simulate.browser_people import BrowserPerson, create_annotator_account
 
@@ -54,7 +55,7 @@ class LabelStudioServer:
     def __post_init__(self) -> None:
         # One client for all requests, because each new one reads the machine's certificates again.
         headers = {"Authorization": f"Token {self.credentials.token}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self.client = make_client(self.url, 60, base_url=self.url, headers=headers)
 
     @property
     def url(self) -> str:

@@ -21,6 +21,7 @@ from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 
 from alloop.errors import AlloopError, LabelingError, ServerUnavailable
+from alloop.labeling.http_client import make_client
 
 # stamina logs every retry. Without a handler Python would print these messages to stderr.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
@@ -82,7 +83,11 @@ class ServerConnection:
         # The slash makes the SDK keep a path prefix when it exchanges a personal access token. Redirects are not
         # followed, because they would turn a POST into a GET.
         self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
-            base_url=self.url + "/", api_key=self._key, timeout=timeout, max_retries=0, follow_redirects=False
+            base_url=self.url + "/",
+            api_key=self._key,
+            timeout=timeout,
+            max_retries=0,
+            httpx_client=make_client(self.url, timeout),
         )
         # Close the sockets when this object is garbage-collected.
         weakref.finalize(self, self._sdk._client_wrapper.httpx_client.httpx_client.close)

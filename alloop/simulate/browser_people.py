@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from alloop.errors import LabelingError
+from alloop.labeling.http_client import make_client
 
 _TIMEOUT = 60.0
 
@@ -46,7 +47,7 @@ class BrowserPerson:
     def __init__(self, url: str, email: str, password: str) -> None:
         self.url = url.rstrip("/")
         self.email = email
-        self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT, follow_redirects=False)
+        self._client = make_client(self.url, _TIMEOUT, base_url=self.url)
         weakref.finalize(self, self._client.close)
         self._client.get("/user/login/")
         form = {"email": email, "password": password, "persist_session": "on"}
@@ -192,7 +193,7 @@ def create_annotator_account(admin: BrowserPerson, email: str, password: str) ->
         LabelingError: The server refused, for example because the account already exists.
     """
     invite = _json(admin._call("GET", "/api/invite", None), "an invitation link")["invite_url"]
-    with httpx.Client(base_url=admin.url, timeout=_TIMEOUT) as visitor:
+    with make_client(admin.url, _TIMEOUT, base_url=admin.url) as visitor:
         page = visitor.get(invite)
         token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
         form = {
