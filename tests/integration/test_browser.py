@@ -1,5 +1,6 @@
 """The live pages in a real browser: console, keys, dark and narrow windows, accessibility."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from alloop.project import Project
 from alloop.store.images import list_refs
 from alloop.store.session import reading
 
-PAGES = ("overview", "round", "images", "mistakes", "people", "model")
+PAGES = ("overview", "round", "images", "map", "mistakes", "people", "model")
 
 
 @pytest.fixture(scope="session")
@@ -144,3 +145,51 @@ def test_every_thing_that_can_be_pressed_has_a_visible_focus(browser: Browser):
         browser.press(Keys.TAB)
         outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle")
         assert outline not in ("none", ""), browser.focused().get_attribute("outerHTML")
+
+
+def test_the_map_shows_images_by_keys_and_its_area_is_in_the_address(browser: Browser):
+    browser.open("map?colour=label")
+    canvas = wait_for(browser, "#map")
+    assert painted(browser, canvas)
+    browser.run("arguments[0].focus()", canvas)
+    browser.press("+", Keys.ARROW_LEFT)
+    assert "labeled" in wait_for(browser, "#near .tile").text or "not asked" in browser.one("#near").text
+    assert "#" in browser.driver.current_url
+    browser.press("0", "t")
+    link = wait_for(browser, "a[href^='images?area=']")
+    assert "area=" in browser.driver.current_url and "colour=label" in browser.driver.current_url
+    shown = link.get_attribute("href")
+    browser.driver.get(shown)
+    assert "41 images" in browser.one("h1").text
+
+
+def test_an_area_is_drawn_with_the_pointer(browser: Browser):
+    from selenium.webdriver import ActionChains
+
+    browser.open("map")
+    canvas = wait_for(browser, "#map")
+    assert painted(browser, canvas)
+    browser.one("[data-does=draw]").click()
+    steps = ActionChains(browser.driver, duration=10).move_to_element_with_offset(canvas, -270, -270).click_and_hold()
+    for x, y in ((540, 0), (0, 540), (-540, 0)):
+        steps = steps.move_by_offset(x, y)
+    steps.release().perform()
+
+    assert "In the area: 41 images" in wait_for(browser, "a[href^='images?area=']").find_element("xpath", "../..").text
+    assert browser.driver.current_url.count("%2C") in range(6, 129)
+
+
+def wait_for(browser: Browser, selector: str) -> Any:
+    """Return the first element of a selector, when it is there and can be seen."""
+    for _ in range(1200):
+        found = browser.all(selector)
+        if found and found[0].is_displayed():
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"{selector} did not appear")
+
+
+def painted(browser: Browser, canvas: Any) -> bool:
+    """Return whether something is drawn on a canvas, at the latest after some seconds."""
+    script = "return arguments[0].getContext('2d').getImageData(0, 0, 2000, 2000).data.some(one => one > 0)"
+    return any(browser.run(script, canvas) or time.sleep(0.1) for _ in range(300))

@@ -1,17 +1,22 @@
 "use strict";
 // The map: the server sends points, the table beside the map says what their colours mean, d3 zooms and finds points.
 const canvas = document.getElementById("map");
-if (canvas) showMap(); else if (document.getElementById("making")) watch();
+const making = document.querySelector("#making progress:not([hidden])");
+const trouble = () => { document.getElementById("trouble").hidden = false; };
+if (canvas) showMap().catch(trouble); else if (making) watch().catch(trouble);
+
+async function load(address) {
+  const answer = await fetch(address);
+  if (!answer.ok || answer.redirected) throw new Error(address);
+  return answer;
+}
 
 async function watch() {
-  const box = document.getElementById("making");
-  const bar = box.querySelector("progress");
-  const state = await (await fetch("map/progress")).json();
-  if (state.is_ready) { location.reload(); return; }
-  box.querySelector("[role=status]").textContent = state.says;
-  if (state.share === null) bar.removeAttribute("value"); else bar.value = state.share;
-  bar.hidden = !state.is_under_way;
-  if (state.is_under_way) setTimeout(watch, 1000);
+  const state = await (await load("map/progress")).json();
+  if (!state.is_under_way) { location.reload(); return; }
+  document.querySelector("#making [role=status]").textContent = state.says;
+  if (state.share === null) making.removeAttribute("value"); else making.value = state.share;
+  setTimeout(() => watch().catch(trouble), 1000);
 }
 
 async function showMap() {
@@ -21,7 +26,7 @@ async function showMap() {
   const given = (canvas.dataset.area || "").split(",").slice(1).map(Number);
   const area = given.filter((_, at) => at % 2 === 0).map((x, at) => [x, given[2 * at + 1]]);
   const names = [...document.querySelectorAll("#names li")].map((one) => ({ words: one.textContent, x: +one.dataset.x, y: +one.dataset.y }));
-  const { id, x, y, code, labeled } = await (await fetch(canvas.dataset.points)).json();
+  const { id, x, y, code, labeled } = await (await load(canvas.dataset.points)).json();
   const tree = d3.quadtree().x((at) => x[at]).y((at) => y[at]).addAll(id.keys());
   const layers = layersOf(code, labeled);
   const small = id.length > 8000 ? 1.7 : id.length > 2500 ? 2.6 : 4;
@@ -105,12 +110,12 @@ async function showMap() {
     if (at === shown) return;
     shown = at;
     clearTimeout(timer);
-    if (at < 0) card.hidden = true; else timer = setTimeout(fill, 60, at);
+    if (at < 0) card.hidden = true; else timer = setTimeout(() => fill(at).catch(trouble), 60);
     draw();
   }
 
   async function fill(at) {
-    const text = await (await fetch(`tile?id=${id[at]}`)).text();
+    const text = await (await load(`tile?id=${id[at]}`)).text();
     if (shown !== at) return;
     card.innerHTML = text; // the same part as in a grid; the server escapes every name
     card.hidden = false;
