@@ -10,7 +10,7 @@ from PIL import Image
 
 from alloop.errors import AlloopError
 from alloop.files import write_bytes
-from alloop.pool.picture import picture_of
+from alloop.pool.picture import Photo
 from alloop.records import ImageRef
 
 SIDES = (160, 320, 640)  # pixels of the longer side
@@ -40,7 +40,7 @@ class Thumbnails:
         except OSError:
             pass
         with self._turns:
-            small = _shrink(picture_of(image), side)
+            small = _shrink(image, side)
         self._keep(place, small)
         return small
 
@@ -57,10 +57,19 @@ class Thumbnails:
             clean(self._folder, MOST_BYTES)
 
 
-def _shrink(picture: Image.Image, side: int) -> bytes:
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+def _shrink(image: ImageRef, side: int) -> bytes:
+    def small(width: int, height: int) -> tuple[int, int]:
+        longer = max(width, height, side)
+        return max(1, round(width * side / longer)), max(1, round(height * side / longer))
+
+    def half(width: int, height: int) -> tuple[int, int]:  # a JPEG is then decoded at the size of the thumbnail or more
+        across, down = small(width, height)
+        return max(1, across // 2), max(1, down // 2)
+
+    picture, shown = Photo(image).enough(half)
+    size = small(round(shown[2] - shown[0]), round(shown[3] - shown[1]))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    picture.resize(size, Image.Resampling.BICUBIC, shown, reducing_gap=2.0).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
