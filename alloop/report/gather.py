@@ -45,6 +45,8 @@ class RoundReport:
         n_calibration: Number of holdout labels that the calibrator was fitted to.
         metrics_grown: Metrics on the holdout images that later rounds drew.
         queries: Status → number of its queries.
+        over_random: Accuracy of a model of acquired labels minus that of one of equally many random labels; None if the
+            round did not compare them.
     """
 
     number: int
@@ -64,6 +66,7 @@ class RoundReport:
     notes: tuple[str, ...]
     created_at: str
     closed_because: str | None
+    over_random: Interval | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +216,12 @@ def _round(session: Session, row: RoundRecord, asked: _Asked, shown: Shown) -> R
         notes=() if chosen is None else chosen.notes,
         created_at=row.created_at.isoformat(),
         closed_because=row.closed_because,
+        over_random=_over_random(row),
     )
+
+
+def _over_random(row: RoundRecord) -> Interval | None:
+    return None if row.matched is None or row.matched["skipped"] else Interval(**row.matched["gain"])
 
 
 def _mean_entropy(confidences: Sequence[float], n_classes: int, shown: Shown) -> float | None:

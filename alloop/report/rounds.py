@@ -14,6 +14,7 @@ class RoundRow:
     number: int
     labels: str
     metrics: tuple[str, ...]
+    over_random: str
     answered: str
     state: str
 
@@ -29,6 +30,7 @@ def _row(row: RoundReport, shown: Shown) -> RoundRow:
         number=row.number,
         labels="–" if row.n_labels is None else str(row.n_labels),
         metrics=tuple(interval_of(row.metrics.get(each.name), each.factor, each.digits) for each in shown.metrics),
+        over_random=interval_of(row.over_random),
         answered=f"{asked - open_} of {asked}",
         state=row.closed_because or row.state,
     )

@@ -21,6 +21,7 @@ from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
 from alloop.report.second_looks import find_second_looks
 from alloop.report.shown import TASKS, Shown
+from alloop.report.worth import cost_so_far
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
 from alloop.serve.features import find_nearest, read_labeled
@@ -54,6 +55,7 @@ REASONS = {
     Reason.AUDIT: "audit of automatic labels",
 }
 MOST_ON_PAGE = 200  # pictures
+DAYS_AHEAD = 7  # newest days on the page Overview
 MOST_LOOKS = 24  # labels worth a second look
 STRIP = 12  # pictures of an area below the map
 
@@ -76,6 +78,8 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "metrics": shown.metrics,
         "rounds": round_rows(status, shown),
         "explained": shown.explained.format(measured=describe_measured(status.findings)),
+        "cost": cost_so_far(status),
+        "days": desk.part("people", gather_people).days[:DAYS_AHEAD],
     }
 
 
