@@ -135,10 +135,10 @@ def gather_status(project: Project) -> StatusReport:
         )
 
 
-def find_label_place(project: Project) -> str | None:
-    """Return the address of the page where people label; None if there is none, or it is not known."""
+def find_label_place(project: Project, task_id: str | None = None) -> str | None:
+    """Return the address of the page where people label, or of one task; None if there is none, or it is not known."""
     with reading(project.database) as session:
-        return _label_at(project, find_sync(session, project.config.labeling.backend))
+        return _label_at(project, find_sync(session, project.config.labeling.backend), task_id)
 
 
 def describe_calibration(calibration: Calibration) -> str:
@@ -234,11 +234,11 @@ def _hashes(queries: Sequence[QueryRecord]) -> tuple[str, ...]:
     return tuple(query.sha256 for query in queries)
 
 
-def _label_at(project: Project, sync: Sync | None) -> str | None:
+def _label_at(project: Project, sync: Sync | None, task_id: str | None = None) -> str | None:
     if sync is None:
         return None
     try:
-        return find_page(Answering(project.config, project.folder, project.environ, sync.project_ref))
+        return find_page(Answering(project.config, project.folder, project.environ, sync.project_ref, task_id))
     except AlloopError:  # `alloop run` says what is wrong with the back end
         return None
 

@@ -219,3 +219,11 @@ def interval_of(interval: Interval | None, factor: float = 100, digits: int = 1)
         return "–"
     value, low, high = (f"{factor * part:.{digits}f}" for part in (interval.value, interval.low, interval.high))
     return f"{value} ({low}–{high})"
+
+
+def gain_of(interval: Interval | None) -> str:
+    """Return a difference in points as "+4.5 (1.9 to 7.1)"; a dash without a measurement."""
+    if interval is None:
+        return "–"
+    value, low, high = (f"{100 * part:.1f}".replace("-", "−") for part in (interval.value, interval.low, interval.high))
+    return f"{'+' if interval.value >= 0 else ''}{value} ({low} to {high})"

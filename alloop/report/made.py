@@ -52,7 +52,10 @@ def _facts(model: ModelRecord) -> Facts:
     backbone = settings.get("backbone", "")
     facts = [
         ("Trained", f"{model.created_at:%Y-%m-%d %H:%M} UTC, seed {model.seed}"),
-        ("Learned from", f"{count(model.n_labels, 'label')}; {count(model.n_holdout, 'holdout label')} not learned"),
+        (
+            "Learned from",
+            f"{count(model.n_labels, 'label')}; {count(model.n_holdout, 'label')} of the holdout kept apart",
+        ),
         ("Backbone", backbone if isinstance(backbone, str) else ", ".join(backbone)),
         ("Mode", str(settings.get("mode", ""))),
         ("Uncertainty", str(settings.get("uncertainty", ""))),

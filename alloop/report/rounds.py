@@ -3,7 +3,7 @@
 import dataclasses
 
 from alloop.report.gather import RoundReport, StatusReport
-from alloop.report.headlines import interval_of
+from alloop.report.headlines import gain_of, interval_of
 from alloop.report.shown import Shown
 
 
@@ -30,7 +30,7 @@ def _row(row: RoundReport, shown: Shown) -> RoundRow:
         number=row.number,
         labels="–" if row.n_labels is None else str(row.n_labels),
         metrics=tuple(interval_of(row.metrics.get(each.name), each.factor, each.digits) for each in shown.metrics),
-        over_random=interval_of(row.over_random),
+        over_random=gain_of(row.over_random),
         answered=f"{asked - open_} of {asked}",
         state=row.closed_because or row.state,
     )

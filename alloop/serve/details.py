@@ -8,7 +8,8 @@ import numpy as np
 from alloop.engine.score_file import read_rows
 from alloop.errors import ModelError
 from alloop.project import Project
-from alloop.records import Outcome
+from alloop.records import Outcome, QueryStatus
+from alloop.report.gather import find_label_place
 from alloop.serve.snapshot import Snapshot
 from alloop.store.annotations import list_current
 from alloop.store.images import find_places
@@ -28,11 +29,16 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Details:
-    """Content of the page of one image, beside its row in the pool."""
+    """Content of the page of one image, beside its row in the pool.
+
+    Attributes:
+        task_at: Address of the open task about it; None if there is none, or its address is not known.
+    """
 
     shares: tuple[Share, ...]
     history: tuple[str, ...]
     places: tuple[str, ...]
+    task_at: str | None
 
 
 def find_details(project: Project, pool: Snapshot, image_id: int) -> Details:
@@ -46,7 +52,9 @@ def find_details(project: Project, pool: Snapshot, image_id: int) -> Details:
         if answer.outcome is not Outcome.DELETED:
             what = answer.value or answer.outcome.value
             said.append((answer.updated_at, f"{answer.annotator}: {what}, {answer.updated_at:%Y-%m-%d %H:%M} UTC"))
-    return Details(_shares(project, pool, image_id), tuple(words for _, words in said), tuple(places))
+    tasks = [query.task_id for query in queries if query.status is QueryStatus.OPEN and not query.gone]
+    task_at = find_label_place(project, tasks[0]) if tasks and tasks[0] is not None else None
+    return Details(_shares(project, pool, image_id), tuple(words for _, words in said), tuple(places), task_at)
 
 
 def _shares(project: Project, pool: Snapshot, image_id: int) -> tuple[Share, ...]:

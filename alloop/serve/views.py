@@ -67,20 +67,24 @@ class NotFound(Exception):
 def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer how good the model is, and whether it is still learning."""
     status, shown = desk.status(), _shown(desk)
-    return "overview", {
-        "title": "Overview",
-        "head": of_project(status),
-        "chart": make_curve(desk.curve()),
-        "next": next_step(status),
-        "outlook": status.findings.outlook.says if status.findings.outlook else "",
-        "stopping": [rule for rule in status.findings.rules if rule.stops or rule.standing is Standing.HOLDS],
-        "attention": status.attention,
-        "metrics": shown.metrics,
-        "rounds": round_rows(status, shown),
-        "explained": shown.explained.format(measured=describe_measured(status.findings)),
-        "cost": cost_so_far(status),
-        "days": desk.part("people", gather_people).days[:DAYS_AHEAD],
-    }
+    return (
+        "overview",
+        {
+            "title": "Overview",
+            "head": of_project(status),
+            "chart": make_curve(desk.curve()),
+            "next": next_step(dataclasses.replace(status, label_at=None)),  # a link says it on a page
+            **_tasks(status, status.rounds[-1] if status.rounds else None),
+            "outlook": status.findings.outlook.says if status.findings.outlook else "",
+            "stopping": [rule for rule in status.findings.rules if rule.stops or rule.standing is Standing.HOLDS],
+            "attention": status.attention,
+            "metrics": shown.metrics,
+            "rounds": round_rows(status, shown),
+            "explained": shown.explained.format(measured=describe_measured(status.findings)),
+            "cost": cost_so_far(status),
+            "days": desk.part("people", gather_people).days[:DAYS_AHEAD],
+        },
+    )
 
 
 def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
@@ -89,7 +93,15 @@ def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     numbers = [row.number for row in status.rounds]
     if not numbers:
         head = Headline("No round yet.", next_step(status))
-        nothing: Values = {"chips": [], "notes": [], "images": [], "empty": "", "before": None, "after": None}
+        nothing: Values = {
+            **_tasks(status, None),
+            "chips": [],
+            "notes": [],
+            "images": [],
+            "empty": "",
+            "before": None,
+            "after": None,
+        }
         return "round", {"title": "Round", "head": head, **nothing}
     number = _whole(query.get("number", str(numbers[-1])), "round")
     if number not in numbers:
@@ -105,6 +117,7 @@ def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     return "round", {
         "title": "Round",
         "head": Headline(_asked_words(number, queries), _state_words(status.rounds[at])),
+        **_tasks(status, status.rounds[at]),
         "chips": _reason_chips(number, reasons, wanted),
         "notes": [] if selection is None else [f"Chosen by {selection.strategy}.", *selection.notes],
         "images": [tile for one in shown[:MOST_ON_PAGE] if (tile := _as_asked(pool, one)) is not None],
@@ -223,6 +236,7 @@ def image(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "shares": details.shares,
         "most_entropy": math.log(max(2, len(pool.scored.classes))),
         "round_number": pool.scored.round_number,
+        "task_at": details.task_at,
         "history": details.history,
         "places": details.places,
         "near": [pool.row(int(row)) for row in near if row != at][:MOST_ON_PAGE],
@@ -280,6 +294,12 @@ def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 def _shown(desk: Desk) -> Shown:
     return TASKS[desk.project().config.project.task]
+
+
+def _tasks(status: StatusReport, row: RoundReport | None) -> Values:
+    """Return address and number of the tasks of a round that wait for an answer; no address without any."""
+    n_open = 0 if row is None else row.queries.get("open", 0)
+    return {"tasks_at": status.label_at if n_open else None, "tasks": f"Open the {count(n_open, 'task')}"}
 
 
 def _asked_words(number: int, queries: Sequence[QueryRecord]) -> str:

@@ -18,16 +18,19 @@ import pytest
 
 pytest.importorskip("uvicorn")
 from command_line import alloop
-from factories import make_project, write_picture
+from factories import NOW, make_project, make_query, write_picture
 from learned import HOSTILE_PROJECT
 from learned import learned as learned
 from starlette.testclient import TestClient
 
 from alloop.project import Project
+from alloop.records import RoundState
 from alloop.serve.app import make_app
 from alloop.store.images import list_refs
-from alloop.store.session import reading
-from alloop.store.workspace import find_lease_holder
+from alloop.store.queries import add_queries, add_tasks, list_queries
+from alloop.store.rounds import add_round, set_state
+from alloop.store.session import reading, transaction
+from alloop.store.workspace import find_lease_holder, set_project
 
 HOST = "127.0.0.1:8571"
 PAGES = ("", "overview", "round", "images", "map", "mistakes", "people", "model")
@@ -156,6 +159,24 @@ def test_a_new_workspace_says_on_each_page_what_it_waits_for(tmp_path: Path):
     assert "No mistakes to show yet." in heads["mistakes"]
     assert "Nobody has labeled yet." in heads["people"]
     assert "No model was measured yet." in heads["model"]
+
+
+def test_open_tasks_are_linked_where_people_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://labels.example.org")
+    project = make_project(tmp_path, n=12, labeling={"backend": "label-studio"})
+    with transaction(project.database) as session:
+        current = add_round(session, 0, project.config.model_dump(mode="json"), 0, NOW)
+        set_state(session, current.id, RoundState.CREATED, RoundState.PUSHED)
+        image_id = list_refs(session)[0].image_id
+        add_queries(session, current.id, [make_query(image_id)], "r0", NOW)
+        set_project(session, "label-studio", "7")
+        add_tasks(session, "label-studio", "7", {list_queries(session)[0].id: "345:r0-1"}, NOW)
+
+    with client_of(project) as client:
+        for page in ("overview", "round"):
+            text = client.get(f"/{page}").text
+            assert '<a href="http://labels.example.org/projects/7/data" rel="noreferrer">Open the 1 task</a>' in text
+        assert "http://labels.example.org/projects/7/data?task=345" in client.get(f"/image?id={image_id}").text
 
 
 def test_a_filter_that_cannot_be_read_is_explained_and_the_rest_is_shown(learned: Project):

@@ -9,7 +9,7 @@ from alloop.loop.rounds import steps
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.records import Interval
 from alloop.report.gather import gather_status
-from alloop.report.headlines import count, five_lines, interval_of, look_at, next_step, of_project, standing
+from alloop.report.headlines import count, five_lines, gain_of, interval_of, look_at, next_step, of_project, standing
 from alloop.report.shown import TASKS
 
 SHOWN = TASKS["classification"]
@@ -138,3 +138,9 @@ def test_numbers_have_their_noun(n, words):
 def test_an_estimate_has_its_interval_beside_it():
     assert interval_of(Interval(0.826, 0.8, 0.852, 200, "wilson 95%")) == "82.6 (80.0–85.2)"
     assert interval_of(None) == "–"
+
+
+def test_a_gain_has_its_sign_and_its_interval():
+    assert gain_of(Interval(0.045, 0.019, 0.071, 200, "")) == "+4.5 (1.9 to 7.1)"
+    assert gain_of(Interval(-0.01, -0.03, 0.01, 200, "")) == "−1.0 (−3.0 to 1.0)"
+    assert gain_of(None) == "–"
