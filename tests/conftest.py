@@ -17,7 +17,7 @@ from databases import new_url as new_url
 from label_studio_server import installed_meanwhile
 from label_studio_server import label_studio as label_studio  # a fixture; starts only when a test asks for it
 from postgres_server import postgres_port as postgres_port
-from quick import keep_files_in_memory, share_compiled_sql
+from quick import keep_files_in_memory, share_compiled_sql, share_onnx_operators
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -49,6 +49,12 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real image sets at {DATA}; set ALLOOP_DATA")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def onnx_operators() -> None:
+    """Make ONNX files quick to write, for tests that write many."""
+    share_onnx_operators()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
-"""What makes tests quick without changing what they test: files in memory, and SQL that is compiled once."""
+"""What makes tests quick without changing what they test: files in memory, and what is compiled or listed once."""
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -42,3 +43,12 @@ def share_compiled_sql() -> None:
     Engine.__init__ = make_sharing  # type: ignore[method-assign]
     SQLiteDialect_pysqlite.__eq__ = lambda self, other: type(self) is type(other)  # type: ignore[method-assign]
     SQLiteDialect_pysqlite.__hash__ = lambda self: hash(type(self))  # type: ignore[method-assign]
+
+
+def share_onnx_operators() -> None:
+    """List the operators that ONNX files are written with once in this process, not for each file that is written."""
+    from torch.onnx._internal.exporter import _registration
+
+    apis: Any = _registration.onnxscript_apis
+    if not hasattr(apis.get_torchlib_ops, "cache_info"):
+        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)

@@ -14,6 +14,8 @@ from factories import CLASSES, make_project
 
 from alloop.engine.score_file import read_scores
 
+pytestmark = pytest.mark.usefixtures("onnx_operators")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trashnet"
 NEEDED = ("onnxruntime", "numpy", "numpy.libs", "PIL", "pillow.libs", "flatbuffers", "google", "packaging")
 

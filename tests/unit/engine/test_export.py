@@ -21,6 +21,8 @@ from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.errors import ModelError
 
+pytestmark = [pytest.mark.usefixtures("onnx_operators"), pytest.mark.slow]  # writing a file takes seconds
+
 FROZEN = {"weights": "none"}
 
 

@@ -16,6 +16,8 @@ from alloop.models.dropout import HeadDropout
 from alloop.models.heads import MultiHead
 from alloop.smoothing.smoothing import fit_smoothing
 
+pytestmark = pytest.mark.usefixtures("onnx_operators")
+
 NAMES = ["none", "temperature", "platt", "isotonic", "histogram-mass", "histogram-width"]
 
 
