@@ -44,7 +44,7 @@ class Details:
 def find_details(project: Project, pool: Snapshot, image_id: int) -> Details:
     """Read the details of an image."""
     with reading(project.database) as session:
-        queries = [query for query in list_queries(session) if query.image_id == image_id]
+        queries = list_queries(session, image_id=image_id)
         answers = [record.answer for record in list_current(session, image_ids=[image_id])]
         places = [f"{place.path} ({place.status})" for place in find_places(session, [image_id]).get(image_id, [])]
     said: list[tuple[dt.datetime | None, str]] = [(None, _asked(query)) for query in queries]

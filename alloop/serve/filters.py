@@ -172,14 +172,13 @@ def apply(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.intp]:
 
 
 def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
-    labeled = pool.label != ""
-    states = {
-        "": np.ones(len(pool), dtype=bool),
-        "unlabeled": ~labeled,
-        "labeled": labeled,
-        "asked": pool.state == "open",
-        "holdout": pool.split == "holdout",
-        "wrong": labeled & (pool.scored.predicted != "") & (pool.scored.predicted != pool.label),
+    states: dict[str, Callable[[], Any]] = {  # computed when asked for: one column of 100,000 texts takes milliseconds
+        "": lambda: np.ones(len(pool), dtype=bool),
+        "unlabeled": lambda: pool.label == "",
+        "labeled": lambda: pool.label != "",
+        "asked": lambda: pool.state == "open",
+        "holdout": lambda: pool.split == "holdout",
+        "wrong": lambda: (pool.label != "") & (pool.scored.predicted != "") & (pool.scored.predicted != pool.label),
     }
     conditions: dict[str, Callable[[str], Any]] = {
         "predicted": lambda name: pool.scored.predicted == name,
@@ -193,7 +192,7 @@ def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
         "most": lambda nats: pool.scored.entropy <= float(nats),
         "area": lambda area: pool.spots is not None and inside(pool.spots.places, corners_of(area)),
     }
-    keep: npt.NDArray[np.bool_] = states[wanted.state]
+    keep: npt.NDArray[np.bool_] = states[wanted.state]()
     for name, condition in conditions.items():
         if value := getattr(wanted, name):
             keep = keep & condition(value)

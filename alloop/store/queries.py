@@ -63,9 +63,16 @@ def add_queries(session: Session, round_id: int, picks: Sequence[Query], key_pre
         session.execute(insert(QueryRow), rows)
 
 
-def list_queries(session: Session, round_id: int | None = None, status: QueryStatus | None = None) -> list[QueryRecord]:
-    """List queries by round and rank."""
+def list_queries(
+    session: Session,
+    round_id: int | None = None,
+    status: QueryStatus | None = None,
+    image_id: int | None = None,
+) -> list[QueryRecord]:
+    """List queries by round and rank: all, or those of a round, a status and an image."""
     query = _query()
+    if image_id is not None:
+        query = query.where(QueryRow.image_id == image_id)
     if round_id is not None:
         query = query.where(QueryRow.round_id == round_id)
     if status is not None:
