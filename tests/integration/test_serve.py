@@ -23,8 +23,8 @@ from learned import HOSTILE_PROJECT
 from learned import learned as learned
 from starlette.testclient import TestClient
 
-from alloop.project import Project
-from alloop.records import RoundState
+from alloop.project import Project, open_project
+from alloop.records import RoundState, Split
 from alloop.serve.app import make_app
 from alloop.store.images import list_refs
 from alloop.store.queries import add_queries, add_tasks, list_queries
@@ -120,15 +120,26 @@ def test_the_map_refuses_areas_of_other_maps_and_its_script_gets_no_page_of_erro
 
 
 def test_an_image_shows_the_labeled_images_that_are_most_alike(learned: Project):
+    with reading(learned.database) as session:
+        labeled = [ref.image_id for ref in list_refs(session, Split.TRAIN, labeled=True)]
     with client_of(learned) as client:
-        text = client.get(f"/image?id={first_image(learned)}").text
+        texts = {number: client.get(f"/image?id={number}").text for number in (*labeled[:2], first_image(learned))}
 
-    alike = [float(one) for one in re.findall(r"similarity (-?[0-9.]+)", text)]
-    assert len(alike) == 6 and alike == sorted(alike, reverse=True) and alike[0] <= 1
-    near = text[text.index("Nearest labeled images") :]
-    others = re.findall(r'href="image\?id=(\d+)"', near)
-    assert str(first_image(learned)) not in others
-    assert near.count("labeled ") >= 6
+    for number, text in texts.items():
+        alike = [float(one) for one in re.findall(r"similarity (-?[0-9.]+)", text)]
+        assert len(alike) == 6 and alike == sorted(alike, reverse=True) and alike[0] <= 1
+        near = re.findall(r'href="image\?id=(\d+)"', text[text.index("Nearest labeled images") :])[:6]
+        assert {int(one) for one in near} <= set(labeled) - {number}
+
+
+def test_a_model_whose_files_are_gone_leaves_the_page_of_an_image_and_the_map_with_a_reason(
+    learned: Project, tmp_path: Path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(learned.folder, folder, ignore=shutil.ignore_patterns("map", "model.json"))
+    with open_project(folder, {}) as copy, client_of(copy) as client:
+        assert "cannot be read" in client.get(f"/image?id={first_image(learned)}").text
+        assert "cannot be read" in client.get("/map").text
 
 
 def test_a_file_that_is_no_picture_any_more_is_not_served(learned: Project, tmp_path: Path):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from factories import fake_sha256
 
 from alloop.engine.feature_source import FeatureSource
 from alloop.engine.pool_map import MapJob, choose, map_path, read_map
+from alloop.engine.trunk_file import TrunkWriter
 from alloop.errors import ModelError
 from alloop.pool.cache import FeatureCache
 from alloop.records import ImageRef
@@ -108,3 +110,21 @@ def test_at_most_so_many_labeled_images_are_added():
     hashes = [fake_sha256(number) for number in range(300)]
 
     assert len(choose(hashes, np.ones(300, dtype=bool), seed=1, most=50)) == 50
+
+
+def test_features_of_a_trained_trunk_are_read_from_its_file(tmp_path: Path):
+    images = [ImageRef(number, fake_sha256(number), f"/pool/{number}.png") for number in range(5)]
+    rows = torch.arange(12.0).reshape(4, 3)
+    with TrunkWriter(tmp_path / "features.npy", 4) as writer:
+        writer.add(images[:4], rows)
+        sha256 = writer.finish()
+    source = FeatureSource(tmp_path, FINGERPRINT, tmp_path / "features.npy", str(sha256))
+
+    assert source.known(images).tolist() == [True] * 4 + [False]
+    assert source.read([images[2], images[0]]).tolist() == [[6, 7, 8], [0, 1, 2]]
+    assert source.name != FeatureSource(tmp_path, FINGERPRINT).name
+    with pytest.raises(ModelError, match="1 of 2 images have no features"):
+        source.read([images[4], images[0]])
+    (tmp_path / "features.npy").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="damaged"):
+        source.known(images)
