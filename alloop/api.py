@@ -41,7 +41,7 @@ class QueryRow:
         file: Path at which the image is, or was last seen.
         sha256: Content hash of the image, 64 hex digits.
         status: open, answered, skipped, empty, unknown or withdrawn.
-        reason: acquired, random, holdout, seed, relabel or audit.
+        reason: acquired, random, holdout, seed, relabel, audit or manual.
         strategy: Name of the strategy that chose it.
         rank: Place in the batch, from 1.
         score: Score of the strategy; higher means ask sooner.

@@ -17,6 +17,7 @@ class Split(enum.StrEnum):
     TRAIN = "train"
     HOLDOUT = "holdout"
     EXCLUDED = "excluded"  # near-duplicate of a holdout image: neither trained on nor measured
+    JUNK = "junk"  # a person decided that it is never asked about and never trained on
 
 
 class RoundState(enum.StrEnum):
@@ -58,6 +59,7 @@ class Reason(enum.StrEnum):
     SEED = "seed"
     RELABEL = "relabel"
     AUDIT = "audit"  # drawn from the images that were labeled automatically, to measure the errors among them
+    MANUAL = "manual"  # asked for by hand: not a random draw, and not a choice of the strategy
 
 
 class QueryStatus(enum.StrEnum):

@@ -15,7 +15,7 @@ from alloop.errors import AlloopError
 
 ENTRIES = {
     "init": Entry("alloop.cli.init:init", "Create a workspace: settings and database."),
-    "pool": Entry("alloop.cli.pool:pool", "Add images, list them, check that they are still there."),
+    "pool": Entry("alloop.cli.pool:pool", "Add images, list them, check that they are still there, mark junk."),
     "labels": Entry("alloop.cli.labels:labels", "Import known labels; export all labels."),
     "run": Entry("alloop.cli.run:run", "Advance the current round as far as it can go without a person."),
     "status": Entry("alloop.cli.status:status", "Show where the project stands, what comes next, and all rounds."),
@@ -27,6 +27,7 @@ ENTRIES = {
     "select": Entry("alloop.cli.steps:select", "Choose the images to ask about next."),
     "push": Entry("alloop.cli.steps:push", "Send the chosen images to the annotators."),
     "pull": Entry("alloop.cli.steps:pull", "Fetch answers, edits and deletions."),
+    "ask": Entry("alloop.cli.ask:ask", "Ask people about images that you name."),
     "evaluate": Entry("alloop.cli.steps:evaluate", "Measure the newest model on the current holdout labels."),
     "autolabel": Entry("alloop.cli.autolabel:autolabel", "Label the images that the model labels surely enough."),
     "explain": Entry("alloop.cli.explain:explain", "Explain why an image was asked about, and show its state."),

@@ -18,7 +18,7 @@ SHOWN = 8  # names of left-out files and folders in one message
 
 @click.group()
 def pool() -> None:
-    """Add images, list them, check that they are still there."""
+    """Add images, list them, check that they are still there, mark junk."""
 
 
 @pool.command()
@@ -107,7 +107,7 @@ def _names(counts: Mapping[str, int]) -> str:
 
 
 @pool.command("list")
-@click.option("--split", type=click.Choice(["train", "holdout", "excluded"]), help="Only this split.")
+@click.option("--split", type=click.Choice(["train", "holdout", "excluded", "junk"]), help="Only this split.")
 @click.option("--labeled/--unlabeled", default=None, help="Only images with, or without, a label.")
 @common_options
 def list_(session: Session, split: str | None, labeled: bool | None) -> None:
@@ -169,3 +169,49 @@ def check(session: Session, accept_missing: bool) -> None:
     )
     listed = {kind: [dataclasses.asdict(place) for place in places] for kind, places in found.items()}
     session.show({**listed, "counts": dataclasses.asdict(counts)}, "\n".join(lines))
+
+
+@pool.command()
+@click.argument("files", nargs=-1)
+@click.option(
+    "--sha256", "hashes", multiple=True, metavar="HASH", help="Beginning of an image's hash; can be repeated."
+)
+@click.option("--reason", default="", metavar="TEXT", help="Reason, in your words.")
+@click.option("--undo", is_flag=True, help="Remove the mark: the image is back, with its label.")
+@common_options
+def junk(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], reason: str, undo: bool) -> None:
+    """Mark images as junk: never asked about or trained on.
+
+    FILES are paths or file names. Labels are kept, but do not count until --undo. Open questions about the images are
+    withdrawn. Images of the holdout cannot be marked. `alloop pool list --split junk` lists the marked images.
+    """
+    import dataclasses
+
+    from alloop.errors import PoolError
+    from alloop.loop.asking import people
+    from alloop.loop.asking.junk import mark_junk, unmark_junk
+    from alloop.loop.intake.named_images import find_images
+    from alloop.loop.workbench import open_workbench
+    from alloop.store.session import reading
+
+    if not files and not hashes:
+        raise click.UsageError("Name images: files, or --sha256.")
+    tools = session.tools()
+    with open_workbench(tools) as bench:
+        with reading(tools.project.database) as rows:
+            images = find_images(rows, files, hashes)
+        if undo:
+            back = unmark_junk(bench, images)
+            session.show(
+                {"images": back}, f"{len(back)} images are no longer marked as junk; their labels count again."
+            )
+            return
+        found = mark_junk(bench, images, reason)
+        if not found.marked:
+            raise PoolError(f"No image was marked. {' '.join(found.describe())}")
+        if found.withdrawn:
+            people.try_withdraw_junk(bench)
+    lines = [f"{len(found.marked)} images are marked as junk.", *found.describe()]
+    if found.withdrawn:
+        lines.append(f"{found.withdrawn} open questions about them are withdrawn.")
+    session.show(dataclasses.asdict(found), "\n".join(lines))

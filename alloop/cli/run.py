@@ -31,29 +31,15 @@ def run(
     import dataclasses
 
     tools = session.tools()  # refuses outside a workspace, before the rest loads
-    from alloop.loop.rounds.runner import STOPPED, RunOptions, Stage
+    from alloop.loop.rounds.runner import RunOptions, Stage
     from alloop.loop.rounds.runner import run as advance
-    from alloop.names import count
     from alloop.report.gather import find_label_place
-    from alloop.report.headlines import where_to_label
+    from alloop.report.outcome import describe_run
 
     limit = rounds if rounds is not None or wait else 1
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
     result = advance(tools, options)
-    because = result.because.removeprefix(STOPPED)
-    waits = "waits" if result.open == 1 else "wait"
-    waiting = f"{result.open} of {count(result.asked, 'image')} {waits} for annotators."
-    if result.open:
-        waiting += where_to_label(find_label_place(tools.project))
-    else:
-        waiting = f"{result.because}. Correct the answers, or run `alloop round close` to ask about these images again."
-    words = {
-        Stage.WAITING: f"Round {result.round_number}: {waiting}",
-        Stage.ADVANCED: (
-            f"Round {result.round_number} is closed: {result.because}. Run `alloop run` again for the next round."
-        ),
-        Stage.DONE: f"Done: {because} (round {result.round_number}, {count(result.labels, 'label')}).",
-    }
-    session.show(dataclasses.asdict(result), "\n".join((words[result.stage], *result.attention)))
+    said = describe_run(result, find_label_place(tools.project))
+    session.show(dataclasses.asdict(result), "\n".join((said, *result.attention)))
     if fail_if_waiting and result.stage is Stage.WAITING:
         click.get_current_context().exit(EXIT_WAITING)

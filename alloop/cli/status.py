@@ -152,7 +152,7 @@ def _long(row: "RoundReport", shown: "Shown") -> list[str]:
 
 def _details(report: "StatusReport", shown: "Shown") -> Iterator[str]:
     """Return what -v adds, one sentence after another."""
-    from alloop.report.gather import describe_measured
+    from alloop.report.gather import describe_by_hand, describe_measured
 
     pool = report.pool
     if report.rounds:
@@ -162,6 +162,7 @@ def _details(report: "StatusReport", shown: "Shown") -> Iterator[str]:
     yield from _people(report)
     if report.auto is not None:
         yield report.auto.says
+    yield from describe_by_hand(report)
     yield from _choice(report)
     measured = [row for row in report.rounds if row.model is not None]
     if measured:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from alloop.config.schema import ProjectConfig
 from alloop.consensus import list_votes
 from alloop.loop.intake.judge import judge_of
+from alloop.records import Split
 from alloop.store.annotations import AnnotationRecord, list_current, list_labels
 from alloop.store.auto_labels import list_auto_labels
 from alloop.store.images import find_splits
@@ -36,7 +37,7 @@ class LabelRow:
         source: Labeling back ends that the votes came from, or import; auto for a label that a model gave.
         annotators: Names of those who voted, for the label or against it.
         round: Number of the round that first asked about the image and got one of the votes.
-        reason: Reason for that question: acquired, random, holdout, seed or relabel.
+        reason: Reason for that question: acquired, random, holdout, seed, relabel, audit or manual (asked for by hand).
         probability: Probability of the label before calibration, in (0, 1], if a model gave it: the number that
             `alloop autolabel` compared with its threshold.
         selection_probability: Probability of that question's selection, in (0, 1], if the image was drawn.
@@ -81,7 +82,7 @@ SCHEMA = pa.schema(
 
 
 def list_exported(session: Session, settings: ProjectConfig, include: Include = "human") -> dict[int, LabelRow]:
-    """Return image id → its label, by content hash."""
+    """Return image id → its label, by content hash. Images marked as junk are left out."""
     found = _human(session, settings) if include != "auto" else {}
     if include != "human":
         found |= _auto(session)
@@ -120,6 +121,8 @@ def _human(session: Session, settings: ProjectConfig) -> dict[int, LabelRow]:
         given.setdefault(record.image_id, []).append(record)
     found = {}
     for label in list_labels(session):
+        if label.split is Split.JUNK:
+            continue
         records = {id(record.answer): record for record in given.get(label.image_id, ())}
         answers = [record.answer for record in records.values()]
         votes = [records[id(answer)] for _, answer in list_votes(answers, judge.vote)]

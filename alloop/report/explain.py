@@ -36,6 +36,8 @@ def describe_query(asked: Asked) -> str:
     why = f"Round {asked.round_number} asked about it as number {asked.rank}: "
     if asked.strategy == "random":
         why += f"drawn uniformly ({asked.reason})"
+    elif asked.reason == "manual":
+        why += "asked for by hand (manual)"
     else:
         why += f"chosen by {asked.strategy} ({asked.reason})"
     if asked.score is not None:

@@ -22,6 +22,7 @@ from alloop.store.images import PoolCounts, count_pool, list_locations
 from alloop.store.queries import (
     QueryRecord,
     count_all_by_status,
+    count_by_hand,
     list_confidences,
     list_queries,
     list_suspects,
@@ -75,6 +76,7 @@ class StatusReport:
 
     Attributes:
         auto: Automatic labels, which count nowhere else; None without any.
+        by_hand: Number of labels to train on whose image was asked for by hand.
         orphaned: Number of tasks that this workspace made but its database does not know, at the last pull.
         foreign: Number of tasks of other workspaces in the same project.
         attention: Sentences about problems that a person should look at.
@@ -96,6 +98,7 @@ class StatusReport:
     rounds: tuple[RoundReport, ...]
     findings: Findings
     auto: AutoReport | None
+    by_hand: int
     project_ref: str | None
     pulled_at: str | None
     orphaned: int
@@ -127,6 +130,7 @@ def gather_status(project: Project) -> StatusReport:
             rounds=tuple(_round(session, row, asked, shown) for row in list_rounds(session)),
             findings=gather_findings(session, project, pool),
             auto=report_auto_labels(session),
+            by_hand=count_by_hand(session),
             project_ref=_project_ref(sync),
             pulled_at=sync.pulled_at.isoformat() if sync is not None and sync.pulled_at is not None else None,
             orphaned=0 if sync is None else sync.n_orphaned,
@@ -168,6 +172,17 @@ def describe_people(findings: Findings) -> str:
     if not several:
         return f"{words}."
     return f"{words} ({disputed} of {several} holdout labels given by several people are disputed)."
+
+
+def describe_by_hand(report: StatusReport) -> list[str]:
+    """Describe the labels that people asked for by hand, and the images marked as junk; empty without any."""
+    junk = report.pool.junk
+    lines = {
+        f"{report.by_hand} of the labels to train on were asked for by hand. They are no random draw: no accuracy is "
+        "measured on them, and they count neither for nor against the strategy.": report.by_hand,
+        f"{junk} images are marked as junk: nobody is asked about them, and no model is trained on them.": junk,
+    }
+    return [line for line, n in lines.items() if n]
 
 
 def to_json(report: StatusReport) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from alloop.project import Project
 from alloop.records import CurvePoint, Interval
 from alloop.report.calibration import ReliabilityData, draw_reliability
 from alloop.report.curves import draw_curves
-from alloop.report.gather import RoundReport, StatusReport, describe_measured, describe_people, gather_status
+from alloop.report.gather import (
+    RoundReport,
+    StatusReport,
+    describe_by_hand,
+    describe_measured,
+    describe_people,
+    gather_status,
+)
 from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, write_page
 from alloop.report.shown import TASKS, Shown
 from alloop.store.session import reading
@@ -43,6 +50,7 @@ def make_page(status: StatusReport, shown: Shown, sections: Sequence[ReportSecti
         f"{pool.images} images ({pool.groups} different), {pool.labeled} labeled: "
         f"{pool.labeled - pool.holdout_labeled} to train on, {pool.holdout_labeled} of {pool.holdout} holdout.",
         *([] if status.auto is None else [status.auto.says]),
+        *describe_by_hand(status),
         *_sentences(found),
     ]
     if any(row.metrics for row in status.rounds):

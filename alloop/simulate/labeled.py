@@ -283,4 +283,6 @@ def _check_counts(labels: Iterable[str], source: str) -> None:
 
 
 def _is_usable(label: LabelRecord, classes: Sequence[str]) -> bool:
-    return label.path is not None and label.split is not Split.EXCLUDED and label.consensus.value in classes
+    return (
+        label.path is not None and label.split not in (Split.EXCLUDED, Split.JUNK) and label.consensus.value in classes
+    )

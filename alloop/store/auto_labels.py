@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from alloop.records import LocationStatus, QueryStatus, Reason
+from alloop.records import LocationStatus, QueryStatus, Reason, Split
 from alloop.store.session import in_chunks
 from alloop.store.tables import AutoLabel, AutolabelLook, Image, ImageLocation, Label, QueryRow
 
@@ -139,7 +139,10 @@ def withdraw_auto_labels(session: Session, now: dt.datetime, image_ids: Iterable
 
 
 def list_auto_labels(session: Session) -> list[AutoLabelRecord]:
-    """List the active automatic labels by content hash: those not withdrawn, of images that no person has labeled."""
+    """List the active automatic labels by content hash: those not withdrawn, of images that no person has labeled.
+
+    Images marked as junk are left out; their automatic labels count again when the mark is removed.
+    """
     paths = select(func.min(ImageLocation.path)).where(ImageLocation.image_id == Image.id).correlate(Image)
     there = paths.where(ImageLocation.status == LocationStatus.OK.value)
     path = func.coalesce(there.scalar_subquery(), paths.scalar_subquery())
@@ -158,7 +161,7 @@ def list_auto_labels(session: Session) -> list[AutoLabelRecord]:
         )
         .join(Image, Image.id == AutoLabel.image_id)
         .join(AutolabelLook, AutolabelLook.id == AutoLabel.look_id)
-        .where(AutoLabel.withdrawn_at.is_(None))
+        .where(AutoLabel.withdrawn_at.is_(None), Image.split != Split.JUNK.value)
         .order_by(Image.sha256)
     )
     return [AutoLabelRecord(*row) for row in session.execute(query)]
@@ -176,7 +179,8 @@ def count_auto_labels(session: Session) -> int:
 
 def count_auto_classes(session: Session) -> dict[str, int]:
     """Count the active automatic labels of each class."""
-    query = select(AutoLabel.class_name, func.count()).where(AutoLabel.withdrawn_at.is_(None))
+    query = select(AutoLabel.class_name, func.count()).join(Image, Image.id == AutoLabel.image_id)
+    query = query.where(AutoLabel.withdrawn_at.is_(None), Image.split != Split.JUNK.value)
     return {name: n for name, n in session.execute(query.group_by(AutoLabel.class_name).order_by(AutoLabel.class_name))}
 
 

@@ -21,6 +21,7 @@ class PoolCounts:
     train: int
     holdout: int
     excluded: int
+    junk: int
     labeled: int
     holdout_labeled: int
     open: int
@@ -535,6 +536,7 @@ def count_pool(session: Session) -> PoolCounts:
         train=by_split.get(Split.TRAIN.value, 0),
         holdout=by_split.get(Split.HOLDOUT.value, 0),
         excluded=by_split.get(Split.EXCLUDED.value, 0),
+        junk=by_split.get(Split.JUNK.value, 0),
         labeled=labeled.get(Split.TRAIN.value, 0) + labeled.get(Split.HOLDOUT.value, 0),
         holdout_labeled=labeled.get(Split.HOLDOUT.value, 0),
         open=is_open or 0,

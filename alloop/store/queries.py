@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from alloop.records import Query, QueryStatus, Reason
+from alloop.records import Query, QueryStatus, Reason, Split
 from alloop.store.session import in_chunks
-from alloop.store.tables import Image, QueryRow, Round, Task
+from alloop.store.tables import Image, Label, QueryRow, Round, Task
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,13 +175,25 @@ def list_asked_images(session: Session, reason: Reason) -> set[int]:
     return set(session.scalars(select(QueryRow.image_id).where(*where)))
 
 
+def count_by_hand(session: Session) -> int:
+    """Count the labels to train on whose image was asked for by hand."""
+    asked = select(QueryRow.image_id).where(
+        QueryRow.reason == Reason.MANUAL.value, QueryRow.status != QueryStatus.WITHDRAWN.value
+    )
+    query = select(func.count()).select_from(Label).join(Image, Image.id == Label.image_id)
+    return session.scalar(query.where(Image.split == Split.TRAIN.value, Label.image_id.in_(asked))) or 0
+
+
 def list_ever_asked(session: Session) -> set[int]:
     """List the images that have a query, withdrawn or not."""
     return set(session.scalars(select(QueryRow.image_id)))
 
 
 def list_first_reasons(session: Session) -> dict[int, Reason]:
-    """Return image → reason of its first query, in the order asked. Withdrawn queries do not count."""
+    """Return image → reason of its first query, in the order asked. Withdrawn queries do not count.
+
+    An image that was also asked for by hand counts as asked for by hand: its label may have come that way.
+    """
     query = (
         select(QueryRow.image_id, QueryRow.reason)
         .join(Round, Round.id == QueryRow.round_id)
@@ -190,7 +202,8 @@ def list_first_reasons(session: Session) -> dict[int, Reason]:
     )
     reasons: dict[int, Reason] = {}
     for image_id, reason in session.execute(query):
-        reasons.setdefault(image_id, Reason(reason))
+        if reasons.setdefault(image_id, Reason(reason)) is not Reason.MANUAL and reason == Reason.MANUAL.value:
+            reasons[image_id] = Reason.MANUAL
     return reasons
 
 

@@ -99,6 +99,16 @@ class Image(TableBase):
     __table_args__ = (_one_of("split", Split), CheckConstraint("length(sha256) = 64", name="sha256"))
 
 
+class Junk(TableBase):
+    """Mark of an image as junk: who marked it, when and why. The image's split is `junk` as long as the mark stands."""
+
+    __tablename__ = "junk"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id"), primary_key=True, autoincrement=False)
+    marked_at: Mapped[dt.datetime]
+    marked_by: Mapped[str] = mapped_column(String(200))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
 class ImageLocation(TableBase):
     """Path at which an image was found. A path without an image is a file that could not be read, with the reason."""
 

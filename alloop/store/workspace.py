@@ -6,12 +6,12 @@ import secrets
 import uuid
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from alloop.errors import DatabaseError, LeaseHeld
-from alloop.store.tables import Event, LeaseRow, SyncState, Workspace
+from alloop.store.tables import Annotation, Event, ImageLocation, LeaseRow, SyncState, Workspace
 
 LEASE = "writer"
 
@@ -104,6 +104,13 @@ def list_events(session: Session, kind: str | None = None, limit: int = 100) -> 
         {"at": row.at.isoformat(), "actor": row.actor, "kind": row.kind, "round": row.round_number, "data": row.data}
         for row in session.scalars(query)
     ]
+
+
+def find_newest(session: Session) -> tuple[int | None, int | None, dt.datetime | None]:
+    """Return what grows with every change that people should see: newest log entry, newest answer, look at files."""
+    newest = (func.max(Event.id), func.max(Annotation.id), func.max(ImageLocation.seen_at))
+    event, annotation, seen = (session.scalar(select(one)) for one in newest)
+    return event, annotation, seen
 
 
 def take_lease(session: Session, holder: str, now: dt.datetime, expires_at: dt.datetime) -> None:

@@ -89,8 +89,9 @@ def test_a_round_whose_tasks_were_all_deleted_stays_open_until_it_is_closed_by_h
 
     assert ran.code == 0
     assert ran.out.splitlines()[0] == (
-        "Round 0: 0 of 8 images answered; 8 withdrawn, because their task was deleted or their file is missing or "
-        "changed. Correct the answers, or run `alloop round close` to ask about these images again."
+        "Round 0: 0 of 8 images answered; 8 withdrawn, because their task was deleted, their file is missing or "
+        "changed, or they are marked as junk. Correct the answers, or run `alloop round close` to ask about these "
+        "images again."
     )
     assert "8 open tasks were deleted in the labeling project; their images are back in the pool." in ran.out
     assert alloop("round", "close", "-C", asked.folder).code == 0

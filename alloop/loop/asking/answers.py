@@ -13,9 +13,9 @@ from alloop.loop.intake.labels import derive_labels
 from alloop.loop.state import settle
 from alloop.names import clean
 from alloop.project import Project
-from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, TaskAnswers
+from alloop.records import Answer, ListedTask, Outcome, QueryStatus, RoundState, Split, TaskAnswers
 from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
-from alloop.store.images import find_image_ids
+from alloop.store.images import find_image_ids, find_split
 from alloop.store.queries import QueryRecord, find_by_keys, has_open_query, list_queries, set_status, set_tasks_gone
 from alloop.store.rounds import find_round
 from alloop.store.workspace import key_prefix
@@ -218,9 +218,10 @@ def resettle_open(session: Session, place: Place, now: dt.datetime) -> None:
 
 
 def _reopened(session: Session, query: QueryRecord) -> QueryStatus:
-    """An answer was deleted: ask again, unless the round is over or the image is being asked about elsewhere."""
+    """An answer was deleted: ask again, unless the round is over, or the image is junk or is asked about elsewhere."""
     over = find_round(session, query.round_number).state is RoundState.CLOSED
-    if over or query.gone or has_open_query(session, query.image_id):
+    is_junk = find_split(session, query.image_id) is Split.JUNK
+    if over or is_junk or query.gone or has_open_query(session, query.image_id):
         return QueryStatus.WITHDRAWN
     return QueryStatus.OPEN
 

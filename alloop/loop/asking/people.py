@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
-from alloop.errors import LabelingError
+from alloop.errors import AlloopError, LabelingError
 from alloop.labeling.annotator import Annotator
 from alloop.loop.asking.answers import (
     Place,
@@ -27,8 +27,8 @@ from alloop.loop.intake.ingest import add_images, mark_replaced, mark_vanished
 from alloop.loop.intake.presence import Shown, find_replaced, still_there
 from alloop.loop.workbench import Workbench
 from alloop.loop.writer import check_writer
-from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState, TaskAnswers
-from alloop.store.images import find_places, find_refs
+from alloop.records import ImageRef, ListedTask, OutgoingTask, QueryStatus, RoundState, Split, TaskAnswers
+from alloop.store.images import find_places, find_refs, list_split
 from alloop.store.queries import (
     QueryRecord,
     add_tasks,
@@ -40,6 +40,7 @@ from alloop.store.queries import (
     set_keys,
     set_status,
     set_task_ids,
+    set_tasks_gone,
 )
 from alloop.store.rounds import find_last_round, find_model, find_round, set_state
 from alloop.store.session import reading, transaction
@@ -202,6 +203,7 @@ def pull(bench: Workbench, people: Connection | None = None) -> Recorded:
             add_event(session, bench.user, "pulled", bench.now(), last.number if last else None, **data)
     if recorded.outdated:
         logger.warning("%s", describe_outdated(recorded.outdated))
+    withdraw_junk(bench, people)
     _follow_moves(bench, people)
     return recorded
 
@@ -288,6 +290,40 @@ def withdraw(bench: Workbench, number: int, people: Connection | None = None) ->
         record_lost(session, lost, recorded, bench.now())
         add_event(session, bench.user, "withdrawn", bench.now(), number, queries=recorded.lost + never_sent)
     return recorded.lost + never_sent
+
+
+def withdraw_junk(bench: Workbench, people: Connection) -> int:
+    """Take back the tasks about images that were marked as junk, if nobody has answered or started them.
+
+    Returns:
+        Number of tasks that were taken back.
+    """
+    with reading(bench.project.database) as session:
+        junk = set(list_split(session, Split.JUNK))
+        pushed = list_pushed(session, people.place.source, people.place.project_ref) if junk else {}
+    mine = {
+        task_id: query
+        for task_id, query in pushed.items()
+        if query.image_id in junk and query.status is QueryStatus.WITHDRAWN
+    }
+    if not mine:
+        return 0
+    gone = people.annotator.withdraw(list(mine))
+    with transaction(bench.project.database) as session:
+        set_tasks_gone(session, [query.id for task_id, query in mine.items() if task_id in gone], bench.now())
+    return len(gone)
+
+
+def try_withdraw_junk(bench: Workbench) -> None:
+    """Take the tasks about junk back now. If that is not possible, log a warning; the next pull tries again."""
+    try:
+        withdraw_junk(bench, connect_people(bench))
+    except AlloopError as error:
+        logger.warning(
+            "The tasks about the images were not taken back yet: %s The next `alloop run` or `alloop pull` tries "
+            "again; answers to them are kept, but do not count.",
+            error.message,
+        )
 
 
 def _withdraw_unsent(bench: Workbench, number: int, people: Connection) -> int:

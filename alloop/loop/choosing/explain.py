@@ -203,6 +203,8 @@ def _standing(
         return "It is in the holdout: no strategy chooses from it."
     if split is Split.EXCLUDED:
         return "It is set aside: a near copy of it is in the holdout."
+    if split is Split.JUNK:
+        return "It is marked as junk: nobody is asked about it, and no model is trained on it."
     if image_id in labels:
         return f"It is labeled: {labels[image_id]}."
     last = queries[-1].status if queries else None

@@ -13,7 +13,7 @@ from alloop.records import ImageRef, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.annotations import list_labels
 from alloop.store.holdout import add_draw, drop_draws
-from alloop.store.images import count_pool, list_refs, set_split
+from alloop.store.images import count_pool, list_refs, list_split, set_split
 from alloop.store.queries import list_ever_asked
 from alloop.store.rounds import RoundRecord
 from alloop.store.workspace import add_event
@@ -60,7 +60,8 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
 
     The largest images are sorted by a seeded hash of their contents, and the first ones are taken. Over seeds, every
     subset of groups is equally likely. Sizes of groups, file names and the order of adding do not matter. The other
-    members of a chosen group are excluded: they are neither trained on nor measured.
+    members of a chosen group are excluded: they are neither trained on nor measured. Images that were marked as junk
+    before the draw belong to no population, so they are not drawn.
 
     Returns:
         (images drawn, groups they were drawn from); each was drawn with probability drawn / groups.
@@ -68,7 +69,8 @@ def draw_holdout(session: Session, settings: EvaluationConfig, seed: int) -> tup
     Raises:
         PoolError: The pool is too small for a holdout.
     """
-    refs = list_refs(session)
+    junk = set(list_split(session, Split.JUNK))
+    refs = [ref for ref in list_refs(session) if ref.image_id not in junk]
     groups = list_groups(session)
     n_groups = len({groups[ref.image_id] for ref in refs})
     if n_groups < 2:
@@ -121,7 +123,8 @@ def _draw(session: Session, refs: Sequence[ImageRef], groups: Mapping[int, int],
     one_each = keep_largest(refs, groups, read_sizes(session, refs, groups))
     order = np.argsort(tie_keys([ref.sha256 for ref in one_each], seed), kind="stable")
     drawn = [one_each[int(position)].image_id for position in order[:n]]
-    chosen = {groups[image_id] for image_id in drawn}
-    set_split(session, [image_id for image_id, group in groups.items() if group in chosen], Split.EXCLUDED)
+    chosen, junk = {groups[image_id] for image_id in drawn}, set(list_split(session, Split.JUNK))
+    copies = [image_id for image_id, group in groups.items() if group in chosen and image_id not in junk]
+    set_split(session, copies, Split.EXCLUDED)
     set_split(session, drawn, Split.HOLDOUT)
     return drawn

@@ -5,12 +5,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from alloop.errors import AlloopError, LabelError
+from sqlalchemy.orm import Session
+
+from alloop.errors import AlloopError, LabelError, PoolError
 from alloop.loop.intake.presence import has_hash
 from alloop.names import composed, file_spellings
 from alloop.pool.sources import LOCAL, content_hash, find_source, scheme_of
 from alloop.spreadsheet import Row, read_table
-from alloop.store.images import Location
+from alloop.store.images import Location, list_locations
+
+SHORTEST = 4  # smallest number of digits that count as a hash
 
 
 def listed_images(path: Path) -> list[str]:
@@ -38,6 +42,41 @@ def find_named(path: Path, row: Row) -> str:
     if found is None:
         where = f"{path}, line {row.line}"
         raise LabelError(f"{where} names {folder / row.file}, which does not exist.", "Correct the table.")
+    return found
+
+
+def find_images(session: Session, files: Sequence[str], sha256s: Sequence[str] = ()) -> list[int]:
+    """Find the images of the pool that people name on the command line.
+
+    Args:
+        session: Database session to read from.
+        files: Paths, relative to the current folder, or file names.
+        sha256s: Beginnings of content hashes, at least 4 hex digits.
+
+    Raises:
+        PoolError: A name means no image of the pool, or several.
+    """
+    places = list_locations(session)
+    finder = FileFinder(places, Path.cwd())
+    by_hash = {place.sha256: place.image_id for place in places if place.sha256 and place.image_id is not None}
+    found = []
+    for name in files:
+        sha256 = finder(name)
+        if sha256 is None and (n := finder.count(name)) > 1:
+            raise PoolError(f"{n} images are called {name}. Nothing was recorded.", "Write the path of one of them.")
+        if sha256 is None:
+            raise PoolError(
+                f"{name} is not in the pool. Nothing was recorded.", "`alloop pool list` shows the images of the pool."
+            )
+        found.append(by_hash[sha256])
+    for start in sha256s:
+        same = [i for sha256, i in by_hash.items() if len(start) >= SHORTEST and sha256.startswith(start.lower())]
+        if len(same) != 1:
+            raise PoolError(
+                f"{len(same) or 'No'} images of the pool have a hash that begins with {start}. Nothing was recorded.",
+                f"Give {SHORTEST} digits or more, and as many as name one image; `alloop pool list` shows the hashes.",
+            )
+        found += same
     return found
 
 

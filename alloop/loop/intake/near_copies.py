@@ -47,7 +47,7 @@ def list_groups(session: Session, labels: Mapping[int, str] | None = None) -> di
 def update_splits(session: Session, image_ids: Collection[int] | None = None) -> Counter[tuple[Split, bool]]:
     """Exclude near copies of holdout images, and return images that are no longer near copies to the train split.
 
-    The holdout keeps its images. For every other image, its group decides.
+    The holdout keeps its images, and images marked as junk stay junk. For every other image, its group decides.
 
     Args:
         session: Database session to write to.
@@ -63,7 +63,7 @@ def update_splits(session: Session, image_ids: Collection[int] | None = None) ->
     changed: dict[Split, list[int]] = defaultdict(list)
     for image_id, split in splits.items():
         wanted = Split.EXCLUDED if groups.get(image_id, image_id) in measured else Split.TRAIN
-        if split not in (Split.HOLDOUT, wanted):
+        if split not in (Split.HOLDOUT, Split.JUNK, wanted):
             changed[wanted].append(image_id)
     counts: Counter[tuple[Split, bool]] = Counter()
     for split, moved in changed.items():

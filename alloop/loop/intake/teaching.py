@@ -16,16 +16,16 @@ from alloop.store.session import reading
 def list_pool(session: Session, config: Config) -> list[ImageRef]:
     """List the images that may teach features without labels: all of the pool, near copies once, labeled ones first.
 
+    Images marked as junk teach nothing.
     The images of a test set are no part of the pool. Those of a holdout are: their accuracy then says what to expect of
     the rest of the pool. No label of any image is looked at, but a group of near copies is represented by a labeled
     image if it has one.
     """
     if config.model.pool_features == "off" or config.model.mode == "finetune":
         return []
-    refs = list_refs(session)
-    if config.evaluation.test is not None:
-        splits = find_splits(session)
-        refs = [ref for ref in refs if splits[ref.image_id] is not Split.HOLDOUT]
+    splits = find_splits(session)
+    left_out = {Split.JUNK} if config.evaluation.test is None else {Split.JUNK, Split.HOLDOUT}
+    refs = [ref for ref in list_refs(session) if splits[ref.image_id] not in left_out]
     groups = list_groups(session)
     labeled = {label.image_id for label in list_labels(session)}
     order = sorted(refs, key=lambda ref: (ref.image_id not in labeled, ref.key))

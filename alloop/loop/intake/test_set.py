@@ -11,7 +11,7 @@ from alloop.loop.intake.near_copies import list_groups
 from alloop.loop.workbench import Workbench
 from alloop.pool.sources import expand, full_name
 from alloop.records import Split
-from alloop.store.images import find_locations, has_holdout, set_split
+from alloop.store.images import find_locations, has_holdout, list_split, set_split
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
 
@@ -50,7 +50,8 @@ def ensure_test_set(bench: Workbench) -> None:
 def _set_aside(bench: Workbench, files: Sequence[str]) -> None:
     with transaction(bench.project.database) as session:
         found = find_locations(session, [full_name(file, "/") for file in files])
-        tested = {place.image_id for place in found.values() if place.image_id is not None}
+        junk = set(list_split(session, Split.JUNK))
+        tested = {place.image_id for place in found.values() if place.image_id is not None} - junk
         if not tested:
             raise PoolError(
                 f"No image of the test set {bench.project.config.evaluation.test} can be read.",
@@ -58,7 +59,8 @@ def _set_aside(bench: Workbench, files: Sequence[str]) -> None:
             )
         groups = list_groups(session)
         near = {groups[image_id] for image_id in tested}
-        copies = [image_id for image_id, group in groups.items() if group in near and image_id not in tested]
+        others = groups.keys() - tested - junk
+        copies = [image_id for image_id in sorted(others) if groups[image_id] in near]
         set_split(session, copies, Split.EXCLUDED)
         set_split(session, tested, Split.HOLDOUT)
         counts = {"images": len(tested), "copies_set_aside": len(copies)}

@@ -28,7 +28,7 @@ class Arms:
     """Positions among a job's training images, in the order asked.
 
     Attributes:
-        shared: Images of both arms: the seed batch and imported labels.
+        shared: Images of both arms: the seed batch, imported labels, and images asked for by hand.
         random: Images drawn at random, as many as `acquired`.
         acquired: Images chosen by the strategy.
     """

@@ -220,7 +220,7 @@ class _Run:
     def _fetch(self, number: int) -> None:
         self._so_far.pulled = people.pull(self._bench, self._people())
         if self._has_unsent():
-            # A push to a new project was interrupted, so nobody can answer these questions.
+            # Nobody can answer them yet: asked for by hand, or a push to a new project was interrupted.
             people.push(self._bench, number, self._people())
 
     def _stop(self, number: int, ending: Ending, because: str) -> Stage:
@@ -237,8 +237,8 @@ class _Run:
         """Return whether rules and labels are unchanged since a stop rule ended the last round."""
         with reading(self._project.database) as session:
             last, model, is_open = find_last_round(session), find_last_model(session), count_pool(session).open > 0
-        if is_open:
-            self._so_far.pulled = people.pull(self._bench, self._people())
+        if is_open and last is not None:
+            self._fetch(last.number)
         trained_on = None if model is None else model.label_digest
         number = 0 if last is None else last.number + 1
         return self._find_stop(number) is not None and current_digest(self._project) in (trained_on, None)

@@ -14,8 +14,8 @@ class Tally:
 
     Attributes:
         labeled: Questions that got enough answers for a label.
-        withdrawn: Questions whose task was deleted, or whose file is missing or changed. The image may be asked about
-            again.
+        withdrawn: Questions whose task was deleted, whose file is missing or changed, or whose image was marked as
+            junk. Other images may be asked about again.
     """
 
     labeled: int = 0
@@ -46,7 +46,9 @@ class Tally:
             "skipped": self.skipped,
             "submitted without a class": self.empty,
             "answered with an unknown class": self.unknown,
-            "withdrawn, because their task was deleted or their file is missing or changed": self.withdrawn,
+            "withdrawn, because their task was deleted, their file is missing or changed, or they are marked as junk": (
+                self.withdrawn
+            ),
         }
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
         return f"{self.labeled} of {count(self.asked, 'image')} answered" + (f"; {why}" if why else "")

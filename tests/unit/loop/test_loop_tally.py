@@ -30,7 +30,7 @@ def test_what_is_settled_without_a_label_is_not_told_as_answered():
     assert Tally(labeled=8).describe() == "8 of 8 images answered"
     assert Tally(labeled=3, skipped=2, empty=1, unknown=4, withdrawn=5, open=1).describe() == (
         "3 of 16 images answered; 2 skipped, 1 submitted without a class, 4 answered with an unknown class, 5 "
-        "withdrawn, because their task was deleted or their file is missing or changed"
+        "withdrawn, because their task was deleted, their file is missing or changed, or they are marked as junk"
     )
 
 

@@ -137,6 +137,7 @@ def test_a_pool_is_counted_by_what_can_be_done_with_it(database: Engine):
             train=4,
             holdout=2,
             excluded=1,
+            junk=0,
             labeled=2,
             holdout_labeled=1,
             open=1,

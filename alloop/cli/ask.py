@@ -1,0 +1,45 @@
+"""`alloop ask`: questions about images that a person names."""
+
+import click
+
+from alloop.cli._options import Session, common_options
+
+
+@click.command()
+@click.argument("files", nargs=-1)
+@click.option(
+    "--sha256", "hashes", multiple=True, metavar="HASH", help="Beginning of an image's hash; can be repeated."
+)
+@click.option("--now", is_flag=True, help="Send the questions at once, with everything else that waits to be sent.")
+@common_options
+def ask(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], now: bool) -> None:
+    """Ask people about images that you name.
+
+    FILES are paths or file names of the pool. The questions are sent with the next batch, or at once with --now. A
+    label that was asked for by hand is trained on like any other. But it is not a random draw: it never measures the
+    model, and it counts neither for nor against the strategy.
+    """
+    import dataclasses
+
+    from alloop.errors import LabelError
+    from alloop.loop.asking import people
+    from alloop.loop.asking.by_hand import ask_by_hand
+    from alloop.loop.intake.named_images import find_images
+    from alloop.loop.workbench import open_workbench
+    from alloop.store.session import reading
+
+    if not files and not hashes:
+        raise click.UsageError("Name images: files, or --sha256.")
+    tools = session.tools()
+    with open_workbench(tools) as bench:
+        with reading(tools.project.database) as rows:
+            images = find_images(rows, files, hashes)
+        connection = people.connect_people(bench) if now else None  # before anything is recorded: it may be down
+        found = ask_by_hand(bench, images)
+        if not found.asked:
+            raise LabelError(f"No image was asked about. {' '.join(found.describe())}")
+        if connection is not None:
+            people.push(bench, found.round_number, connection)
+    when = "now" if now else "with the next `alloop run`"
+    sent = f"People are asked about {len(found.asked)} images {when} (round {found.round_number})."
+    session.show(dataclasses.asdict(found), "\n".join([sent, *found.describe()]))
