@@ -34,12 +34,12 @@ def run(
     from alloop.loop.rounds.runner import RunOptions, Stage
     from alloop.loop.rounds.runner import run as advance
     from alloop.report.gather import find_label_place
-    from alloop.report.outcome import describe_run
+    from alloop.report.headlines import where_to_label
 
     limit = rounds if rounds is not None or wait else 1
     options = RunOptions(rounds=limit, wait=wait, device=device, accept_change=accept_change)
     result = advance(tools, options)
-    said = describe_run(result, find_label_place(tools.project))
+    said = result.describe(where_to_label(find_label_place(tools.project)))
     session.show(dataclasses.asdict(result), "\n".join((said, *result.attention)))
     if fail_if_waiting and result.stage is Stage.WAITING:
         click.get_current_context().exit(EXIT_WAITING)

@@ -20,14 +20,22 @@ SHORTEST_TOKEN = 16
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the token that people log in with; needed unless --host is this machine only.",
 )
+@click.option("--read-only", "is_read_only", is_flag=True, help="Refuse every action; the pages only show.")
 @click.option("--open", "is_shown", is_flag=True, help="Open the first page in the browser.")
 @common_options
 def serve(
-    session: Session, host: str, port: int, names: tuple[str, ...], token_file: Path | None, is_shown: bool
+    session: Session,
+    host: str,
+    port: int,
+    names: tuple[str, ...],
+    token_file: Path | None,
+    is_read_only: bool,
+    is_shown: bool,
 ) -> None:
     """Show the project in a browser: results, images, mistakes, people.
 
-    The pages follow what other commands change. They only show; nothing can be changed there. Ctrl-C ends the server.
+    The pages follow what other commands change. They can run the next step, ask for images and mark images as junk,
+    unless --read-only is given. Ctrl-C ends the server, and a step that it runs; the next step goes on from there.
     """
     token = _read_token(host, token_file)
     session.project().close()  # refuses a folder that is no workspace before anything else
@@ -47,7 +55,7 @@ def serve(
         if is_shown:
             click.launch(address)
 
-    run(session.workspace, host, port, _hosts(host, port, names), token, ready)
+    run(session.workspace, host, port, _hosts(host, port, names), token, ready, is_read_only=is_read_only)
 
 
 def _read_token(host: str, file: Path | None) -> str | None:

@@ -3,12 +3,13 @@
 import contextlib
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -17,11 +18,16 @@ from alloop.errors import AlloopError, PoolError
 from alloop.machine import usable_cores
 from alloop.pool.picture import picture_of
 from alloop.records import ImageRef
+from alloop.report.gather import StatusReport
 from alloop.report.headlines import standing
 from alloop.report.html import STYLE, make_environment
 from alloop.serve import views
+from alloop.serve.actions import Actions, standing_of
 from alloop.serve.desk import Desk
-from alloop.serve.guard import App, Guard
+from alloop.serve.events import Events
+from alloop.serve.guard import PARTS, App, Guard
+from alloop.serve.notices import Notices
+from alloop.serve.step import Step
 from alloop.serve.thumbnails import SIDES, Thumbnails
 from alloop.store.images import find_refs
 from alloop.store.session import reading
@@ -43,24 +49,37 @@ PICTURE_POLICY = "default-src 'none'; sandbox"
 View = Callable[[Desk, Mapping[str, str]], tuple[str, dict[str, Any]]]
 
 
-def make_app(folder: Path, hosts: Collection[str], token: str | None = None) -> App:
+def make_app(
+    folder: Path,
+    hosts: Collection[str],
+    token: str | None = None,
+    *,
+    is_read_only: bool = False,
+    at_end: list[Callable[[], None]] | None = None,
+) -> App:
     """Return the application for one workspace.
 
     Args:
         folder: The workspace.
         hosts: Names with ports that the server answers to.
         token: Token for the login; None if everybody who reaches the server may look.
+        is_read_only: True to refuse every action.
+        at_end: List to which a function is added that ends all streams; the server calls it before it waits for them.
 
     Raises:
         AlloopError: The folder is not a workspace that can be opened.
     """
-    desk = Desk(folder)
+    desk, step, notices = Desk(folder), Step(folder), Notices()
     thumbnails = desk.project().paths.cache / "thumbnails"
-    pages = _Pages(desk, Thumbnails(thumbnails, workers=max(1, usable_cores() - 1)))
+    small = Thumbnails(thumbnails, workers=max(1, usable_cores() - 1))
+    pages, events = _Pages(desk, small, step, notices, can_act=not is_read_only), Events(desk, step)
+    if at_end is not None:
+        at_end.append(events.end)
 
     @contextlib.asynccontextmanager
     async def closing(_: Starlette) -> AsyncIterator[None]:
         yield
+        await run_in_threadpool(step.stop)
         desk.close()
 
     addresses: dict[str, View] = {
@@ -83,20 +102,31 @@ def make_app(folder: Path, hosts: Collection[str], token: str | None = None) -> 
         Route("/picture", pages.picture),
         Route("/static", pages.static),
         Route("/login", pages.login),
+        Route("/events", events.stream),
+        *Actions(folder, step, notices, addresses, pages.error).routes(),
     ]
-    return Guard(Starlette(routes=routes, lifespan=closing, exception_handlers={404: pages.not_found}), hosts, token)
+    inner = Starlette(routes=routes, lifespan=closing, exception_handlers={404: pages.not_found})
+    return Guard(inner, hosts, token, is_read_only=is_read_only)
 
 
 def serve(
-    folder: Path, host: str, port: int, hosts: Collection[str], token: str | None, ready: Callable[[], None]
+    folder: Path,
+    host: str,
+    port: int,
+    hosts: Collection[str],
+    token: str | None,
+    ready: Callable[[], None],
+    *,
+    is_read_only: bool = False,
 ) -> None:
     """Serve the pages until Ctrl-C. `ready` is called when the server answers.
 
     Raises:
         OSError: The port is taken, or the address is not one of this machine.
     """
+    at_end: list[Callable[[], None]] = []
     settings = uvicorn.Config(
-        make_app(folder, hosts, token),
+        make_app(folder, hosts, token, is_read_only=is_read_only, at_end=at_end),
         host=host,
         port=port,
         log_level="warning",
@@ -108,13 +138,19 @@ def serve(
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=16384,
     )
-    _Server(settings, ready).run()
+    _Server(settings, ready, at_end).run()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], at_end: Sequence[Callable[[], None]]) -> None:
         super().__init__(config)
         self._ready = ready
+        self._at_end = at_end
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        for end in self._at_end:
+            end()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
@@ -125,25 +161,30 @@ class _Server(uvicorn.Server):
 class _Pages:
     """Answers to requests. Functions without `async` run in threads, so that a slow one does not stop another."""
 
-    def __init__(self, desk: Desk, thumbnails: Thumbnails) -> None:
+    def __init__(self, desk: Desk, thumbnails: Thumbnails, step: Step, notices: Notices, *, can_act: bool) -> None:
         self._desk = desk
         self._thumbnails = thumbnails
         self._templates = make_environment(HERE / "templates")
+        self._step = step
+        self._notices = notices
+        self._can_act = can_act
 
     def page(self, view: View) -> Callable[[Request], Response]:
         """Return the answer of a page."""
 
         def answer(request: Request) -> Response:
             try:
+                version = self._desk.version()  # before everything else: what changes meanwhile is shown later
                 name, values = view(self._desk, request.query_params)
                 status = self._desk.status()
-                around = views.frame(status) | {"standing": standing(status)}
+                around = views.frame(status) | {"standing": standing(status), "version": version}
+                around |= self._acting(request, status)
                 text = self._templates.get_template(f"{name}.html.jinja").render(**around, **values)
                 return HTMLResponse(text, headers={"cache-control": "no-store"})
             except views.NotFound as error:
-                return self._error(404, str(error), "Go back, or choose a page on the left.")
+                return self.error(404, str(error), "Go back, or choose a page on the left.")
             except AlloopError as error:
-                return self._error(503, error.message, error.hint or "")
+                return self.error(503, error.message, error.hint or "")
 
         return answer
 
@@ -160,6 +201,18 @@ class _Pages:
             return JSONResponse(found, headers={"cache-control": "no-store"})
 
         return answer
+
+    def _acting(self, request: Request, status: StatusReport) -> dict[str, Any]:
+        """Return what the forms of a page need, the running step, and what the last action did."""
+        query, is_part = request.scope["query_string"].decode("latin-1"), request.scope["path"] in PARTS
+        return {
+            "can_act": self._can_act,
+            "csrf": request.scope["alloop.csrf"],
+            "back": f"{request.scope['path'].lstrip('/') or './'}{'?' if query else ''}{query}",
+            "seen": standing_of(status.rounds[-1] if status.rounds else None),
+            "step": self._step.state(),
+            "notice": None if is_part else self._notices.take(request.scope["alloop.session"]),
+        }
 
     def thumbnail(self, request: Request) -> Response:
         """Answer with a small picture of an image, or with a plain reason."""
@@ -209,15 +262,17 @@ class _Pages:
 
     def not_found(self, request: Request, error: Exception) -> Response:
         """Return the page that says that an address is no page."""
-        return self._error(404, "There is no such page.", "Choose a page on the left.")
+        return self.error(404, "There is no such page.", "Choose a page on the left.")
 
-    def _error(self, code: int, says: str, hint: str) -> Response:
+    def error(self, code: int, says: str, hint: str) -> Response:
+        """Return the page that says what went wrong and what to do."""
         try:
             around = views.frame(self._desk.status())
         except AlloopError:
             around = {"name": "alloop", "pages": []}
         template = self._templates.get_template("error.html.jinja")
-        text = template.render(**around, title="Error", standing="", says=says, hint=hint)
+        inactive = {"can_act": False, "version": "", "notice": None, "step": self._step.state()}
+        text = template.render(**around, **inactive, title="Error", standing="", says=says, hint=hint)
         return HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
 
 

@@ -1,6 +1,7 @@
 """Content of the pages, read anew whenever the workspace changes and kept until then."""
 
 import functools
+import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import text
 
 from alloop.engine.pool_map import FOLDER as MAPS
-from alloop.errors import ModelError
+from alloop.errors import AlloopError, ModelError
 from alloop.loop.measuring.findings import learning_curve, read_last_holdout
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.project import Project, open_project
@@ -19,6 +20,7 @@ from alloop.report.made import Made, gather_made
 from alloop.serve.map_maker import Making, MapMaker, plan_map
 from alloop.serve.snapshot import Snapshot, take_snapshot
 from alloop.store.session import reading
+from alloop.store.workspace import find_newest
 
 Value = TypeVar("Value")
 
@@ -36,6 +38,8 @@ class Desk:
         self._project: Project | None = None
         self._settings: object = None
         self._state: object = None
+        self._version_state: object = None
+        self._version = ""
         self._parts: dict[str, Any] = {}
         self._part_locks: dict[str, threading.Lock] = {}
         self.maps = MapMaker()
@@ -51,6 +55,7 @@ class Desk:
             if self._project is None or settings != self._settings:
                 self._close()
                 self._project, self._settings, self._parts = open_project(self.folder), settings, {}
+                self._version_state = None
             return self._project
 
     def close(self) -> None:
@@ -90,6 +95,22 @@ class Desk:
         except ModelError as error:
             return Making(f"{error.message} {error.hint}".strip())
         return self.maps.state()
+
+    def version(self) -> str:
+        """Return a text that differs after every change that people should see; "" if the workspace cannot be read.
+
+        Unlike the state of the files, it stays the same while a command at work renews its lease.
+        """
+        try:
+            project = self.project()
+            state = _state_of(project)
+            if state != self._version_state:
+                with reading(project.database) as session:
+                    newest = find_newest(session)
+                self._version_state, self._version = state, f"{self._settings} {newest}"
+        except AlloopError:
+            return ""
+        return hashlib.sha256(self._version.encode()).hexdigest()[:16]
 
     def part(self, name: str, compute: Callable[[Project], Value]) -> Value:
         """Return a part of what the pages show, computed once for each state of the database."""

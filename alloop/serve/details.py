@@ -4,19 +4,29 @@ import dataclasses
 import datetime as dt
 
 import numpy as np
+from sqlalchemy.orm import Session
 
 from alloop.engine.score_file import read_rows
 from alloop.errors import ModelError
+from alloop.loop.asking import by_hand, junk
 from alloop.project import Project
-from alloop.records import Outcome, QueryStatus
+from alloop.records import Outcome, QueryStatus, Reason
 from alloop.report.gather import find_label_place
 from alloop.serve.snapshot import Snapshot
 from alloop.store.annotations import list_current
 from alloop.store.images import find_places
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.session import reading
+from alloop.store.workspace import list_events
 
 TOP = 5
+NEWEST = 1000  # events of a kind that are looked through
+BY_HAND = {
+    by_hand.ASKED: "Asked for by hand",
+    by_hand.TAKEN_BACK: "The question was taken back",
+    junk.MARKED: "Marked as junk",
+    junk.UNMARKED: "The mark as junk was removed",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ def find_details(project: Project, pool: Snapshot, image_id: int) -> Details:
         queries = list_queries(session, image_id=image_id)
         answers = [record.answer for record in list_current(session, image_ids=[image_id])]
         places = [f"{place.path} ({place.status})" for place in find_places(session, [image_id]).get(image_id, [])]
+        decided = _by_hand(session, image_id)
     said: list[tuple[dt.datetime | None, str]] = [(None, _asked(query)) for query in queries]
     for answer in answers:
         if answer.outcome is not Outcome.DELETED:
@@ -54,7 +65,20 @@ def find_details(project: Project, pool: Snapshot, image_id: int) -> Details:
             said.append((answer.updated_at, f"{answer.annotator}: {what}, {answer.updated_at:%Y-%m-%d %H:%M} UTC"))
     tasks = [query.task_id for query in queries if query.status is QueryStatus.OPEN and not query.gone]
     task_at = find_label_place(project, tasks[0]) if tasks and tasks[0] is not None else None
-    return Details(_shares(project, pool, image_id), tuple(words for _, words in said), tuple(places), task_at)
+    history = (*(words for _, words in said), *decided)
+    return Details(_shares(project, pool, image_id), history, tuple(places), task_at)
+
+
+def _by_hand(session: Session, image_id: int) -> list[str]:
+    """Return who asked for the image or marked it as junk, and when, oldest first."""
+    events = [event for kind in BY_HAND for event in list_events(session, kind, NEWEST)]
+    mine = [event for event in events if image_id in event["data"]["images"]]
+    said = []
+    for event in sorted(mine, key=lambda event: str(event["at"])):
+        who, reason = str(event["actor"]).partition(" pid ")[0], event["data"].get("reason")
+        why = f" ({reason})" if reason else ""
+        said.append(f"{BY_HAND[event['kind']]} by {who}, {event['at'][:16].replace('T', ' ')} UTC{why}")
+    return said
 
 
 def _shares(project: Project, pool: Snapshot, image_id: int) -> tuple[Share, ...]:
@@ -74,6 +98,7 @@ def _shares(project: Project, pool: Snapshot, image_id: int) -> tuple[Share, ...
 
 def _asked(query: QueryRecord) -> str:
     how = "drawn at random" if query.strategy == "random" else f"chosen by {query.strategy}"
+    how = "asked for by hand" if query.reason is Reason.MANUAL else how
     guess = f"; the model guessed {query.predicted}" if query.predicted else ""
     asked = f"Round {query.round_number} asked about it as number {query.rank}, {how} ({query.reason})"
     return f"{asked}: {query.status}{guess}."

@@ -21,6 +21,7 @@ STATES = {
     "asked": "being asked about",
     "holdout": "in the holdout",
     "wrong": "labeled and predicted as another class",
+    "junk": "marked as junk",
 }
 SORTS = {"uncertain": "most uncertain first", "certain": "most certain first", "name": "by file name"}
 
@@ -174,10 +175,11 @@ def apply(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.intp]:
 def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
     states: dict[str, Callable[[], Any]] = {  # computed when asked for: one column of 100,000 texts takes milliseconds
         "": lambda: np.ones(len(pool), dtype=bool),
-        "unlabeled": lambda: pool.label == "",
+        "unlabeled": lambda: (pool.label == "") & (pool.split != "junk"),
         "labeled": lambda: pool.label != "",
         "asked": lambda: pool.state == "open",
         "holdout": lambda: pool.split == "holdout",
+        "junk": lambda: pool.split == "junk",
         "wrong": lambda: (pool.label != "") & (pool.scored.predicted != "") & (pool.scored.predicted != pool.label),
     }
     conditions: dict[str, Callable[[str], Any]] = {

@@ -16,7 +16,7 @@ from alloop.errors import ModelError
 from alloop.loop.choosing.pool_scores import PoolScores, load_scores
 from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project
-from alloop.records import LocationStatus
+from alloop.records import LocationStatus, QueryStatus, Reason, Split
 from alloop.serve.features import find_source
 from alloop.store.images import find_image_ids, list_attribute_names
 from alloop.store.rounds import list_rounds
@@ -32,10 +32,11 @@ class Snapshot:
 
     Attributes:
         path: Present path, or "" for an image whose file is missing.
-        split: "train", "holdout" or "excluded".
+        split: "train", "holdout", "excluded" or "junk".
         label: Label that people gave, or "".
         state: Status of its newest query, or "".
         asked: Number of the round of its newest query; -1 if it was never asked about.
+        by_hand: True if a person asked for it by hand.
         copies: Number of images in its group of near copies.
         group: Group of near copies, named by the id of its first image.
         attributes: Name of an attribute → values [N], "" for an image without it.
@@ -48,6 +49,7 @@ class Snapshot:
     label: Texts
     state: Texts
     asked: npt.NDArray[np.int64]
+    by_hand: npt.NDArray[np.bool_]
     copies: npt.NDArray[np.int64]
     group: npt.NDArray[np.int64]
     attributes: Mapping[str, Texts]
@@ -98,6 +100,10 @@ class Snapshot:
         )
 
     def _mark(self, at: int) -> str:
+        if self.split[at] == Split.JUNK.value:
+            return "junk"
+        if self.by_hand[at]:
+            return "asked by hand"
         if self.scored.suspect[at]:
             return "unlike the rest"
         return f"{self.copies[at]} near copies" if self.copies[at] > 1 else ""
@@ -166,6 +172,8 @@ class Tile:
     @property
     def standing(self) -> str:
         """Label, or what is known of the question about the image."""
+        if self.split == Split.JUNK.value:
+            return f"marked as junk, labeled {self.label}" if self.label else "marked as junk"
         if self.label:
             return f"labeled {self.label}"
         if self.is_missing:
@@ -190,8 +198,9 @@ def take_snapshot(session: Session, project: Project) -> Snapshot:
     )
     _fill(path, ids, session.execute(here.order_by(ImageLocation.path.desc())).all())
     _fill(label, ids, session.execute(select(Label.image_id, Label.class_name)).all())
-    asking = select(QueryRow.image_id, QueryRow.status, Round.number).join(Round, Round.id == QueryRow.round_id)
-    queries = session.execute(asking.order_by(Round.number)).all()
+    asking = select(QueryRow.image_id, QueryRow.status, Round.number, QueryRow.reason)
+    queries = session.execute(asking.join(Round, Round.id == QueryRow.round_id).order_by(Round.number)).all()
+    manual = [row[0] for row in queries if row[3] == Reason.MANUAL.value and row[1] != QueryStatus.WITHDRAWN.value]
     _fill(state, ids, ((row[0], row[1]) for row in queries))
     _fill(asked, ids, ((row[0], row[2]) for row in queries))
     _fill(group, ids, session.execute(select(NearDuplicate.image_id, NearDuplicate.group_id)).all())
@@ -203,6 +212,7 @@ def take_snapshot(session: Session, project: Project) -> Snapshot:
         label=label,
         state=state,
         asked=asked,
+        by_hand=np.isin(ids, manual),
         copies=sizes[members] if n else np.zeros(0, dtype=np.int64),
         group=group,
         attributes=_attributes(ids, session),

@@ -53,6 +53,7 @@ REASONS = {
     Reason.SEED: "first images",
     Reason.RELABEL: "asked again",
     Reason.AUDIT: "audit of automatic labels",
+    Reason.MANUAL: "asked by hand",
 }
 MOST_ON_PAGE = 200  # pictures
 DAYS_AHEAD = 7  # newest days on the page Overview
@@ -147,6 +148,7 @@ def images(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
             ("predicted wrongly", {"state": "wrong"}, wanted.state),
             ("unlike the rest", {"suspect": "1"}, wanted.suspect),
             ("near copies", {"copies": "1"}, wanted.copies),
+            *([("junk", {"state": "junk"}, wanted.state)] if desk.status().pool.junk else []),
         )
         if not is_on
     ]

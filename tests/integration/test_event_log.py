@@ -12,8 +12,8 @@ from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 
 ALLOOP = Path(__file__).parents[2] / "alloop"
-# The table itself, and the functions that add to it and list it for people.
-KNOW_THE_LOG = {"store/tables.py", "store/workspace.py"}
+# The table itself, the functions that add to it and list it for people, and the page that shows an image's history.
+KNOW_THE_LOG = {"store/tables.py", "store/workspace.py", "serve/details.py"}
 READS = re.compile(r"\blist_events\b|(?<!threading\.)(?<!cuda\.)\bEvent\b|\b(FROM|JOIN)\s+event\b")
 
 

@@ -238,9 +238,11 @@ def test_the_server_answers_several_readers_and_ends_at_ctrl_c(learned: Project)
         slow.send(b"GET / HTTP/1.1\r\n")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert [client.get(f"/{page}").status_code for page in PAGES] == [200] * len(PAGES)
+            with client.stream("GET", "/events") as stream:  # of a page that stays open
+                assert next(stream.iter_lines()).startswith("event: ")
+                server.send_signal(signal.SIGINT)
+                assert server.wait(timeout=30) in (0, 130)
         slow.close()
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) in (0, 130)
     finally:
         server.kill()
         server.wait()

@@ -25,6 +25,7 @@ from alloop.loop.rounds.training import current_digest
 from alloop.loop.rounds.unheeded import list_unheeded
 from alloop.loop.stopping import Rule, find_stop
 from alloop.loop.workbench import Tools, Workbench, open_workbench
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Ending, QueryStatus, RoundState
 from alloop.store.images import count_pool
@@ -62,6 +63,25 @@ class RunResult:
     because: str
     answered: int = 0
     attention: tuple[str, ...] = ()
+
+    def describe(self, where: str) -> str:
+        """Return how far the run came, and who has to act.
+
+        Args:
+            where: Words about the place where people label, with which the sentence ends if people have to act.
+        """
+        if self.stage is Stage.ADVANCED:
+            return f"Round {self.round_number} is closed: {self.because}. Run `alloop run` again for the next round."
+        if self.stage is Stage.DONE:
+            labels = count(self.labels, "label")
+            return f"Done: {self.because.removeprefix(STOPPED)} (round {self.round_number}, {labels})."
+        if not self.open:
+            return (
+                f"Round {self.round_number}: {self.because}. Correct the answers, or run `alloop round close` to ask "
+                "about these images again."
+            )
+        waits = "waits" if self.open == 1 else "wait"
+        return f"Round {self.round_number}: {self.open} of {count(self.asked, 'image')} {waits} for annotators.{where}"
 
 
 @dataclasses.dataclass(frozen=True)

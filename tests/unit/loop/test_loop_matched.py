@@ -37,6 +37,19 @@ def test_arms_share_the_seed_batch_and_take_equally_many_of_their_own_in_the_ord
     assert arms.own == 2
 
 
+def test_an_image_asked_for_by_hand_is_in_both_arms_and_changes_no_other_place():
+    reasons = {1: SEED, 8: ACQUIRED, 3: RANDOM, 7: ACQUIRED, 4: RANDOM}
+    image_ids = [1, 3, 4, 7, 8, 5, 6]
+
+    without_them, with_them = (
+        find_arms(image_ids[:n], reasons | by_hand)
+        for n, by_hand in ((5, {}), (7, {5: Reason.MANUAL, 6: Reason.MANUAL}))
+    )
+
+    assert (with_them.random, with_them.acquired) == (without_them.random, without_them.acquired)
+    assert set(with_them.shared) - set(without_them.shared) == {5, 6}
+
+
 def job(tmp_path: Path, **changes: object) -> TrainJob:
     refs = tuple(ImageRef(number, fake_sha256(number), "") for number in range(6))
     config = make_config(**changes)

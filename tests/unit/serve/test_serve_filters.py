@@ -20,6 +20,7 @@ POOL = Snapshot(
     label=texts("", "dog", "cat", ""),
     state=texts("open", "answered", "answered", ""),
     asked=np.array([2, 1, 1, -1]),
+    by_hand=np.zeros(4, dtype=bool),
     copies=np.array([2, 1, 2, 1]),
     group=np.array([3, 5, 3, 9]),
     attributes={"site": texts("A", "B=1", "", "A")},

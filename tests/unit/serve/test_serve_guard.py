@@ -1,20 +1,39 @@
 """Who may look, and what the browser is told about every answer."""
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("starlette")
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from alloop.serve.guard import COOKIE, LONGEST_BODY, Guard
+from alloop.serve.guard import ACTIONS, COOKIE, LONGEST_BODY, LONGEST_FORM, Guard
 
 HOST = "127.0.0.1:8571"
 HERE = f"http://{HOST}"
 TOKEN = "a token that is long enough"
 
 
-def make_client(token: str | None = None) -> TestClient:
-    return TestClient(Guard(PlainTextResponse("a page"), {HOST}, token), base_url=HERE, follow_redirects=False)  # type: ignore[arg-type]
+def make_client(token: str | None = None, *, is_read_only: bool = False) -> TestClient:
+    guard = Guard(PlainTextResponse("a page"), {HOST}, token, is_read_only=is_read_only)  # type: ignore[arg-type]
+    return TestClient(guard, base_url=HERE, follow_redirects=False)
+
+
+async def csrf_page(scope: Any, receive: Any, send: Any) -> None:
+    """A page with the hidden field of its forms, which is also the answer to a form."""
+    await PlainTextResponse(scope["alloop.csrf"])(scope, receive, send)
+
+
+def acting(*, is_read_only: bool = False) -> tuple[TestClient, str]:
+    """Return a browser that has opened a page, and the hidden field of the page."""
+    client = TestClient(Guard(csrf_page, {HOST}, None, is_read_only=is_read_only), base_url=HERE)
+    return client, client.get("/").text
+
+
+def act(client: TestClient, csrf: str, origin: str | None = HERE, **options: Any) -> int:
+    headers = {} if origin is None else {"origin": origin}
+    return client.post("/junk", data={"csrf": csrf, "id": "1"}, headers=headers, **options).status_code
 
 
 def log_in(client: TestClient, token: str = TOKEN, origin: str = HERE) -> int:
@@ -38,6 +57,66 @@ def test_a_known_name_is_answered_whatever_its_case():
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_nothing_can_be_changed(method: str):
     assert make_client().request(method, "/").status_code == 405
+
+
+def test_a_form_of_a_page_of_this_server_is_passed_on():
+    client, csrf = acting()
+
+    assert act(client, csrf) == 200
+    client.cookies.clear()
+    cookie = client.get("/").headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert "set-cookie" not in acting()[0].get("/thumbnail").headers
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "null", "", "http://evil.example", "https://127.0.0.1:8571", "http://127.0.0.1:8572", HERE + "/"]
+)
+def test_a_form_of_another_page_changes_nothing(origin: str | None):
+    client, csrf = acting()
+
+    assert act(client, csrf, origin) == 403
+
+
+def test_a_form_needs_the_field_of_its_own_session():
+    client, csrf = acting()
+    _, others = acting()
+
+    assert [act(client, wrong) for wrong in ("", "x", csrf[:-1], others)] == [403] * 4
+    assert client.post("/junk", data={"id": "1"}, headers={"origin": HERE}).status_code == 403
+    client.cookies.clear()
+    assert act(client, csrf) == 403
+
+
+def test_a_server_that_only_shows_refuses_every_action():
+    client, csrf = acting(is_read_only=True)
+
+    for path in sorted(ACTIONS):
+        assert client.post(path, data={"csrf": csrf}, headers={"origin": HERE}).status_code == 403
+    assert client.get("/").status_code == 200
+
+
+def test_a_body_that_is_too_long_or_no_form_is_refused():
+    client, csrf = acting()
+    options = {"headers": {"origin": HERE}}
+
+    def post(content: bytes, kind: str = "application/x-www-form-urlencoded") -> int:
+        headers = {"origin": HERE, "content-type": kind}
+        return client.post("/junk", content=content, headers=headers).status_code
+
+    form = f"csrf={csrf}&id=1".encode()
+    assert post(form + b"," + b"2" * LONGEST_FORM) == 413
+    assert post(form + b"&id=1" * 11_000) == 400
+    assert post(b"\xff\xfe") == 400
+    for kind in ("text/plain", "application/json", "multipart/form-data; boundary=x", ""):
+        assert post(form, kind) == 415
+    assert client.put("/junk", **options).status_code == client.post("/images", **options).status_code == 405
+
+
+def test_an_action_needs_the_login():
+    client = make_client(TOKEN)
+
+    assert client.post("/junk", data={"csrf": ""}, headers={"origin": HERE}).headers["location"] == "login"
 
 
 def test_every_answer_tells_the_browser_to_run_nothing_of_others():

@@ -51,6 +51,7 @@ def make_pool(n: int = 20, n_classes: int = 2, n_labeled: int = 4) -> Snapshot:
         label=texts(*(guesses[number] if number < n_labeled else "" for number in range(n))),
         state=texts(*("answered" if number < n_labeled else "" for number in range(n))),
         asked=np.array([number % 2 if number < n_labeled else -1 for number in range(n)]),
+        by_hand=np.zeros(n, dtype=bool),
         copies=np.ones(n, dtype=np.int64),
         group=np.arange(1, n + 1),
         attributes={},

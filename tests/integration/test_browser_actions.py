@@ -1,0 +1,97 @@
+"""Buttons and keys of the live pages in a real browser, and pages that follow what happens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("selenium")
+from browser import Browser, served
+from browser import axe as axe
+from browser import chromium as chromium
+from factories import at_bench, make_project, tools_of
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from alloop.loop.asking.junk import mark_junk
+from alloop.loop.rounds.runner import RunOptions, run
+from alloop.project import Project
+from alloop.records import Reason, Split
+from alloop.store.images import list_split
+from alloop.store.queries import list_queries
+from alloop.store.session import reading
+
+SHEETS = {"labeling": {"backend": "csv"}, "loop": {"batch_size": 5}, "evaluation": {"holdout_size": 3}}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Round 0 asks about 8 of 24 images in one sheet."""
+    project = make_project(tmp_path, 24, **SHEETS)
+    run(tools_of(project), RunOptions())
+    return project
+
+
+@pytest.fixture
+def browser(chromium: Any, project: Project) -> Iterator[Browser]:
+    with served(project.folder) as address:
+        found = Browser(chromium, address)
+        found.show()
+        found.complaints()
+        yield found
+        assert found.complaints() == []
+        chromium.get("about:blank")  # its stream ends before the server
+
+
+def wait(browser: Browser, selector: str, words: str) -> None:
+    WebDriverWait(browser.driver, 60, poll_frequency=0.1).until(
+        lambda _: any(words in found.text for found in browser.all(selector))
+    )
+
+
+def test_images_are_selected_asked_for_and_marked_with_the_keyboard_alone(browser: Browser, project: Project):
+    browser.open("images?state=unlabeled&sort=name")
+    browser.press(Keys.ARROW_RIGHT, " ", Keys.ARROW_RIGHT, " ")
+    assert browser.one(".n-chosen").text == "2 selected"
+    chosen = [int(pick.get_attribute("value")) for pick in browser.all(".pick") if pick.is_selected()]
+    browser.press("x")
+    wait(browser, ".notice", "2 images marked as junk.")
+    with reading(project.database) as session:
+        assert list_split(session, Split.JUNK) == chosen
+
+    browser.one(".notice button").click()
+    wait(browser, ".notice", "2 images no longer marked as junk")
+    with reading(project.database) as session:
+        asked = {query.image_id for query in list_queries(session)}
+    free = next(at for at, pick in enumerate(browser.all(".pick")) if int(pick.get_attribute("value")) not in asked)
+    browser.press(*[Keys.ARROW_RIGHT] * (free + 1), "a")  # without a selection: the image with the focus
+    wait(browser, ".notice", "People are asked about 1 image")
+    with reading(project.database) as session:
+        assert [query.reason for query in list_queries(session)].count(Reason.MANUAL) == 1
+
+    browser.press("?")
+    assert "mark the selected images as junk" in browser.one("dialog").text
+    browser.press(Keys.ESCAPE)
+    assert not browser.one("dialog").is_displayed()
+
+
+def test_a_page_shows_the_step_that_it_started_and_then_its_result(browser: Browser, axe: str):
+    browser.open("")
+    browser.one(".top button").click()
+    wait(browser, "#step", "Round 0: 8 of 8 images wait for annotators.")
+
+    assert browser.faults(axe) == []
+
+
+def test_a_page_offers_what_another_command_has_changed_and_keeps_the_selection(browser: Browser, project: Project):
+    browser.open("images?state=unlabeled&sort=name")
+    browser.one("#choose-all").click()
+    n = len(browser.all(".pick"))
+    at_bench(project, mark_junk, [int(browser.all(".pick")[-1].get_attribute("value"))])
+
+    wait(browser, "#changed", "The project has changed. Show the new state")
+
+    assert sum(pick.is_selected() for pick in browser.all(".pick")) == n
+    browser.one("#changed a").click()
+    assert len(browser.all(".pick")) == n - 1

@@ -1,0 +1,292 @@
+"""What the live pages change: forms as a browser sends them, and forms that nobody should send."""
+
+import contextlib
+import html
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("uvicorn")
+from browser import served
+from factories import at_bench, copy_project, make_project, tools_of
+from starlette.testclient import TestClient
+
+from alloop.loop.asking.junk import mark_junk
+from alloop.loop.rounds.runner import RunOptions, run
+from alloop.loop.workbench import open_workbench
+from alloop.project import Project, open_project
+from alloop.records import QueryStatus, Reason, Split
+from alloop.serve.app import make_app
+from alloop.serve.step import Step
+from alloop.store.images import list_refs, list_split
+from alloop.store.queries import QueryRecord, list_queries
+from alloop.store.session import reading
+
+SHEETS = {"labeling": {"backend": "csv"}, "loop": {"batch_size": 5}, "evaluation": {"holdout_size": 3}}
+HOST = "127.0.0.1:8571"
+HERE = f"http://{HOST}"
+
+
+@pytest.fixture(scope="module")
+def asked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Round 0 asks about 8 of 24 images in one sheet."""
+    project = make_project(tmp_path_factory.mktemp("asked"), 24, **SHEETS)
+    run(tools_of(project), RunOptions())
+    project.close()
+    return project.folder
+
+
+@pytest.fixture
+def project(asked_folder: Path, tmp_path: Path) -> Project:
+    return copy_project(asked_folder, tmp_path / "pets", {"project": {"classes": ["cat", "dog"]}, **SHEETS})
+
+
+@contextlib.contextmanager
+def browser(project: Project, **options: bool) -> Iterator[TestClient]:
+    app = make_app(project.folder, {HOST}, **options)
+    with TestClient(app, base_url=HERE, headers={"origin": HERE}) as client:  # type: ignore[arg-type]
+        yield client
+
+
+def send(client: TestClient | httpx.Client, page: str, action: str, **fields: str) -> httpx.Response:
+    """Send a form of a page with its hidden fields, as a browser does."""
+    text = client.get(page).text
+    form = next((found for found in re.findall(r"<form.*?</form>", text, re.S) if f'action="{action}"' in found), None)
+    assert form is not None, f"{page} has no form {action}"
+    hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form))
+    hidden = {name: html.unescape(value) for name, value in hidden.items()}
+    return client.post(f"/{action}", data=hidden | fields)  # type: ignore[return-value]
+
+
+def queries(project: Project) -> list[QueryRecord]:
+    with reading(project.database) as session:
+        return list_queries(session)
+
+
+def junk(project: Project) -> list[int]:
+    with reading(project.database) as session:
+        return list_split(session, Split.JUNK)
+
+
+def unasked(project: Project) -> list[int]:
+    asked = {query.image_id for query in queries(project)}
+    with reading(project.database) as session:
+        return [ref.image_id for ref in list_refs(session, Split.TRAIN) if ref.image_id not in asked]
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        time.sleep(0.05)
+
+
+def test_selected_images_are_asked_about_and_taken_back(project: Project):
+    first, second, *_ = unasked(project)
+    with browser(project) as client:
+        page = send(client, "/images?state=unlabeled", "ask", id=f"{first},{second}")
+
+        assert page.url.query == b"state=unlabeled" and "People are asked about 2 images" in page.text
+        assert "asked by hand" in page.text
+        by_hand = [query.image_id for query in queries(project) if query.reason is Reason.MANUAL]
+        assert by_hand == [first, second]
+        assert "People are asked about" not in client.get("/images").text  # it is said once
+        assert "Asked for by hand by " in client.get(f"/image?id={first}").text
+
+        send(client, "/images", "ask", id=f"{first}")
+        page = client.post("/unask", data={**fields_of(client), "id": f"{first},{second}"})
+
+    assert "2 questions taken back." in page.text
+    manual = [query for query in queries(project) if query.reason is Reason.MANUAL]
+    assert {query.status for query in manual} == {QueryStatus.WITHDRAWN}
+
+
+def fields_of(client: TestClient) -> dict[str, str]:
+    text = client.get("/images").text
+    return {"csrf": re.findall(r'name="csrf" value="(\w+)"', text)[0], "back": "images"}
+
+
+def test_marking_as_junk_changes_what_it_says_and_undo_takes_exactly_that_back(project: Project):
+    held = next(query.image_id for query in queries(project) if query.reason is Reason.HOLDOUT)
+    first, second, third, *_ = unasked(project)
+    with browser(project) as client:
+        client.post("/junk", data={**fields_of(client), "id": str(third)})
+        page = client.post("/junk", data={**fields_of(client), "id": f"{first},{held},{third},{second}"})
+
+        assert "2 images marked as junk." in page.text and "in the holdout or the test set" in page.text
+        assert junk(project) == [first, second, third]
+        shown = client.get("/images?state=junk").text
+        assert "3 images," in shown and "Undo the mark" in shown and "Ask for these" not in shown
+        assert "Marked as junk by " in client.get(f"/image?id={first}").text
+
+        client.post("/junk", data={**fields_of(client), "id": f"{unasked(project)[0]}"})
+        undo = re.findall(r'action="unjunk".*?name="id" value="([\d,]+)"', client.get("/people").text, re.S)
+        assert undo == []  # the notice was shown with the answer
+        page = client.post("/unjunk", data={**fields_of(client), "id": f"{first},{second}"})
+
+    assert "2 images no longer marked as junk" in page.text
+    assert third in junk(project) and not {first, second} & set(junk(project))
+
+
+@pytest.mark.parametrize(
+    ("ids", "code", "says"),
+    [
+        ("x", 400, "is not the number of an image"),
+        ("1,-2", 400, "is not the number of an image"),
+        ("1;DROP TABLE image", 400, "is not the number of an image"),
+        ("<script>alert(1)</script>", 400, "&lt;script&gt;alert(1)"),
+        ("9" * 30, 400, "is not the number of an image"),
+        (",".join(map(str, range(10_001))), 400, "10,001 images are selected, and at most 10,000"),
+        ("", 200, "No image is selected"),
+        ("999999", 200, "No image was marked. 1 left out: not in the pool."),
+    ],
+)
+def test_ids_that_are_no_images_change_nothing(asked_folder: Path, ids: str, code: int, says: str):
+    with TestClient(make_app(asked_folder, {HOST}), base_url=HERE, headers={"origin": HERE}) as client:  # type: ignore[arg-type]
+        fields = fields_of(client)
+        page = client.post("/junk", data={**fields, **({"id": ids} if ids else {})})
+
+    assert (page.status_code, says in page.text) == (code, True)
+    with open_project(asked_folder) as project:
+        assert junk(project) == []
+
+
+def test_ten_thousand_ids_are_one_action(project: Project):
+    mine = unasked(project)
+    ids = [*mine, *range(10**6, 10**6 + 9_000)]
+    with browser(project) as client:
+        page = client.post("/junk", data={**fields_of(client), "id": ",".join(map(str, ids))})
+
+    assert f"{len(mine)} images marked as junk." in page.text
+    assert "9000 left out: not in the pool." in page.text
+
+
+def test_a_server_that_only_shows_draws_no_button_and_refuses_a_form(project: Project):
+    with browser(project) as client:
+        fields = fields_of(client)
+    with browser(project, is_read_only=True) as client:
+        for page in ("/", "/round", "/images", f"/image?id={unasked(project)[0]}"):
+            text = client.get(page).text
+            assert 'method="post"' not in text and 'class="pick"' not in text, page
+        refused = client.post("/junk", data={**fields, "id": str(unasked(project)[0])})
+
+    assert refused.status_code == 403 and "--read-only" in refused.text
+    assert junk(project) == []
+
+
+@pytest.mark.parametrize(
+    "back", ["//evil.example", "https://evil.example/", "/\\evil.example", "nowhere", "images\r\nx: y"]
+)
+def test_a_form_never_leads_to_another_server(project: Project, back: str):
+    with browser(project) as client:
+        fields = {**fields_of(client), "back": back, "id": str(unasked(project)[0])}
+        answer = client.post("/junk", data=fields, follow_redirects=False)
+
+    assert answer.status_code == 303
+    assert answer.headers["location"] in ("./", "images%0D%0Ax:%20y")
+
+
+def test_while_another_alloop_is_at_work_an_action_is_refused_in_plain_words(project: Project):
+    image = unasked(project)[0]
+    with browser(project) as client, open_workbench(tools_of(project)):
+        pages = [
+            send(client, "/images", "ask", id=str(image)),
+            client.post("/junk", data={**fields_of(client), "id": str(image)}),
+            send(client, "/", "run"),
+        ]
+
+    for page in pages:
+        assert page.status_code == 409
+        assert "Another alloop is working on this workspace: " in page.text and "Nothing was changed." in page.text
+
+
+def test_a_button_of_a_page_that_is_no_longer_true_does_nothing(project: Project):
+    with browser(project) as client:
+        page = client.post("/run", data={**fields_of(client), "seen": "0 selected"})
+
+    assert page.status_code == 409 and "has moved on since your page was made" in page.text
+
+
+def test_the_next_step_runs_beside_the_server_and_only_once_at_a_time(project: Project):
+    """A real server: its stream tells of the step, and of what other commands change."""
+    run(tools_of(project), RunOptions())  # its tasks name the files of the workspace that this one is a copy of
+    with served(project.folder) as address, httpx.Client(base_url=address, timeout=60) as client:
+        client.headers["origin"] = address
+        client.follow_redirects = True
+        with client.stream("GET", "/events") as stream:
+            told = Told(stream)
+            assert not told.step()["is_running"]
+            version = told.of("version")
+
+            assert "The next step has started." in send(client, "/", "run").text
+            again = send(client, "/", "run")
+            assert again.status_code == 409 and "A step is running already" in again.text
+            refused = client.post("/junk", data={**fields_of(client), "id": str(unasked(project)[0])})  # type: ignore[arg-type]
+            assert refused.status_code == 409 and "Wait for its end" in refused.text
+
+            while told.step()["is_running"] or told.step()["number"] == 0:
+                told.next()
+            assert told.step()["says"] == "Round 0: 8 of 8 images wait for annotators."
+            assert told.of("version") == version  # nothing changed: nobody has answered
+
+            at_bench(project, mark_junk, unasked(project)[:1])
+            while told.of("version") == version:
+                told.next()
+
+
+def test_a_step_that_is_stopped_or_killed_says_so_and_the_next_one_goes_on(project: Project):
+    step = Step(project.folder)
+    assert step.start("run") and not step.start("run")
+    assert step._child is not None
+    step._child.kill()
+    wait_for(lambda: not step.state().is_running)
+    assert step.state().is_failed and "ended without a result (exit code -9)" in step.state().words
+
+    assert step.start("run")
+    wait_for(lambda: not step.state().is_running)
+    assert (step.state().is_failed, step.state().number) == (False, 2)
+
+    step.stop()
+    assert not step.start("run")
+
+
+def test_a_step_that_cannot_be_taken_says_why(project: Project):
+    shutil.rmtree(project.folder / "sheets")
+    (project.folder / "alloop.toml").write_text("[project]\n")
+
+    step = Step(project.folder)
+    step.start("run")
+    wait_for(lambda: not step.state().is_running)
+
+    assert step.state().is_failed and "alloop.toml" in step.state().words
+
+
+class Told:
+    """What a stream of events has said last."""
+
+    def __init__(self, stream: httpx.Response) -> None:
+        self._lines = stream.iter_lines()
+        self._said: dict[str, str] = {}
+
+    def next(self) -> None:
+        name = ""
+        for line in self._lines:
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            if line.startswith("data: "):
+                self._said[name] = line.removeprefix("data: ")
+            if not line:
+                return
+        raise StopIteration
+
+    def of(self, name: str) -> str:
+        while name not in self._said:
+            self.next()
+        return self._said[name]
+
+    def step(self) -> dict[str, object]:
+        return dict(json.loads(self.of("step")))
