@@ -11,11 +11,11 @@ from alloop.report.headlines import Headline, count
 from alloop.serve.filters import Filter
 from alloop.serve.snapshot import Snapshot, Spots
 
-COLOURS = {"uncertainty": "uncertainty", "predicted": "prediction", "label": "label", "round": "round asked"}
-COLOURED = 8  # classes or rounds with a colour of their own; the others are gray
-REST, NONE = COLOURED, COLOURED + 1  # codes: another class or round; none at all
+COLORS = {"uncertainty": "uncertainty", "predicted": "prediction", "label": "label", "round": "round asked"}
+COLORED = 8  # classes or rounds with a color of their own; the others are gray
+REST, NONE = COLORED, COLORED + 1  # codes: another class or round; none at all
 DOUBTFUL = 0.9  # quantile of uncertainty from which an unlabeled image counts as most uncertain
-STEPS = (0.97, DOUBTFUL, 0.75, 0.5)  # quantiles at which the colour of uncertainty changes
+STEPS = (0.97, DOUBTFUL, 0.75, 0.5)  # quantiles at which the color of uncertainty changes
 TINTS = (0, 2, 4, 5, 7)  # of the steps
 MOST_NAMES = 20  # on the map
 NAMED = 24  # cells a side, in whose fullest one the name of a class stands
@@ -34,10 +34,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Key:
-    """Row of the table beside the map: a colour, its meaning, and numbers of images.
+    """Row of the table beside the map: a color, its meaning, and numbers of images.
 
     Attributes:
-        swatch: Class of the colour in the style sheet.
+        swatch: Class of the color in the style sheet.
     """
 
     code: int
@@ -56,11 +56,11 @@ class Name:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Colouring:
-    """Colours of all images by one of their properties.
+class Coloring:
+    """Colors of all images by one of their properties.
 
     Attributes:
-        codes: Colour of each image [N].
+        codes: Color of each image [N].
         what: Head of the table's first column.
         heads: Heads of its columns of numbers.
     """
@@ -111,13 +111,13 @@ def head_of(pool: Snapshot, doubt: Doubt) -> Headline:
     )
 
 
-def colouring(pool: Snapshot, by: str, doubt: Doubt) -> Colouring:
-    """Return colours and table for one of `COLOURS`."""
-    return _COLOURINGS[by](pool, doubt)
+def coloring(pool: Snapshot, by: str, doubt: Doubt) -> Coloring:
+    """Return colors and table for one of `COLORS`."""
+    return _COLORINGS[by](pool, doubt)
 
 
 def points(pool: Snapshot, spots: Spots, codes: Codes) -> dict[str, list[int]]:
-    """Return the points of the map as columns: ids, places in thousandths, codes of colours, and who has a label."""
+    """Return the points of the map as columns: ids, places in thousandths, codes of colors, and who has a label."""
     rows = np.flatnonzero(np.isfinite(spots.places[:, 0]))
     places = np.rint(1000 * spots.places[rows]).astype(np.int64)
     columns = {
@@ -174,13 +174,13 @@ def note_of(pool: Snapshot, spots: Spots) -> str:
     return " ".join(said)
 
 
-def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Colouring:
+def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Coloring:
     names = _by_doubt(pool, doubt)
     open_ = Filter(state="unlabeled", least=doubt.bound)
     keys = [
         Key(
             min(at, REST),
-            f"hue-{at}" if at < COLOURED else "rest",
+            f"tone-{at + 1}" if at < COLORED else "rest",
             name,
             (
                 Cell(int((pool.scored.predicted == name).sum()), Filter(predicted=name).address()),
@@ -194,18 +194,18 @@ def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], non
         for at, name in enumerate(names)
     ]
     heads = ("Predicted", "Labels", "Most uncertain")
-    return Colouring(_coded(values, names), "Class", heads, (*keys, _none(none)))
+    return Coloring(_coded(values, names), "Class", heads, (*keys, _none(none)))
 
 
-def _by_prediction(pool: Snapshot, doubt: Doubt) -> Colouring:
+def _by_prediction(pool: Snapshot, doubt: Doubt) -> Coloring:
     return _by_class(pool, doubt, pool.scored.predicted, "no prediction")
 
 
-def _by_label(pool: Snapshot, doubt: Doubt) -> Colouring:
+def _by_label(pool: Snapshot, doubt: Doubt) -> Coloring:
     return _by_class(pool, doubt, pool.label, "no label")
 
 
-def _by_uncertainty(pool: Snapshot, doubt: Doubt) -> Colouring:
+def _by_uncertainty(pool: Snapshot, doubt: Doubt) -> Coloring:
     entropy, is_labeled = pool.scored.entropy, pool.label != ""
     known = entropy[np.isfinite(entropy) & ~is_labeled]
     bounds = list(dict.fromkeys(_bound(known, quantile) for quantile in STEPS)) if len(known) else []
@@ -221,16 +221,16 @@ def _by_uncertainty(pool: Snapshot, doubt: Doubt) -> Colouring:
         keys.append(
             Key(code, f"tint-{TINTS[code]}", f"{low or 0} to {high}" if high else f"{low or 0} and more", cells)
         )
-    return Colouring(codes, "Predictive entropy, nats", ("Images", "Labels"), (*keys, _none("no prediction")))
+    return Coloring(codes, "Predictive entropy, nats", ("Images", "Labels"), (*keys, _none("no prediction")))
 
 
-def _by_round(pool: Snapshot, doubt: Doubt) -> Colouring:
+def _by_round(pool: Snapshot, doubt: Doubt) -> Coloring:
     rounds = sorted({int(number) for number in pool.asked if number >= 0}, reverse=True)  # the newest matter most
     is_labeled = pool.label != ""
     keys = [
         Key(
             min(at, REST),
-            f"tint-{at}" if at < COLOURED else "rest",
+            f"tint-{at}" if at < COLORED else "rest",
             str(number),
             (
                 Cell(int((pool.asked == number).sum()), Filter(round=str(number)).address()),
@@ -242,7 +242,7 @@ def _by_round(pool: Snapshot, doubt: Doubt) -> Colouring:
         )
         for at, number in enumerate(rounds)
     ]
-    return Colouring(_coded(pool.asked, rounds), "Round", ("Asked", "Labels"), (*keys, _none("never asked")))
+    return Coloring(_coded(pool.asked, rounds), "Round", ("Asked", "Labels"), (*keys, _none("never asked")))
 
 
 def _bound(entropy: npt.NDArray[np.float64], quantile: float) -> str:
@@ -254,7 +254,7 @@ def _none(words: str) -> Key:
     return Key(NONE, "none", words, ())
 
 
-_COLOURINGS: dict[str, Callable[[Snapshot, Doubt], Colouring]] = {
+_COLORINGS: dict[str, Callable[[Snapshot, Doubt], Coloring]] = {
     "uncertainty": _by_uncertainty,
     "predicted": _by_prediction,
     "label": _by_label,

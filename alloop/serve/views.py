@@ -36,7 +36,7 @@ from alloop.serve.filters import (
     offer_sources,
     read_filter,
 )
-from alloop.serve.map import COLOURS, colouring, find_doubt, head_of, names_on, note_of, points, words_of
+from alloop.serve.map import COLORS, coloring, find_doubt, head_of, names_on, note_of, points, words_of
 from alloop.serve.snapshot import Snapshot, Tile
 from alloop.store.annotations import list_classes_by_hash
 from alloop.store.images import find_image_ids
@@ -172,20 +172,20 @@ def images(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 def map_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer where the labels are, and where the doubt is."""
     making, pool = desk.making(), desk.pool()
-    by = _colour(query)
+    by = _color(query)
     wanted, problem = Filter(), ""
     try:
         wanted = read_filter({"area": query.get("area", "")}, pool)
     except BadFilter as error:
         problem = str(error)
     doubt = find_doubt(pool)
-    found, spots = colouring(pool, by, doubt), pool.spots
+    found, spots = coloring(pool, by, doubt), pool.spots
     rows = apply(wanted, pool).tolist() if wanted.area else []
     return "map", {
         "title": "Map",
         "head": head_of(pool, doubt),
         "by": by,
-        "colours": [(name, words, _map_address(name, wanted.area)) for name, words in COLOURS.items()],
+        "colors": [(name, words, _map_address(name, wanted.area)) for name, words in COLORS.items()],
         "problem": problem,
         "making": making if spots is None else None,
         "map_name": "" if spots is None else spots.pool_map.name,
@@ -205,10 +205,10 @@ def map_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 def map_points(desk: Desk, query: Mapping[str, str]) -> Values:
     """Return the points of the map as numbers."""
-    pool, by = desk.pool(), _colour(query)
+    pool, by = desk.pool(), _color(query)
     if pool.spots is None:
         raise NotFound("The map is not made yet.")
-    return {**points(pool, pool.spots, colouring(pool, by, find_doubt(pool)).codes)}
+    return {**points(pool, pool.spots, coloring(pool, by, find_doubt(pool)).codes)}
 
 
 def map_progress(desk: Desk, query: Mapping[str, str]) -> Values:
@@ -358,13 +358,13 @@ def _similar(pool: Snapshot, image_id: int, cosine: float) -> Tile:
     return dataclasses.replace(pool.row(at), mark=f"similarity {cosine:.2f}")
 
 
-def _colour(query: Mapping[str, str]) -> str:
-    asked = query.get("colour", "")
-    return asked if asked in COLOURS else next(iter(COLOURS))
+def _color(query: Mapping[str, str]) -> str:
+    asked = query.get("color", "")
+    return asked if asked in COLORS else next(iter(COLORS))
 
 
 def _map_address(by: str, area: str) -> str:
-    return "?" + urlencode({"colour": by, **({"area": area} if area else {})})
+    return "?" + urlencode({"color": by, **({"area": area} if area else {})})
 
 
 def _place(pool: Snapshot, query: Mapping[str, str]) -> int:

@@ -148,7 +148,7 @@ def test_every_thing_that_can_be_pressed_has_a_visible_focus(browser: Browser):
 
 
 def test_the_map_shows_images_by_keys_and_its_area_is_in_the_address(browser: Browser):
-    browser.open("map?colour=label")
+    browser.open("map?color=label")
     canvas = wait_for(browser, "#map")
     assert painted(browser, canvas)
     browser.run("arguments[0].focus()", canvas)
@@ -157,7 +157,7 @@ def test_the_map_shows_images_by_keys_and_its_area_is_in_the_address(browser: Br
     assert "#" in browser.driver.current_url
     browser.press("0", "t")
     link = wait_for(browser, "a[href^='images?area=']")
-    assert "area=" in browser.driver.current_url and "colour=label" in browser.driver.current_url
+    assert "area=" in browser.driver.current_url and "color=label" in browser.driver.current_url
     shown = link.get_attribute("href")
     browser.driver.get(shown)
     assert "41 images" in browser.one("h1").text

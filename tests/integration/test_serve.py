@@ -98,7 +98,7 @@ def test_the_map_is_made_and_its_areas_are_filters(learned: Project):
     with client_of(learned) as client:
         assert "The map is not there yet" in client.get("/map").text or map_of(client)
         points = map_of(client)
-        page = client.get("/map?colour=predicted").text
+        page = client.get("/map?color=predicted").text
         name = re.findall(r'data-map="(\w{8})"', page)[0]
         right = sum(x >= 0 for x in points["x"])
         inside = {"area": f"{name},0,-1100,1100,-1100,1100,1100,0,1100"}
@@ -114,7 +114,7 @@ def test_the_map_refuses_areas_of_other_maps_and_its_script_gets_no_page_of_erro
     with client_of(learned) as client:
         map_of(client)
         assert "drawn on another map" in client.get("/map?area=ffffffff,0,0,1,0,1,1").text
-        assert "Map" in client.get("/map?colour=nothing").text
+        assert "Map" in client.get("/map?color=nothing").text
         assert client.get("/tile?id=999999").status_code == 404
         assert f'href="image?id={first_image(learned)}"' in client.get(f"/tile?id={first_image(learned)}").text
 

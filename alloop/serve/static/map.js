@@ -1,5 +1,5 @@
 "use strict";
-// The map: the server sends points, the table beside the map says what their colours mean, d3 zooms and finds points.
+// The map: the server sends points, the table beside the map says what their colors mean, d3 zooms and finds points.
 const canvas = document.getElementById("map");
 const making = document.querySelector("#making progress:not([hidden])");
 const trouble = () => { document.getElementById("trouble").hidden = false; };
@@ -30,7 +30,7 @@ async function showMap() {
   const tree = d3.quadtree().x((at) => x[at]).y((at) => y[at]).addAll(id.keys());
   const layers = layersOf(code, labeled);
   const small = id.length > 8000 ? 1.7 : id.length > 2500 ? 2.6 : 4;
-  let view = d3.zoomIdentity, width = 1, height = 1, scale = 1, shown = -1, path = null, isDrawing = false, colours, isDue = false, timer;
+  let view = d3.zoomIdentity, width = 1, height = 1, scale = 1, shown = -1, path = null, isDrawing = false, colors, isDue = false, timer;
 
   const screen = (a, b) => view.apply([width / 2 + a * scale, height / 2 - b * scale]);
   const inverse = ([left, top]) => { const [a, b] = view.invert([left, top]); return [(a - width / 2) / scale, (height / 2 - b) / scale]; };
@@ -38,10 +38,10 @@ async function showMap() {
 
   // -- drawing ---------------------------------------------------------------------------------------------------------
 
-  function readColours() {
+  function readColors() {
     const style = getComputedStyle(document.documentElement);
-    colours = Object.fromEntries(["panel", "ink", "edge", "accent"].map((name) => [name, style.getPropertyValue(`--${name}`)]));
-    for (const dot of document.querySelectorAll("[data-code] circle")) colours[dot.closest("[data-code]").dataset.code] = getComputedStyle(dot).fill;
+    colors = Object.fromEntries(["panel", "ink", "edge", "accent"].map((name) => [name, style.getPropertyValue(`--${name}`)]));
+    for (const dot of document.querySelectorAll("[data-code] circle")) colors[dot.closest("[data-code]").dataset.code] = getComputedStyle(dot).fill;
     draw();
   }
 
@@ -56,8 +56,8 @@ async function showMap() {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     for (const layer of layers) {
-      context.fillStyle = colours[layer.code];
-      context.strokeStyle = layer.isLabeled ? colours.ink : colours.edge;
+      context.fillStyle = colors[layer.code];
+      context.strokeStyle = layer.isLabeled ? colors.ink : colors.edge;
       context.lineWidth = layer.isLabeled ? 1.4 : 0.7;
       for (const at of layer.points) {
         const [left, top] = screen(x[at], y[at]);
@@ -83,7 +83,7 @@ async function showMap() {
     if (isClosed) context.closePath();
     context.setLineDash([6, 4]);
     context.lineWidth = 2;
-    context.strokeStyle = colours.ink;
+    context.strokeStyle = colors.ink;
     context.stroke();
     context.setLineDash([]);
   }
@@ -92,15 +92,15 @@ async function showMap() {
     context.beginPath();
     context.arc(left, top, radius, 0, 2 * Math.PI);
     context.lineWidth = 3;
-    context.strokeStyle = colours.accent;
+    context.strokeStyle = colors.accent;
     context.stroke();
   }
 
   function write(words, left, top) {
     context.lineWidth = 4;
-    context.strokeStyle = colours.panel;
+    context.strokeStyle = colors.panel;
     context.strokeText(words, left, top);
-    context.fillStyle = colours.ink;
+    context.fillStyle = colors.ink;
     context.fillText(words, left, top);
   }
 
@@ -192,7 +192,7 @@ async function showMap() {
     event.preventDefault();
     event.stopPropagation();
   });
-  for (const link of document.querySelectorAll(".colours a")) link.addEventListener("click", () => { link.hash = hash(); });
+  for (const link of document.querySelectorAll(".colors a")) link.addEventListener("click", () => { link.hash = hash(); });
 
   new ResizeObserver(() => {
     const before = width;
@@ -201,12 +201,12 @@ async function showMap() {
     scale = (EDGE * Math.min(width, height)) / 2000;
     const [k, a, b] = location.hash.slice(1).split(",").map(Number);
     if (before === 1 && k > 0 && Number.isFinite(a + b)) target.call(zoom.transform, d3.zoomIdentity.translate(a * width, b * height).scale(k));
-    if (colours) draw(); else readColours();
+    if (colors) draw(); else readColors();
   }).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readColours);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readColors);
 }
 
-// Points of one colour together, the gray ones first, labeled ones last: they are few, and must be seen.
+// Points of one color together, the gray ones first, labeled ones last: they are few, and must be seen.
 function layersOf(code, labeled) {
   const layers = new Map();
   for (let at = 0; at < code.length; at++) {

@@ -1,4 +1,4 @@
-"""The map: areas as filters, colours with their counts, and the process that makes it."""
+"""The map: areas as filters, colors with their counts, and the process that makes it."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ from alloop.engine.feature_source import FeatureSource
 from alloop.engine.pool_map import MapJob, PoolMap
 from alloop.serve.filters import BadFilter, Filter, apply, inside, read_filter
 from alloop.serve.map import (
-    COLOURED,
-    COLOURS,
+    COLORED,
+    COLORS,
     NONE,
     REST,
-    colouring,
+    coloring,
     find_doubt,
     head_of,
     names_on,
@@ -115,13 +115,13 @@ def test_an_area_of_another_map_is_refused():
     assert apply(Filter(area=area), dataclasses.replace(POOL, spots=None)).tolist() == []
 
 
-# -- colours and numbers -------------------------------------------------------------------------------------
+# -- colors and numbers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", COLOURS)
+@pytest.mark.parametrize("by", COLORS)
 @pytest.mark.parametrize("pool", [POOL, make_pool(60, n_classes=12, n_labeled=30)], ids=["few classes", "many"])
 def test_each_number_of_the_table_is_that_of_its_link(by: str, pool: Snapshot):
-    found = colouring(pool, by, find_doubt(pool))
+    found = coloring(pool, by, find_doubt(pool))
 
     assert any(key.cells for key in found.keys)
     for key in found.keys:
@@ -130,22 +130,22 @@ def test_each_number_of_the_table_is_that_of_its_link(by: str, pool: Snapshot):
             assert len(apply(wanted, pool)) == cell.n, (key.words, cell)
 
 
-def test_eight_classes_have_colours_and_the_rest_is_gray():
+def test_eight_classes_have_colors_and_the_rest_is_gray():
     pool = make_pool(120, n_classes=12)
 
-    found = colouring(pool, "predicted", find_doubt(pool))
+    found = coloring(pool, "predicted", find_doubt(pool))
 
-    assert sorted({*found.codes.tolist()}) == list(range(COLOURED + 1))
-    assert [key.swatch for key in found.keys[COLOURED:]] == ["rest"] * 4 + ["none"]
+    assert sorted({*found.codes.tolist()}) == list(range(COLORED + 1))
+    assert [key.swatch for key in found.keys[COLORED:]] == ["rest"] * 4 + ["none"]
     assert found.keys[0].words == "class 11"  # it has the most uncertain images
     last = found.keys[len(pool.scored.classes) - 1].words
     assert (found.codes[pool.scored.predicted == last] == REST).all()
 
 
-def test_images_without_a_label_or_a_question_have_a_colour_of_their_own():
+def test_images_without_a_label_or_a_question_have_a_color_of_their_own():
     for by in ("label", "round"):
-        codes = colouring(POOL, by, find_doubt(POOL)).codes
-        assert (codes[4:] == NONE).all() and (codes[:4] < COLOURED).all()
+        codes = coloring(POOL, by, find_doubt(POOL)).codes
+        assert (codes[4:] == NONE).all() and (codes[:4] < COLORED).all()
 
 
 def test_the_headline_compares_the_doubt_with_the_labels():
@@ -165,7 +165,7 @@ def test_the_headline_of_a_pool_without_predictions_or_without_doubt():
 
 def test_points_are_whole_numbers_and_leave_out_what_is_not_on_the_map():
     assert POOL.spots is not None
-    found = points(POOL, POOL.spots, colouring(POOL, "label", find_doubt(POOL)).codes)
+    found = points(POOL, POOL.spots, coloring(POOL, "label", find_doubt(POOL)).codes)
 
     assert {len(column) for column in found.values()} == {19}
     assert (found["id"][0], found["x"][0], found["x"][-1], found["labeled"][:5]) == (1, -1000, 895, [1, 1, 1, 1, 0])
