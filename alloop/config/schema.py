@@ -179,6 +179,8 @@ class ModelConfig(Section):
     pool_features: Literal["auto", "off"] = "auto"  # auto: the unlabeled pool teaches features where this can help
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of features; auto: bfloat16 on cards that have it
+    # what runs a published trunk on the CPU; auto: ONNX Runtime if the extra onnx is installed, else PyTorch
+    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
 
     @model_validator(mode="after")
     def _check_trunks(self) -> "ModelConfig":

@@ -8,7 +8,7 @@ import torch
 
 from alloop.composition import MIXINGS
 from alloop.config.schema import Augmentation
-from alloop.engine.device import choose_device, choose_precision
+from alloop.engine.device import choose_device, choose_onnx, choose_precision
 from alloop.engine.settings import EngineSettings
 from alloop.files import from_folder
 from alloop.losses.mixing import Mixing
@@ -37,6 +37,7 @@ class Hardware:
         workers: Number of processes that decode images.
         precision: Precision of features that are computed now.
         largest_batch: Number of images up to which a card may try larger batches; 0: always `batch_size`.
+        has_onnx: True if ONNX Runtime may run published trunks; see `onnx_trunk`.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class Hardware:
     workers: int
     precision: Precision = "float32"
     largest_batch: int = 0
+    has_onnx: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,8 @@ def build_hardware(settings: EngineSettings, device: str | None) -> Hardware:
     precision = choose_precision(settings.model.precision, chosen)
     workers = count_workers(settings.train.workers, _SHARED_EACH)
     if settings.train.batch_size is not None or chosen.type != "cuda":
-        return Hardware(chosen, settings.train.batch_size or 32, workers, precision)
+        has_onnx = choose_onnx(settings.model.engine, chosen, precision)
+        return Hardware(chosen, settings.train.batch_size or 32, workers, precision, has_onnx=has_onnx)
     return Hardware(chosen, 256, workers, precision, largest_batch=1024)
 
 

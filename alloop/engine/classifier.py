@@ -314,7 +314,9 @@ class Classifier:
     def _of_looked_up(self, refs: Sequence[ImageRef], say: Callable[[int], None]) -> Iterator[Outputs]:
         """Outputs of heads on a published trunk, from features that are cached, or computed and not kept."""
         if refs:
-            features, places, failed = look_up_features(refs, self._features, self.backbone, self._hardware, say)
+            features, places, failed = look_up_features(
+                refs, self._features, self.backbone, self._hardware, self._cache, say
+            )
             read = [refs[place] for place in places]
             yield self._of_heads(self._published_heads, read, failed, features, self._kept_links)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from alloop.records import Precision
 
 log = logging.getLogger(__name__)
 
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra `onnx`
 _OUT_OF_MEMORY = re.compile(
     "out of memory|can't allocate memory|_alloc_failed|allocation_failed|nvjpeg_status_allocator_failure"
     r"|nvjpeg\w* failed: 5\b",  # the same as a number
@@ -117,6 +119,28 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         _say_slow_bfloat16(str(device))
     is_half = name == "bfloat16" or (name == "auto" and device.type == "cuda" and has_bfloat16(device))
     return "bfloat16" if is_half else "float32"
+
+
+def choose_onnx(engine: str, device: torch.device, precision: Precision) -> bool:
+    """Return whether ONNX Runtime may run trunks: on a CPU in float32, by "auto" if it is installed.
+
+    Raises:
+        ConfigError: The engine is "onnxruntime", and the extra `onnx` is missing, or it does not run there.
+    """
+    is_possible = device.type == "cpu" and precision == "float32"
+    if engine == "onnxruntime" and not is_possible:
+        raise ConfigError(
+            f"ONNX Runtime runs on a CPU in float32, and here features are computed on {device} in {precision}.",
+            'Set [model] engine to "auto", or device to "cpu" and precision to "float32".',
+        )
+    if engine == "onnxruntime" and not has_onnx():
+        raise ConfigError("ONNX Runtime is not installed.", "Install it: pip install 'alloop[onnx]'.")
+    return engine != "torch" and is_possible and has_onnx()
+
+
+def has_onnx() -> bool:
+    """Return whether the extra `onnx` is installed: everything that writing and running an ONNX file needs."""
+    return all(importlib.util.find_spec(name) is not None for name in ONNX_PACKAGES)
 
 
 def has_bfloat16(device: torch.device) -> bool:

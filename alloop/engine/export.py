@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from alloop.calibration.choose import from_json
 from alloop.calibration.temperature import Temperature
 from alloop.engine.build import Hardware, build_backbone, build_dropout, build_hardware, build_loss, search_paths
 from alloop.engine.classifier import Classifier
-from alloop.engine.device import full_float32
+from alloop.engine.device import full_float32, has_onnx
 from alloop.engine.distill import load_distilled
 from alloop.engine.exported_folder import (
     CLASSES,
@@ -34,6 +31,7 @@ from alloop.engine.exported_module import ExportedModel, SmoothedHeads, TrunkAnd
 from alloop.engine.features import load_batches, trunk_features
 from alloop.engine.jobs import ExportJob, ExportResult
 from alloop.engine.model_files import ModelVersion, load_model
+from alloop.engine.onnx_trunk import quiet_tracers
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import atomic_folder, check_new_folder, sha256_of, write_bytes, write_json
@@ -50,7 +48,6 @@ Run = Callable[[Images], Float[Tensor, "N K"]]
 
 MOST = 1e-4  # largest difference in probability between a file and alloop
 _AT_ONCE = 16  # images that the files are run on at once, for the check
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
@@ -100,11 +97,6 @@ def run_export(job: ExportJob, progress: Progress = silent) -> ExportResult:
         write_bytes(folder / "model-card.md", (job.card + _appendix(gaps, _digests(folder), len(refs))).encode())
     progress("export", 4, 4)
     return ExportResult(job.out, tuple(names), gaps, len(refs))
-
-
-def has_onnx() -> bool:
-    """Return whether everything that writing and checking ONNX needs is installed (the extra `onnx`)."""
-    return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
 
 
 # -- building ---------------------------------------------------------------------------------------------------------
@@ -177,13 +169,8 @@ def _write_onnx(
 @contextlib.contextmanager
 def _explained(backbone: str, what: str) -> Iterator[None]:
     """Turn an error of a tracer, which can be anything, into a ModelError, and keep its many messages quiet."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_tracers():
             yield
     except Exception as error:
         raise ModelError(
@@ -192,9 +179,6 @@ def _explained(backbone: str, what: str) -> Iterator[None]:
             "Its code must use tensors only, without Python branches on their values. Use another backbone, or predict "
             "with `alloop predict`.",
         ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 # -- checking ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Features of images by a trunk. Those of a published trunk are cached in pieces, so that a stopped run continues."""
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -17,8 +18,9 @@ from alloop.engine.build import Hardware, build_backbone, build_hardware, search
 from alloop.engine.cached_features import CachedFeatures, Joined, open_alone
 from alloop.engine.device import explained_shortage
 from alloop.engine.jobs import FeatureJob, FeatureResult
+from alloop.engine.onnx_trunk import prepare_with_onnx
 from alloop.engine.trunk_passes import Failed as Failed
-from alloop.engine.trunk_passes import Passed, pass_trunks
+from alloop.engine.trunk_passes import Passed, Prepare, pass_trunks, prepare_trunk
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone, side_by_side
 from alloop.models.given import Given
@@ -87,7 +89,8 @@ def ensure_features(
         used = [parts[number] for number in wanted]
         with contextlib.ExitStack() as stack:
             shards = [stack.enter_context(Shards(blocks[number])) for number in wanted]
-            for passed in pass_trunks(_load(refs, side_by_side(used), hardware), used, hardware):
+            batches, prepare = _load(refs, side_by_side(used), hardware), _prepare(hardware, cache, len(refs))
+            for passed in pass_trunks(batches, used, hardware, prepare=prepare):
                 for each, rows in zip(shards, passed.rows, strict=True):
                     each.add([refs[position].key for position in passed.positions], rows)
                 reasons = dict(passed.failed)
@@ -135,13 +138,21 @@ def look_up_features(
     cache: CachedFeatures,
     backbone: Backbone,
     hardware: Hardware,
+    folder: Path,
     say: Callable[[int], None],
 ) -> tuple[Tensor, list[int], Failed]:
-    """Features [N, D] of the images that could be read, from the cache or computed now, and nothing is added to it.
+    """Features [N, D] of the images that could be read, from the cache or computed now, and none is added to it.
+
+    Args:
+        images: The images.
+        cache: Cached features.
+        backbone: Trunk of the features that the cache lacks.
+        hardware: Place and manner in which it runs.
+        folder: Folder of all feature caches.
+        say: Function that receives the number of images done.
 
     Returns:
         The features, the positions of their images, ascending, and the images that could not be read, with the reasons.
-        `say` receives the number of images done.
 
     Raises:
         ModelError: Features were given instead of a trunk, but not for all images.
@@ -156,7 +167,8 @@ def look_up_features(
         )
     parts = [torch.from_numpy(cache.take([images[position].key for position in known]))]
     places, failed = list(known), list[tuple[int, str]]()
-    for passed in trunk_batches([images[position] for position in todo], backbone, hardware):
+    prepare = _prepare(hardware, folder, len(todo))
+    for passed in trunk_batches([images[position] for position in todo], backbone, hardware, prepare):
         places += [todo[position] for position in passed.positions]
         failed += passed.failed
         parts.append(features_of(passed))
@@ -170,9 +182,18 @@ def depth_of_all(images: Sequence[ImageRef]) -> int | None:
     return max((image.depth for image in images if image.depth is not None), default=None)
 
 
-def trunk_batches(images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware) -> Iterator[Passed]:
+def trunk_batches(
+    images: Sequence[ImageRef], backbone: Backbone, hardware: Hardware, prepare: Prepare = prepare_trunk
+) -> Iterator[Passed]:
     """Run images through the trunk, or its trunks side by side, in the order given. Memory is O(block)."""
-    yield from pass_trunks(_load(images, backbone, hardware), backbone.alone, hardware)
+    yield from pass_trunks(_load(images, backbone, hardware), backbone.alone, hardware, prepare=prepare)
+
+
+def _prepare(hardware: Hardware, folder: Path, n_images: int) -> Prepare:
+    """Return the function that brings published trunks to the device, for a number of images."""
+    if not hardware.has_onnx:
+        return prepare_trunk
+    return functools.partial(prepare_with_onnx, folder=folder / "trunks", n_images=n_images)
 
 
 def features_of(passed: Passed) -> Tensor:

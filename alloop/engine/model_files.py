@@ -83,9 +83,9 @@ class ModelVersion:
         return one
 
     def as_trained(self, settings: EngineSettings) -> EngineSettings:
-        """Return settings with [model] and [train] as this version was trained. Device and workers stay as they are."""
+        """Return settings with [model] and [train] as this version was trained. Device, engine and workers stay."""
         stored = self.metadata["config"]
-        today = {"device": settings.model.device, "precision": self.precision}
+        today = {"device": settings.model.device, "engine": settings.model.engine, "precision": self.precision}
         model = ModelConfig.model_validate({**stored["model"], **today})
         train = TrainConfig.model_validate({**stored["train"], "workers": settings.train.workers})
         return dataclasses.replace(settings, model=model, train=train)

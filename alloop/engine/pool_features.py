@@ -132,7 +132,7 @@ def open_graph(
     except (OSError, WorkspaceError) as error:  # a cache that we may only read, or a full disk
         _log.warning("The features of the pool are computed again, and kept in memory only: %s", error)
         cached = open_features(cache, fingerprint)
-        found = _fit_in_memory(refs, nodes, cached, backbone, hardware, progress)
+        found = _fit_in_memory(refs, nodes, cached, backbone, hardware, cache, progress)
     if found is None:
         raise ModelError(
             f"The model in {folder} needs a graph of the pool. Its file in {cache / 'pool_features'} is missing, and "
@@ -217,6 +217,7 @@ def _fit_in_memory(
     cached: CachedFeatures,
     backbone: Backbone,
     hardware: Hardware,
+    cache: Path,
     progress: Progress,
 ) -> Smoothing | None:
     """Return the smoothing of these nodes without writing anything; None if images of some cannot be read."""
@@ -226,7 +227,7 @@ def _fit_in_memory(
     def say(done: int) -> None:
         progress("features", done, len(todo))
 
-    computed, places, _ = look_up_features(todo, cached, backbone, hardware, say)
+    computed, places, _ = look_up_features(todo, cached, backbone, hardware, cache, say)
     rows = dict(zip((todo[place].key for place in places), computed, strict=True))
     if lacking - rows.keys():
         return None

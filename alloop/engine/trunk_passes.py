@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class Trunk:
     module: nn.Module
     device: torch.device
     order: torch.memory_format
+
+
+Prepare = Callable[[Backbone, torch.device], Trunk]
 
 
 def prepare_trunk(backbone: Backbone, device: torch.device) -> Trunk:
@@ -208,7 +211,11 @@ class Growth:
 
 
 def pass_trunks(
-    batches: Iterable[ImageBatch], parts: Sequence[Backbone], hardware: Hardware, growth: Growth | None = None
+    batches: Iterable[ImageBatch],
+    parts: Sequence[Backbone],
+    hardware: Hardware,
+    growth: Growth | None = None,
+    prepare: Prepare = prepare_trunk,
 ) -> Iterator[Passed]:
     """Run images through one or several trunks, in the order given. Memory is O(block).
 
@@ -217,12 +224,13 @@ def pass_trunks(
         parts: Trunks, each of one module.
         hardware: Device and sizes of batches.
         growth: Where the size of batches is found; None: made here.
+        prepare: Function that brings a trunk to the device.
 
     Raises:
         ModelError: A trunk gives another shape, or numbers that are not finite.
     """
     before: _Returning | None = None
-    for block in _blocks(batches, parts, hardware, growth or Growth(hardware)):
+    for block in _blocks(batches, parts, hardware, growth or Growth(hardware), prepare):
         if before is not None:
             yield before.take()
         before = block
@@ -234,11 +242,15 @@ def pass_trunks(
 
 
 def _blocks(
-    batches: Iterable[ImageBatch], parts: Sequence[Backbone], hardware: Hardware, growth: Growth
+    batches: Iterable[ImageBatch],
+    parts: Sequence[Backbone],
+    hardware: Hardware,
+    growth: Growth,
+    prepare: Prepare,
 ) -> Iterator["_Returning"]:
     """Start the computation of all images, block by block. On a card, nothing here waits for it."""
     device = hardware.device
-    trunks, upload = [prepare_trunk(part, device) for part in parts], _Upload(device)
+    trunks, upload = [prepare(part, device) for part in parts], _Upload(device)
     block, waiting, done = _Block(parts), list[Tensor](), 0
     for batch in batches:
         done += block.note(batch)

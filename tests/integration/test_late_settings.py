@@ -20,7 +20,7 @@ CSV = {"backend": "csv"}
 # Read whenever they are needed; what was made with the earlier value does not depend on it any more.
 AT_ONCE = {
     "project.classes", "database.url", "pool.images", "pool.near_duplicate_distance", "pool.near_duplicates",
-    "model.device", "loop.min_answered", "loop.label_budget", "loop.max_rounds", "loop.target_accuracy",
+    "model.device", "model.engine", "loop.min_answered", "loop.label_budget", "loop.max_rounds", "loop.target_accuracy",
     "loop.stop_when_flat", "loop.flat_gain", "loop.stop_when_stable", "loop.stable_agreement", "loop.stable_rounds",
     "labeling.poll_seconds", "labeling.label_studio.api_key_file", "labeling.label_studio.timeout",
     "labeling.label_studio.push_batch", "labeling.images.via", "labeling.images.root", "labeling.images.server_root",

@@ -32,7 +32,7 @@ def settings_of(project: Project, current: RoundRecord) -> Config:
     frozen, today = validate_config(current.config, f"the config of round {current.number}"), project.config
     return set_values(
         frozen,
-        model={"device": today.model.device},
+        model={"device": today.model.device, "engine": today.model.engine},
         train={"workers": today.train.workers},
         acquisition={"max_ram": today.acquisition.max_ram},
     )

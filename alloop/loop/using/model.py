@@ -94,7 +94,8 @@ def find_version(session: Session, number: int | None) -> tuple[ModelRecord, Rou
 def _settings_of(project: Project, record: ModelRecord) -> Config:
     """Return the settings that a model was trained with. Limits of the machine are the current ones."""
     frozen, today = validate_config(record.config, f"the config of model {record.name}"), project.config
-    return set_values(frozen, model={"device": today.model.device}, train={"workers": today.train.workers})
+    model = {"device": today.model.device, "engine": today.model.engine}
+    return set_values(frozen, model=model, train={"workers": today.train.workers})
 
 
 def suspect_above(project: Project, current: RoundRecord, record: ModelRecord) -> tuple[float | None, str]:

@@ -222,7 +222,7 @@ def test_images_that_cannot_be_read_are_left_out_of_the_check(toys):
 
 def test_without_the_extra_there_is_no_onnx(toys, monkeypatch):
     config = toys.config()
-    monkeypatch.setattr(export, "_NEEDED", ("no_such_package",))
+    monkeypatch.setattr("alloop.engine.device.ONNX_PACKAGES", ("no_such_package",))
     result = run_export(_job(toys, _trained(toys, config), config))
     assert result.names == ("model.pt2",)
     assert not (toys.root / "exported" / "predict.py").exists()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from alloop.engine import export
 from alloop.engine.classifier import Classifier
 from alloop.engine.export import run_export
 from alloop.engine.exported_classifier import ExportedClassifier
@@ -32,7 +31,9 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def _without_onnx(monkeypatch):
-    monkeypatch.setattr(export, "_NEEDED", ("no_such_package",))  # tracing takes most of the time, and once is enough
+    monkeypatch.setattr(
+        "alloop.engine.device.ONNX_PACKAGES", ("no_such_package",)
+    )  # tracing takes most of the time, and once is enough
 
 
 def exported(toys, config):
