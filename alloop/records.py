@@ -230,6 +230,21 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Uncertain:
+    """Image that a model is not sure of, with its prediction.
+
+    Attributes:
+        probability: Calibrated probability of the predicted class, in [0, 1].
+        entropy: Predictive entropy in nats.
+    """
+
+    image: ImageRef
+    predicted: str
+    probability: float
+    entropy: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Consensus:
     """Agreed label of one image.
 

@@ -15,17 +15,19 @@ from alloop.cli._options import OutFile, Session, common_options
     help="File of the page; - is standard output.  [default: report.html in the workspace]",
 )
 @click.option("--open", "is_shown", is_flag=True, help="Open it in the browser.")
+@click.option("--public", "is_public", is_flag=True, help="Leave out names of files and people, folders and addresses.")
 @common_options
-def report(session: Session, out: Path | None, is_shown: bool) -> None:
+def report(session: Session, out: Path | None, is_shown: bool, is_public: bool) -> None:
     """Write the project's results as one HTML page.
 
-    The page shows the learning curve, the calibration, labels per person, all rounds and the stop rules. It needs no
-    other file and no network.
+    The page shows what `alloop serve` shows: the learning curve, mistakes, the calibration, small pictures, people,
+    cost, stop rules and settings. It needs no other file, no network and no script, and can be printed.
     """
     import os
 
     from alloop.errors import WorkspaceError
-    from alloop.report.page import write_report
+    from alloop.loop.choosing.uncertain import find_most_uncertain
+    from alloop.report.page import N_UNCERTAIN, write_report
 
     project = session.project()
     if out is None and not os.access(project.folder, os.W_OK):
@@ -33,7 +35,8 @@ def report(session: Session, out: Path | None, is_shown: bool) -> None:
             f"You have no permission to write in {project.folder}, so the report cannot go there.",
             "Name a file elsewhere: `alloop report --out ~/report.html`.",
         )
-    path = write_report(project, out or project.folder / "report.html")
+    uncertain = find_most_uncertain(project, N_UNCERTAIN)
+    path = write_report(project, out or project.folder / "report.html", uncertain, is_public=is_public)
     session.show({"report": str(path)}, f"Report in {path}.", written=path)
     if is_shown:
         click.launch(path.absolute().as_uri())  # as a URL, since browsers give ?, # and % in a path another meaning

@@ -14,6 +14,7 @@ from alloop.loop.automatic.audit import AutoReport, report_auto_labels
 from alloop.loop.intake.judge import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
 from alloop.loop.rounds.attention import list_warnings
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
 from alloop.report.shown import TASKS, Shown
@@ -180,7 +181,8 @@ def describe_by_hand(report: StatusReport) -> list[str]:
     lines = {
         f"{report.by_hand} of the labels to train on were asked for by hand. They are no random draw: no accuracy is "
         "measured on them, and they count neither for nor against the strategy.": report.by_hand,
-        f"{junk} images are marked as junk: nobody is asked about them, and no model is trained on them.": junk,
+        f"{count(junk, 'image')} {'is' if junk == 1 else 'are'} marked as junk: nobody is asked about such images, "
+        "and no model is trained on them.": junk,
     }
     return [line for line, n in lines.items() if n]
 

@@ -111,8 +111,7 @@ def _head(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Headline:
     share = interval_of(wilson(k, of), digits=0)
     return Headline(
         f"{classes[true]} is taken for {classes[guess]} more often than anything else is confused.",
-        f"This happened to {k} of the {count(of, 'holdout image')} of {classes[true]}: {share} %. "
-        "Click a number for its images.",
+        f"This happened to {k} of the {count(of, 'holdout image')} of {classes[true]}: {share} %.",
     )
 
 

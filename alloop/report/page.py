@@ -1,32 +1,52 @@
-"""Report of a project as one HTML file: the content of `alloop status`, with pictures."""
+"""Report of a project: what the live pages show, as one HTML file without other files, network or scripts."""
 
+import base64
+import dataclasses
+import datetime as dt
+import hashlib
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
+
+from alloop.files import write_bytes
 from alloop.loop.measuring.findings import Findings, learning_curve, read_last_holdout
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.loop.stopping import percent
 from alloop.project import Project
-from alloop.records import CurvePoint, Interval
-from alloop.report.calibration import ReliabilityData, draw_reliability
-from alloop.report.curves import draw_curves
-from alloop.report.gather import (
-    RoundReport,
-    StatusReport,
-    describe_by_hand,
-    describe_measured,
-    describe_people,
-    gather_status,
-)
-from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, write_page
-from alloop.report.shown import TASKS, Shown
+from alloop.records import ImageRef, Uncertain
+from alloop.report.charts import make_curve
+from alloop.report.cost import gather_cost
+from alloop.report.gallery import Shot, Still, make_stills
+from alloop.report.gather import StatusReport, describe_by_hand, describe_measured, describe_people, gather_status
+from alloop.report.headlines import five_lines, of_project
+from alloop.report.html import STYLE, TEMPLATES, make_environment
+from alloop.report.mistakes import Mistakes, gather_mistakes
+from alloop.report.people import gather_people
+from alloop.report.provenance import gather_provenance
+from alloop.report.reliability import gather_model
+from alloop.report.rounds import round_rows
+from alloop.report.second_looks import find_second_looks
+from alloop.report.shown import TASKS
+from alloop.store.annotations import list_classes_by_hash
+from alloop.store.images import find_image_ids, find_refs
 from alloop.store.session import reading
 
+N_UNCERTAIN, N_LOOKS = 24, 12  # pictures
+LOOKS = "Labels worth a second look"
+LINES = ("Project", "Next", "When to stop")  # of the five; the headline says the others
 
-def write_report(project: Project, path: Path) -> Path:
-    """Gather the numbers, draw the pictures and write the report.
+
+def write_report(project: Project, path: Path, uncertain: Sequence[Uncertain] = (), *, is_public: bool = False) -> Path:
+    """Gather the numbers and pictures, and write the report.
+
+    Args:
+        project: The workspace.
+        path: File to write.
+        uncertain: Images that the newest model is least sure of, in order.
+        is_public: True to leave out names of files and people, and all places.
 
     Returns:
         Path of the page.
@@ -34,49 +54,117 @@ def write_report(project: Project, path: Path) -> Path:
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
     """
-    status = gather_status(project)
-    with reading(project.database) as session:
-        curve, holdout = learning_curve(session, project), read_last_holdout(session, project)
-    with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
-        shown = TASKS[project.config.project.task]
-        write_page(make_page(status, shown, _pictures(Path(folder), status, shown, curve, holdout)), path)
+    write_bytes(path, render_report(gather_report(project, uncertain, is_public=is_public)).encode())
     return path
 
 
-def make_page(status: StatusReport, shown: Shown, sections: Sequence[ReportSection] = ()) -> Page:
-    """Return the page with words, tables and pictures."""
-    pool, found = status.pool, status.findings
-    notes = [
-        f"{pool.images} images ({pool.groups} different), {pool.labeled} labeled: "
-        f"{pool.labeled - pool.holdout_labeled} to train on, {pool.holdout_labeled} of {pool.holdout} holdout.",
-        *([] if status.auto is None else [status.auto.says]),
-        *describe_by_hand(status),
-        *_sentences(found),
+def render_report(values: dict[str, Any]) -> str:
+    """Return the report as HTML. The browser loads nothing, and runs no script."""
+    style = STYLE.read_text(encoding="utf-8") + (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    template = make_environment().get_template("report.html.jinja")
+    return template.render(style=Markup(style), policy=policy, **values)  # noqa: S704 (our own file)
+
+
+def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_public: bool = False) -> dict[str, Any]:
+    """Return the values of the template; the arguments are those of `write_report`."""
+    status, shown = gather_status(project), TASKS[project.config.project.task]
+    if is_public:
+        status = dataclasses.replace(status, label_at=None, attention=())
+    with reading(project.database) as session:
+        curve, holdout = learning_curve(session, project), read_last_holdout(session, project)
+    mistakes = None if holdout is None else gather_mistakes(holdout)
+    return {
+        "name": status.name,
+        "is_public": is_public,
+        "made": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+        "head": of_project(status),
+        "lines": [line for line in five_lines(status, shown) if line[0] in LINES],
+        "chart": make_curve(curve),
+        "metrics": shown.metrics,
+        "rounds": round_rows(status, shown),
+        "explained": shown.explained.format(measured=describe_measured(status.findings)),
+        "measured_on": describe_people(status.findings),
+        "gains": _gains(status.findings),
+        "mistakes": mistakes,
+        "model": gather_model(status, holdout, shown),
+        "galleries": _galleries(project, uncertain, holdout, mistakes, is_public=is_public),
+        "people": gather_people(project, is_public=is_public),
+        "labels": _labels(status),
+        "notes": [*([] if status.auto is None else [status.auto.says]), *describe_by_hand(status)],
+        "cost": gather_cost(project),
+        "outlook": "" if status.findings.outlook is None else status.findings.outlook.says,
+        "rules": status.findings.rules,
+        "attention": status.attention,
+        "provenance": gather_provenance(project, is_public=is_public),
+    }
+
+
+def _galleries(
+    project: Project,
+    uncertain: Sequence[Uncertain],
+    holdout: HoldoutPredictions | None,
+    mistakes: Mistakes | None,
+    *,
+    is_public: bool,
+) -> list[tuple[str, str, tuple[Still, ...]]]:
+    """Return the pictures as (title, explanation, pictures), without empty galleries."""
+    doubts = [
+        Shot(one.image, f"{one.predicted} {100 * one.probability:.0f} %", f"entropy {one.entropy:.2f} nats")
+        for one in uncertain[:N_UNCERTAIN]
     ]
-    if any(row.metrics for row in status.rounds):
-        notes.append(f"Metrics are measured {describe_measured(found)}, with 95 % intervals. {describe_people(found)}")
-    tables = [_rounds(status.rounds, shown), _rules(found), _classes(status), _annotators(status)]
-    return Page(f"{status.name}: report", notes, [table for table in tables if table.rows], sections)
+    found = [
+        ("Most uncertain", "Images without a label, the highest predictive entropy first.", doubts),
+        (
+            "Most confident mistakes",
+            "Holdout images that the model takes for another class than people do.",
+            [] if holdout is None or mistakes is None else _mistaken(project, holdout, mistakes.sure),
+        ),
+        (
+            LOOKS,
+            "Labels of the holdout, which the model never learned from: it finds another class clearly more probable. "
+            "It can be wrong, too.",
+            [] if holdout is None else _doubted(project, holdout),
+        ),
+    ]
+    galleries = [(title, words, make_stills(shots, with_names=not is_public)) for title, words, shots in found]
+    return [gallery for gallery in galleries if gallery[2] or (gallery[0] == LOOKS and holdout is not None)]
 
 
-def reliability(holdout: HoldoutPredictions, shown: Shown, title: str, ece: Interval | None) -> ReliabilityData | None:
-    """Return the reliability diagram of the last model on the first holdout; None without probabilities or images."""
-    bins = shown.reliability(holdout)
-    if bins is None:
-        return None
-    return ReliabilityData(
-        title=title,
-        count=bins.count.tolist(),
-        confidence=[None if math.isnan(value) else value for value in bins.confidence.tolist()],
-        accuracy=[None if math.isnan(value) else value for value in bins.accuracy.tolist()],
-        ece_interval=None if ece is None else (ece.low, ece.high),
-    )
+def _mistaken(project: Project, holdout: HoldoutPredictions, sha256s: Sequence[str]) -> list[Shot]:
+    places, shots = {sha256: at for at, sha256 in enumerate(holdout.sha256s)}, []
+    for sha256, image in _find(project, sha256s).items():
+        at, guess = places[sha256], holdout.predicted[places[sha256]]
+        if holdout.calibrated_log_probs is not None:
+            guess += f" {100 * math.exp(float(holdout.calibrated_log_probs[at].max())):.0f} %"
+        shots.append(Shot(image, guess, f"labeled {holdout.targets[at]}"))
+    return shots
 
 
-def _sentences(found: Findings) -> list[str]:
-    said = [part.says for part in (found.better, found.unbiased, found.outlook) if part is not None]
-    if found.matched is not None:
-        said.insert(0, f"{found.matched['says']} (Round {found.matched['round']}.)")
+def _doubted(project: Project, holdout: HoldoutPredictions) -> list[Shot]:
+    with reading(project.database) as session:
+        looks = find_second_looks(holdout, list_classes_by_hash(session))[:N_LOOKS]
+    images = _find(project, [look.sha256 for look in looks])
+    return [
+        Shot(images[look.sha256], f"model: {look.predicted}", f"labeled {look.label}", look.reason)
+        for look in looks
+        if look.sha256 in images
+    ]
+
+
+def _find(project: Project, sha256s: Sequence[str]) -> dict[str, ImageRef]:
+    """Return the images with a present file, by hash, in the given order."""
+    with reading(project.database) as session:
+        ids = find_image_ids(session, sha256s)
+        refs = find_refs(session, ids.values())
+    return {sha256: refs[ids[sha256]] for sha256 in sha256s if ids.get(sha256) in refs}
+
+
+def _gains(found: Findings) -> list[str]:
+    """Return sentences about what labels, active learning and the unlabeled pool brought."""
+    said = [] if found.matched is None else [f"{found.matched['says']} (Round {found.matched['round']}.)"]
+    said += [part.says for part in (found.better, found.unbiased) if part is not None]
     if found.grown is not None:
         said.append(
             f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
@@ -87,89 +175,10 @@ def _sentences(found: Findings) -> list[str]:
     return said
 
 
-def _pictures(
-    folder: Path,
-    status: StatusReport,
-    shown: Shown,
-    curve: Sequence[CurvePoint],
-    holdout: HoldoutPredictions | None,
-) -> list[ReportSection]:
-    sections = []
-    if curve:
-        path = folder / "curve.png"
-        draw_curves({status.name: curve}, "Learning curve", path)
-        words = ", ".join(f"{point.n_labels} labels {percent(point.accuracy)}" for point in curve)
-        sections.append(ReportSection("Learning curve", "", [Picture(f"Holdout accuracy: {words}", path)]))
-    measured = [row for row in status.rounds if row.metrics]
-    if holdout is not None and measured:
-        data = reliability(holdout, shown, f"{measured[-1].model}", measured[-1].metrics.get("ece"))
-        if data is not None:
-            path = folder / "reliability.png"
-            draw_reliability([data], path)
-            text = "Accuracy of the last model by its confidence. The bars of a calibrated model end on the diagonal."
-            picture = Picture(f"Reliability diagram, ECE {100 * data.ece:.1f} %, {data.n} images", path)
-            sections.append(ReportSection("Reliability of the last model", text, [picture]))
-    return sections
-
-
-def _rounds(rounds: Sequence[RoundReport], shown: Shown) -> ReportTable:
-    titles = (metric.title for metric in shown.metrics)
-    columns = ("round", "state", "labels", "N", *titles, "answered", "closed because")
-    rows = []
-    for row in rounds:
-        primary = row.metrics.get(shown.metrics[0].name)
-        texts = (
-            str(row.number),
-            row.state,
-            "–" if row.n_labels is None else str(row.n_labels),
-            "–" if primary is None else str(primary.n),
-            *(_number(row.metrics.get(metric.name), metric.factor, metric.digits) for metric in shown.metrics),
-            f"{row.queries.get('answered', 0)}/{sum(row.queries.values())}",
-            row.closed_because or "",
-        )
-        rows.append([TableCell(text) for text in texts])
-    return ReportTable("Rounds", columns, rows)
-
-
-def _rules(found: Findings) -> ReportTable:
-    rows = [
-        [
-            TableCell(rule.name),
-            TableCell(rule.standing.value),
-            TableCell("yes" if rule.stops else "no"),
-            TableCell(rule.because),
-        ]
-        for rule in found.rules
-    ]
-    return ReportTable("Stop rules", ("rule", "says", "stops the loop", "evidence"), rows)
-
-
-def _classes(status: StatusReport) -> ReportTable:
-    columns = {"to train on": status.class_counts, "holdout": status.class_counts_holdout}
+def _labels(status: StatusReport) -> dict[str, Any]:
+    """Return the table of labels per class: titles of its columns, and rows."""
+    columns = {"To train on": status.class_counts, "Holdout": status.class_counts_holdout}
     if status.auto is not None:
-        columns["automatic, by no person"] = status.auto.classes
-    rows = [
-        [TableCell(name), *(TableCell(str(counts.get(name, 0))) for counts in columns.values())]
-        for name in status.classes
-    ]
-    return ReportTable("Labels per class", ("class", *columns), rows)
-
-
-def _annotators(status: StatusReport) -> ReportTable:
-    rows = [
-        [
-            TableCell(name),
-            TableCell(str(counts.get("label", 0))),
-            TableCell(str(counts.get("skip", 0))),
-            TableCell(str(counts.get("empty", 0))),
-        ]
-        for name, counts in status.annotators.items()
-    ]
-    return ReportTable("Who labeled how many", ("annotator", "labels", "skipped", "empty"), rows)
-
-
-def _number(interval: Interval | None, factor: float, digits: int) -> str:
-    if interval is None:
-        return "–"
-    value, low, high = (f"{factor * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]"
+        columns["Automatic, by no person"] = status.auto.classes
+    rows = [(name, [counts.get(name, 0) for counts in columns.values()]) for name in status.classes]
+    return {"columns": tuple(columns), "rows": rows}

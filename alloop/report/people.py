@@ -62,19 +62,36 @@ class People:
     days: tuple[Day, ...]
 
 
-def gather_people(project: Project) -> People:
-    """Read all current answers and count them."""
+def gather_people(project: Project, *, is_public: bool = False) -> People:
+    """Read all current answers and count them. In public, people have numbers in place of names."""
     with reading(project.database) as session:
         records = [(record.image_id, record.answer) for record in list_current(session)]
     given = [(image_id, answer) for image_id, answer in records if answer.outcome is not Outcome.DELETED]
+    if is_public:
+        names = number_people(answer.annotator for _, answer in given)
+        given = [
+            (image_id, dataclasses.replace(answer, annotator=names[answer.annotator])) for image_id, answer in given
+        ]
     by_person: dict[str, list[Answer]] = defaultdict(list)
     for _, answer in given:
         by_person[answer.annotator].append(answer)
     same = agreements(
         (image_id, answer.annotator, answer.value) for image_id, answer in given if answer.outcome is Outcome.LABEL
     )
-    people = tuple(_person(name, answers, same.get(name)) for name, answers in sorted(by_person.items()))
+    people = tuple(_person(name, answers, same.get(name)) for name, answers in sorted(by_person.items(), key=_in_order))
     return People(_head(people, same), people, _days(answer for _, answer in given))
+
+
+def number_people(annotators: Iterable[str]) -> dict[str, str]:
+    """Return person → "Person 1" and so on. Most answers come first, so that the order says nothing of the names."""
+    counted = Counter(annotators)
+    return {name: f"Person {number}" for number, (name, _) in enumerate(counted.most_common(), start=1)}
+
+
+def _in_order(row: tuple[str, object]) -> tuple[int, str]:
+    """Return the place of a person: by name, and Person 10 after Person 9."""
+    number = row[0].removeprefix("Person ")
+    return (int(number), "") if row[0] != number and number.isdecimal() else (0, row[0])
 
 
 def agreements(labels: Iterable[tuple[int, str, str | None]]) -> dict[str, tuple[int, int]]:

@@ -78,7 +78,10 @@ def _confidences(bins: Bins) -> Histogram | None:
 def _facts(row: RoundReport, shown: Shown) -> list[tuple[str, str]]:
     facts = [("Name", row.model or ""), ("Labels to train on", str(row.n_labels))]
     facts += [
-        (metric.title, interval_of(row.metrics.get(metric.name), metric.factor, metric.digits))
+        (
+            metric.title[0].upper() + metric.title[1:],
+            interval_of(row.metrics.get(metric.name), metric.factor, metric.digits),
+        )
         for metric in shown.metrics
     ]
     facts.append(("Calibration", f"{row.calibration}, fitted to {row.n_calibration} holdout labels"))

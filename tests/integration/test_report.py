@@ -1,0 +1,117 @@
+"""The report of a real workspace: complete in one file, and without names where it is public."""
+
+import base64
+import csv
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from command_line import alloop
+from factories import make_project, tools_of
+from sqlalchemy import text
+
+from alloop.loop.choosing.uncertain import find_most_uncertain
+from alloop.loop.rounds.runner import RunOptions, run
+from alloop.project import Project
+from alloop.report.page import gather_report, render_report
+from alloop.store.session import transaction
+
+HOSTILE = "<script>alert(1)"
+PEOPLE = ("zelda@secret.example", "Yusuf <b>")
+PLACE = "http://labels.secret.example:8080"
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Three rounds answered by two people, with a missing file and a server. Only to be read."""
+    folder = tmp_path_factory.mktemp("report")
+    project = make_project(
+        folder,
+        n=48,
+        name="workspace-secret",
+        classes=("cat", HOSTILE),
+        labeling={"backend": "oracle", "annotations_per_image": 2},
+        labeling__oracle={"file": "people.csv", "columns": list(PEOPLE)},
+    )
+    write_people(project.folder)
+    run(tools_of(project), RunOptions(rounds=3))
+    (project.folder / "photos" / "0047.png").unlink()
+    alloop("pool", "check", "-C", project.folder)
+    with transaction(project.database) as session:  # as Label Studio does
+        session.execute(text("UPDATE annotation SET lead_time = 2.5"))
+    return project
+
+
+def write_people(folder: Path) -> None:
+    """Write answers of two people, who differ about every ninth image."""
+    with (folder / "truth.csv").open(newline="") as file:
+        rows = [(row["file"], row["label"]) for row in csv.DictReader(file)]
+    with (folder / "people.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", *PEOPLE])
+        writer.writerows([name, label, "cat" if at % 9 == 0 else label] for at, (name, label) in enumerate(rows))
+
+
+def test_the_report_is_complete_in_one_file_and_escapes_every_name(learned: Project, tmp_path: Path):
+    done = alloop("report", "-o", tmp_path / "report.html", "-C", learned.folder)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    assert done.out == f"Report in {tmp_path / 'report.html'}.\n"
+    for heading in (
+        "Accuracy by labels, %", "Rounds", "Gain over random choice", "Classes, the worst first", "Confusion matrix",
+        "Accuracy of the newest model by its confidence", "Most uncertain", "Answers a day", "Labels per class", "Cost",
+        "Stop rules", "Settings and provenance", "Needs a look",
+    ):  # fmt: skip
+        assert heading in page, heading
+    assert "2.5 s an answer (median)" in page
+    assert "0047.png" in page and "zelda@secret.example" in page and "Yusuf &lt;b&gt;" in page
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert len(re.findall(r"<img ", page)) > 10
+
+
+def test_the_report_loads_nothing_and_its_policy_allows_only_its_own_style(learned: Project):
+    page = render_report(gather_report(learned))
+
+    assert not re.search(r'(?:src|href|action|data|srcset)="(?!data:image/jpeg;base64,|#)', page)
+    assert not re.search(r"url\(|@import|<link|<iframe|\son\w+=|\sstyle=", page)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)[0].replace("&#39;", "'")
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "script-src" not in policy
+
+
+def test_a_public_report_names_no_file_no_person_and_no_place(learned: Project, tmp_path: Path):
+    environ = {"LABEL_STUDIO_URL": PLACE}
+    with dataclasses.replace(learned, environ=environ) as project:
+        uncertain = find_most_uncertain(project, 24)
+        private, public = (
+            render_report(gather_report(project, uncertain, is_public=is_public)) for is_public in (False, True)
+        )
+    assert uncertain
+
+    secrets = [
+        *PEOPLE, "zelda", "Yusuf", "secret", "photos", ".png", "people.csv", str(learned.folder), "oracle-1",
+        *(path.stem for path in (learned.folder / "photos").iterdir()),
+        *(image.image.sha256[:12] for image in uncertain),
+    ]  # fmt: skip
+    bare = re.sub(r"base64,[A-Za-z0-9+/=]+", "", public).replace("workspace-secret", "")
+    assert not [secret for secret in secrets if secret in bare]
+    assert "Person 1" in public and "Person 2" in public
+    assert "This report is public: names of files and people" in public
+    assert "This report is public" not in private and "Person 1" not in private
+    assert public.count("<img ") == private.count("<img ")
+
+    alloop("report", "--public", "-o", tmp_path / "report.html", "-C", learned.folder)
+    assert "This report is public" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_empty_project_and_one_without_a_model_have_a_report(tmp_path: Path):
+    empty = make_project(tmp_path / "empty", n=4, add=False)
+    asked = make_project(tmp_path / "asked", n=12, labeling={"backend": "csv"})
+    run(tools_of(asked), RunOptions())
+
+    assert "No images yet." in render_report(gather_report(empty))
+    assert "No model yet." in render_report(gather_report(asked, is_public=True))
