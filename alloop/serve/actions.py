@@ -7,7 +7,6 @@ process of their own (`step.py`).
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -22,6 +21,7 @@ from alloop.loop.workbench import Workbench, make_tools, open_workbench
 from alloop.names import count
 from alloop.project import open_project
 from alloop.report.gather import RoundReport
+from alloop.serve.desk import Desk
 from alloop.serve.notices import Button, Notice, Notices
 from alloop.serve.step import Step
 from alloop.store.rounds import RoundRecord, find_last_round
@@ -39,9 +39,10 @@ class Refused(Exception):
 class Actions:
     """Answers to forms. Each ends with a redirect to the page that the form was on."""
 
-    def __init__(self, folder: Path, step: Step, notices: Notices, pages: Collection[str], error: ErrorPage) -> None:
+    def __init__(self, desk: Desk, step: Step, notices: Notices, pages: Collection[str], error: ErrorPage) -> None:
         """`pages` are the addresses to which a form may lead back; `error` makes the page of an error."""
-        self._folder = folder
+        self._desk = desk
+        self._folder = desk.folder
         self._step = step
         self._notices = notices
         self._pages = frozenset(pages)
@@ -57,6 +58,7 @@ class Actions:
             "/unjunk": self._unjunk,
             "/send": self._send,
             "/run": self._run,
+            "/remap": self._remap,
         }
         return [Route(address, self._answer(action), methods=["POST"]) for address, action in actions.items()]
 
@@ -121,6 +123,10 @@ class Actions:
         if not self._step.state().is_running and _field(request, "seen") != seen:
             raise AlloopError("The project has moved on since your page was made.", "Look at the page again first.")
         return self._start("run", "The next step has started.")
+
+    def _remap(self, request: Request) -> Notice:
+        self._desk.make_map(is_asked_for=True)
+        return Notice(["The map is being made again, of the present pool. The old one stays until then."])
 
     def _start(self, job: str, words: str) -> Notice:
         if not self._step.state().is_running:

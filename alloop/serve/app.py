@@ -103,7 +103,7 @@ def make_app(
         Route("/static", pages.static),
         Route("/login", pages.login),
         Route("/events", events.stream),
-        *Actions(folder, step, notices, addresses, pages.error).routes(),
+        *Actions(desk, step, notices, addresses, pages.error).routes(),
     ]
     inner = Starlette(routes=routes, lifespan=closing, exception_handlers={404: pages.not_found})
     return Guard(inner, hosts, token, is_read_only=is_read_only)

@@ -86,15 +86,24 @@ class Desk:
 
     def making(self) -> Making:
         """Return how far the map is, and begin to make it if there is none."""
-        project, making = self.project(), self.maps.state()
+        making = self.maps.state()
         if making.is_under_way or self.pool().spots is not None:
             return making
         try:
-            with reading(project.database) as session:
-                self.maps.begin(plan_map(session, project))
+            self.make_map(is_asked_for=False)
         except ModelError as error:
             return Making(f"{error.message} {error.hint}".strip())
         return self.maps.state()
+
+    def make_map(self, *, is_asked_for: bool) -> None:
+        """Begin to make the map of the present pool. It replaces the present map when it is ready.
+
+        Raises:
+            ModelError: There are no features that it could be made from.
+        """
+        project = self.project()
+        with reading(project.database) as session:
+            self.maps.begin(plan_map(session, project), is_asked_for=is_asked_for)
 
     def version(self) -> str:
         """Return a text that differs after every change that people should see; "" if the workspace cannot be read.

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import numpy as np
 import numpy.typing as npt
 
-from alloop.serve.snapshot import Floats, Snapshot
+from alloop.serve.snapshot import Floats, Snapshot, Spots
 
 PAGE = 60  # images on a page
 MOST_OFFERED = 50  # values of a filter that are offered
@@ -150,6 +150,11 @@ def corners_of(area: str) -> Floats:
     return np.array(area.split(",")[1:], dtype=np.float64).reshape(-1, 2) / 1000
 
 
+def _in_area(pool: Snapshot, spots: Spots, area: str) -> npt.NDArray[np.bool_]:
+    is_shown: npt.NDArray[np.bool_] = pool.split != "junk"  # as on the map
+    return inside(spots.places, corners_of(area)) & is_shown
+
+
 def inside(places: Floats, corners: Floats) -> npt.NDArray[np.bool_]:
     """Return a mask [N] of the places [N, 2] that lie in a polygon [n, 2], by the even-odd rule; nan lies outside."""
     x, y = places.T
@@ -192,7 +197,7 @@ def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
         "copies": lambda _: pool.copies > 1,
         "least": lambda nats: pool.scored.entropy >= float(nats),
         "most": lambda nats: pool.scored.entropy <= float(nats),
-        "area": lambda area: pool.spots is not None and inside(pool.spots.places, corners_of(area)),
+        "area": lambda area: pool.spots is not None and _in_area(pool, pool.spots, area),
     }
     keep: npt.NDArray[np.bool_] = states[wanted.state]()
     for name, condition in conditions.items():

@@ -16,7 +16,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 COOKIE = "alloop-session"
 LOGIN = "/login"
 OPEN = frozenset({LOGIN, "/static"})  # paths that need no login
-ACTIONS = frozenset({"/ask", "/unask", "/junk", "/unjunk", "/send", "/run"})  # paths of forms that change something
+# Paths of forms that change something.
+ACTIONS = frozenset({"/ask", "/unask", "/junk", "/unjunk", "/send", "/run", "/remap"})
 # Parts of a page, which begin no session and show no notice.
 PARTS = frozenset({"/static", "/thumbnail", "/picture", "/events", "/tile", "/map/points", "/map/progress"})
 CSRF = "csrf"  # hidden field of every form that changes something

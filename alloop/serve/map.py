@@ -87,7 +87,7 @@ class Doubt:
 def find_doubt(pool: Snapshot) -> Doubt:
     """Find the tenth of the unlabeled images with the highest predictive entropy."""
     entropy = pool.scored.entropy
-    is_open = (pool.label == "") & np.isfinite(entropy)
+    is_open = (pool.label == "") & (pool.split != "junk") & np.isfinite(entropy)
     if not is_open.any():
         return Doubt(is_open, "")
     bound = _bound(entropy[is_open], DOUBTFUL)
@@ -118,7 +118,7 @@ def coloring(pool: Snapshot, by: str, doubt: Doubt) -> Coloring:
 
 def points(pool: Snapshot, spots: Spots, codes: Codes) -> dict[str, list[int]]:
     """Return the points of the map as columns: ids, places in thousandths, codes of colors, and who has a label."""
-    rows = np.flatnonzero(np.isfinite(spots.places[:, 0]))
+    rows = np.flatnonzero(_is_shown(pool, spots))
     places = np.rint(1000 * spots.places[rows]).astype(np.int64)
     columns = {
         "id": pool.image_id[rows],
@@ -156,7 +156,7 @@ def words_of(by: str, doubt: Doubt) -> str:
 
 def note_of(pool: Snapshot, spots: Spots) -> str:
     """Say which images the map shows, and which it does not."""
-    known, is_on = spots.pool_map, np.isfinite(spots.places[:, 0])
+    known, is_on = spots.pool_map, _is_shown(pool, spots)
     if known.is_sample:
         shown = f"The map shows a uniform sample of {known.n_known:,} images, and all that had a label when it was made"
     else:
@@ -165,13 +165,19 @@ def note_of(pool: Snapshot, spots: Spots) -> str:
     without = known.n_pool - known.n_known
     if without:
         said.append(f"{count(without, 'image')} had no features, because they were not scored or could not be read.")
-    new = len(pool) - known.n_pool
+    new = int((pool.split != "junk").sum()) - known.n_pool
     if new > 0:
         said.append(f"{count(new, 'image')} came to the pool later.")
-    labels = int(((pool.label != "") & ~is_on).sum())
+    labels = int(((pool.label != "") & (pool.split != "junk") & ~is_on).sum())
     if labels:
         said.append(f"{count(labels, 'labeled image')} {'is' if labels == 1 else 'are'} not on it.")
     return " ".join(said)
+
+
+def _is_shown(pool: Snapshot, spots: Spots) -> Mask:
+    """Return a mask of the images that the map shows. Images that are marked as junk are no longer shown."""
+    is_kept: Mask = pool.split != "junk"
+    return np.isfinite(spots.places[:, 0]) & is_kept
 
 
 def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Coloring:

@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from alloop.engine.pool_map import PROBLEM, MapJob, make_aside, map_path
 from alloop.project import Project
+from alloop.records import Split
 from alloop.serve.features import find_source
-from alloop.store.images import list_refs
+from alloop.store.images import list_refs, list_split
 
 AGAIN_AFTER = 60.0  # seconds after a failure in which it is not tried again
 WORDS = {"features": "Reading the features of the pool", "layout": "Arranging the images"}
@@ -35,7 +36,9 @@ def plan_map(session: Session, project: Project) -> MapJob:
     """
     source, seed = find_source(session, project), project.config.project.seed
     labeled = frozenset(ref.image_id for ref in list_refs(session, labeled=True))
-    return MapJob(source, tuple(list_refs(session)), labeled, seed, map_path(source, seed))
+    junk = set(list_split(session, Split.JUNK))
+    images = tuple(ref for ref in list_refs(session) if ref.image_id not in junk)
+    return MapJob(source, images, labeled, seed, map_path(source, seed))
 
 
 class MapMaker:
@@ -54,11 +57,12 @@ class MapMaker:
             self._listen()
             return self._state
 
-    def begin(self, job: MapJob) -> None:
-        """Begin to make a map, if none is being made and the last one did not just fail."""
+    def begin(self, job: MapJob, *, is_asked_for: bool = False) -> None:
+        """Begin to make a map, unless one is being made, or the last one just failed and nobody asks for another."""
         with self._lock:
             self._listen()
-            if self._process is not None or (self._state.says and time.monotonic() - self._ended_at < AGAIN_AFTER):
+            just_failed = bool(self._state.says) and time.monotonic() - self._ended_at < AGAIN_AFTER
+            if self._process is not None or (just_failed and not is_asked_for):
                 return
             context = multiprocessing.get_context("spawn")  # the server has threads, which a fork would lose
             self._reports, sender = context.Pipe(duplex=False)

@@ -58,7 +58,7 @@ REASONS = {
 MOST_ON_PAGE = 200  # pictures
 DAYS_AHEAD = 7  # newest days on the page Overview
 MOST_LOOKS = 24  # labels worth a second look
-STRIP = 12  # pictures of an area below the map
+STRIP = 24  # pictures of an area below the map
 
 
 class NotFound(Exception):
@@ -187,7 +187,7 @@ def map_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "by": by,
         "colors": [(name, words, _map_address(name, wanted.area)) for name, words in COLORS.items()],
         "problem": problem,
-        "making": making if spots is None else None,
+        "making": making if spots is None or making.says else None,
         "map_name": "" if spots is None else spots.pool_map.name,
         "names": [] if spots is None else names_on(pool, spots, by, doubt),
         "note": "" if spots is None else note_of(pool, spots),

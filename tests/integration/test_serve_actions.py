@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("uvicorn")
 from browser import served
-from factories import at_bench, copy_project, make_project, tools_of
+from factories import at_bench, copy_project, make_project, tools_of, write_picture
+from learned import learned as learned
 from starlette.testclient import TestClient
 
 from alloop.loop.asking.junk import mark_junk
+from alloop.loop.intake.ingest import add_images
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.workbench import open_workbench
 from alloop.project import Project, open_project
@@ -290,3 +292,35 @@ class Told:
 
     def step(self) -> dict[str, object]:
         return dict(json.loads(self.of("step")))
+
+
+def test_the_map_is_made_again_when_asked_and_the_selection_of_an_area_can_be_asked_about(
+    learned: Project, tmp_path: Path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(learned.folder, folder)
+    write_picture(folder / "new.png", label="cat", number=900)
+    with open_project(folder, {}) as project, browser(project) as client:
+        wait_for(lambda: client.get("/map/progress").json()["is_ready"])
+        at_bench(project, add_images, [str(folder / "new.png")])
+        page = client.get("/map?color=label").text
+        assert "1 image came to the pool later." in page
+
+        answer = send(client, "/map?color=label", "remap")
+
+        assert "The map is being made again" in answer.text and answer.url.path == "/map"
+        wait_for(lambda: not client.get("/map/progress").json()["is_under_way"])
+        again = client.get("/map").text
+        assert "came to the pool later" not in again and "1 image had no features" in again
+        name = re.findall(r'data-map="(\w{8})"', again)[0]
+        chosen = client.get("/map", params={"area": f"{name},-1100,-1100,1100,-1100,1100,1100,-1100,1100"}).text
+        assert 'action="ask"' in chosen and 'form="chosen"' in chosen
+    with open_project(folder, {}) as project, browser(project, is_read_only=True) as client:
+        assert 'action="remap"' not in client.get("/map").text
+
+
+def test_a_map_that_cannot_be_made_again_is_refused_with_the_reason(project: Project):
+    with browser(project) as client:
+        answer = client.post("/remap", data={**fields_of(client), "back": "map"})
+
+    assert answer.status_code == 409 and "There is no model yet." in answer.text

@@ -3,7 +3,8 @@
 const canvas = document.getElementById("map");
 const making = document.querySelector("#making progress:not([hidden])");
 const trouble = () => { document.getElementById("trouble").hidden = false; };
-if (canvas) showMap().catch(trouble); else if (making) watch().catch(trouble);
+if (canvas) showMap().catch(trouble);
+if (making) watch().catch(trouble);
 
 async function load(address) {
   const answer = await fetch(address);

@@ -189,6 +189,16 @@ def test_the_note_counts_what_is_not_shown():
     assert "uniform sample of 30,000 images" in note_of(POOL, Spots(large, POOL.spots.places))
 
 
+def test_junk_is_on_no_map_and_in_no_number_of_doubt():
+    junk = dataclasses.replace(POOL, split=texts(*["train"] * 17, *["junk"] * 3))
+    assert junk.spots is not None
+
+    assert len(points(junk, junk.spots, np.zeros(20, dtype=np.int64))["id"]) == 17
+    assert not find_doubt(junk).is_doubtful[17:].any()
+    area = "0a1b2c3d,-1100,-100,1100,-100,1100,100,-1100,100"
+    assert len(apply(read_filter({"area": area}, junk), junk)) == 17
+
+
 # -- making --------------------------------------------------------------------------------------------------
 
 
