@@ -46,17 +46,26 @@ def usable_cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 
 
 def usable_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return the bytes of memory that this process may use: what the machine has free, or a smaller limit of a group.
+    """Return the bytes of memory that this process may still take: of the machine, and of its control groups.
 
-    A very large number if the system does not say.
+    Files that the system keeps in memory count as free. Where the system does not say, it is half of the memory.
     """
-    limits = [
-        _number(folder / name)
-        for folder in _groups(proc, cgroups, "memory")
-        for name in ("memory.max", "memory.limit_in_bytes")
-    ]
     free = [int(line.split()[1]) * 1024 for line in _lines(proc / "meminfo") if line.startswith("MemAvailable:")]
-    return min([2**62, *free, *(int(limit) for limit in limits if limit is not None)])
+    left = [_left_of(folder) for folder in _groups(proc, cgroups, "memory")]
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([*(free or [physical]), *(bytes_ for bytes_ in left if bytes_ is not None)])
+
+
+def _left_of(group: Path) -> int | None:
+    """Return the bytes that a control group of version 2 or 1 may still take; None without a limit."""
+    for limit, used, files in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        if (most := _number(group / limit)) is not None:
+            kept = [int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith(f"{files} ")]
+            return max(0, int(most - max(0, (_number(group / used) or 0) - sum(kept))))
+    return None
 
 
 def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[Path]:

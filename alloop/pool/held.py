@@ -1,16 +1,14 @@
 """Decoded images that stay in memory as far as there is room. The rest is decoded every time it is wanted."""
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from alloop.machine import usable_memory
 from alloop.pool.dataset import ImageDataset, Item, Transform
 from alloop.records import ImageRef
 
@@ -42,7 +40,7 @@ class HeldImages:
         self, images: Sequence[ImageRef], transform: Transform, device: torch.device, workers: int, share: float = SHARE
     ) -> None:
         self._images, self._transform, self._workers = images, transform, workers
-        host = _Room(torch.device("cpu"), int(share * free_host_memory()))
+        host = _Room(torch.device("cpu"), int(share * usable_memory()))
         card = [_Room(device, int(share * torch.cuda.mem_get_info(device)[0]))] if device.type == "cuda" else []
         self._rooms = [*card, host]
         self._held: dict[int, Tensor] = {}
@@ -83,17 +81,3 @@ class HeldImages:
                 room.left -= image.nbytes
                 return self._held[position]
         return image
-
-
-def free_host_memory() -> int:
-    """Return the bytes of memory that this process may still take: of the machine, and of its control group."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not Linux
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no limit reads "max"
-        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-        free = min(free, max(0, limit - used))
-    return free

@@ -103,7 +103,7 @@ def test_a_model_depends_neither_on_processes_nor_on_room_in_memory(toys, monkey
     here = run_train(_job(toys, epochs=2))
     monkeypatch.setattr(held, "FEW", 1)
     by_processes = run_train(dataclasses.replace(_job(toys, epochs=2, workers=2), out=toys.root / "processes"))
-    monkeypatch.setattr(held, "free_host_memory", lambda: 0)
+    monkeypatch.setattr(held, "usable_memory", lambda: 0)
     without_room = run_train(dataclasses.replace(_job(toys, epochs=2), out=toys.root / "room"))
 
     trunks = [load_model(result.files).trunk for result in (here, by_processes, without_room)]

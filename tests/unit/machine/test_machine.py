@@ -65,10 +65,36 @@ def test_cores_are_the_least_of_affinity_and_quotas(groups: str, files: dict[str
         ("0::/a/b\n", {"a/memory.max": f"{2 * GIB}\n", "a/b/memory.max": "max\n"}, 2 * GIB),
         ("7:memory:/a\n", {"memory/a/memory.limit_in_bytes": f"{3 * GIB}\n"}, 3 * GIB),
         ("0::/\n", {"memory.max": f"{64 * GIB}\n"}, 8 * GIB),
+        # 3 of 5 GiB are used, but 1 of these are files that the system may drop.
+        (
+            "0::/\n",
+            {
+                "memory.max": f"{5 * GIB}",
+                "memory.current": f"{3 * GIB}",
+                "memory.stat": f"anon 9\ninactive_file {GIB}\n",
+            },
+            3 * GIB,
+        ),
+        (
+            "7:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": f"{3 * GIB}\n",
+                "memory/a/memory.usage_in_bytes": f"{GIB}\n",
+                "memory/a/memory.stat": f"inactive_file 5\ntotal_inactive_file {GIB // 2}\n",
+            },
+            5 * GIB // 2,
+        ),
+        ("0::/\n", {"memory.max": f"{GIB}\n", "memory.current": f"{2 * GIB}\n"}, 0),
     ],
 )
 def test_memory_is_what_is_free_or_a_smaller_limit(groups: str, files: dict[str, str], expected: int, tmp_path: Path):
     assert usable_memory(*machine_with(tmp_path, groups, files, "MemAvailable:  8388608 kB\n")) == expected
+
+
+def test_memory_of_this_machine_and_of_a_system_that_does_not_say(tmp_path: Path):
+    assert 2**20 < usable_memory() < 2**50
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert usable_memory(tmp_path, tmp_path) == half
 
 
 def test_a_number_is_taken_as_it_is():
