@@ -370,14 +370,15 @@ def _in_bfloat16(module: nn.Module) -> nn.Module:
     takes longer than the convolution where channels are convolved one by one (EfficientNet). Other batch normalization
     keeps float32 weights and takes bfloat16 images all the same.
     """
-    fused = copy.deepcopy(module)
-    for chain in [part for part in fused.modules() if isinstance(part, nn.Sequential)]:
+    half = copy.deepcopy(module)
+    for chain in [part for part in half.modules() if isinstance(part, nn.Sequential)]:
         _fuse_neighbors(chain)
-    half = copy.deepcopy(fused).to(torch.bfloat16)
-    for original, layer in zip(fused.modules(), half.modules(), strict=True):
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.float()
-            layer.load_state_dict(original.state_dict())
+    normal = [layer for layer in half.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    kept = [copy.deepcopy(layer.state_dict()) for layer in normal]  # float32, as it was
+    half.to(torch.bfloat16)
+    for layer, state in zip(normal, kept, strict=True):
+        layer.float()
+        layer.load_state_dict(state)
     return half
 
 
