@@ -8,8 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from alloop.errors import AlloopError
-from alloop.files import write_bytes
 from alloop.pool.picture import Photo
 from alloop.records import ImageRef
 
@@ -35,26 +33,36 @@ class Thumbnails:
             PoolError: The file is missing, has changed, or is not a picture.
         """
         place = self._folder / image.key[:2] / f"{image.key}-{side}.jpg"
-        try:
-            return place.read_bytes()
-        except OSError:
-            pass
+        kept = _read_kept(place)
+        if kept is not None:
+            return kept
         with self._turns:
             small = _shrink(image, side)
         self._keep(place, small)
         return small
 
     def _keep(self, place: Path, picture: bytes) -> None:
+        temporary = place.with_name(f".{os.getpid()}-{threading.get_ident()}-{place.name}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(place, picture)
-        except (OSError, AlloopError):  # a full disk, or a workspace that may only be read: decoded again next time
+            temporary.write_bytes(picture)  # not flushed to the disk, which would take longer than decoding again
+            temporary.replace(place)
+        except OSError:  # a full disk, or a workspace that may only be read: decoded again next time
             return
         with self._lock:
             self._new += 1
             is_due = self._new % _CLEAN_EVERY == 0
         if is_due:
             clean(self._folder, MOST_BYTES)
+
+
+def _read_kept(place: Path) -> bytes | None:
+    """Return a kept picture; None if there is none, or if the machine stopped before all of it was on the disk."""
+    try:
+        picture = place.read_bytes()
+    except OSError:
+        return None
+    return picture if picture.startswith(b"\xff\xd8") and picture.endswith(b"\xff\xd9") else None
 
 
 def _shrink(image: ImageRef, side: int) -> bytes:
@@ -69,7 +77,7 @@ def _shrink(image: ImageRef, side: int) -> bytes:
     picture, shown = Photo(image).enough(half)
     size = small(round(shown[2] - shown[0]), round(shown[3] - shown[1]))
     buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC, shown, reducing_gap=2.0).save(buffer, "JPEG", quality=85)
+    picture.resize(size, Image.Resampling.HAMMING, shown, reducing_gap=2.0).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

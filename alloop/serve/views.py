@@ -38,7 +38,6 @@ from alloop.serve.filters import (
 )
 from alloop.serve.map import COLORS, coloring, find_doubt, head_of, names_on, note_of, points, words_of
 from alloop.serve.snapshot import Snapshot, Tile
-from alloop.store.annotations import list_classes_by_hash
 from alloop.store.images import find_image_ids
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.rounds import find_round
@@ -260,8 +259,8 @@ def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         waits = "They show when a model was measured on the holdout. " + next_step(desk.status())
         return "mistakes", {"title": "Mistakes", "head": Headline("No mistakes to show yet.", waits), "matrix": ()}
     found, pool = gather_mistakes(holdout), desk.pool()
+    looks = find_second_looks(holdout, desk.labels())
     with reading(desk.project().database) as session:
-        looks = find_second_looks(holdout, list_classes_by_hash(session))
         ids = find_image_ids(session, {*found.sure, *(look.sha256 for look in looks)})
     return "mistakes", {
         "title": "Mistakes",

@@ -417,11 +417,9 @@ def _refs_query() -> "Select[int, str, str, int | None]":
 
 
 def _refs(session: Session, query: "Select[int, str, str, int | None]") -> list[ImageRef]:
-    depth = find_depth(session)
-    return [
-        ImageRef(image_id, sha256, path, own and depth, is_admitted=True)
-        for image_id, sha256, path, own in session.execute(query)
-    ]
+    rows = session.execute(query).all()
+    depth = find_depth(session) if any(own for _, _, _, own in rows) else None  # this looks at every image
+    return [ImageRef(image_id, sha256, path, own and depth, is_admitted=True) for image_id, sha256, path, own in rows]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -88,8 +88,8 @@ def _add_images(project: Project, n_images: int) -> list[ImageRef]:
 def _photo(path: Path, number: int) -> ImageFile:
     """Write a picture of 1024 x 768 pixels with the detail of a photo."""
     path.parent.mkdir(exist_ok=True)
-    rough = np.random.default_rng(number).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    Image.fromarray(rough).resize((1024, 768), Image.Resampling.BICUBIC).save(path, quality=90)
+    rough = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(rough).resize((1024, 768), Image.Resampling.BICUBIC).save(path, quality=85)
     stat, sha256 = path.stat(), sha256_of(path)
     return ImageFile(str(path), sha256, stat.st_size, stat.st_mtime_ns, 1024, 768, "JPEG", "RGB", sha256[:16])
 

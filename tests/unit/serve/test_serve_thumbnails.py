@@ -1,8 +1,10 @@
 """Cache of thumbnails."""
 
 import os
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,6 +27,33 @@ def test_a_thumbnail_is_made_once_and_belongs_to_the_content(tmp_path: Path):
         assert small.size == (160, 80)
     with pytest.raises(PoolError):
         thumbnails.jpeg(image, 320)  # not made before, and the file is gone
+
+
+def test_a_kept_picture_that_ends_too_early_is_made_again(tmp_path: Path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (800, 400), "red").save(path)
+    image, thumbnails = ImageRef(1, sha_of(path), str(path)), Thumbnails(tmp_path / "cache", workers=1)
+    whole = thumbnails.jpeg(image, 160)
+    kept = next((tmp_path / "cache").glob("*/*.jpg"))
+    kept.write_bytes(whole[:100])
+
+    assert thumbnails.jpeg(image, 160) == whole == kept.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1024, 768), (320, 240)), ((100, 50), (100, 50)), ((5000, 3), (320, 1))]
+)
+def test_a_photo_is_shrunk_to_its_longer_side_and_looks_as_before(tmp_path: Path, size, expected):
+    path = tmp_path / "a.jpg"
+    Image.linear_gradient("L").resize(size).convert("RGB").save(path, quality=95)
+    small = Image.open(
+        BytesIO(Thumbnails(tmp_path / "cache", workers=1).jpeg(ImageRef(1, sha_of(path), str(path)), 320))
+    )
+
+    assert small.size == expected
+    with Image.open(path) as whole:
+        wanted = whole.resize(expected, Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(small, dtype=int) - np.asarray(wanted, dtype=int)).mean() < 3
 
 
 def test_a_picture_that_cannot_be_kept_is_still_shown(tmp_path: Path):
