@@ -141,7 +141,8 @@ def test_the_keyboard_alone_reaches_the_content_moves_in_the_grid_and_comes_back
 
 def test_every_thing_that_can_be_pressed_has_a_visible_focus(browser: Browser):
     browser.open("mistakes")
-    for _ in range(len(browser.all("a[href], button, input, select, [tabindex='0'], summary"))):
+    found = browser.all("a[href], button, input, select, [tabindex='0'], summary")
+    for _ in range(sum(one.get_attribute("class") == "skip" or one.is_displayed() for one in found)):
         browser.press(Keys.TAB)
         outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle")
         assert outline not in ("none", ""), browser.focused().get_attribute("outerHTML")
