@@ -18,7 +18,7 @@ from alloop.loop.asking.junk import mark_junk
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Reason, Split
-from alloop.store.images import list_split
+from alloop.store.images import list_refs, list_split
 from alloop.store.queries import list_queries
 from alloop.store.session import reading
 
@@ -50,21 +50,29 @@ def wait(browser: Browser, selector: str, words: str) -> None:
     )
 
 
+def picked(browser: Browser, which: str = "") -> list[int]:
+    return [int(pick.get_attribute("value")) for pick in browser.all(f".pick{which}")]
+
+
 def test_images_are_selected_asked_for_and_marked_with_the_keyboard_alone(browser: Browser, project: Project):
     browser.open("images?state=unlabeled&sort=name")
-    browser.press(Keys.ARROW_RIGHT, " ", Keys.ARROW_RIGHT, " ")
-    assert browser.one(".n-chosen").text == "2 selected"
-    chosen = [int(pick.get_attribute("value")) for pick in browser.all(".pick") if pick.is_selected()]
+    with reading(project.database) as session:
+        held = list_split(session, Split.HOLDOUT)
+    for image_id in picked(browser)[:4]:
+        browser.press(Keys.ARROW_RIGHT, *([] if image_id in held else [" "]))
+    chosen = picked(browser, ":checked")
+    assert 1 < len(chosen) < 5 and not set(chosen) & set(held)
+    assert browser.one(".n-chosen").text == f"{len(chosen)} selected"
     browser.press("x")
-    wait(browser, ".notice", "2 images marked as junk.")
+    wait(browser, ".notice", f"{len(chosen)} images marked as junk.")
     with reading(project.database) as session:
         assert list_split(session, Split.JUNK) == chosen
 
     browser.one(".notice button").click()
-    wait(browser, ".notice", "2 images no longer marked as junk")
+    wait(browser, ".notice", f"{len(chosen)} images no longer marked as junk")
     with reading(project.database) as session:
         asked = {query.image_id for query in list_queries(session)}
-    free = next(at for at, pick in enumerate(browser.all(".pick")) if int(pick.get_attribute("value")) not in asked)
+    free = next(at for at, image_id in enumerate(picked(browser)) if image_id not in asked)
     browser.press(*[Keys.ARROW_RIGHT] * (free + 1), "a")  # without a selection: the image with the focus
     wait(browser, ".notice", "People are asked about 1 image")
     with reading(project.database) as session:
@@ -76,11 +84,18 @@ def test_images_are_selected_asked_for_and_marked_with_the_keyboard_alone(browse
     assert not browser.one("dialog").is_displayed()
 
 
-def test_a_page_shows_the_step_that_it_started_and_then_its_result(browser: Browser, axe: str):
+def test_a_page_shows_the_step_that_it_started_and_then_its_result(browser: Browser):
     browser.open("")
     browser.one(".top button").click()
     wait(browser, "#step", "Round 0: 8 of 8 images wait for annotators.")
 
+
+def test_axe_finds_no_serious_fault_in_buttons_notices_and_the_list_of_keys(browser: Browser, axe: str):
+    browser.open("images")
+    browser.one(".top button[data-key=x]").click()
+    wait(browser, ".notice", "No image is selected.")
+    assert browser.faults(axe) == []
+    browser.press("?")
     assert browser.faults(axe) == []
 
 
@@ -88,9 +103,12 @@ def test_a_page_offers_what_another_command_has_changed_and_keeps_the_selection(
     browser.open("images?state=unlabeled&sort=name")
     browser.one("#choose-all").click()
     n = len(browser.all(".pick"))
-    at_bench(project, mark_junk, [int(browser.all(".pick")[-1].get_attribute("value"))])
+    assert browser.one(".n-chosen").text == f"{n} selected"
+    with reading(project.database) as session:
+        free = next(ref.image_id for ref in list_refs(session, Split.TRAIN))
+    at_bench(project, mark_junk, [free])
 
-    wait(browser, "#changed", "The project has changed. Show the new state")
+    wait(browser, "#changed", "The project has changed.")
 
     assert sum(pick.is_selected() for pick in browser.all(".pick")) == n
     browser.one("#changed a").click()
