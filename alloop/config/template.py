@@ -4,9 +4,19 @@ import json
 from collections.abc import Sequence
 
 
-def render_config(name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str) -> str:
-    """Return a commented alloop.toml. JSON strings are valid TOML basic strings."""
-    return f"""\
+def render_config(
+    name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str, backend: str = "label-studio"
+) -> str:
+    """Return a commented alloop.toml. JSON strings are valid TOML basic strings.
+
+    Args:
+        name: Name of the project.
+        classes: Names of the classes.
+        images: Folders, globs and files of images.
+        label_studio_url: Address of Label Studio, written for this back end only.
+        backend: Labeling back end.
+    """
+    text = f"""\
 # Settings of this alloop workspace. A setting that is not here has a working default; the README lists more of them.
 # An environment variable can override any setting: ALLOOP__LOOP__BATCH_SIZE=100
 
@@ -32,9 +42,11 @@ strategy = "entropy-spread"       # `alloop strategies` lists them: entropy | ma
 random_fraction = 0.1             # share of each batch drawn at random, for honest evaluation
 
 [labeling]
-backend = "label-studio"          # label-studio | csv (sheets to fill in, in sheets/) | oracle (answers from a file)
+{f"backend = {_text(backend)}":<33} # label-studio | csv (sheets to fill in, in sheets/) | oracle (answers from a file)
 preannotate = false               # true: show the model's guess to annotators
-
+"""
+    if backend == "label-studio":
+        text += f"""
 [labeling.label_studio]
 url = {_text(label_studio_url)}
 # The token is read from LABEL_STUDIO_API_KEY, or from a file: api_key_file = "label-studio.token"
@@ -42,6 +54,7 @@ url = {_text(label_studio_url)}
 [labeling.images]
 via = "local-files"               # local-files | upload | url
 """
+    return text
 
 
 def _text(value: str) -> str:

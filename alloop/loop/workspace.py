@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
+from alloop.composition import DEFAULT_BACKEND
 from alloop.config.load import FILE_NAME, parse_config
 from alloop.config.template import render_config
 from alloop.errors import DatabaseError, WorkspaceError
@@ -24,7 +25,12 @@ from alloop.store.workspace import add_event, add_workspace, find_workspace_uuid
 
 
 def new_config(
-    folder: Path, name: str | None, classes: Sequence[str], images: Sequence[str], label_studio_url: str
+    folder: Path,
+    name: str | None,
+    classes: Sequence[str],
+    images: Sequence[str],
+    label_studio_url: str,
+    backend: str = DEFAULT_BACKEND,
 ) -> str:
     """Return the text of a new workspace's alloop.toml. Paths of images are relative to the current folder.
 
@@ -37,7 +43,7 @@ def new_config(
         raise WorkspaceError(
             f"The folder name {odd[0]} is not valid UTF-8, so alloop.toml cannot hold it.", "Rename the folder."
         )
-    return render_config(printable(name or folder.absolute().name)[:40], classes, places, label_studio_url)
+    return render_config(printable(name or folder.absolute().name)[:40], classes, places, label_studio_url, backend)
 
 
 def create_workspace(folder: Path, content: str) -> Path:

@@ -223,6 +223,19 @@ def test_a_class_that_label_studio_reads_as_a_field_is_refused_by_init_and_by_ru
     assert value(project, "SELECT count(*) FROM round") == 0
 
 
+def test_init_takes_a_labeling_back_end_and_says_only_what_it_needs(tmp_path: Path):
+    sheets = alloop("init", tmp_path / "sheets", "--classes", "cat,dog", "--backend", "csv")
+    usual = alloop("init", tmp_path / "usual", "--classes", "cat,dog")
+    refused = alloop("init", tmp_path / "other", "--classes", "cat,dog", "--backend", "cvs")
+
+    assert sheets.code == usual.code == 0
+    assert 'backend = "csv"' in (tmp_path / "sheets" / "alloop.toml").read_text()
+    assert "url =" not in (tmp_path / "sheets" / "alloop.toml").read_text()
+    assert ("LABEL_STUDIO" in sheets.out, "LABEL_STUDIO" in usual.out) == (False, True)
+    assert refused.code == 1
+    assert "csv" in refused.err and not (tmp_path / "other").exists()
+
+
 def test_init_makes_a_workspace_once_and_says_what_is_next(tmp_path: Path):
     made = alloop("init", tmp_path / "pets", "--classes", "cat, dog", "--images", tmp_path / "photos")
 
