@@ -232,8 +232,8 @@ def test_init_takes_a_labeling_back_end_and_says_only_what_it_needs(tmp_path: Pa
     assert 'backend = "csv"' in (tmp_path / "sheets" / "alloop.toml").read_text()
     assert "url =" not in (tmp_path / "sheets" / "alloop.toml").read_text()
     assert ("LABEL_STUDIO" in sheets.out, "LABEL_STUDIO" in usual.out) == (False, True)
-    assert refused.code == 1
-    assert "csv" in refused.err and not (tmp_path / "other").exists()
+    assert refused.code == 2
+    assert "did you mean 'csv'?" in refused.err and not (tmp_path / "other").exists()
 
 
 def test_init_makes_a_workspace_once_and_says_what_is_next(tmp_path: Path):
