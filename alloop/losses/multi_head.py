@@ -143,7 +143,7 @@ def assign_specialties(
     if known:
         return _extend(n_classes, n_heads, generator, known)
     if n_heads > n_classes:
-        log.warning("%d heads for %d classes: several heads share a specialty", n_heads, n_classes)
+        log.info("%d heads for %d classes: several heads share a specialty", n_heads, n_classes)
         rounds = math.ceil(n_heads / n_classes)
         order = torch.cat([torch.randperm(n_classes, generator=generator) for _ in range(rounds)])[:n_heads]
         return tuple((int(position),) for position in order)
