@@ -1,6 +1,7 @@
 """The page Map: where labels and doubt are. Numbers count the whole pool, also where the map is a sample."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -182,6 +183,8 @@ def _is_shown(pool: Snapshot, spots: Spots) -> Mask:
 
 def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Coloring:
     names = _by_doubt(pool, doubt)
+    guesses, labels = Counter(pool.scored.predicted.tolist()), Counter(pool.label.tolist())
+    doubtful = Counter(pool.scored.predicted[doubt.is_doubtful].tolist())
     open_ = Filter(state="unlabeled", least=doubt.bound)
     keys = [
         Key(
@@ -189,12 +192,9 @@ def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], non
             f"tone-{at + 1}" if at < COLORED else "rest",
             name,
             (
-                Cell(int((pool.scored.predicted == name).sum()), Filter(predicted=name).address()),
-                Cell(int((pool.label == name).sum()), Filter(label=name).address()),
-                Cell(
-                    int((doubt.is_doubtful & (pool.scored.predicted == name)).sum()),
-                    dataclasses.replace(open_, predicted=name).address(),
-                ),
+                Cell(guesses[name], Filter(predicted=name).address()),
+                Cell(labels[name], Filter(label=name).address()),
+                Cell(doubtful[name], dataclasses.replace(open_, predicted=name).address()),
             ),
         )
         for at, name in enumerate(names)
@@ -270,16 +270,10 @@ _COLORINGS: dict[str, Callable[[Snapshot, Doubt], Coloring]] = {
 
 def _by_doubt(pool: Snapshot, doubt: Doubt) -> list[str]:
     """Return the classes, those with the most uncertain images first, then those with the most images."""
-    doubtful = pool.scored.predicted[doubt.is_doubtful]
-    sizes = {
-        name: (int((doubtful == name).sum()), int((pool.scored.predicted == name).sum()))
-        for name in pool.scored.classes
-    }
-    return sorted(pool.scored.classes, key=lambda name: sizes[name], reverse=True)
+    doubtful, all_ = Counter(pool.scored.predicted[doubt.is_doubtful].tolist()), Counter(pool.scored.predicted.tolist())
+    return sorted(pool.scored.classes, key=lambda name: (doubtful[name], all_[name]), reverse=True)
 
 
 def _coded(values: npt.NDArray[Any], ranked: Sequence[object]) -> Codes:
-    codes = np.full(len(values), NONE, dtype=np.int64)
-    for at, value in enumerate(ranked):
-        codes[values == value] = min(at, REST)
-    return codes
+    codes = {value: min(at, REST) for at, value in enumerate(ranked)}
+    return np.array([codes.get(value, NONE) for value in values.tolist()], dtype=np.int64)

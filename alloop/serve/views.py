@@ -199,6 +199,7 @@ def map_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "selected": [pool.row(row) for row in rows[:STRIP]],
         "selected_words": f"{count(len(rows), 'image')}, the most uncertain first",
         "selected_address": wanted.address(),
+        "unlabeled_address": wanted.address(state="unlabeled"),
     }
 
 
