@@ -9,7 +9,7 @@ from alloop.evaluation.intervals import wilson
 from alloop.project import Project
 from alloop.records import Answer, Outcome
 from alloop.report.headlines import Headline, count, interval_of
-from alloop.store.annotations import list_current
+from alloop.store.annotations import find_classes, list_current
 from alloop.store.session import reading
 
 DAYS = 30  # newest days that are shown
@@ -26,6 +26,7 @@ class Person:
     empty: int
     seconds: str
     agreement: str
+    consensus: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def gather_people(project: Project, *, is_public: bool = False) -> People:
     """Read all current answers and count them. In public, people have numbers in place of names."""
     with reading(project.database) as session:
         records = [(record.image_id, record.answer) for record in list_current(session)]
+        classes = find_classes(session, {image_id for image_id, _ in records})
     given = [(image_id, answer) for image_id, answer in records if answer.outcome is not Outcome.DELETED]
     if is_public:
         names = number_people(answer.annotator for _, answer in given)
@@ -75,10 +77,14 @@ def gather_people(project: Project, *, is_public: bool = False) -> People:
     by_person: dict[str, list[Answer]] = defaultdict(list)
     for _, answer in given:
         by_person[answer.annotator].append(answer)
-    same = agreements(
+    labels = [
         (image_id, answer.annotator, answer.value) for image_id, answer in given if answer.outcome is Outcome.LABEL
+    ]
+    same, agreed = agreements(labels), with_consensus(labels, classes)
+    people = tuple(
+        _person(name, answers, same.get(name), agreed.get(name))
+        for name, answers in sorted(by_person.items(), key=_in_order)
     )
-    people = tuple(_person(name, answers, same.get(name)) for name, answers in sorted(by_person.items(), key=_in_order))
     return People(_head(people, same), people, _days(answer for _, answer in given))
 
 
@@ -113,7 +119,30 @@ def agreements(labels: Iterable[tuple[int, str, str | None]]) -> dict[str, tuple
     return found
 
 
-def _person(name: str, answers: list[Answer], same: tuple[int, int] | None) -> Person:
+def with_consensus(
+    labels: Iterable[tuple[int, str, str | None]], classes: Mapping[int, str]
+) -> dict[str, tuple[int, int]]:
+    """Return person → (number of labels that became the label of the image, number of labels).
+
+    Only images that several people labeled count. A person's own answer is one of the votes for the label.
+
+    Args:
+        labels: Image, person and label.
+        classes: Image → label that people agreed on; images without such a label are left out.
+    """
+    by_image: dict[int, dict[str, str | None]] = defaultdict(dict)
+    for image_id, person, value in labels:
+        by_image[image_id][person] = value
+    found: dict[str, tuple[int, int]] = {}
+    for image_id, answers in by_image.items():
+        if len(answers) > 1 and image_id in classes:
+            for person, value in answers.items():
+                agree, n = found.get(person, (0, 0))
+                found[person] = (agree + (value == classes[image_id]), n + 1)
+    return found
+
+
+def _person(name: str, answers: list[Answer], same: tuple[int, int] | None, agreed: tuple[int, int] | None) -> Person:
     outcomes = Counter(answer.outcome for answer in answers)
     seconds = [answer.lead_time for answer in answers if answer.lead_time is not None]
     return Person(
@@ -123,6 +152,7 @@ def _person(name: str, answers: list[Answer], same: tuple[int, int] | None) -> P
         empty=outcomes[Outcome.EMPTY],
         seconds=f"{statistics.median(seconds):.1f}" if seconds else "–",
         agreement="–" if same is None else interval_of(wilson(*same)),
+        consensus="–" if agreed is None else interval_of(wilson(*agreed)),
     )
 
 

@@ -91,8 +91,8 @@ def _second_look(
 ) -> SecondLook:
     label, predicted = classes[given], classes[guess]
     reason = (
-        f"The model gives {predicted} {_percent(probs[guess])} and the label {label} {_percent(probs[given])}. "
-        f"Images labeled {predicted} get {_percent(usual)} on average."
+        f"Probability of {predicted}: {_percent(probs[guess])}; of the label {label}: {_percent(probs[given])}. "
+        f"Images labeled {predicted} have {_percent(usual)} on average."
     )
     return SecondLook(sha256, label, predicted, float(probs[given]), reason)
 

@@ -12,6 +12,7 @@ import numpy as np
 from alloop.loop.stopping import Standing
 from alloop.records import Reason
 from alloop.report.charts import make_curve
+from alloop.report.cost import gather_cost
 from alloop.report.gather import RoundReport, StatusReport, describe_measured
 from alloop.report.headlines import Headline, count, next_step, of_project
 from alloop.report.histogram import histogram_of
@@ -21,7 +22,6 @@ from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
 from alloop.report.second_looks import find_second_looks
 from alloop.report.shown import TASKS, Shown
-from alloop.report.worth import cost_so_far
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
 from alloop.serve.features import find_nearest, read_labeled
@@ -81,7 +81,7 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
             "metrics": shown.metrics,
             "rounds": round_rows(status, shown),
             "explained": shown.explained.format(measured=describe_measured(status.findings)),
-            "cost": cost_so_far(status),
+            "cost": desk.part("cost", gather_cost).says,
             "days": desk.part("people", gather_people).days[:DAYS_AHEAD],
         },
     )

@@ -7,7 +7,7 @@ import numpy as np
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
 from alloop.records import Answer, Outcome
 from alloop.report.mistakes import MOST_CLASSES, gather_mistakes
-from alloop.report.people import _days, agreements
+from alloop.report.people import _days, agreements, with_consensus
 
 
 def test_agreement_counts_pairs_with_other_people():
@@ -21,6 +21,19 @@ def test_agreement_counts_pairs_with_other_people():
     ]
 
     assert agreements(labels) == {"ann": (1, 2), "ben": (1, 2), "eve": (0, 2)}
+
+
+def test_agreement_with_the_label_counts_images_of_several_people():
+    labels = [
+        (1, "ann", "cat"),
+        (1, "ben", "cat"),
+        (1, "eve", "dog"),
+        (2, "ann", "dog"),
+        (3, "ann", "cat"),
+        (3, "eve", "dog"),
+    ]
+
+    assert with_consensus(labels, {1: "cat", 2: "dog"}) == {"ann": (1, 1), "ben": (1, 1), "eve": (0, 1)}
 
 
 def test_a_days_bar_is_made_of_the_answers_of_each_person():

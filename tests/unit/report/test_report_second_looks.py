@@ -24,7 +24,7 @@ def test_a_label_is_doubtful_if_another_class_is_as_probable_as_it_usually_is():
     assert [(one.sha256, one.label, one.predicted) for one in found] == [("2", "cat", "dog")]
     assert found[0].probability == pytest.approx(0.04)
     assert found[0].reason == (
-        "The model gives dog 96.0 % and the label cat 4.0 %. Images labeled dog get 87.5 % on average."
+        "Probability of dog: 96.0 %; of the label cat: 4.0 %. Images labeled dog have 87.5 % on average."
     )
 
 
