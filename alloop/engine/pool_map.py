@@ -83,7 +83,7 @@ class MapJob:
         if not known:
             raise ModelError("No image of the pool has features in the cache.", "`alloop score` computes them.")
         is_labeled = np.array([image.image_id in self.labeled for image in known], dtype=bool)
-        chosen = [known[at] for at in choose([image.sha256 for image in known], is_labeled, self.seed)]
+        chosen = [known[at] for at in choose([image.sha256 for image in known], is_labeled, self.seed, MOST)]
         places = lay_out(self.source.read(chosen), derive_seed(self.seed, "map"), progress)
         _write(self.out, [image.sha256 for image in chosen], places, len(self.images), len(known))
         _drop_old(self.out.parent)
@@ -111,7 +111,7 @@ def map_path(source: FeatureSource, seed: int) -> Path:
     return source.cache / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 
-def choose(sha256s: list[str], is_labeled: npt.NDArray[np.bool_], seed: int, most: int = MOST) -> npt.NDArray[np.intp]:
+def choose(sha256s: list[str], is_labeled: npt.NDArray[np.bool_], seed: int, most: int) -> npt.NDArray[np.intp]:
     """Return the positions of the images that the map shows, ascending.
 
     These are all images, or a uniform sample of `most` of them and, beside it, up to `most` labeled images. The sample

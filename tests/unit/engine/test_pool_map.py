@@ -1,5 +1,6 @@
 """The map of a pool, on features that are given."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from factories import fake_sha256
 
+from alloop.engine import pool_map
 from alloop.engine.feature_source import FeatureSource
 from alloop.engine.pool_map import MapJob, choose, map_path, read_map
 from alloop.engine.trunk_file import TrunkWriter
@@ -37,6 +39,18 @@ def test_a_map_shows_the_images_with_features_and_counts_the_others(tmp_path: Pa
     assert found is not None
     assert set(found.sha256s) == {fake_sha256(number) for number in range(9)}
     assert (found.places.shape, found.n_pool, found.n_known, found.is_sample) == ((9, 2), 12, 9, False)
+
+
+def test_a_sampled_map_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pool_map, "MOST", 10)
+    job = dataclasses.replace(make_job(tmp_path, 60, 50), labeled=frozenset(range(40, 60)))
+
+    job.run()
+
+    found = read_map(job.out)
+    assert found is not None and found.is_sample and found.n_known == 50
+    assert {fake_sha256(number) for number in range(40, 50)} <= set(found.sha256s)
+    assert len(found.sha256s) in range(11, 21)
 
 
 def test_the_same_map_made_twice_has_the_same_name(tmp_path: Path):
