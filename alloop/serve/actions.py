@@ -28,6 +28,7 @@ from alloop.store.rounds import RoundRecord, find_last_round
 from alloop.store.session import reading
 
 MOST_IMAGES = 10_000  # of one action
+LONGEST_WAIT = 10.0  # seconds for another action, such as the first of two clicks
 NOTHING = Notice(["No image is selected. Tick images, or press space on one."], is_bad=True)
 ErrorPage = Callable[[int, str, str], Response]
 
@@ -140,12 +141,16 @@ class Actions:
     def _bench(self) -> Iterator[Workbench]:
         if self._step.state().is_running:
             raise LeaseHeld("A step is running, and only one thing can change the project.", "Wait for its end.")
-        with (
-            self._one_at_a_time,
-            open_project(self._folder) as project,
-            open_workbench(make_tools(project, chosen_executor())) as bench,
-        ):
-            yield bench
+        if not self._one_at_a_time.acquire(timeout=LONGEST_WAIT):
+            raise LeaseHeld("Another action takes long, and only one thing can change the project.", "Try again.")
+        try:
+            with (
+                open_project(self._folder) as project,
+                open_workbench(make_tools(project, chosen_executor())) as bench,
+            ):
+                yield bench
+        finally:
+            self._one_at_a_time.release()
 
     def _back(self, request: Request) -> str:
         """Return the page that the form was on, never another server's."""

@@ -58,7 +58,8 @@ def _run(tools: Tools) -> str:
     from alloop.report.headlines import where_to_label
 
     result = run(tools, RunOptions(rounds=1))
-    return " ".join((result.describe(where_to_label(find_label_place(tools.project))), *result.attention))
+    said = result.describe(where_to_label(find_label_place(tools.project)), "The next step begins the next round.")
+    return " ".join((said, *result.attention))
 
 
 def _send(tools: Tools) -> str:

@@ -9,6 +9,7 @@ from factories import at_bench, copy_project, make_project, tools_of
 
 from alloop.errors import LabelError
 from alloop.labeling.sheets import list_sheets, read_sheet, write_sheet
+from alloop.loop.asking import people
 from alloop.loop.asking.by_hand import ask_by_hand, take_back
 from alloop.loop.asking.junk import mark_junk, unmark_junk
 from alloop.loop.rounds import steps
@@ -146,6 +147,26 @@ def test_a_round_that_has_not_chosen_yet_chooses_the_same_images_but_those(proje
     assert not {image_id for image_id, *_ in chosen} & set(spare[:2])
     # The drawn image is the same unless one of the two took its place; ranks are those of a round without manual ones.
     assert [rank for _, rank, _ in chosen] == [rank for _, rank, _ in alone]
+
+
+def test_a_question_whose_sending_was_interrupted_is_sent_once_by_the_next_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    image, path = unasked(project)[0]
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(people, "push", interrupted)
+        assert command(project, "ask", path, "--now").code == 130
+    assert n_tasks(project) == 8
+
+    command(project, "run")
+    command(project, "run")
+
+    assert n_tasks(project) == 9
+    assert [query.image_id for query in queries(project) if query.reason is Reason.MANUAL] == [image]
 
 
 def test_a_question_that_was_not_sent_can_be_taken_back_and_asked_again(project: Project):

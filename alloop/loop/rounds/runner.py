@@ -64,14 +64,15 @@ class RunResult:
     answered: int = 0
     attention: tuple[str, ...] = ()
 
-    def describe(self, where: str) -> str:
+    def describe(self, where: str, again: str = "Run `alloop run` again for the next round.") -> str:
         """Return how far the run came, and who has to act.
 
         Args:
             where: Words about the place where people label, with which the sentence ends if people have to act.
+            again: Sentence that says how the next round begins.
         """
         if self.stage is Stage.ADVANCED:
-            return f"Round {self.round_number} is closed: {self.because}. Run `alloop run` again for the next round."
+            return f"Round {self.round_number} is closed: {self.because}. {again}"
         if self.stage is Stage.DONE:
             labels = count(self.labels, "label")
             return f"Done: {self.because.removeprefix(STOPPED)} (round {self.round_number}, {labels})."
