@@ -62,11 +62,12 @@ def test_every_page_loads_without_an_error_and_hostile_names_do_nothing(browser:
 def test_axe_finds_no_serious_fault(browser: Browser, every_page: tuple[str, ...], axe: str, dark: bool):
     browser.show(WIDE, dark=dark)
     found = []
-    for page in (*every_page, "images?least=0,5"):
+    for page in (*every_page, "images?least=0,5", "login", "image?id=999999"):
         browser.open(page)
         found += [f"{page}: {fault}" for fault in browser.faults(axe)]
 
     assert found == []
+    assert len(browser.complaints()) == 1  # of the image that does not exist
 
 
 def test_dark_and_light_follow_the_system(browser: Browser):

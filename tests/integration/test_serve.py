@@ -1,6 +1,7 @@
 """The live pages of a real workspace, through a real server."""
 
 import contextlib
+import html
 import os
 import re
 import shutil
@@ -19,14 +20,16 @@ import pytest
 pytest.importorskip("uvicorn")
 from command_line import alloop
 from factories import NOW, make_project, make_query, write_picture
-from learned import HOSTILE_PROJECT
+from learned import HOSTILE, HOSTILE_PROJECT
 from learned import learned as learned
 from starlette.testclient import TestClient
 
+from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project, open_project
-from alloop.records import RoundState, Split
+from alloop.records import Consensus, RoundState
 from alloop.serve.app import make_app
-from alloop.store.images import list_refs
+from alloop.store.annotations import set_labels
+from alloop.store.images import find_image_ids, list_refs
 from alloop.store.queries import add_queries, add_tasks, list_queries
 from alloop.store.rounds import add_round, set_state
 from alloop.store.session import reading, transaction
@@ -188,6 +191,23 @@ def test_open_tasks_are_linked_where_people_answer(tmp_path: Path, monkeypatch: 
             text = client.get(f"/{page}").text
             assert '<a href="http://labels.example.org/projects/7/data" rel="noreferrer">Open the 1 task</a>' in text
         assert "http://labels.example.org/projects/7/data?task=345" in client.get(f"/image?id={image_id}").text
+
+
+def test_a_label_that_the_model_contradicts_is_worth_a_second_look(learned: Project, tmp_path: Path):
+    shutil.copytree(learned.folder, tmp_path / "copy")
+    with open_project(tmp_path / "copy") as project:
+        with transaction(project.database) as session:
+            holdout = read_last_holdout(session, project)
+            assert holdout is not None and holdout.calibrated_log_probs is not None
+            surest = int(holdout.calibrated_log_probs.max(axis=1).argmax())
+            image_id = find_image_ids(session, [holdout.sha256s[surest]])[holdout.sha256s[surest]]
+            other = next(name for name in HOSTILE if name != holdout.predicted[surest])
+            set_labels(session, {image_id: Consensus(other, 1.0, 1)}, NOW)
+        with client_of(project) as client:
+            text = client.get("/mistakes").text
+
+    assert f"; of the label {other}: " in html.unescape(text)
+    assert f'href="image?id={image_id}"' in text.partition("Labels worth a second look")[2]
 
 
 def test_a_filter_that_cannot_be_read_is_explained_and_the_rest_is_shown(learned: Project):
