@@ -37,7 +37,7 @@ endif
 setup: $(STAMP) ## Make .venv with what tests and demo need; PYTHON=python3.13, also of the others, makes .venv-3.13.
 
 .PHONY: demo
-demo: $(STAMP) ## A whole project on real digits with a real Label Studio; KEEP=1 leaves the server running.
+demo: $(STAMP) ## A whole project on real digits with a real Label Studio; KEEP=1 then shows its pages and Label Studio until Ctrl-C.
 	$(BIN)/alloop demo $(if $(KEEP),--keep)
 
 .PHONY: lint

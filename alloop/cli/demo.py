@@ -11,6 +11,8 @@ from alloop.cli._options import Session, common_options
 if TYPE_CHECKING:
     from alloop.simulate.demo import DemoResult
 
+HOST, PORT = "127.0.0.1", 8571  # of the pages that --keep shows
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-workspace"))
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     help="Scripted people in a real Label Studio, or an oracle without a server.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds of 50 labels each.")
-@click.option("--keep", is_flag=True, help="Leave the server running to look around.")
+@click.option("--keep", is_flag=True, help="Show the project's pages and Label Studio until Ctrl-C.")
 @common_options
 def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) -> None:
     """See a whole project on scikit-learn's digits.
@@ -42,8 +44,10 @@ def demo(session: Session, folder: Path, labeler: str, rounds: int, keep: bool) 
     draw_curves({name: arm.curve for name, arm in result.arms.items()}, title, picture)
     if session.as_json:
         session.show(_data(result, picture))
-    else:
-        _print(result, folder, picture, time.perf_counter() - started)
+        return
+    _print(result, folder, picture, time.perf_counter() - started)
+    if keep:
+        keep_open(next(iter(result.arms.values())).workspace, result.url)
 
 
 def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) -> None:
@@ -73,11 +77,56 @@ def _print(result: "DemoResult", folder: Path, picture: Path, seconds: float) ->
     ours = next(iter(result.arms.values())).workspace
     print_text(f"  alloop status -C {ours}")
     print_text(f"  alloop round show 1 -C {ours}")
-    if result.url:
-        print_text(f"  {result.url} (user and password: {ours / 'label-studio/credentials.json'})")
-        print_text(f"  alloop labelstudio down -C {ours}")
-    else:
+    print_text(f"  alloop serve -C {ours}")
+    if result.url is None:
         print_text(f"  alloop labelstudio up -C {ours}")
+
+
+def keep_open(workspace: Path, url: str | None, port: int = PORT) -> None:
+    """Serve the workspace's pages, and leave its Label Studio running, until Ctrl-C. The last lines say the addresses.
+
+    Args:
+        workspace: The workspace.
+        url: Address of its Label Studio; None if there is none.
+        port: First port to try.
+    """
+    from alloop.cli._tables import print_text
+    from alloop.cli.serve import hosts_of, load_server
+    from alloop.errors import ConfigError
+    from alloop.labeling import local_server
+
+    account = f"user and password: {workspace / 'label-studio/credentials.json'}"
+    studio = "" if url is None else f"Label Studio: {url} ({account})"
+    try:
+        serve = load_server()
+    except ConfigError as error:  # only the pages are missing
+        print_text(f"\nNo pages: {error}")
+        if studio:
+            print_text(f"{studio}\nIt is stopped by `alloop labelstudio down -C {workspace}`.")
+        return
+    port = _free_port(port)
+
+    def ready() -> None:
+        print_text(f"\nPages: http://{HOST}:{port}/")
+        print_text("\n".join(filter(None, (studio, "Ctrl-C ends both." if studio else "Ctrl-C ends them."))))
+
+    try:
+        serve(workspace, HOST, port, hosts_of(HOST, port, ()), None, ready)
+    finally:
+        if url is not None:
+            local_server.down(workspace)
+
+
+def _free_port(first: int) -> int:
+    """Return this port, or any free one if it is taken."""
+    import socket
+
+    with socket.socket() as tried:
+        try:
+            tried.bind((HOST, first))
+        except OSError:
+            tried.bind((HOST, 0))
+        return int(tried.getsockname()[1])
 
 
 def _data(result: "DemoResult", picture: Path) -> dict[str, Any]:

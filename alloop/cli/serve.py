@@ -1,5 +1,6 @@
 """`alloop serve`: live pages of the workspace in a browser."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -39,14 +40,7 @@ def serve(
     """
     token = _read_token(host, token_file)
     session.project().close()  # refuses a folder that is no workspace before anything else
-    try:
-        from alloop.serve.app import serve as run
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        raise ConfigError(
-            f"The package {error.name} is missing.", "Install it: pip install 'alloop[serve]'."
-        ) from error
+    run = load_server()
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/"
 
@@ -55,7 +49,24 @@ def serve(
         if is_shown:
             click.launch(address)
 
-    run(session.workspace, host, port, _hosts(host, port, names), token, ready, is_read_only=is_read_only)
+    run(session.workspace, host, port, hosts_of(host, port, names), token, ready, is_read_only=is_read_only)
+
+
+def load_server() -> "Callable[..., None]":
+    """Return `alloop.serve.app.serve`.
+
+    Raises:
+        ConfigError: The extra `serve` is not installed.
+    """
+    try:
+        from alloop.serve.app import serve as run
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise ConfigError(
+            f"The package {error.name} is missing.", "Install it: pip install 'alloop[serve]'."
+        ) from error
+    return run
 
 
 def _read_token(host: str, file: Path | None) -> str | None:
@@ -75,7 +86,7 @@ def _read_token(host: str, file: Path | None) -> str | None:
     return token
 
 
-def _hosts(host: str, port: int, names: tuple[str, ...]) -> set[str]:
+def hosts_of(host: str, port: int, names: tuple[str, ...]) -> set[str]:
     """Return the names of this server, with the port, as browsers send them."""
     import socket
 

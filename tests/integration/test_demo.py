@@ -2,12 +2,17 @@
 
 import contextlib
 import json
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from command_line import alloop
+from factories import make_project
 
 from alloop.composition import DEFAULT_STRATEGY
 from alloop.engine.executor_local import LocalExecutor
@@ -44,6 +49,32 @@ def test_a_demo_is_made_again_in_its_own_folder_and_nowhere_else(tmp_path: Path)
     assert outcome.code == 1
     assert "was not made by the demo" in outcome.err
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_demo_that_is_kept_says_the_address_of_its_pages_and_ends_at_ctrl_c(tmp_path: Path) -> None:
+    project = make_project(tmp_path, n=6)
+    project.close()
+    call = f"from alloop.cli.demo import keep_open; keep_open(Path({str(project.folder)!r}), 'http://127.0.0.1:1/')"
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))  # the pages take another port then
+    program = f"from pathlib import Path; {call[:-1]}, port={taken.getsockname()[1]})"
+
+    kept = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert kept.stdout is not None
+        lines = [kept.stdout.readline().strip() for _ in range(4)]
+        address = lines[1].removeprefix("Pages: ")
+        assert httpx.get(address, timeout=60).status_code == 200
+        kept.send_signal(signal.SIGINT)
+        kept.wait(60)
+    finally:
+        kept.kill()
+        kept.wait()
+        taken.close()
+        kept.stdout.close()
+
+    assert lines[2].startswith("Label Studio: http://127.0.0.1:1/ (user and password: ")
+    assert lines[3] == "Ctrl-C ends both."
 
 
 @pytest.mark.label_studio
