@@ -1,5 +1,6 @@
 """`alloop demo`: a whole project in a few minutes."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,8 @@ def keep_open(workspace: Path, url: str | None, port: int = PORT) -> None:
         print_text("\n".join(filter(None, (studio, "Ctrl-C ends both." if studio else "Ctrl-C ends them."))))
 
     try:
-        serve(workspace, HOST, port, hosts_of(HOST, port, ()), None, ready)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(workspace, HOST, port, hosts_of(HOST, port, ()), None, ready)
     finally:
         if url is not None:
             local_server.down(workspace)

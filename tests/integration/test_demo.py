@@ -66,7 +66,7 @@ def test_a_demo_that_is_kept_says_the_address_of_its_pages_and_ends_at_ctrl_c(tm
         address = lines[1].removeprefix("Pages: ")
         assert httpx.get(address, timeout=60).status_code == 200
         kept.send_signal(signal.SIGINT)
-        kept.wait(60)
+        code = kept.wait(60)
     finally:
         kept.kill()
         kept.wait()
@@ -75,6 +75,7 @@ def test_a_demo_that_is_kept_says_the_address_of_its_pages_and_ends_at_ctrl_c(tm
 
     assert lines[2].startswith("Label Studio: http://127.0.0.1:1/ (user and password: ")
     assert lines[3] == "Ctrl-C ends both."
+    assert code == 0
 
 
 @pytest.mark.label_studio

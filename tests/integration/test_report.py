@@ -16,6 +16,7 @@ from alloop.loop.choosing.uncertain import find_most_uncertain
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.report.page import gather_report, render_report
+from alloop.report.provenance import gather_provenance
 from alloop.store.session import transaction
 
 HOSTILE = "<script>alert(1)"
@@ -106,6 +107,22 @@ def test_a_public_report_names_no_file_no_person_and_no_place(learned: Project, 
 
     alloop("report", "--public", "-o", tmp_path / "report.html", "-C", learned.folder)
     assert "This report is public" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_public_settings_name_no_file_no_place_and_no_attribute(tmp_path: Path):
+    project = make_project(
+        tmp_path,
+        n=4,
+        model={"backbone": "zelda.nets:make", "weights": "zelda.pth"},
+        acquisition={"only": "clinic = 'zelda'", "strategy": "margin"},
+        train={"loss": "focal"},
+    )
+
+    private, public = (gather_provenance(project, is_public=is_public).settings for is_public in (False, True))
+
+    assert len([line for line in private if "zelda" in line]) >= 3
+    assert "zelda" not in " ".join(public) and "photos" not in " ".join(public) and "[pool]" not in public
+    assert 'loss = "focal"' in public and 'strategy = "margin"' in public
 
 
 def test_an_empty_project_and_one_without_a_model_have_a_report(tmp_path: Path):

@@ -21,6 +21,7 @@ from alloop.evaluation.unbiased import SMALLEST, Risk, lure_risk
 from alloop.loop.measuring.holdout_file import HoldoutPredictions, read_holdout
 from alloop.loop.measuring.pool_brings import PoolBrings, find_pool_brings
 from alloop.loop.stopping import Rule, StopEvidence, bought, list_rules, percent, points
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Agreement, CurvePoint, Ending, Interval, Reason, RoundState, Split
 from alloop.seeds import derive_seed
@@ -275,7 +276,7 @@ def _outlook_words(config: Config, gain: Interval | None, hours: float | None, m
     brings = f"about {points(gain)}" if gain is not None else "its gain can be estimated after three measured rounds"
     if hours is None or median is None:
         return f"{size}: {brings}; the time that people need is not known yet."
-    time = f"{hours:.1f} annotator hours" if hours >= 1 else f"{60 * hours:.0f} annotator minutes"
+    time = f"{hours:.1f} annotator hours" if hours >= 1 else count(round(60 * hours), "annotator minute")
     return f"{size}: {brings}, about {time} (median {median:.2g} s a label)."
 
 
