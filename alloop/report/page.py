@@ -30,7 +30,6 @@ from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
 from alloop.report.second_looks import find_second_looks
 from alloop.report.shown import TASKS
-from alloop.report.worth import cost_so_far
 from alloop.store.annotations import list_classes_by_hash
 from alloop.store.images import find_image_ids, find_refs
 from alloop.store.session import reading
@@ -94,8 +93,7 @@ def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_p
         "people": gather_people(project, is_public=is_public),
         "labels": _labels(status),
         "notes": [*([] if status.auto is None else [status.auto.says]), *describe_by_hand(status)],
-        "cost": cost_so_far(status),
-        "costs": gather_cost(project),
+        "cost": gather_cost(project),
         "outlook": "" if status.findings.outlook is None else status.findings.outlook.says,
         "rules": status.findings.rules,
         "attention": status.attention,

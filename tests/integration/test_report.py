@@ -66,7 +66,7 @@ def test_the_report_is_complete_in_one_file_and_escapes_every_name(learned: Proj
         "Stop rules", "Settings and provenance", "Needs a look",
     ):  # fmt: skip
         assert heading in page, heading
-    assert "times the median of 2.5 s a label" in page
+    assert "2.5 s an answer (median)" in page
     assert "0047.png" in page and "zelda@secret.example" in page and "Yusuf &lt;b&gt;" in page
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     assert len(re.findall(r"<img ", page)) > 10
