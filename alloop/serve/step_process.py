@@ -76,4 +76,7 @@ def _send(tools: Tools) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except BrokenPipeError:  # the server was killed
+        sys.exit(1)

@@ -13,7 +13,7 @@ from alloop.loop.stopping import Standing
 from alloop.records import Reason
 from alloop.report.charts import make_curve
 from alloop.report.cost import gather_cost
-from alloop.report.gather import RoundReport, StatusReport, describe_measured
+from alloop.report.gather import RoundReport, StatusReport, describe_by_hand, describe_measured
 from alloop.report.headlines import Headline, count, next_step, of_project
 from alloop.report.histogram import histogram_of
 from alloop.report.mistakes import gather_mistakes
@@ -78,6 +78,7 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
             "outlook": status.findings.outlook.says if status.findings.outlook else "",
             "stopping": [rule for rule in status.findings.rules if rule.stops or rule.standing is Standing.HOLDS],
             "attention": status.attention,
+            "by_hand": describe_by_hand(status),
             "metrics": shown.metrics,
             "rounds": round_rows(status, shown),
             "explained": shown.explained.format(measured=describe_measured(status.findings)),
