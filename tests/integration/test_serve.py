@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 
 from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project, open_project
-from alloop.records import Consensus, RoundState
+from alloop.records import Consensus, RoundState, Split
 from alloop.serve.app import make_app
 from alloop.store.annotations import set_labels
 from alloop.store.images import find_image_ids, list_refs
