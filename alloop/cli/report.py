@@ -21,7 +21,7 @@ def report(session: Session, out: Path | None, is_shown: bool, is_public: bool) 
     """Write the project's results as one HTML page.
 
     The page shows what `alloop serve` shows: the learning curve, mistakes, the calibration, small pictures, people,
-    cost, stop rules and settings. It needs no other file, no network and no script, and can be printed.
+    cost, stop rules and settings. It needs no other file and no network, and can be printed.
     """
     import os
 

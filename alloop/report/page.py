@@ -1,4 +1,4 @@
-"""Report of a project: what the live pages show, as one HTML file without other files, network or scripts."""
+"""Report of a project: what the live pages show, as one HTML file that needs no other file and no network."""
 
 import base64
 import dataclasses
@@ -59,12 +59,20 @@ def write_report(project: Project, path: Path, uncertain: Sequence[Uncertain] = 
 
 
 def render_report(values: dict[str, Any]) -> str:
-    """Return the report as HTML. The browser loads nothing, and runs no script."""
+    """Return the report as HTML. The browser loads nothing, and accepts only the style and the script of the report."""
     style = STYLE.read_text(encoding="utf-8") + (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     template = make_environment().get_template("report.html.jinja")
-    return template.render(style=Markup(style), policy=policy, **values)  # noqa: S704 (our own file)
+    return template.render(style=Markup(style), script=Markup(script), policy=policy, **values)  # noqa: S704 (our own)
+
+
+def _digest(text: str) -> str:
+    """Return a text's hash as a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_public: bool = False) -> dict[str, Any]:
