@@ -19,6 +19,11 @@ class TableCell:
     text: str
     place: int = 0
 
+    @property
+    def is_number(self) -> bool:
+        """True if the text is a number, a number with more, or a dash in its place."""
+        return self.text.lstrip("+-−±")[:1].isdecimal() or self.text in ("", "-", "–")
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportTable:

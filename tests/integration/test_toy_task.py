@@ -86,6 +86,7 @@ def test_a_new_task_is_trained_scored_asked_measured_and_shown(tmp_path: Path):
     assert "found %" in status
     assert re.search(r"^Found +\d+ %, between", status, re.MULTILINE)
     assert "Accuracy" not in status
+    assert alloop("report", "-C", project.folder).code == 0
     image = next(query.sha256 for query in asked if query.predicted is not None)
     assert "in a thousand" in alloop("explain", image[:12], "-C", project.folder).out
 

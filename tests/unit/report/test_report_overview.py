@@ -4,6 +4,8 @@ import base64
 import re
 from pathlib import Path
 
+import pytest
+
 from alloop.report.overview import Page, Picture, ReportSection, ReportTable, TableCell, render_page, write_page
 
 
@@ -26,7 +28,17 @@ def test_pictures_are_inside_the_page_and_nothing_else_is_loaded(tmp_path: Path)
 
 
 def test_the_best_of_a_column_is_marked(tmp_path: Path):
-    assert '<td class="best">80.0 ± 1.0</td>' in render_page(_page(tmp_path))
+    assert '<td class="number best">80.0 ± 1.0</td>' in render_page(_page(tmp_path))
+
+
+@pytest.mark.parametrize(("text", "is_number"), [("80.0 ± 1.0", True), ("−1.2", True), ("–", True), ("margin", False)])
+def test_numbers_stand_on_the_right_and_words_on_the_left(text: str, *, is_number: bool):
+    table = ReportTable("Raw", ["method", "says"], [[TableCell("SL1H"), TableCell(text)]])
+
+    shown = render_page(Page("Methods", [], [table], []))
+
+    assert ('<th class="number">says</th>' in shown) == is_number
+    assert (f'<td class="number">{text}</td>' in shown) == is_number
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path):
