@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from alloop.config.schema import Config, LoopConfig
+from alloop.names import count
 from alloop.records import Agreement, Ending, Interval
 from alloop.store.images import PoolCounts
 
@@ -93,7 +94,7 @@ def batch_size(settings: LoopConfig, n_labels: int, n_open: int) -> int:
 def _budget(settings: LoopConfig, evidence: StopEvidence) -> Rule:
     name, budget = Ending.LABEL_BUDGET, settings.label_budget
     if budget is None:
-        return Rule(name, Standing.NOT, f"no label_budget is set; there are {evidence.n_labels} labels", stops=False)
+        return Rule(name, Standing.NOT, f"no label_budget is set; labels so far: {evidence.n_labels}", stops=False)
     to_come = f", {evidence.n_open} being asked" if evidence.n_open else ""
     counted = f"{evidence.n_labels} of {budget} labels{to_come}"
     if evidence.n_labels + evidence.n_open >= budget:
@@ -115,7 +116,9 @@ def _exhausted(evidence: StopEvidence) -> Rule:
     if evidence.n_askable == 0:
         because = "pool exhausted: every image is labeled, being asked, set aside, or a near copy of one that is"
         return Rule(name, Standing.HOLDS, because, stops=True)
-    return Rule(name, Standing.NOT, f"at most {evidence.n_askable} images could still be asked about", stops=True)
+    return Rule(
+        name, Standing.NOT, f"at most {count(evidence.n_askable, 'image')} could still be asked about", stops=True
+    )
 
 
 def _target(settings: LoopConfig, accuracy: Interval | None) -> Rule:

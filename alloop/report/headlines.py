@@ -135,6 +135,8 @@ def did_it_help(status: StatusReport) -> str:
 
 def when_to_stop(status: StatusReport) -> str:
     """Say which stop rule holds, or how far the rules of the settings are, and what one more round would bring."""
+    if not status.pool.images:
+        return "Nothing has begun: there are no images yet."
     stop = holding(status)
     if stop is not None:
         return f"Now: {stop.because}."
@@ -147,7 +149,9 @@ def when_to_stop(status: StatusReport) -> str:
 
 
 def holding(status: StatusReport) -> Rule | None:
-    """Return the first rule of the settings that holds; None if the loop goes on."""
+    """Return the first rule of the settings that holds; None if the loop goes on, or there are no images yet."""
+    if not status.pool.images:
+        return None
     return next((rule for rule in status.findings.rules if rule.stops and rule.standing is Standing.HOLDS), None)
 
 
@@ -195,7 +199,8 @@ def _without_model(status: StatusReport) -> tuple[str, str]:
     settled = sum(last.queries.values()) - last.queries.get("open", 0)
     if last.model is not None:
         return "The model is not measured yet.", f"{images} The holdout has too few answers."
-    return "No model yet.", f"{images} Answers so far: {settled} of {sum(last.queries.values())}."
+    answers = f" Answers so far: {settled} of {sum(last.queries.values())}." if last.queries else ""
+    return "No model yet.", f"{images}{answers}"
 
 
 def _learning(status: StatusReport) -> str:

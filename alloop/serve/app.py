@@ -27,7 +27,7 @@ from alloop.serve.desk import Desk
 from alloop.serve.events import Events
 from alloop.serve.guard import PARTS, App, Guard
 from alloop.serve.notices import Notices
-from alloop.serve.step import Step
+from alloop.serve.step import State, Step
 from alloop.serve.thumbnails import SIDES, Thumbnails
 from alloop.store.images import find_refs
 from alloop.store.session import reading
@@ -69,7 +69,8 @@ def make_app(
     Raises:
         AlloopError: The folder is not a workspace that can be opened.
     """
-    desk, step, notices = Desk(folder), Step(folder), Notices()
+    desk, notices = Desk(folder), Notices()
+    step = Step(folder, desk.version)
     thumbnails = desk.project().paths.cache / "thumbnails"
     small = Thumbnails(thumbnails, workers=max(1, usable_cores() - 1))
     pages, events = _Pages(desk, small, step, notices, can_act=not is_read_only), Events(desk, step)
@@ -178,7 +179,7 @@ class _Pages:
                 name, values = view(self._desk, request.query_params)
                 status = self._desk.status()
                 around = views.frame(status) | {"standing": standing(status), "version": version}
-                around |= self._acting(request, status)
+                around |= self._acting(request, status, version)
                 text = self._templates.get_template(f"{name}.html.jinja").render(**around, **values)
                 return HTMLResponse(text, headers={"cache-control": "no-store"})
             except views.NotFound as error:
@@ -202,7 +203,7 @@ class _Pages:
 
         return answer
 
-    def _acting(self, request: Request, status: StatusReport) -> dict[str, Any]:
+    def _acting(self, request: Request, status: StatusReport, version: str) -> dict[str, Any]:
         """Return what the forms of a page need, the running step, and what the last action did."""
         query, is_part = request.scope["query_string"].decode("latin-1"), request.scope["path"] in PARTS
         return {
@@ -210,9 +211,14 @@ class _Pages:
             "csrf": request.scope["alloop.csrf"],
             "back": f"{request.scope['path'].lstrip('/') or './'}{'?' if query else ''}{query}",
             "seen": standing_of(status.rounds[-1] if status.rounds else None),
-            "step": self._step.state(),
+            "step": self._step_at(version),
             "notice": None if is_part else self._notices.take(request.scope["alloop.session"]),
         }
+
+    def _step_at(self, version: str) -> State:
+        """Return the state of the newest step, without a result that may no longer be true."""
+        state = self._step.state()
+        return state if state.is_true_of(version) else State(state.number)
 
     def thumbnail(self, request: Request) -> Response:
         """Answer with a small picture of an image, or with a plain reason."""
@@ -271,7 +277,7 @@ class _Pages:
         except AlloopError:
             around = {"name": "alloop", "pages": []}
         template = self._templates.get_template("error.html.jinja")
-        inactive = {"can_act": False, "version": "", "notice": None, "step": self._step.state()}
+        inactive = {"can_act": False, "version": "", "notice": None, "step": self._step_at(self._desk.version())}
         text = template.render(**around, **inactive, title="Error", standing="", says=says, hint=hint)
         return HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
 

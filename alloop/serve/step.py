@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alloop.errors import DeviceError
@@ -26,6 +26,7 @@ class State:
         says: Result in a sentence; empty while the step runs.
         hint: What to do about a failure.
         is_failed: True if the step ended without its result.
+        version: Version of the workspace when the step ended (`Desk.version`); "" while it runs, or if nobody knows.
     """
 
     number: int = 0
@@ -36,6 +37,11 @@ class State:
     says: str = ""
     hint: str = ""
     is_failed: bool = False
+    version: str = ""
+
+    def is_true_of(self, version: str) -> bool:
+        """Return False for a result that may no longer be true, because the workspace has changed since."""
+        return self.is_running or not (self.version and version) or self.version == version
 
     @property
     def words(self) -> str:
@@ -47,10 +53,11 @@ class State:
 
 
 class Step:
-    """Runs one step at a time for the workspace in `folder`."""
+    """Runs one step at a time for the workspace in `folder`; `version` returns the version of the workspace."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: Callable[[], str] = str) -> None:
         self._folder = folder
+        self._version = version
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._state = State()
@@ -119,4 +126,4 @@ class Step:
             }
         says, hint = last.get("says") or last.get("failed", ""), last.get("hint", "")
         number = self._state.number
-        self._state = State(number, says=says, hint=hint, is_failed="failed" in last)
+        self._state = State(number, says=says, hint=hint, is_failed="failed" in last, version=self._version())

@@ -12,6 +12,7 @@ from pathlib import Path
 from alloop.errors import AlloopError
 from alloop.executor import chosen_executor
 from alloop.loop.workbench import Tools, make_tools, open_workbench
+from alloop.names import count
 from alloop.project import open_project
 from alloop.store.queries import list_unsent
 from alloop.store.session import reading
@@ -72,7 +73,7 @@ def _send(tools: Tools) -> str:
         if not unsent:
             return "No question waits to be sent."
         n = people.push(bench, max(query.round_number for query in unsent))
-    return f"{n} questions were sent."
+    return f"{count(n, 'question')} sent."
 
 
 if __name__ == "__main__":

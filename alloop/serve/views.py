@@ -9,12 +9,12 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from alloop.loop.stopping import Standing
-from alloop.records import Reason
+from alloop.loop.stopping import Rule, Standing
+from alloop.records import Reason, RoundState
 from alloop.report.charts import make_curve
 from alloop.report.cost import gather_cost
 from alloop.report.gather import RoundReport, StatusReport, describe_by_hand, describe_measured
-from alloop.report.headlines import Headline, count, next_step, of_project
+from alloop.report.headlines import Headline, count, next_step, of_project, waiting
 from alloop.report.histogram import histogram_of
 from alloop.report.mistakes import gather_mistakes
 from alloop.report.people import gather_people
@@ -76,7 +76,7 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
             "next": next_step(dataclasses.replace(status, label_at=None)),  # a link says it on a page
             **_tasks(status, status.rounds[-1] if status.rounds else None),
             "outlook": status.findings.outlook.says if status.findings.outlook else "",
-            "stopping": [rule for rule in status.findings.rules if rule.stops or rule.standing is Standing.HOLDS],
+            "stopping": _stopping(status),
             "attention": status.attention,
             "by_hand": describe_by_hand(status),
             "metrics": shown.metrics,
@@ -117,7 +117,7 @@ def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     at = numbers.index(number)
     return "round", {
         "title": "Round",
-        "head": Headline(_asked_words(number, queries), _state_words(status.rounds[at])),
+        "head": Headline(_asked_words(status.rounds[at], queries), _state_words(status.rounds[at])),
         **_tasks(status, status.rounds[at]),
         "chips": _reason_chips(number, reasons, wanted),
         "notes": [] if selection is None else [f"Chosen by {selection.strategy}.", *selection.notes],
@@ -299,20 +299,30 @@ def _shown(desk: Desk) -> Shown:
     return TASKS[desk.project().config.project.task]
 
 
+def _stopping(status: StatusReport) -> list[Rule]:
+    """Return the stop rules that are set or hold; none of them says anything before there are images."""
+    rules = status.findings.rules if status.pool.images else ()
+    return [rule for rule in rules if rule.stops or rule.standing is Standing.HOLDS]
+
+
 def _tasks(status: StatusReport, row: RoundReport | None) -> Values:
     """Return address and number of the tasks of a round that wait for an answer; no address without any."""
     n_open = 0 if row is None else row.queries.get("open", 0)
     return {"tasks_at": status.label_at if n_open else None, "tasks": f"Open the {count(n_open, 'task')}"}
 
 
-def _asked_words(number: int, queries: Sequence[QueryRecord]) -> str:
-    return f"Round {number} asked about {count(len(queries), 'image')}." if queries else f"Round {number} asks nothing."
+def _asked_words(row: RoundReport, queries: Sequence[QueryRecord]) -> str:
+    if queries:
+        return f"Round {row.number} asked about {count(len(queries), 'image')}."
+    return f"Round {row.number} asked nothing." if row.closed_because else f"Round {row.number} has asked nothing yet."
 
 
 def _state_words(row: RoundReport) -> str:
-    waiting = row.queries.get("open", 0)
+    n_open = row.queries.get("open", 0)
     others = ", ".join(f"{n} {status}" for status, n in row.queries.items() if status != "open")
-    said = f"{count(waiting, 'image')} wait for an answer" if waiting else "No image waits for an answer"
+    said = waiting(n_open) if n_open else "No image waits for an answer"
+    if row.state == RoundState.SELECTED and n_open:
+        said = f"{count(n_open, 'image')} not sent yet"
     because = f" Closed: {row.closed_because}." if row.closed_because else ""
     return f"{said}{f'; {others}' if others else ''}.{because}"
 

@@ -95,7 +95,7 @@ def test_status_says_what_the_rounds_show(grown: Project):
     assert "When to stop  Now: round limit reached: 4 of 4 rounds." in shown
     assert " holdout images drawn later, from those unlabeled then: " in shown
     assert "\n* holds: round limit reached: 4 of 4 rounds\n" in shown
-    assert "  does not hold: no label_budget is set; there are 66 labels" in shown
+    assert "  does not hold: no label_budget is set; labels so far: 66" in shown
     assert "so disagreement among people lowers it." in shown
     assert data["better"]["comparison"]["gain"]["n"] == 20
     assert data["matched"]["skipped"]

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 from command_line import alloop
-from factories import NOW, make_project, make_query, write_picture
+from factories import NOW, at_bench, make_project, make_query, write_picture
 from learned import HOSTILE, HOSTILE_PROJECT
 from learned import learned as learned
 from starlette.testclient import TestClient
@@ -173,6 +173,19 @@ def test_a_new_workspace_says_on_each_page_what_it_waits_for(tmp_path: Path):
     assert "No mistakes to show yet." in heads["mistakes"]
     assert "Nobody has labeled yet." in heads["people"]
     assert "No model was measured yet." in heads["model"]
+
+
+def test_a_round_at_work_says_what_it_has_not_done_yet(tmp_path: Path):
+    project = make_project(tmp_path, n=12)
+    at_bench(project, steps.start_round)
+    with client_of(project) as client:
+        assert "Round 0 has asked nothing yet." in client.get("/round").text
+
+        for step in (steps.train, steps.score, steps.select):
+            at_bench(project, step, 0)
+        page = client.get("/round").text
+        n = len(re.findall("asked in round 0", page))
+        assert f"{n} images not sent yet." in page
 
 
 def test_open_tasks_are_linked_where_people_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -267,6 +267,26 @@ def test_a_step_that_cannot_be_taken_says_why(project: Project):
     assert step.state().is_failed and "alloop.toml" in step.state().words
 
 
+def test_a_result_is_shown_until_the_project_changes(project: Project):
+    with browser(project) as client:
+        send(client, "/", "run")
+        wait_for(lambda: "images wait for annotators" in client.get("/").text)
+        at_bench(project, mark_junk, unasked(project)[:1])
+
+        assert "images wait for annotators" not in client.get("/").text
+
+
+def test_a_failure_is_shown_on_each_page_until_the_project_changes(project: Project):
+    settings = (project.folder / "alloop.toml").read_text()
+    with browser(project) as client:
+        (project.folder / "sheets").rename(project.folder / "away")
+        send(client, "/", "run")
+        wait_for(lambda: "There are no sheets in" in client.get("/people").text)
+        (project.folder / "alloop.toml").write_text(f"# corrected\n{settings}")
+
+        assert "There are no sheets in" not in client.get("/people").text
+
+
 class Told:
     """What a stream of events has said last."""
 

@@ -78,6 +78,7 @@ def test_five_lines_without_images_and_without_a_round(tmp_path):
     assert empty["Project"] == "pets: 0 images."
     assert empty["Next"] == "`alloop pool add` adds images."
     assert empty["Accuracy"].startswith("No images yet.")
+    assert empty["When to stop"] == "Nothing has begun: there are no images yet."
 
     new = lines_of(make_project(tmp_path / "new", n=12))
     assert new["Project"].startswith("pets: no round yet. 12 images, 0 labeled")
