@@ -55,7 +55,8 @@ def of_project(status: StatusReport) -> Headline:
     """Say how good the newest measured model is, and whether it is still learning."""
     measured = [row for row in status.rounds if "accuracy" in row.metrics]
     if not measured:
-        return Headline(*_without_model(status))
+        says, images, rests = _without_model(status)
+        return Headline(says, f"{images} {rests}".strip())
     accuracy = measured[-1].metrics["accuracy"]
     place = "of the test set" if status.findings.on_test else "drawn at random, which it never learned from"
     rests = f"Between {_percent(accuracy.low)} and {_percent(accuracy.high)} % with 95 % confidence, measured on "
@@ -104,7 +105,8 @@ def how_good(status: StatusReport, shown: Shown) -> str:
     metric = shown.metrics[0]
     measured = [row for row in status.rounds if metric.name in row.metrics]
     if not measured:
-        return " ".join(_without_model(status))
+        says, _, rests = _without_model(status)
+        return f"{says} {rests}".rstrip()
     found = measured[-1].metrics[metric.name]
     unit = " %" if metric.title.endswith("%") else ""
     value, low, high = (f"{metric.factor * part:.{metric.digits}f}" for part in (found.value, found.low, found.high))
@@ -189,18 +191,22 @@ def _project(status: StatusReport) -> str:
     return f"{status.name}: round {last.number} {_STATES[last.state]}{answers}. {labeled}"
 
 
-def _without_model(status: StatusReport) -> tuple[str, str]:
+def _without_model(status: StatusReport) -> tuple[str, str, str]:
+    """Return three sentences: what is missing, which images there are, and what it waits for."""
     if not status.pool.images:
-        return "No images yet.", "`alloop pool add` adds them."
+        return "No images yet.", "", "`alloop pool add` adds them."
     images = f"{count(status.pool.images, 'image')}, {status.pool.labeled:,} of them labeled."
     if not status.rounds:
-        return "No model yet.", f"{images} Nothing was asked about so far."
+        return "No model yet.", images, "Nothing was asked about so far."
     last = status.rounds[-1]
-    settled = sum(last.queries.values()) - last.queries.get("open", 0)
+    asked = sum(last.queries.values())
     if last.model is not None:
-        return "The model is not measured yet.", f"{images} The holdout has too few answers."
-    answers = f" Answers so far: {settled} of {sum(last.queries.values())}." if last.queries else ""
-    return "No model yet.", f"{images}{answers}"
+        return "The model is not measured yet.", images, "The holdout has too few answers."
+    return (
+        "No model yet.",
+        images,
+        f"Answers so far: {asked - last.queries.get('open', 0)} of {asked}." if asked else "",
+    )
 
 
 def _learning(status: StatusReport) -> str:

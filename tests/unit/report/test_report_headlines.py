@@ -8,9 +8,21 @@ from factories import at_bench, make_project, tools_of
 from alloop.loop.rounds import steps
 from alloop.loop.rounds.runner import RunOptions, run
 from alloop.records import Interval
-from alloop.report.gather import gather_status
-from alloop.report.headlines import count, five_lines, gain_of, interval_of, look_at, next_step, of_project, standing
+from alloop.report.gather import find_label_place, gather_status
+from alloop.report.headlines import (
+    count,
+    five_lines,
+    gain_of,
+    interval_of,
+    look_at,
+    next_step,
+    of_project,
+    standing,
+    where_to_label,
+)
 from alloop.report.shown import TASKS
+from alloop.store.session import transaction
+from alloop.store.workspace import set_project
 
 SHOWN = TASKS["classification"]
 SUBJECTS = ("Project", "Next", "Accuracy", "Did it help?", "When to stop")
@@ -77,7 +89,7 @@ def test_five_lines_without_images_and_without_a_round(tmp_path):
     empty = lines_of(make_project(tmp_path / "empty", n=4, add=False))
     assert empty["Project"] == "pets: 0 images."
     assert empty["Next"] == "`alloop pool add` adds images."
-    assert empty["Accuracy"].startswith("No images yet.")
+    assert empty["Accuracy"] == "No images yet. `alloop pool add` adds them."
     assert empty["When to stop"] == "Nothing has begun: there are no images yet."
 
     new = lines_of(make_project(tmp_path / "new", n=12))
@@ -96,7 +108,21 @@ def test_five_lines_while_people_label_say_who_has_to_act_and_where(tmp_path):
     assert said["Next"].endswith(" wait for an answer. After that, `alloop run` trains again.")
     status = dataclasses.replace(gather_status(project), label_at="http://localhost:8080/projects/7/data")
     assert next_step(status).endswith(" trains again. Label at http://localhost:8080/projects/7/data")
+    assert said["Accuracy"].startswith("No model yet. Answers so far: 0 of ")
     assert said["When to stop"].startswith("Not yet: label budget not reached: 0 of 20 labels")
+
+
+def test_the_place_to_label_is_the_project_in_label_studio(tmp_path):
+    project = make_project(
+        tmp_path, n=4, labeling={"backend": "label-studio"}, labeling__label_studio={"url": "http://ls"}
+    )
+    assert find_label_place(project) is None
+
+    with transaction(project.database) as session:
+        set_project(session, "label-studio", "7")
+
+    assert find_label_place(project) == gather_status(project).label_at == "http://ls/projects/7/data"
+    assert where_to_label(find_label_place(project)) == " Label at http://ls/projects/7/data"
 
 
 def test_five_lines_of_a_trained_a_closed_and_a_stopped_project(tmp_path):
