@@ -26,6 +26,7 @@ def ask(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], now: 
     from alloop.loop.asking.by_hand import ask_by_hand
     from alloop.loop.intake.named_images import find_images
     from alloop.loop.workbench import open_workbench
+    from alloop.names import count
     from alloop.store.session import reading
 
     if not files and not hashes:
@@ -41,5 +42,5 @@ def ask(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], now: 
         if connection is not None:
             people.push(bench, found.round_number, connection)
     when = "now" if now else "with the next `alloop run`"
-    sent = f"People are asked about {len(found.asked)} images {when} (round {found.round_number})."
+    sent = f"People are asked about {count(len(found.asked), 'image')} {when} (round {found.round_number})."
     session.show(dataclasses.asdict(found), "\n".join([sent, *found.describe()]))

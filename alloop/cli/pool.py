@@ -192,6 +192,7 @@ def junk(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], reas
     from alloop.loop.asking.junk import mark_junk, unmark_junk
     from alloop.loop.intake.named_images import find_images
     from alloop.loop.workbench import open_workbench
+    from alloop.names import count
     from alloop.store.session import reading
 
     if not files and not hashes:
@@ -202,16 +203,14 @@ def junk(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], reas
             images = find_images(rows, files, hashes)
         if undo:
             back = unmark_junk(bench, images)
-            session.show(
-                {"images": back}, f"{len(back)} images are no longer marked as junk; their labels count again."
-            )
+            session.show({"images": back}, f"{count(len(back), 'image')} no longer marked as junk; labels count again.")
             return
         found = mark_junk(bench, images, reason)
         if not found.marked:
             raise PoolError(f"No image was marked. {' '.join(found.describe())}")
         if found.withdrawn:
             people.try_withdraw_junk(bench)
-    lines = [f"{len(found.marked)} images are marked as junk.", *found.describe()]
+    lines = [f"{count(len(found.marked), 'image')} marked as junk.", *found.describe()]
     if found.withdrawn:
-        lines.append(f"{found.withdrawn} open questions about them are withdrawn.")
+        lines.append(f"{count(found.withdrawn, 'open question')} withdrawn.")
     session.show(dataclasses.asdict(found), "\n".join(lines))

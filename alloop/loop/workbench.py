@@ -51,10 +51,17 @@ class Workbench(Tools):
         return self.clock()
 
 
-def make_tools(project: Project, executor: Executor, progress: Progress = silent) -> Tools:
-    """Return the tools for an open workspace: its labeling back end, this machine's clock and user."""
+def make_tools(project: Project, executor: Executor, progress: Progress = silent, person: str = "") -> Tools:
+    """Return the tools for an open workspace: its labeling back end, this machine's clock and user.
+
+    Args:
+        project: The workspace.
+        executor: Executor of jobs.
+        progress: Function that receives the progress.
+        person: Name of the person for whom the process works, if it works for several.
+    """
     annotator = partial(_build, project)
-    return Tools(project=project, executor=executor, annotator=annotator, user=actor(), progress=progress)
+    return Tools(project=project, executor=executor, annotator=annotator, user=actor(person), progress=progress)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import getpass
 import hashlib
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError, LeaseHeld
+from alloop.names import look
 from alloop.processes import start_time
 from alloop.store.session import transaction
 from alloop.store.workspace import drop_lease, find_lease_holder, take_lease
@@ -43,13 +45,18 @@ def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def actor() -> str:
-    """Return the user, machine and process at work, for the event log and for messages to others."""
+def actor(person: str = "") -> str:
+    """Return the user, machine and process at work, for the event log and for messages to others.
+
+    Args:
+        person: Name of the person for whom the process works, if it works for several.
+    """
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without a passwd entry
         user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()} pid {os.getpid()}"
+    name = look(re.sub(r"\bpid\b|#", " ", person))  # both have a meaning in the name of a holder
+    return f"{f'{name} as ' if name else ''}{user}@{socket.gethostname()} pid {os.getpid()}"
 
 
 @contextlib.contextmanager

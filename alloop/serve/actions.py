@@ -81,7 +81,7 @@ class Actions:
         images = _images(request)
         if not images:
             return NOTHING
-        with self._bench() as bench:
+        with self._bench(request) as bench:
             found = ask_by_hand(bench, images)
         if not found.asked:
             return Notice(["No image was asked about.", *found.describe()], is_bad=True)
@@ -89,7 +89,7 @@ class Actions:
         return Notice(lines, [Button("Send now", "send"), Button("Undo", "unask", found.asked)])
 
     def _unask(self, request: Request) -> Notice:
-        with self._bench() as bench:
+        with self._bench(request) as bench:
             n = take_back(bench, _images(request))
         if not n:
             return Notice(["No question was taken back: they were sent already, or answered."], is_bad=True)
@@ -99,7 +99,7 @@ class Actions:
         images = _images(request)
         if not images:
             return NOTHING
-        with self._bench() as bench:
+        with self._bench(request) as bench:
             found = mark_junk(bench, images)
         if not found.marked:
             return Notice(["No image was marked.", *found.describe()], is_bad=True)
@@ -109,36 +109,36 @@ class Actions:
         return Notice(lines, [Button("Undo", "unjunk", found.marked)])
 
     def _unjunk(self, request: Request) -> Notice:
-        with self._bench() as bench:
+        with self._bench(request) as bench:
             images = unmark_junk(bench, _images(request))
         if not images:
             return Notice(["None of the images is marked as junk."], is_bad=True)
         return Notice([f"{count(len(images), 'image')} no longer marked as junk; labels count again."])
 
     def _send(self, request: Request) -> Notice:
-        return self._start("send", "The questions are being sent.")
+        return self._start(request, "send", "The questions are being sent.")
 
     def _run(self, request: Request) -> Notice:
         with open_project(self._folder) as project, reading(project.database) as session:
             seen = standing_of(find_last_round(session))
         if not self._step.state().is_running and _field(request, "seen") != seen:
             raise AlloopError("The project has moved on since your page was made.", "Look at the page again first.")
-        return self._start("run", "The next step has started.")
+        return self._start(request, "run", "The next step has started.")
 
     def _remap(self, request: Request) -> Notice:
         self._desk.make_map(is_asked_for=True)
         return Notice(["The map is being made again, of the present pool. The old one stays until then."])
 
-    def _start(self, job: str, words: str) -> Notice:
+    def _start(self, request: Request, job: str, words: str) -> Notice:
         if not self._step.state().is_running:
-            with self._bench():  # refused if another alloop is at work
+            with self._bench(request):  # refused if another alloop is at work
                 pass
-        if not self._step.start(job):
+        if not self._step.start(job, _person(request)):
             raise LeaseHeld("A step is running already.", "The page shows how far it is.")
         return Notice([words])
 
     @contextmanager
-    def _bench(self) -> Iterator[Workbench]:
+    def _bench(self, request: Request) -> Iterator[Workbench]:
         if self._step.state().is_running:
             raise LeaseHeld("A step is running, and only one thing can change the project.", "Wait for its end.")
         if not self._one_at_a_time.acquire(timeout=LONGEST_WAIT):
@@ -146,7 +146,7 @@ class Actions:
         try:
             with (
                 open_project(self._folder) as project,
-                open_workbench(make_tools(project, chosen_executor())) as bench,
+                open_workbench(make_tools(project, chosen_executor(), person=_person(request))) as bench,
             ):
                 yield bench
         finally:
@@ -167,6 +167,10 @@ def standing_of(last: RoundRecord | RoundReport | None) -> str:
 def _field(request: Request, name: str) -> str:
     form: dict[str, list[str]] = request.scope["alloop.form"]
     return form.get(name, [""])[-1]
+
+
+def _person(request: Request) -> str:
+    return str(request.scope["alloop.person"])
 
 
 def _images(request: Request) -> Sequence[int]:

@@ -21,6 +21,7 @@ ACTIONS = frozenset({"/ask", "/unask", "/junk", "/unjunk", "/send", "/run", "/re
 # Parts of a page, which begin no session and show no notice.
 PARTS = frozenset({"/static", "/thumbnail", "/picture", "/events", "/tile", "/map/points", "/map/progress"})
 CSRF = "csrf"  # hidden field of every form that changes something
+LONGEST_NAME = 40  # characters
 LONGEST_BODY = 4096  # bytes: a form with a token
 LONGEST_FORM = 256 * 1024  # bytes: a form with the ids of 10,000 images
 MOST_FIELDS = 10_100
@@ -47,8 +48,8 @@ class Guard:
     session, so that the token itself is in no cookie and no address.
 
     A form that changes something must come from a page of this server (`Origin`), and must hold the session's own field
-    `csrf`, which only these pages know. The application finds the session, its field and the fields of the form in the
-    scope, under `alloop.session`, `alloop.csrf` and `alloop.form`.
+    `csrf`, which only these pages know. The application finds the session, its field, the name that the person gave at
+    the login, and the fields of the form in the scope, under `alloop.session`, `.csrf`, `.person` and `.form`.
     """
 
     def __init__(self, app: App, hosts: Collection[str], token: str | None, *, is_read_only: bool = False) -> None:
@@ -57,7 +58,7 @@ class Guard:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._token = token
         self._is_read_only = is_read_only
-        self._sessions: set[str] = set()
+        self._sessions: dict[str, str] = {}  # session → name that the person gave at the login, or ""
         self._secret = secrets.token_bytes(32)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -85,6 +86,7 @@ class Guard:
             cookie = _cookie(scope, session)
         csrf = hmac.new(self._secret, session.encode(), "sha256").hexdigest()
         scope["alloop.session"], scope["alloop.csrf"] = session, csrf
+        scope["alloop.person"] = self._sessions.get(session, "")
         if scope["method"] == "POST":
             form = await _read_form(scope, receive)
             if isinstance(form, tuple):
@@ -114,12 +116,13 @@ class Guard:
 
     async def _log_in(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await _read_body(receive)
-        given = parse_qs((body or b"").decode("utf-8", "replace")).get("token", [""])[0]
+        fields = parse_qs((body or b"").decode("utf-8", "replace"))
+        given = fields.get("token", [""])[0]
         if body is None or not hmac.compare_digest(given.strip().encode(), str(self._token).encode()):
             await _redirect(send, f"{LOGIN.removeprefix('/')}?wrong=1")
             return
         session = secrets.token_urlsafe(32)
-        self._sessions.add(session)
+        self._sessions[session] = " ".join(fields.get("name", [""])[0].split())[:LONGEST_NAME]
         await _redirect(send, "./", _cookie(scope, session))
 
 

@@ -37,13 +37,13 @@ class _Reports:
         os.write(self._descriptor, f"{json.dumps(said)}\n".encode())
 
 
-def main(folder: str, job: str) -> None:
-    """Take the step, and report how it went."""
+def main(folder: str, job: str, person: str = "") -> None:
+    """Take the step for a person, and report how it went."""
     reports = _Reports(os.dup(1))
     os.dup2(2, 1)  # what libraries print is no report
     try:
         with open_project(Path(folder)) as project:
-            tools = make_tools(project, chosen_executor(), reports)
+            tools = make_tools(project, chosen_executor(), reports, person)
             reports.write(says={"run": _run, "send": _send}[job](tools))
     except AlloopError as error:
         reports.write(failed=error.message, hint=error.hint)

@@ -180,6 +180,17 @@ def test_a_server_that_only_shows_draws_no_button_and_refuses_a_form(project: Pr
     assert junk(project) == []
 
 
+def test_the_person_who_logged_in_is_named_beside_the_user_of_the_server(project: Project):
+    image, token = unasked(project)[0], "a token that is long enough"
+    app = make_app(project.folder, {HOST}, token)
+    with TestClient(app, base_url=HERE, headers={"origin": HERE}) as client:  # type: ignore[arg-type]
+        client.post("/login", data={"token": token, "name": " <b>Ada</b> \n pid 1 #"})
+        client.post("/junk", data={**fields_of(client), "id": str(image)})
+        text = client.get(f"/image?id={image}").text
+
+    assert re.search(r"Marked as junk by &lt;b&gt;Ada&lt;/b&gt; 1 as \S+@\S+, ", text)
+
+
 @pytest.mark.parametrize(
     "back", ["//evil.example", "https://evil.example/", "/\\evil.example", "nowhere", "images\r\nx: y"]
 )

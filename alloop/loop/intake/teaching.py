@@ -16,7 +16,7 @@ from alloop.store.session import reading
 def list_pool(session: Session, config: Config) -> list[ImageRef]:
     """List the images that may teach features without labels: all of the pool, near copies once, labeled ones first.
 
-    Images marked as junk teach nothing.
+    Images marked as junk are left out.
     The images of a test set are no part of the pool. Those of a holdout are: their accuracy then says what to expect of
     the rest of the pool. No label of any image is looked at, but a group of near copies is represented by a labeled
     image if it has one.

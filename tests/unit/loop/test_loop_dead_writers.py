@@ -56,6 +56,19 @@ def test_a_writer_that_lives_keeps_its_lease(project: Project):
     assert not can_write(project)
 
 
+@pytest.mark.parametrize("person", ["Ada", "Ada pid 1 #", "pid 1", "a pid pid b", " ", "a@b pid"])
+def test_a_writer_for_a_person_is_recognized_whatever_the_name(project: Project, person: str):
+    mine = actor(person)
+
+    alive = f"{mine} #{room._machine()}.{start_time(os.getpid())}.0a0b0c0d"
+    leave_lease(project, alive)
+    assert not can_write(project)
+    with transaction(project.database) as session:
+        drop_lease(session, alive)
+    leave_lease(project, f"{mine.rpartition(' ')[0]} {dead_pid()} #{room._machine()}.12345.0a0b0c0d")
+    assert can_write(project)
+
+
 def test_a_writer_that_died_here_is_replaced_at_once(project: Project):
     leave_lease(project, holder(dead_pid(), started="12345"))
 
