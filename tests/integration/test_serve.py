@@ -25,6 +25,7 @@ from learned import learned as learned
 from starlette.testclient import TestClient
 
 from alloop.loop.measuring.findings import read_last_holdout
+from alloop.loop.rounds import steps
 from alloop.project import Project, open_project
 from alloop.records import Consensus, RoundState, Split
 from alloop.serve.app import make_app
