@@ -26,6 +26,7 @@ from alloop.loop.intake.ingest import add_images, check_images
 from alloop.loop.intake.judge import judge_of
 from alloop.loop.intake.labels import derive_labels, import_labels
 from alloop.loop.rounds.runner import RunOptions, run
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Answer, Outcome, Split
 from alloop.store.annotations import AnnotationRecord, add_annotations, list_current
@@ -277,7 +278,7 @@ def test_automatic_labels_are_exported_when_asked_for(labeled: Project, tmp_path
     told = alloop("labels", "export", tmp_path / "out.csv", "--include", include, "-C", labeled.folder)
 
     rows = read_csv(tmp_path / "out.csv")
-    assert told.out.startswith(f"{expected} labels written")
+    assert told.out.startswith(f"{count(expected, 'label')} written")
     assert len(rows) == expected
     assert [row["sha256"] for row in rows] == sorted(row["sha256"] for row in rows)
     auto = [row for row in rows if row["provenance"] == "auto"]
