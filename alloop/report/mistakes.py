@@ -108,10 +108,13 @@ def _head(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Headline:
         return Headline("The model makes no mistake on the holdout.", f"{rests}{most}.")
     true, guess = divmod(int(wrong.argmax()), len(classes))
     k, of = int(wrong[true, guess]), int(counts[true].sum())
+    if k == 1:
+        rests = f"The model is wrong on {int(wrong.sum())} of {count(n, 'holdout image')}."
+        return Headline("No class is taken for another one more than once.", rests)
     share = interval_of(wilson(k, of), digits=0)
     return Headline(
         f"{classes[true]} is taken for {classes[guess]} more often than anything else is confused.",
-        f"This happened to {k} of the {count(of, 'holdout image')} of {classes[true]}: {share} %.",
+        f"This happened to {k} of {count(of, 'holdout image')} of {classes[true]}: {share} %.",
     )
 
 

@@ -70,8 +70,10 @@ def find_doubtful(
 ) -> list[tuple[int, int]]:
     """Return (row, other class) of the labels that the predictions contradict.
 
-    A label is contradicted if another class is as probable as this class usually is for images that people gave it.
-    The most probable of such classes counts. Source: Northcutt, Jiang, Chuang (2021), Confident Learning, section 3.1.
+    A label is contradicted if another class is more probable than the label, and as probable as this other class
+    usually is for images that people gave it. The most probable of such classes counts. Source: Northcutt, Jiang,
+    Chuang (2021), Confident Learning, section 3.1; the first condition keeps a class out whose few images are all
+    mistaken, so that it is "usually" improbable.
 
     Args:
         probs: Probabilities [N, K] by a model that did not learn these labels.
@@ -82,8 +84,8 @@ def find_doubtful(
         return []
     confident = np.where(probs >= usual, probs, 0.0)
     guess = confident.argmax(axis=1)
-    is_known = confident.max(axis=1) > 0
-    return [(int(at), int(guess[at])) for at in np.flatnonzero(is_known & (guess != given))]
+    is_more = confident.max(axis=1) > probs[np.arange(len(given)), given]
+    return [(int(at), int(guess[at])) for at in np.flatnonzero(is_more & (guess != given))]
 
 
 def _second_look(

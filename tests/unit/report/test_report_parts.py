@@ -67,7 +67,7 @@ def test_the_matrix_counts_true_classes_in_rows():
 
     assert [[cell.n for cell in row.cells] for row in found.matrix] == [[1, 2], [1, 1]]
     assert found.head.says == "cat is taken for dog more often than anything else is confused."
-    assert "2 of the 3 holdout images of cat" in found.head.rests_on
+    assert "2 of 3 holdout images of cat" in found.head.rests_on
     assert found.sure == ("c", "e", "b")
     assert [(row.name, row.n) for row in found.worst] == [("cat", 3), ("dog", 2)]
     assert found.matrix[0].cells[1].words == "cat predicted as dog: 2 of 3, 66.7 (20.8–93.9) %"
@@ -76,6 +76,22 @@ def test_the_matrix_counts_true_classes_in_rows():
         ("dog", "cat", 1, "50 (9–91)"),
     ]
     assert (found.classes, found.left_out) == (("cat", "dog"), 0)
+
+
+def test_one_mistake_of_a_kind_is_too_few_to_name_the_classes():
+    holdout = HoldoutPredictions(
+        sha256s=("a", "b"),
+        targets=("cat", "dog"),
+        predicted=("cat", "cat"),
+        grown=np.zeros(2, dtype=bool),
+        classes=("cat", "dog"),
+        calibrated_log_probs=np.log(np.array([[0.9, 0.1], [0.7, 0.3]], np.float32)),
+    )
+
+    head = gather_mistakes(holdout).head
+
+    assert head.says == "No class is taken for another one more than once."
+    assert head.rests_on == "The model is wrong on 1 of 2 holdout images."
 
 
 def test_of_many_classes_the_matrix_shows_those_with_the_most_mistakes():

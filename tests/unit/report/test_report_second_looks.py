@@ -34,6 +34,14 @@ def test_a_mistake_of_an_unsure_model_is_no_reason_to_doubt_the_label():
     assert find_second_looks(holdout, {"0": "cat", "1": "cat", "2": "cat", "3": "dog", "4": "dog"}) == ()
 
 
+def test_a_class_that_is_never_recognized_contradicts_no_label_that_is_more_probable():
+    holdout = holdout_of(0.9, 0.8, 0.97)  # the only dog gets 3 % dog, less than the cats do
+
+    found = find_second_looks(holdout, {"0": "cat", "1": "cat", "2": "dog"})
+
+    assert [(one.sha256, one.label, one.predicted) for one in found] == [("2", "dog", "cat")]
+
+
 def test_the_present_label_counts_and_the_least_probable_one_comes_first():
     holdout = holdout_of(0.9, 0.9, 0.05, 0.02, 0.1)
     labels = {"0": "cat", "1": "cat", "2": "cat", "3": "cat", "4": "dog"}
