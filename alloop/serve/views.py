@@ -122,7 +122,7 @@ def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "chips": _reason_chips(number, reasons, wanted),
         "notes": [] if selection is None else [f"Chosen by {selection.strategy}.", *selection.notes],
         "images": [tile for one in shown[:MOST_ON_PAGE] if (tile := _as_asked(pool, one)) is not None],
-        "empty": "This round has not chosen its images yet.",
+        "empty": _empty_words(status.rounds[at]),
         "before": numbers[at - 1] if at else None,
         "after": numbers[at + 1] if at + 1 < len(numbers) else None,
     }
@@ -315,6 +315,12 @@ def _asked_words(row: RoundReport, queries: Sequence[QueryRecord]) -> str:
     if queries:
         return f"Round {row.number} asked about {count(len(queries), 'image')}."
     return f"Round {row.number} asked nothing." if row.closed_because else f"Round {row.number} has asked nothing yet."
+
+
+def _empty_words(row: RoundReport) -> str:
+    if sum(row.queries.values()):
+        return "No image of this round has this reason."
+    return "It was closed before it chose images." if row.state == "closed" else "It has not chosen its images yet."
 
 
 def _state_words(row: RoundReport) -> str:

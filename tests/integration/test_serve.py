@@ -167,7 +167,8 @@ def test_a_new_workspace_says_on_each_page_what_it_waits_for(tmp_path: Path):
     with client_of(make_project(tmp_path, n=12)) as client:
         heads = {page: re.sub(r"\s+", " ", client.get(f"/{page}").text) for page in PAGES}
 
-    assert "No model yet." in heads[""]
+    assert "No model yet." in heads[""] and "Nobody can say before a model is measured." in heads[""]
+    assert "Nobody has answered yet." in heads[""]
     assert "No round yet." in heads["round"]
     assert "12 images, most uncertain first" in heads["images"]
     assert "No image has a prediction yet." in heads["map"] and "There is no model yet." in heads["map"]
