@@ -436,6 +436,32 @@ def test_a_withdrawal_that_is_killed_is_finished_by_the_next_one(workspace: Work
     assert len(workspace.tasks()) == 3
 
 
+# --- Asked for by hand, and junk --------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_for_by_hand_becomes_a_task_and_junk_loses_its_task_though_the_server_was_down(
+    workspace: Workspace,
+):
+    workspace.run()
+    ((free, path),) = workspace.sql(
+        "SELECT i.sha256, l.path FROM image i JOIN image_location l ON l.image_id = i.id WHERE i.split = 'train' AND "
+        "i.id NOT IN (SELECT image_id FROM query) AND i.id NOT IN (SELECT image_id FROM label) ORDER BY i.id LIMIT 1"
+    )
+    kill = Kill("request", 1, "after", "…/import")  # sent there, not recorded here
+    assert workspace.alloop("ask", path, "--now", kill=kill).was_killed
+    assert workspace.alloop("push").rc == 0
+    assert [task["data"]["alloop_sha256"] for task in workspace.tasks()].count(free) == 1
+    assert len(workspace.tasks()) == 9
+
+    marked = workspace.alloop("pool", "junk", path, LABEL_STUDIO_URL=nowhere())
+    assert marked.rc == 0 and "were not taken back yet" in marked.err
+    assert (len(workspace.tasks()), statuses(workspace)) == (9, {"open": 8, "withdrawn": 1})
+    workspace.run()
+
+    assert len(workspace.tasks()) == 8
+    assert free not in {task["data"]["alloop_sha256"] for task in workspace.tasks()}
+
+
 # --- A restored database, a copied workspace, images that moved -------------------------------------------------------
 
 
