@@ -65,10 +65,11 @@ class MapMaker:
             if self._process is not None or (just_failed and not is_asked_for):
                 return
             context = multiprocessing.get_context("spawn")  # the server has threads, which a fork would lose
-            self._reports, sender = context.Pipe(duplex=False)
-            self._process = context.Process(target=make_aside, args=(job, sender), daemon=True)
-            self._process.start()
+            reports, sender = context.Pipe(duplex=False)
+            process = context.Process(target=make_aside, args=(job, sender), daemon=True)
+            process.start()
             sender.close()
+            self._process, self._reports = process, reports  # not before the start: it fails where memory is short
             self._state = Making("Reading the features of the pool", None, is_under_way=True)
 
     def close(self) -> None:
