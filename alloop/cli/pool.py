@@ -71,8 +71,9 @@ def _describe_depth(added: "Added") -> list[str]:
     if added.depth is None:
         return []
     holder = 16 if added.depth <= 16 else 32
+    hold = f"{count(added.deep, 'image')} {'holds' if added.deep == 1 else 'hold'}"
     return [
-        f"{added.deep} images hold {added.depth}-bit data in {holder}-bit files: the model and people see 0 as black "
+        f"{hold} {added.depth}-bit data in {holder}-bit files: the model and people see 0 as black "
         f"and {2**added.depth - 1} as white."
     ]
 
@@ -80,7 +81,7 @@ def _describe_depth(added: "Added") -> list[str]:
 def _say(added: "Added") -> list[str]:
     lines = [f"{count(added.new, 'new image')}, {added.known + added.unchanged} known already."]
     said = {
-        f"{added.near_duplicates} of the new images are near copies. People are asked about one image of each group.": (
+        f"Near copies among the new images: {added.near_duplicates}. People are asked about one image of each group.": (
             added.near_duplicates
         ),
         added.regrouped: added.regrouped,

@@ -81,7 +81,7 @@ class MapJob:
         progress("features", 0, 0)
         known = [image for image, is_known in zip(self.images, self.source.known(self.images), strict=True) if is_known]
         if not known:
-            raise ModelError("No image of the pool has features in the cache.", "`alloop score` computes them.")
+            raise ModelError("No image of the pool has features in the cache.", "The next round computes them.")
         is_labeled = np.array([image.image_id in self.labeled for image in known], dtype=bool)
         chosen = [known[at] for at in choose([image.sha256 for image in known], is_labeled, self.seed, MOST)]
         places = lay_out(self.source.read(chosen), derive_seed(self.seed, "map"), progress)

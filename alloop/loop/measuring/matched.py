@@ -17,6 +17,7 @@ from alloop.evaluation.matched import FEWEST, GROUPS, Matched, match
 from alloop.evaluation.measures import TASKS as MEASURES
 from alloop.loop.stopping import points
 from alloop.loop.workbench import Tools
+from alloop.names import count
 from alloop.records import Reason
 from alloop.seeds import derive_seed
 
@@ -78,8 +79,8 @@ def compare_arms(tools: Tools, job: TrainJob, result: TrainResult, reasons: Mapp
     if arms.own < FEWEST:
         n_random, n_acquired = (sum(reason is kind for reason in reasons.values()) for kind in KINDS)
         why = (
-            f"{n_random} random labels and {n_acquired} acquired ones so far; {FEWEST} of each are needed "
-            "([acquisition] random_fraction draws them)"
+            f"{count(n_random, 'random label')} and {count(n_acquired, 'acquired one')} so far; {FEWEST} of each are "
+            "needed ([acquisition] random_fraction draws them)"
         )
         return {"skipped": True, "says": f"Did active learning help here? Not compared: {why}."}
     started = time.perf_counter()

@@ -75,7 +75,7 @@ def test_too_few_labels_and_fine_tuning_are_skipped_with_the_reason(tmp_path: Pa
     tuned = compare_arms(tools(), job(tmp_path, model={"mode": "finetune"}), None, {})  # type: ignore[arg-type]
 
     assert few["skipped"]
-    assert "1 random labels and 1 acquired ones so far; 20 of each are needed" in few["says"]
+    assert "1 random label and 1 acquired one so far; 20 of each are needed" in few["says"]
     assert "fine-tuning" in tuned["says"]
 
 
