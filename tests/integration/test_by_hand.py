@@ -283,6 +283,23 @@ def test_an_answer_about_junk_is_kept_but_reopens_nothing(project: Project):
     assert {query.id: query.status for query in queries(project)}[mine.id] is QueryStatus.ANSWERED
 
 
+def test_the_next_pull_takes_back_a_task_about_junk_and_a_deleted_answer_reopens_nothing(project: Project):
+    mine, other = (query for query in queries(project) if query.reason is not Reason.HOLDOUT and query.rank in (4, 5))
+    (sheet,) = [read_sheet(path) for path in list_sheets(project.folder / "sheets")]
+
+    def answer(key: str, label: str) -> None:
+        write_sheet(sheet.path, sheet.header, [{**row, "label": label * (row["key"] == key)} for row in sheet.rows])
+        assert command(project, "pull").code == 0
+
+    answer(other.key, "cat")
+    at_bench(project, mark_junk, [mine.image_id, other.image_id])
+    answer(other.key, "")
+
+    assert n_tasks(project) == 6
+    now = {query.id: query.status for query in queries(project)}
+    assert (now[mine.id], now[other.id]) == (QueryStatus.WITHDRAWN, QueryStatus.WITHDRAWN)
+
+
 def test_junk_marked_before_the_first_round_is_not_drawn_into_the_holdout(tmp_path: Path):
     project = make_project(tmp_path, 12, **SHEETS)
     images = [image_id for image_id, _ in unasked(project)]
