@@ -11,6 +11,7 @@ import click
 
 from alloop.cli._options import OutFile, Session, common_options
 from alloop.cli.steps import device_option
+from alloop.names import count
 
 if TYPE_CHECKING:
     from alloop.loop.using.model import OpenedModel
@@ -177,7 +178,7 @@ def _read_names() -> Iterator[str]:
 
 
 def _say(tally: "Tally", images: "Images", model: str, out: Path | None, into: Path | None, unsure: int) -> str:
-    lines = [f"{tally.images} images predicted by {model}."]
+    lines = [f"{count(tally.images, 'image')} predicted by {model}."]
     if tally.predicted:
         lines.append("  " + ", ".join(f"{n} {name}" for name, n in tally.predicted.most_common(12)))
     if tally.suspects:
@@ -187,7 +188,10 @@ def _say(tally: "Tally", images: "Images", model: str, out: Path | None, into: P
     if out is not None:
         lines.append(f"Rows: {out}")
     if tally.unreadable:
-        lines.append(f"{tally.unreadable} images could not be read, for example {tally.example}")
+        lines.append(f"{count(tally.unreadable, 'image')} could not be read, for example {tally.example}")
     if images.left_out:
-        lines.append(f"{images.left_out} files in folders were left out: their endings say that they are not images.")
+        were, why = "were", "their endings say that they are not images"
+        if images.left_out == 1:
+            were, why = "was", "its ending says that it is not an image"
+        lines.append(f"{count(images.left_out, 'file')} in folders {were} left out: {why}.")
     return "\n".join(lines)

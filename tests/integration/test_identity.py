@@ -85,7 +85,7 @@ def test_answers_given_since_a_backup_go_to_no_other_image(restored: tuple[Proje
     ran = alloop("run", "-C", project.folder)
 
     assert ran.code == 0
-    assert "1 of 1 images wait" in ran.out
+    assert "1 of 1 image waits for annotators" in ran.out
     assert sha256_of(new) not in labels(project)
     assert fill(project.folder, "dog") == 1  # the new picture is asked about in a row of its own
     assert alloop("run", "-C", project.folder).code == 0

@@ -226,8 +226,8 @@ def test_images_go_into_a_folder_for_each_class(made: Path, tmp_path: Path):
     assert done.code == 0, done.err
     assert 3 <= n_unsure < 60
     assert f"They are in {tmp_path / 'tree'}, {n_unsure} of them in unsure." in done.err
-    assert "1 images could not be read" in done.err
-    assert "1 files in folders were left out" in done.err
+    assert "1 image could not be read" in done.err
+    assert "1 file in folders was left out" in done.err
     placed = [path for path in (tmp_path / "tree").rglob("*") if path.name.endswith(".png")]
     assert all(path.is_symlink() for path in placed)
     assert {str(path.readlink()): path.parent.name for path in placed} == expected
