@@ -59,6 +59,11 @@ def nowhere(asked: Answering) -> str | None:
     return None
 
 
+def no_files(settings: Settings) -> str | None:
+    """Return None: people do not fill in files."""
+    return None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Backend:
     """Place where people label.
@@ -71,9 +76,12 @@ class Backend:
             these tasks.
         address: Function that returns the address (http or https, without a secret) of the page where people answer,
             without asking a server anything; None if there is no such page.
+        folder: Function that returns the folder of the files that people fill in, as alloop.toml writes it; None if
+            people do not fill in files.
     """
 
     build: Callable[[BackendSetup], Annotator]
     check: Callable[[Settings], None] = accept
     unheeded: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
     address: Callable[[Answering], str | None] = nowhere
+    folder: Callable[[Settings], str | None] = no_files

@@ -51,6 +51,15 @@ def find_page(asked: Answering) -> str | None:
     return find_backend(asked.settings.labeling.backend).address(asked)
 
 
+def find_sheets(settings: Settings) -> str | None:
+    """Return the folder of the files that people fill in; None if the back end of `[labeling]` has none.
+
+    Raises:
+        ConfigError: The back end cannot be used.
+    """
+    return find_backend(settings.labeling.backend).folder(settings)
+
+
 def build_annotator(
     settings: Settings,
     folder: Path,

@@ -15,6 +15,7 @@ from alloop.labeling.annotator import Annotator
 from alloop.labeling.backend import Backend, BackendSetup
 from alloop.labeling.label_config import TASKS
 from alloop.labeling.pictures import Pictures
+from alloop.labeling.settings import Settings
 from alloop.labeling.sheets import Sheet, list_sheets, read_sheet, write_sheet
 from alloop.labeling.wording import Wording
 from alloop.records import Answer, ImageRef, ListedTask, Outcome, OutgoingTask, PullPage, TaskAnswers
@@ -332,8 +333,13 @@ def _build(setup: BackendSetup) -> Annotator:
     )
 
 
+def _folder(settings: Settings) -> str:
+    return str(settings.labeling.csv.folder)
+
+
 BACKEND = Backend(
     _build,
+    folder=_folder,
     unheeded={
         ("labeling", "annotations_per_image"): (
             "sheets that were written already keep their rows. If more people have to answer, copy the row and raise "

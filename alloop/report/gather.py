@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from alloop.errors import AlloopError
 from alloop.labeling.backend import Answering
-from alloop.labeling.build import find_page
+from alloop.labeling.build import find_page, find_sheets
 from alloop.loop.automatic.audit import AutoReport, report_auto_labels
 from alloop.loop.intake.judge import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
@@ -82,6 +82,7 @@ class StatusReport:
         foreign: Number of tasks of other workspaces in the same project.
         attention: Sentences about problems that a person should look at.
         label_at: Address of the page where people label; None if there is none, or it is not known.
+        sheets: Folder of the files that people fill in, as alloop.toml writes it; None if there is none.
     """
 
     name: str
@@ -105,6 +106,7 @@ class StatusReport:
     orphaned: int
     foreign: int
     label_at: str | None = None
+    sheets: str | None = None
 
 
 def gather_status(project: Project) -> StatusReport:
@@ -137,6 +139,7 @@ def gather_status(project: Project) -> StatusReport:
             orphaned=0 if sync is None else sync.n_orphaned,
             foreign=0 if sync is None else sync.n_foreign,
             label_at=_label_at(project, sync),
+            sheets=_sheets(project),
         )
 
 
@@ -257,6 +260,13 @@ def _label_at(project: Project, sync: Sync | None, task_id: str | None = None) -
     try:
         return find_page(Answering(project.config, project.folder, project.environ, sync.project_ref, task_id))
     except AlloopError:  # `alloop run` says what is wrong with the back end
+        return None
+
+
+def _sheets(project: Project) -> str | None:
+    try:
+        return find_sheets(project.config)
+    except AlloopError:  # as above
         return None
 
 

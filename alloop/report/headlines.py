@@ -77,7 +77,10 @@ def next_step(status: StatusReport) -> str:
     n_open = last.queries.get("open", 0)
     if last.state == "pushed":
         if n_open:
-            return f"{waiting(n_open)}. After that, `alloop run` trains again.{where_to_label(status.label_at)}"
+            fill_in = f" Fill in the sheets in `{status.sheets}`." if status.sheets else ""
+            return (
+                f"{waiting(n_open)}. After that, `alloop run` trains again.{fill_in}{where_to_label(status.label_at)}"
+            )
         return "All answers are in. `alloop run` fetches them and trains again."
     if last.state == "closed":
         stop = holding(status)

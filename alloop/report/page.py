@@ -79,7 +79,7 @@ def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_p
     """Return the values of the template; the arguments are those of `write_report`."""
     status, shown = gather_status(project), TASKS[project.config.project.task]
     if is_public:
-        status = dataclasses.replace(status, label_at=None, attention=())
+        status = dataclasses.replace(status, label_at=None, sheets=None, attention=())
     with reading(project.database) as session:
         curve, holdout = learning_curve(session, project), read_last_holdout(session, project)
     mistakes = None if holdout is None else gather_mistakes(holdout)

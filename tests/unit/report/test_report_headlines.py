@@ -105,8 +105,9 @@ def test_five_lines_while_people_label_say_who_has_to_act_and_where(tmp_path):
     said = lines_of(project)
 
     assert said["Project"].startswith("pets: round 0 waits for answers (0 of ")
-    assert said["Next"].endswith(" wait for an answer. After that, `alloop run` trains again.")
-    status = dataclasses.replace(gather_status(project), label_at="http://localhost:8080/projects/7/data")
+    after = " wait for an answer. After that, `alloop run` trains again."
+    assert said["Next"].endswith(f"{after} Fill in the sheets in `sheets`.")
+    status = dataclasses.replace(gather_status(project), sheets=None, label_at="http://localhost:8080/projects/7/data")
     assert next_step(status).endswith(" trains again. Label at http://localhost:8080/projects/7/data")
     assert said["Accuracy"].startswith("No model yet. Answers so far: 0 of ")
     assert said["When to stop"].startswith("Not yet: label budget not reached: 0 of 20 labels")
