@@ -164,9 +164,9 @@ class Tile:
 
     @property
     def guess(self) -> str:
-        """Prediction with its probability, if that is known."""
+        """Prediction with its probability, if that is known. Images that the model learned from have none."""
         if not self.predicted:
-            return "no prediction yet"
+            return "trained on" if self.label and self.split == "train" else "no prediction yet"
         return self.predicted if np.isnan(self.probability) else f"{self.predicted} {100 * self.probability:.0f} %"
 
     @property

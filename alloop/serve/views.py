@@ -89,7 +89,7 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 
 def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
-    """Answer what a round asked about, and why."""
+    """Answer what a round asked about, and why: by default the newest one that asked anything."""
     status, pool = desk.status(), desk.pool()
     numbers = [row.number for row in status.rounds]
     if not numbers:
@@ -104,7 +104,8 @@ def round_(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
             "after": None,
         }
         return "round", {"title": "Round", "head": head, **nothing}
-    number = _whole(query.get("number", str(numbers[-1])), "round")
+    newest = next((row.number for row in reversed(status.rounds) if row.queries), numbers[-1])
+    number = _whole(query.get("number", str(newest)), "round")
     if number not in numbers:
         raise NotFound(f"There is no round {number}.")
     project = desk.project()
@@ -334,6 +335,8 @@ def _state_words(row: RoundReport) -> str:
 
 
 def _reason_chips(number: int, reasons: Mapping[Reason, int], wanted: str) -> list[Values]:
+    if not reasons:
+        return []
     all_ = {"words": f"all {sum(reasons.values())}", "address": f"round?number={number}", "is_on": not wanted}
     return [
         all_,

@@ -190,6 +190,18 @@ def test_a_round_at_work_says_what_it_has_not_done_yet(tmp_path: Path):
         assert f"{n} images not sent yet." in page
 
 
+def test_the_round_that_is_shown_first_is_the_newest_one_that_asked(learned: Project, tmp_path: Path):
+    shutil.copytree(learned.folder, tmp_path / "copy")
+    with open_project(tmp_path / "copy") as project, transaction(project.database) as session:
+        asking = max(query.round_number for query in list_queries(session))
+        add_round(session, asking + 1, project.config.model_dump(mode="json"), 0, NOW)
+    with client_of(project) as client:
+        first, newest = client.get("/round").text, client.get(f"/round?number={asking + 1}").text
+
+    assert f"Round {asking} asked about" in first
+    assert f"Round {asking + 1} has asked nothing yet." in newest and "all 0" not in newest
+
+
 def test_open_tasks_are_linked_where_people_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://labels.example.org")
     project = make_project(tmp_path, n=12, labeling={"backend": "label-studio"})

@@ -106,15 +106,13 @@ def without(job: TrainJob, image_ids: Collection[int]) -> TrainJob:
 
 def describe(found: Matched) -> str:
     """Describe the result in a sentence."""
-    gain = f"{points(found.gain)} over random at {found.labels} labels"
+    gain = f"{points(found.gain)} over random at {found.labels:,} labels"
     if found.verdict == "active":
         return f"Active learning helped here: {gain}."
     if found.verdict == "random":
         return f'Random is doing better here: {gain}; consider strategy = "random".'
-    target = f"a difference of {100 * found.target:.1f} pp"
-    return (
-        f"No evidence yet that active learning helps here: {gain}; {found.more} more random labels would show {target}."
-    )
+    more = f"{found.more:,} more random labels would show a difference of {100 * found.target:.1f} pp"
+    return f"No evidence yet that active learning helps here: {gain}; {more}."
 
 
 def _why_not(job: TrainJob) -> str:

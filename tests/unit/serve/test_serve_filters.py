@@ -113,6 +113,8 @@ def test_a_tile_says_what_is_known_of_its_image():
     assert tile.uncertainty == pytest.approx(0.69 / np.log(2))
     assert (POOL.row(1).standing, POOL.row(2).mark) == ("labeled dog", "2 near copies")
     assert (POOL.row(3).guess, POOL.row(3).standing) == ("no prediction yet", "file missing")
+    learned = dataclasses.replace(POOL.row(3), label="dog", split="train")
+    assert (learned.guess, dataclasses.replace(learned, split="holdout").guess) == ("trained on", "no prediction yet")
 
 
 def test_only_images_of_the_pool_have_a_place():
