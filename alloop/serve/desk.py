@@ -21,6 +21,7 @@ from alloop.report.made import Made, gather_made
 from alloop.serve.map_maker import Making, MapMaker, plan_map
 from alloop.serve.snapshot import Snapshot, take_snapshot
 from alloop.store.annotations import list_classes_by_hash
+from alloop.store.migrate import require_current
 from alloop.store.session import reading
 from alloop.store.workspace import find_newest
 
@@ -39,6 +40,7 @@ class Desk:
         self._lock = threading.Lock()
         self._project: Project | None = None
         self._settings: object = None
+        self._file: object = None
         self._state: object = None
         self._version_state: object = None
         self._version = ""
@@ -47,17 +49,19 @@ class Desk:
         self.maps = MapMaker()
 
     def project(self) -> Project:
-        """Return the open workspace; it is opened again after a change of its settings.
+        """Return the open workspace; it is opened again after a change of its settings, or of its database's file.
+
+        SQLite would go on reading a file that was moved away, for example when a backup was put in its place.
 
         Raises:
             AlloopError: The workspace cannot be opened.
         """
         with self._lock:
             settings = _stamp(self.folder / "alloop.toml")
-            if self._project is None or settings != self._settings:
+            if self._project is None or settings != self._settings or _file_of(self._project) != self._file:
                 self._close()
                 self._project, self._settings, self._parts = open_project(self.folder), settings, {}
-                self._version_state = None
+                self._file, self._version_state = _file_of(self._project), None
             return self._project
 
     def close(self) -> None:
@@ -133,6 +137,7 @@ class Desk:
         state = _state_of(project)
         with self._lock:
             if state != self._state:
+                require_current(project.database)  # a newer alloop may have upgraded it
                 self._state, self._parts = state, {}
             parts, own_lock = self._parts, self._part_locks.setdefault(name, threading.Lock())
         with own_lock:  # ten readers wait for one computation
@@ -158,6 +163,16 @@ def _database_state(project: Project) -> object:
         return tuple(_stamp(Path(f"{url.database}{end}")) for end in ("", "-wal"))
     with reading(project.database) as session:
         return session.execute(text("SELECT pg_current_snapshot()::text")).scalar()
+
+
+def _file_of(project: Project) -> tuple[int, int] | None:
+    """Return the identity of the database's file; None without a file."""
+    url = project.database.url
+    try:
+        stat = Path(url.database or "").stat() if url.get_backend_name() == "sqlite" else None
+    except OSError:
+        return None
+    return None if stat is None else (stat.st_dev, stat.st_ino)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -40,11 +40,24 @@ def list_revisions(folder: Path) -> Mapping[str, str | None]:
 
 
 def current_revision(database: Engine) -> str | None:
-    """Return the schema of a database; None if the database is empty."""
+    """Return the schema of a database; None if the database is empty or missing. A missing file is not created."""
+    if _is_missing(database):
+        return None
     with reading(database) as session:
         if not inspect(session.connection()).has_table(_VERSION.name):
             return None
         return session.scalar(select(_VERSION.c.version_num))
+
+
+def _is_missing(database: Engine) -> bool:
+    """Return whether there is no file of a SQLite database in a folder that we may look into."""
+    url = database.url
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return False
+    try:
+        return Path(url.database).parent.is_dir() and not Path(url.database).exists()
+    except PermissionError:
+        return False
 
 
 def upgrade(database: Engine) -> None:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 pytest.importorskip("uvicorn")
+import sqlalchemy as sa
 from command_line import alloop
 from factories import NOW, at_bench, make_project, make_query, write_picture
 from learned import HOSTILE, HOSTILE_PROJECT
@@ -254,6 +255,36 @@ def test_a_change_by_another_command_is_on_the_next_page_and_looking_holds_no_le
         assert "13 images" in client.get("/").text
         with reading(project.database) as session:
             assert find_lease_holder(session) is None
+
+
+def test_a_backup_that_is_put_in_place_is_shown_and_a_missing_database_is_named(tmp_path: Path):
+    project = make_project(tmp_path, n=12)
+    backup, present = tmp_path / "backup.db", project.folder / "alloop.db"
+    assert alloop("db", "backup", backup, "-C", project.folder).code == 0
+    write_picture(project.folder / "photos" / "new.png", label="cat", number=500)
+    assert alloop("pool", "add", project.folder / "photos", "-C", project.folder).code == 0
+    project.close()
+    with client_of(project) as client:
+        assert "13 images" in client.get("/").text
+
+        present.unlink()
+        missing = client.get("/")
+        assert missing.status_code == 503 and "alloop.db" in missing.text and not present.exists()
+
+        backup.rename(present)
+        assert "12 images" in client.get("/").text
+
+
+def test_a_database_that_a_newer_alloop_upgrades_meanwhile_is_named(tmp_path: Path):
+    project = make_project(tmp_path, n=12)
+    with client_of(project) as client:
+        assert client.get("/").status_code == 200
+        with transaction(project.database) as session:
+            session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+        for page in ("/", "/images", "/people"):
+            answer = client.get(page)
+            assert answer.status_code == 503 and "a newer alloop made it" in answer.text
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
