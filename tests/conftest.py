@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from quick import keep_files_in_memory, share_compiled_sql, share_onnx_operators
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+# In the background of a script Ctrl-C is ignored, and programs that a test starts would inherit that and never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 keep_files_in_memory()
 share_compiled_sql()
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,16 @@ def start_alloop(stdout: int, *arguments: str) -> "subprocess.Popen[bytes]":
         env={**environ, "TERM": "xterm", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     os.close(stdout)
+    threading.Thread(target=end_at_last, args=(started,), daemon=True).start()
     return started
+
+
+def end_at_last(started: "subprocess.Popen[bytes]") -> None:
+    """Kill a command that does not end, because what reads from its terminal would wait forever."""
+    try:
+        started.wait(120)
+    except subprocess.TimeoutExpired:
+        started.kill()
 
 
 def test_watching_shows_the_news_in_place_until_ctrl_c(tmp_path: Path):
