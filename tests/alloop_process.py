@@ -162,12 +162,15 @@ def serve() -> None:
 
 
 def _warm_up() -> None:
-    """Run a small project once, so that forks need not compile its queries, and let forks share all memory."""
+    """Run a small project, so that forks need not compile its queries, and let forks share all memory.
+
+    Only the second run trains. What training loads takes a second, which each fork would need otherwise.
+    """
     import factories
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        factories.make_project(Path(folder), loop={"max_rounds": 1})
-        for command in ("run", "status"):
+        factories.make_project(Path(folder), loop={"max_rounds": 2})
+        for command in ("run", "run", "status"):
             sys.argv = ["alloop", command, "--json", "-q", "-C", f"{folder}/pets"]
             assert _main() == 0
         for project in factories.OPENED:

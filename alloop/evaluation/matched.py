@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from alloop.evaluation.intervals import wilson
 from alloop.evaluation.paired import variance_of_gain
 from alloop.records import Interval
 
@@ -33,6 +34,7 @@ class Matched:
         more: Number of further random labels (holdout and random share, in their present proportion) that would tell a
             gain of `target` from 0 in 4 of 5 cases; 0 if the gain is clear already.
         target: Measured gain, at least 0.01.
+        random: Accuracy of the random arm, with Wilson's interval: the luck of its labels is not in it.
     """
 
     gain: Interval
@@ -42,6 +44,7 @@ class Matched:
     variance_labels: float
     more: int
     target: float
+    random: Interval
 
     @property
     def verdict(self) -> Literal["active", "random", "cannot tell"]:
@@ -85,7 +88,7 @@ def match(
     is_told = gain - half > 0 or gain + half < 0
     more = 0 if is_told else math.ceil(max(0.0, total / wanted - 1) * (n + own))
     interval = Interval(gain, max(-1.0, gain - half), min(1.0, gain + half), n, "matched arms 95%")
-    return Matched(interval, labels, own, holdout, sum(arms), more, target)
+    return Matched(interval, labels, own, holdout, sum(arms), more, target, wilson(int(random.sum()), n))
 
 
 def _jackknife(without: Sequence[Correct]) -> float:

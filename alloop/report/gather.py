@@ -16,7 +16,7 @@ from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
 from alloop.loop.rounds.attention import list_warnings
 from alloop.names import count
 from alloop.project import Project
-from alloop.records import Calibration, Interval, LocationStatus, QueryStatus, Reason, Split
+from alloop.records import Calibration, CurvePoint, Interval, LocationStatus, QueryStatus, Reason, Split
 from alloop.report.shown import TASKS, Shown
 from alloop.store.annotations import list_annotator_counts, list_class_counts, list_values
 from alloop.store.images import PoolCounts, count_pool, list_locations
@@ -49,6 +49,7 @@ class RoundReport:
         queries: Status → number of its queries.
         over_random: Accuracy of a model of acquired labels minus that of one of equally many random labels; None if the
             round did not compare them.
+        random_arm: Number of labels and accuracy of that model of random labels; None in rounds before it was recorded.
     """
 
     number: int
@@ -69,6 +70,7 @@ class RoundReport:
     created_at: str
     closed_because: str | None
     over_random: Interval | None = None
+    random_arm: CurvePoint | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,11 +239,23 @@ def _round(session: Session, row: RoundRecord, asked: _Asked, shown: Shown) -> R
         created_at=row.created_at.isoformat(),
         closed_because=row.closed_because,
         over_random=_over_random(row),
+        random_arm=_random_arm(row),
     )
 
 
 def _over_random(row: RoundRecord) -> Interval | None:
     return None if row.matched is None or row.matched["skipped"] else Interval(**row.matched["gain"])
+
+
+def random_arms(rounds: Sequence[RoundReport]) -> list[CurvePoint]:
+    """Return the random arms of rounds as points of a learning curve. Rounds before this was recorded have none."""
+    return [row.random_arm for row in rounds if row.random_arm is not None]
+
+
+def _random_arm(row: RoundRecord) -> CurvePoint | None:
+    if row.matched is None or "random" not in row.matched:
+        return None
+    return CurvePoint(row.matched["labels"], Interval(**row.matched["random"]))
 
 
 def _mean_entropy(confidences: Sequence[float], n_classes: int, shown: Shown) -> float | None:

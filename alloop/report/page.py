@@ -20,7 +20,14 @@ from alloop.records import ImageRef, Uncertain
 from alloop.report.charts import make_curve
 from alloop.report.cost import gather_cost
 from alloop.report.gallery import Shot, Still, make_stills
-from alloop.report.gather import StatusReport, describe_by_hand, describe_measured, describe_people, gather_status
+from alloop.report.gather import (
+    StatusReport,
+    describe_by_hand,
+    describe_measured,
+    describe_people,
+    gather_status,
+    random_arms,
+)
 from alloop.report.headlines import five_lines, of_project
 from alloop.report.html import STYLE, TEMPLATES, make_environment
 from alloop.report.mistakes import Mistakes, gather_mistakes
@@ -89,7 +96,7 @@ def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_p
         "made": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "head": of_project(status),
         "lines": [line for line in five_lines(status, shown) if line[0] in LINES],
-        "chart": make_curve(curve),
+        "chart": make_curve(curve, random_arms(status.rounds)),
         "metrics": shown.metrics,
         "rounds": round_rows(status, shown),
         "explained": shown.explained.format(measured=describe_measured(status.findings)),

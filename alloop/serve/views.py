@@ -13,7 +13,7 @@ from alloop.loop.stopping import Rule, Standing
 from alloop.records import Reason, RoundState
 from alloop.report.charts import make_curve
 from alloop.report.cost import gather_cost
-from alloop.report.gather import RoundReport, StatusReport, describe_by_hand, describe_measured
+from alloop.report.gather import RoundReport, StatusReport, describe_by_hand, describe_measured, random_arms
 from alloop.report.headlines import Headline, count, next_step, of_project, waiting
 from alloop.report.histogram import histogram_of
 from alloop.report.mistakes import gather_mistakes
@@ -72,7 +72,7 @@ def overview(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         {
             "title": "Overview",
             "head": of_project(status),
-            "chart": make_curve(desk.curve()),
+            "chart": make_curve(desk.curve(), random_arms(status.rounds)),
             "next": next_step(dataclasses.replace(status, label_at=None)),  # a link says it on a page
             **_tasks(status, status.rounds[-1] if status.rounds else None),
             "outlook": status.findings.outlook.says if status.findings.outlook else "",

@@ -37,7 +37,7 @@ def main() -> None:
     pictures = load("trashnet", options)
     with Busy(options.device) as busy:
         with rows.guarded("frozen"):
-            run_rounds("frozen", 4, pictures, options, rows, busy)
+            run_rounds("frozen", options.size(4, 2), pictures, options, rows, busy)
         with rows.guarded("finetune"):
             run_rounds("finetune", 2, pictures, options, rows, busy)
         table = write_table(pictures, options.work / "labels.csv")

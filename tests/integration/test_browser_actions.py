@@ -11,6 +11,7 @@ from browser import Browser, served
 from browser import axe as axe
 from browser import chromium as chromium
 from factories import at_bench, make_project, tools_of
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -45,7 +46,8 @@ def browser(chromium: Any, project: Project) -> Iterator[Browser]:
 
 
 def wait(browser: Browser, selector: str, words: str) -> None:
-    WebDriverWait(browser.driver, 60, poll_frequency=0.1).until(
+    gone = [StaleElementReferenceException]  # the page changes between finding an element and reading it
+    WebDriverWait(browser.driver, 60, poll_frequency=0.1, ignored_exceptions=gone).until(
         lambda _: any(words in found.text for found in browser.all(selector))
     )
 

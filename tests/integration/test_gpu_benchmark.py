@@ -35,7 +35,7 @@ def test_the_gpu_benchmark_runs_all_parts_on_a_cpu(tmp_path):
     measured = {(row["part"], row["item"], row["measure"]) for row in rows}
     assert {
         ("M", "device", "name"),
-        ("B", "frozen, round 3", "train"),
+        ("B", "frozen, round 2", "train"),
         ("B", "finetune, round 1", "train"),
         ("B", "alloop compare", "whole command"),
         ("B", "alloop simulate", "whole command"),

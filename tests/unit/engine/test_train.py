@@ -89,8 +89,8 @@ def test_a_single_head_has_no_specialty_to_divide(toys, uncertainty, members, n_
     assert set(result.head_classes[0]) == set(toys.config().project.classes)
 
 
-def test_more_heads_than_classes_train_with_a_warning(toys, caplog):
-    with caplog.at_level(logging.WARNING):
+def test_more_heads_than_classes_train_and_the_log_says_so(toys, caplog):
+    with caplog.at_level(logging.INFO):
         result = run_train(toys.train_job(toys.config(members=5)))
 
     assert len(result.head_classes) == 5

@@ -25,6 +25,9 @@ def test_the_variance_has_a_part_for_the_holdout_and_one_for_the_labels():
     assert (found.gain.low, found.gain.high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-12)
     assert found.verdict == "active"
     assert found.more == 0
+    # Wilson: (0.7 + z²/200 ± z √(0.21/100 + z²/40000)) / (1 + z²/100) with z = 1.96.
+    assert (found.random.value, found.random.n) == (0.7, 100)
+    assert (found.random.low, found.random.high) == pytest.approx((0.6042, 0.7811), abs=1e-4)
 
 
 def test_random_can_win():

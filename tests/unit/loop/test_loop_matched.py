@@ -146,7 +146,7 @@ def test_each_arm_is_trained_whole_and_without_each_fifth_of_its_own_labels(tmp_
 def test_the_result_is_one_sentence(value: float, low: float, high: float, says: str):
     gain = Interval(value, low, high, 400, "matched arms 95%")
 
-    assert describe(Matched(gain, 800, 300, 1e-4, 1e-4, 350, 0.01)) == says
+    assert describe(Matched(gain, 800, 300, 1e-4, 1e-4, 350, 0.01, gain)) == says
 
 
 def test_a_project_is_told_whether_asking_helped_and_a_setting_turns_that_off(tmp_path: Path):

@@ -155,7 +155,7 @@ def test_the_classes_left_over_go_to_random_heads():
 
 
 def test_more_heads_than_classes_are_possible_and_said_so(caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         parts = assign_specialties(2, 5, _generator())
 
     assert [len(part) for part in parts] == [1] * 5

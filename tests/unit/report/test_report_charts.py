@@ -24,6 +24,22 @@ def test_the_curve_spans_the_picture_and_says_its_ends():
     assert "from 70.0 (60.0–80.0) % with 40 labels to 85.0 (80.0–95.0) %" in chart.summary
 
 
+def test_the_random_arm_stands_beside_the_curve_on_the_same_axes():
+    asked = [point(40, 0.7, 0.6, 0.8), point(80, 0.8, 0.7, 0.9)]
+    chart = make_curve(asked, [point(30, 0.55, 0.4, 0.7), point(60, 0.7, 0.6, 0.8)])
+
+    assert chart is not None and chart.random_end is not None
+    assert [tick.words for tick in chart.rows] == ["50", "60", "70", "80", "90"]  # 55 % is inside
+    assert chart.random[0].x == LEFT  # 30 labels are the fewest, 80 the most
+    assert chart.dots[0].x == pytest.approx(LEFT + 0.2 * (WIDTH - LEFT - RIGHT))
+    assert chart.random[1].y == chart.dots[0].y  # both 70 %
+    assert chart.random_end.words == "70.0 % random"
+    assert chart.random[0].words == "30 random labels: 55.0 (40.0–70.0) %"
+    assert chart.summary.endswith("60 random labels alone give 70.0 (60.0–80.0) %.")
+    alone = make_curve(asked)
+    assert alone is not None and (alone.random, alone.random_line, alone.random_end) == ((), "", None)
+
+
 def test_one_point_stands_in_the_middle_and_none_is_no_chart():
     chart = make_curve([point(40, 1.0, 0.96, 1.0)])
 
