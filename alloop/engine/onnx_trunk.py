@@ -1,4 +1,4 @@
-"""Trunks run by ONNX Runtime on the CPU: a third to three quarters of PyTorch's time at equal features (benchmarks/speed).
+"""Trunks run by ONNX Runtime on the CPU, in a third to three quarters of PyTorch's time (benchmarks/speed).
 
 A trunk becomes an ONNX file once, which is kept beside the features. Before each use, random pixels go through the file
 and through PyTorch. If the features differ, or there is no file because the trunk cannot be traced, PyTorch runs it.
