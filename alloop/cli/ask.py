@@ -1,18 +1,22 @@
 """`alloop ask`: questions about images that a person names."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import click
 
+from alloop.cli._images import image_arguments
 from alloop.cli._options import Session, common_options
+
+if TYPE_CHECKING:
+    from alloop.project import Project
 
 
 @click.command()
-@click.argument("files", nargs=-1)
-@click.option(
-    "--sha256", "hashes", multiple=True, metavar="HASH", help="Beginning of an image's hash; can be repeated."
-)
+@image_arguments
 @click.option("--now", is_flag=True, help="Send the questions at once, with everything else that waits to be sent.")
 @common_options
-def ask(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], now: bool) -> None:
+def ask(session: Session, find: "Callable[[Project], list[int]]", now: bool) -> None:
     """Ask people about images that you name.
 
     FILES are paths or file names of the pool. The questions are sent with the next batch, or at once with --now. A
@@ -24,17 +28,12 @@ def ask(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], now: 
     from alloop.errors import LabelError
     from alloop.loop.asking import people
     from alloop.loop.asking.by_hand import ask_by_hand
-    from alloop.loop.intake.named_images import find_images
     from alloop.loop.workbench import open_workbench
     from alloop.names import count
-    from alloop.store.session import reading
 
-    if not files and not hashes:
-        raise click.UsageError("Name images: files, or --sha256.")
     tools = session.tools()
     with open_workbench(tools) as bench:
-        with reading(tools.project.database) as rows:
-            images = find_images(rows, files, hashes)
+        images = find(tools.project)
         connection = people.connect_people(bench) if now else None  # before anything is recorded: it may be down
         found = ask_by_hand(bench, images)
         if not found.asked:

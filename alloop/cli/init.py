@@ -7,6 +7,8 @@ import click
 from alloop.cli._options import Session, common_options
 from alloop.composition import DEFAULT_BACKEND
 
+KEY = "export LABEL_STUDIO_API_KEY=...      from the account page of your Label Studio; or: alloop labelstudio up"
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -37,11 +39,9 @@ def init(
         f"cd {folder}",
         "edit alloop.toml                     settings that are not in it have working defaults",
         f"alloop pool add{'' if images else ' PATH'}",
-        "export LABEL_STUDIO_API_KEY=...      from the account page of your Label Studio; or: alloop labelstudio up",
+        *([KEY] if backend == "label-studio" else []),
         "alloop run                           asks about the first images; run it again when they are labeled",
     ]
-    if backend != DEFAULT_BACKEND:
-        del steps[3]
     made = f"Made {folder} for {len(names)} classes: {', '.join(names)}."
     session.show(
         {"workspace": str(folder.absolute()), "config": str(path), "classes": names},

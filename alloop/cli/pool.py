@@ -1,16 +1,18 @@
 """`alloop pool`: add, list and check images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from alloop.cli._images import image_arguments
 from alloop.cli._options import Session, common_options
 from alloop.names import count
 
 if TYPE_CHECKING:
     from alloop.loop.intake.ingest import Added
+    from alloop.project import Project
 
 
 SHOWN = 8  # names of left-out files and folders in one message
@@ -173,14 +175,11 @@ def check(session: Session, accept_missing: bool) -> None:
 
 
 @pool.command()
-@click.argument("files", nargs=-1)
-@click.option(
-    "--sha256", "hashes", multiple=True, metavar="HASH", help="Beginning of an image's hash; can be repeated."
-)
+@image_arguments
 @click.option("--reason", default="", metavar="TEXT", help="Reason, in your words.")
 @click.option("--undo", is_flag=True, help="Remove the mark: the image is back, with its label.")
 @common_options
-def junk(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], reason: str, undo: bool) -> None:
+def junk(session: Session, find: "Callable[[Project], list[int]]", reason: str, undo: bool) -> None:
     """Mark images as junk: never asked about or trained on.
 
     FILES are paths or file names. Labels are kept, but do not count until --undo. Open questions about the images are
@@ -191,17 +190,11 @@ def junk(session: Session, files: tuple[str, ...], hashes: tuple[str, ...], reas
     from alloop.errors import PoolError
     from alloop.loop.asking import people
     from alloop.loop.asking.junk import mark_junk, unmark_junk
-    from alloop.loop.intake.named_images import find_images
     from alloop.loop.workbench import open_workbench
-    from alloop.names import count
-    from alloop.store.session import reading
 
-    if not files and not hashes:
-        raise click.UsageError("Name images: files, or --sha256.")
     tools = session.tools()
     with open_workbench(tools) as bench:
-        with reading(tools.project.database) as rows:
-            images = find_images(rows, files, hashes)
+        images = find(tools.project)
         if undo:
             back = unmark_junk(bench, images)
             session.show({"images": back}, f"{count(len(back), 'image')} no longer marked as junk; labels count again.")

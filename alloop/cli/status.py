@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from alloop.cli._tables import Lines
-    from alloop.records import Interval
     from alloop.report.gather import RoundReport, StatusReport
     from alloop.report.shown import Shown
 
@@ -212,17 +211,13 @@ def _choice(report: "StatusReport") -> Iterator[str]:
 
 def _calibration(row: "RoundReport") -> str:
     """Describe the calibrator, its number of labels, and the NLL before and after on images it was not fitted to."""
-    words = f"Calibrated by {row.calibration} on {row.n_calibration} holdout labels."
-    if "nll_uncalibrated" in row.metrics:
-        before, after = (_interval(row.metrics.get(name)) for name in ("nll_uncalibrated", "nll"))
-        words += f" NLL {before} before, {after} after."
-    return f"{words} {row.calibration_note}".rstrip()
-
-
-def _interval(interval: "Interval | None") -> str:
     from alloop.report.headlines import interval_of
 
-    return interval_of(interval, 1, 3)
+    words = f"Calibrated by {row.calibration} on {row.n_calibration} holdout labels."
+    if "nll_uncalibrated" in row.metrics:
+        before, after = (interval_of(row.metrics.get(name), 1, 3) for name in ("nll_uncalibrated", "nll"))
+        words += f" NLL {before} before, {after} after."
+    return f"{words} {row.calibration_note}".rstrip()
 
 
 def _entropy(value: float | None) -> str:

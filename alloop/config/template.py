@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 
+from alloop.composition import DEFAULT_BACKEND
+
 
 def render_config(
-    name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str, backend: str = "label-studio"
+    name: str, classes: Sequence[str], images: Sequence[str], label_studio_url: str, backend: str = DEFAULT_BACKEND
 ) -> str:
     """Return a commented alloop.toml. JSON strings are valid TOML basic strings.
 

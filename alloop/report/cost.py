@@ -5,9 +5,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Outcome
-from alloop.report.headlines import count
 from alloop.store.annotations import list_current
 from alloop.store.queries import list_queries
 from alloop.store.session import reading

@@ -6,7 +6,7 @@
 import dataclasses
 
 from alloop.loop.stopping import Rule, Standing, points
-from alloop.names import count as count  # the pages count with it
+from alloop.names import count
 from alloop.records import Ending, Interval
 from alloop.report.gather import StatusReport
 from alloop.report.shown import Shown
@@ -58,9 +58,8 @@ def of_project(status: StatusReport) -> Headline:
         says, images, rests = _without_model(status)
         return Headline(says, f"{images} {rests}".strip())
     accuracy = measured[-1].metrics["accuracy"]
-    place = "of the test set" if status.findings.on_test else "drawn at random, which it never learned from"
     rests = f"Between {_percent(accuracy.low)} and {_percent(accuracy.high)} % with 95 % confidence, measured on "
-    rests += f"{count(accuracy.n, 'image')} {place}."
+    rests += f"{_measured_images(status, accuracy.n)}."
     if status.findings.matched is not None:
         rests += f" {status.findings.matched['says']}"
     known = "images it has never seen" if not status.findings.on_test else "the images of the test set"
@@ -113,10 +112,9 @@ def how_good(status: StatusReport, shown: Shown) -> str:
     found = measured[-1].metrics[metric.name]
     unit = " %" if metric.title.endswith("%") else ""
     value, low, high = (f"{metric.factor * part:.{metric.digits}f}" for part in (found.value, found.low, found.high))
-    place = "of the test set" if status.findings.on_test else "drawn at random, which it never learned from"
     return (
         f"{value}{unit}, between {low} and {high}{unit} with 95 % confidence: round {measured[-1].number}, "
-        f"{count(found.n, 'image')} {place}."
+        f"{_measured_images(status, found.n)}."
     )
 
 
@@ -210,6 +208,12 @@ def _without_model(status: StatusReport) -> tuple[str, str, str]:
         images,
         f"Answers so far: {asked - last.queries.get('open', 0)} of {asked}." if asked else "",
     )
+
+
+def _measured_images(status: StatusReport, n: int) -> str:
+    """Return the images that the newest model was measured on, in words."""
+    which = "of the test set" if status.findings.on_test else "drawn at random, which it never learned from"
+    return f"{count(n, 'image')} {which}"
 
 
 def _learning(status: StatusReport) -> str:

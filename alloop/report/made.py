@@ -4,9 +4,9 @@ import dataclasses
 
 from sqlalchemy.orm import Session
 
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Split
-from alloop.report.headlines import count
 from alloop.store.annotations import list_class_counts
 from alloop.store.rounds import ModelRecord, find_model, list_metrics, list_rounds
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from alloop.evaluation.intervals import wilson
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
-from alloop.report.headlines import Headline, count, interval_of
+from alloop.names import count
+from alloop.report.headlines import Headline, interval_of
 
 N_SURE = 12  # most confident mistakes
 MOST_CLASSES = 20  # rows and columns of the matrix

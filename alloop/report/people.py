@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from alloop.evaluation.intervals import wilson
+from alloop.names import count
 from alloop.project import Project
 from alloop.records import Answer, Outcome
-from alloop.report.headlines import Headline, count, interval_of
+from alloop.report.headlines import Headline, interval_of
 from alloop.store.annotations import find_classes, list_current
 from alloop.store.session import reading
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from alloop.evaluation.metrics import Bins
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
+from alloop.names import count
 from alloop.report.gather import RoundReport, StatusReport
-from alloop.report.headlines import Headline, count, interval_of, next_step
+from alloop.report.headlines import Headline, interval_of, next_step
 from alloop.report.histogram import Histogram, make_histogram
 from alloop.report.shown import Shown
 

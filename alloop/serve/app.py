@@ -267,7 +267,7 @@ class _Pages:
         return HTMLResponse(page.render(wrong="wrong" in request.query_params), headers={"cache-control": "no-store"})
 
     def not_found(self, request: Request, error: Exception) -> Response:
-        """Return the page that says that an address is no page."""
+        """Return the error page for an unknown address."""
         return self.error(404, "There is no such page.", "Choose a page on the left.")
 
     def error(self, code: int, says: str, hint: str) -> Response:

@@ -133,7 +133,7 @@ def offer_attributes(pool: Snapshot) -> list[str]:
 
 
 def offer_sources(pool: Snapshot) -> tuple[str, ...]:
-    """Return the folders of the files, and the sources that are no folders, if there are only a few."""
+    """Return the folders and other sources of the files; none if there are too many to offer."""
     return pool.sources if len(pool.sources) <= MOST_OFFERED else ()
 
 
@@ -151,8 +151,7 @@ def corners_of(area: str) -> Floats:
 
 
 def _in_area(pool: Snapshot, spots: Spots, area: str) -> npt.NDArray[np.bool_]:
-    is_shown: npt.NDArray[np.bool_] = pool.split != "junk"  # as on the map
-    return inside(spots.places, corners_of(area)) & is_shown
+    return inside(spots.places, corners_of(area)) & pool.is_kept  # as on the map
 
 
 def inside(places: Floats, corners: Floats) -> npt.NDArray[np.bool_]:
@@ -180,11 +179,11 @@ def apply(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.intp]:
 def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
     states: dict[str, Callable[[], Any]] = {  # computed when asked for: one column of 100,000 texts takes milliseconds
         "": lambda: np.ones(len(pool), dtype=bool),
-        "unlabeled": lambda: (pool.label == "") & (pool.split != "junk"),
+        "unlabeled": lambda: (pool.label == "") & pool.is_kept,
         "labeled": lambda: pool.label != "",
         "asked": lambda: pool.state == "open",
         "holdout": lambda: pool.split == "holdout",
-        "junk": lambda: pool.split == "junk",
+        "junk": lambda: ~pool.is_kept,
         "wrong": lambda: (pool.label != "") & (pool.scored.predicted != "") & (pool.scored.predicted != pool.label),
     }
     conditions: dict[str, Callable[[str], Any]] = {

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alloop.report.headlines import Headline, count
+from alloop.names import count
+from alloop.report.headlines import Headline
 from alloop.serve.filters import Filter
 from alloop.serve.snapshot import Snapshot, Spots
 
@@ -88,7 +89,7 @@ class Doubt:
 def find_doubt(pool: Snapshot) -> Doubt:
     """Find the tenth of the unlabeled images with the highest predictive entropy."""
     entropy = pool.scored.entropy
-    is_open = (pool.label == "") & (pool.split != "junk") & np.isfinite(entropy)
+    is_open = (pool.label == "") & pool.is_kept & np.isfinite(entropy)
     if not is_open.any():
         return Doubt(is_open, "")
     bound = _bound(entropy[is_open], DOUBTFUL)
@@ -166,10 +167,10 @@ def note_of(pool: Snapshot, spots: Spots) -> str:
     without = known.n_pool - known.n_known
     if without:
         said.append(f"{count(without, 'image')} had no features, because they were not scored or could not be read.")
-    new = int((pool.split != "junk").sum()) - known.n_pool
+    new = int(pool.is_kept.sum()) - known.n_pool
     if new > 0:
         said.append(f"{count(new, 'image')} came to the pool later.")
-    labels = int(((pool.label != "") & (pool.split != "junk") & ~is_on).sum())
+    labels = int(((pool.label != "") & pool.is_kept & ~is_on).sum())
     if labels:
         said.append(f"{count(labels, 'labeled image')} {'is' if labels == 1 else 'are'} not on it.")
     return " ".join(said)
@@ -177,8 +178,7 @@ def note_of(pool: Snapshot, spots: Spots) -> str:
 
 def _is_shown(pool: Snapshot, spots: Spots) -> Mask:
     """Return a mask of the images that the map shows. Images that are marked as junk are no longer shown."""
-    is_kept: Mask = pool.split != "junk"
-    return np.isfinite(spots.places[:, 0]) & is_kept
+    return np.isfinite(spots.places[:, 0]) & pool.is_kept
 
 
 def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Coloring:

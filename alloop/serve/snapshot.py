@@ -13,13 +13,12 @@ from sqlalchemy.orm import Session
 from alloop.engine.pool_map import PoolMap, map_path, read_map
 from alloop.engine.score_file import read_log_probs
 from alloop.errors import ModelError
-from alloop.loop.choosing.pool_scores import PoolScores, load_scores
+from alloop.loop.choosing.pool_scores import PoolScores, find_newest_scores
 from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project
 from alloop.records import LocationStatus, QueryStatus, Reason, Split
 from alloop.serve.features import find_source
 from alloop.store.images import find_image_ids, list_attribute_names
-from alloop.store.rounds import list_rounds
 from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, NearDuplicate, QueryRow, Round
 
 Floats = npt.NDArray[np.float64]
@@ -60,6 +59,11 @@ class Snapshot:
         return len(self.image_id)
 
     @functools.cached_property
+    def is_kept(self) -> npt.NDArray[np.bool_]:
+        """Mask [N] of the images that are not marked as junk."""
+        return np.asarray(self.split != Split.JUNK.value, dtype=bool)
+
+    @functools.cached_property
     def name_rank(self) -> npt.NDArray[np.int64]:
         """Place of each image [N] in the order of paths, small and capital letters alike."""
         order = np.argsort(np.array([path.casefold() for path in self.path.tolist()], dtype=object), kind="stable")
@@ -69,7 +73,7 @@ class Snapshot:
 
     @functools.cached_property
     def sources(self) -> tuple[str, ...]:
-        """Folders of the files, and sources that are no folders, in order."""
+        """The folder or other source of each file, each once, in order."""
         return tuple(sorted({path.rpartition("/")[0] for path in self.path.tolist() if path}))
 
     @functools.cached_property
@@ -216,7 +220,7 @@ def take_snapshot(session: Session, project: Project) -> Snapshot:
         copies=sizes[members] if n else np.zeros(0, dtype=np.int64),
         group=group,
         attributes=_attributes(ids, session),
-        scored=_scored(ids, _newest_scores(session, project), session, project),
+        scored=_scored(ids, find_newest_scores(session, project), session, project),
         spots=_spots([row[2] for row in rows], session, project),
     )
 
@@ -251,17 +255,6 @@ def _fill(column: npt.NDArray[Any], ids: npt.NDArray[np.int64], pairs: Iterable[
     if known:
         places = np.searchsorted(ids, np.array([image_id for image_id, _ in known], dtype=np.int64))
         column[places] = np.array([value for _, value in known], dtype=column.dtype)
-
-
-def _newest_scores(session: Session, project: Project) -> tuple[int, PoolScores] | None:
-    for row in reversed(list_rounds(session)):
-        try:
-            scores = load_scores(project, row, project.config.acquisition)
-        except ModelError:  # its files were deleted
-            continue
-        if scores is not None:
-            return row.number, scores
-    return None
 
 
 def _scored(

@@ -10,11 +10,12 @@ from urllib.parse import urlencode
 import numpy as np
 
 from alloop.loop.stopping import Rule, Standing
+from alloop.names import count
 from alloop.records import Reason, RoundState
 from alloop.report.charts import make_curve
 from alloop.report.cost import gather_cost
 from alloop.report.gather import RoundReport, StatusReport, describe_by_hand, describe_measured, random_arms
-from alloop.report.headlines import Headline, count, next_step, of_project, waiting
+from alloop.report.headlines import Headline, next_step, of_project, waiting
 from alloop.report.histogram import histogram_of
 from alloop.report.mistakes import gather_mistakes
 from alloop.report.people import gather_people

@@ -1,37 +1,27 @@
 """Buttons and keys of the live pages in a real browser, and pages that follow what happens."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("selenium")
+from asked import asked_folder as asked_folder
+from asked import project as project
 from browser import Browser, served
 from browser import axe as axe
 from browser import chromium as chromium
-from factories import at_bench, make_project, tools_of
+from factories import at_bench
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from alloop.loop.asking.junk import mark_junk
-from alloop.loop.rounds.runner import RunOptions, run
 from alloop.project import Project
 from alloop.records import Reason, Split
 from alloop.store.images import list_refs, list_split
 from alloop.store.queries import list_queries
 from alloop.store.session import reading
-
-SHEETS = {"labeling": {"backend": "csv"}, "loop": {"batch_size": 5}, "evaluation": {"holdout_size": 3}}
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    """Round 0 asks about 8 of 24 images in one sheet."""
-    project = make_project(tmp_path, 24, **SHEETS)
-    run(tools_of(project), RunOptions())
-    return project
 
 
 @pytest.fixture

@@ -4,8 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from asked import SHEETS
+from asked import asked_folder as asked_folder
+from asked import project as project
 from command_line import Outcome, alloop
-from factories import at_bench, copy_project, make_project, tools_of
+from factories import at_bench, copy_project, make_project
 
 from alloop.errors import LabelError
 from alloop.labeling.sheets import list_sheets, read_sheet, write_sheet
@@ -13,7 +16,6 @@ from alloop.loop.asking import people
 from alloop.loop.asking.by_hand import ask_by_hand, take_back
 from alloop.loop.asking.junk import mark_junk, unmark_junk
 from alloop.loop.rounds import steps
-from alloop.loop.rounds.runner import RunOptions, run
 from alloop.loop.rounds.training import read_labels
 from alloop.project import Project
 from alloop.records import QueryStatus, Reason, Split
@@ -21,22 +23,6 @@ from alloop.store.images import find_refs, list_refs
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.session import reading
 from alloop.store.workspace import list_events
-
-SHEETS = {"labeling": {"backend": "csv"}, "loop": {"batch_size": 5}, "evaluation": {"holdout_size": 3}}
-
-
-@pytest.fixture(scope="module")
-def asked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Round 0 asks about 8 of 24 images in one sheet."""
-    project = make_project(tmp_path_factory.mktemp("asked"), 24, **SHEETS)
-    run(tools_of(project), RunOptions())
-    project.close()
-    return project.folder
-
-
-@pytest.fixture
-def project(asked_folder: Path, tmp_path: Path) -> Project:
-    return copy_project(asked_folder, tmp_path / "pets", {"project": {"classes": ["cat", "dog"]}, **SHEETS})
 
 
 def command(project: Project, *arguments: object) -> Outcome:

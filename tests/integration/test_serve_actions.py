@@ -13,8 +13,10 @@ import httpx
 import pytest
 
 pytest.importorskip("uvicorn")
+from asked import asked_folder as asked_folder
+from asked import project as project
 from browser import served
-from factories import at_bench, copy_project, make_project, tools_of, write_picture
+from factories import at_bench, tools_of, write_picture
 from learned import learned as learned
 from starlette.testclient import TestClient
 
@@ -30,23 +32,8 @@ from alloop.store.images import list_refs, list_split
 from alloop.store.queries import QueryRecord, list_queries
 from alloop.store.session import reading
 
-SHEETS = {"labeling": {"backend": "csv"}, "loop": {"batch_size": 5}, "evaluation": {"holdout_size": 3}}
 HOST = "127.0.0.1:8571"
 HERE = f"http://{HOST}"
-
-
-@pytest.fixture(scope="module")
-def asked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Round 0 asks about 8 of 24 images in one sheet."""
-    project = make_project(tmp_path_factory.mktemp("asked"), 24, **SHEETS)
-    run(tools_of(project), RunOptions())
-    project.close()
-    return project.folder
-
-
-@pytest.fixture
-def project(asked_folder: Path, tmp_path: Path) -> Project:
-    return copy_project(asked_folder, tmp_path / "pets", {"project": {"classes": ["cat", "dog"]}, **SHEETS})
 
 
 @contextlib.contextmanager

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asked import SHEETS
 from command_line import alloop
 from factories import make_project
 from sqlalchemy import text
 
 from alloop.labeling.sheets import list_sheets, read_sheet, write_sheet
 from alloop.project import Project
-
-SHEETS = {"labeling": {"backend": "csv"}, "loop": {"batch_size": 5}, "evaluation": {"holdout_size": 3}}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy.orm import Session
 from torch import Tensor
 
 from alloop.config.schema import AcquisitionConfig
@@ -13,7 +14,7 @@ from alloop.engine.trunk_file import read_trunk_features
 from alloop.errors import ModelError
 from alloop.files import sha256_of
 from alloop.project import Project
-from alloop.store.rounds import RoundRecord
+from alloop.store.rounds import RoundRecord, list_rounds
 
 AGAIN = "Score again with `alloop score`."
 
@@ -137,6 +138,18 @@ def load_scores(project: Project, current: RoundRecord, settings: AcquisitionCon
     if not path.exists() or sha256_of(path) != current.scores_sha256:
         raise ModelError(f"The scores in {path} are missing or damaged.", AGAIN)
     return PoolScores(read_scores(path), settings, path)
+
+
+def find_newest_scores(session: Session, project: Project) -> tuple[int, PoolScores] | None:
+    """Return the newest scores that can be read, with the number of their round; None if there are none."""
+    for row in reversed(list_rounds(session)):
+        try:
+            scores = load_scores(project, row, project.config.acquisition)
+        except ModelError:  # its files were deleted
+            continue
+        if scores is not None:
+            return row.number, scores
+    return None
 
 
 def features_beside(scores: Path) -> Path:

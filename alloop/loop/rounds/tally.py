@@ -41,7 +41,7 @@ class Tally:
         return self.labeled > 0 or (self.skipped > 0 and self.empty + self.unknown == 0)
 
     def describe(self) -> str:
-        """Return a sentence with the number of labeled images, and the reasons why others have no label."""
+        """Return how many images got a label, and for each reason how many got none."""
         reasons = {
             "skipped": self.skipped,
             "submitted without a class": self.empty,
