@@ -25,6 +25,8 @@ from learned import HOSTILE, HOSTILE_PROJECT
 from learned import learned as learned
 from starlette.testclient import TestClient
 
+from alloop.loop.choosing.pool_scores import find_newest_scores
+from alloop.loop.choosing.uncertain import find_most_uncertain
 from alloop.loop.measuring.findings import read_last_holdout
 from alloop.loop.rounds import steps
 from alloop.project import Project, open_project
@@ -201,6 +203,24 @@ def test_the_round_that_is_shown_first_is_the_newest_one_that_asked(learned: Pro
 
     assert f"Round {asking} asked about" in first
     assert f"Round {asking + 1} has asked nothing yet." in newest and "all 0" not in newest
+
+
+def test_scores_whose_file_is_gone_are_passed_over(learned: Project, tmp_path: Path):
+    shutil.copytree(learned.folder, tmp_path / "copy")
+    with open_project(tmp_path / "copy") as project:
+        found = []
+        while True:
+            with reading(project.database) as session:
+                newest = find_newest_scores(session, project)
+            assert len(find_most_uncertain(project, 3)) == (0 if newest is None else 3)
+            with client_of(project) as client:
+                assert client.get("/images").status_code == 200
+            if newest is None:
+                break
+            found.append(newest[0])
+            project.paths.scores(newest[0]).unlink()
+
+    assert found and found == sorted(set(found), reverse=True)
 
 
 def test_open_tasks_are_linked_where_people_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
