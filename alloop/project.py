@@ -49,6 +49,10 @@ class Paths:
         """File with the predictions of a round's model for the labeled holdout images."""
         return self.round(number) / "holdout.parquet"
 
+    def out_of_fold(self, number: int) -> Path:
+        """File with predictions for a round's training images by heads that did not learn their labels."""
+        return self.round(number) / "out-of-fold.parquet"
+
     def relative(self, path: Path) -> str:
         """Return a file's path relative to the workspace, as stored in rows, so that the folder can move."""
         return path.relative_to(self.root).as_posix()

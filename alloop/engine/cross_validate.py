@@ -1,4 +1,4 @@
-"""Calibration by cross-validation on the training labels, for workspaces whose holdout is a test set."""
+"""Predictions of training images by models that did not learn their labels: for a calibrator, and for second looks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from alloop.calibration.folds import draw_folds
 from alloop.calibration.temperature import FEWEST
-from alloop.engine.calibrate import calibrate, calibrate_by_training_labels
+from alloop.engine.calibrate import apply_calibration, calibrate, calibrate_by_training_labels
+from alloop.engine.fit_heads import HeadFits
+from alloop.models.heads import MultiHead
 from alloop.records import Calibration
 
 N_FOLDS = 5
@@ -69,3 +71,28 @@ def calibrate_apart(
     note = f"Fitted by {N_FOLDS}-fold cross-validation on {len(targets)} training labels: the holdout is a test set."
     said = fitted.note.replace("holdout ", "out-of-fold ")
     return dataclasses.replace(fitted, note=f"{note} {said}".strip())
+
+
+def predict_unlearned(fits: HeadFits, heads: MultiHead, decay: float, seed: int) -> Float[Tensor, "N K"] | None:
+    """Return log-probabilities of the training images, each by a head that learned the other folds only, float32.
+
+    Every fold has one plain head. It starts at the mean of the model's heads and takes a few steps, which is enough to
+    forget the labels of the fold and costs little (benchmarks/second_looks). Then one temperature is fitted to all
+    images. Their labels are no random sample, so the probabilities are good enough to find doubtful labels, and are no
+    measurement.
+
+    Args:
+        fits: Fits to the features and labels of the training images.
+        heads: Heads of the model on these features.
+        decay: Weight decay of the heads.
+        seed: Seed for the folds.
+
+    Returns:
+        None if there are fewer than 50 labels.
+    """
+    targets = fits.targets.cpu()
+    if len(targets) < FEWEST:
+        return None
+    folds = draw_folds(targets.numpy(), seed, N_FOLDS)
+    log_probs = fits.predict_folds(folds, heads, decay)
+    return apply_calibration(calibrate_by_training_labels("temperature", log_probs, targets, seed), log_probs)

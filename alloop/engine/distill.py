@@ -97,7 +97,7 @@ def distilled_files(
         ModelError: Features cannot be computed.
         WorkspaceError: The disk is full.
     """
-    if smoothing is None or not job.is_distilled:
+    if smoothing is None or not job.is_kept:
         return {}
     in_graph = set(smoothing.keys)
     refs = {ref.key: ref for ref in job.pool if ref.key in in_graph}

@@ -3,22 +3,24 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from alloop.engine.build import HEAD_BATCH, HEAD_RATE, HeadRecipe
+from alloop.engine.build import HEAD_BATCH, HEAD_PRIOR, HEAD_RATE, HeadRecipe
 from alloop.engine.device import full_float32
 from alloop.engine.linear_solver import LinearProblem, invert_curvature, minimize
 from alloop.engine.objective import Objective
 from alloop.losses.cross_entropy import Targets
 from alloop.losses.mixing import mix
 from alloop.losses.multi_head import multi_head_loss
+from alloop.losses.named import find_loss
 from alloop.models.heads import MultiHead, standardize
 
 _FEW = 2_000_000  # N * D up to which the CPU is as fast as a card
+_FOLD_STEPS = 3  # of L-BFGS for a fold, from heads that were fitted to all images (benchmarks/second_looks)
 _SMALL = (
     20_000_000  # N * D up to which one thread is used: a fit then takes seconds at most, and waiting on busy cores more
 )
@@ -56,7 +58,7 @@ class HeadFits:
     def __init__(self, features: Float[Tensor, "N D"], targets: Targets, n_classes: int) -> None:
         """The features' device computes the fits, in float32. Targets are labels, or predictions of another model."""
         self.features, self.targets, self.n_classes = features, targets, n_classes
-        self._inverses: dict[tuple[float, ...], Tensor] = {}
+        self._inverses: dict[tuple[float, float, float], Tensor] = {}
 
     def fit(
         self,
@@ -100,6 +102,32 @@ class HeadFits:
         heads.eval().requires_grad_(requires_grad=False)
         return heads, {"weight_decay": recipe.weight_decay, "prior": recipe.prior, **history}
 
+    def predict_folds(
+        self, folds: Sequence[tuple[Tensor, Tensor]], start: MultiHead, decay: float
+    ) -> Float[Tensor, "N K"]:
+        """Return log-probabilities of all images, each by one head that was fitted without the image's fold, float64.
+
+        The head minimizes the cross-entropy, approximately: it takes a few steps from the mean of `start`. All folds
+        share the standardization of the features, in which no label takes part.
+
+        Args:
+            folds: Positions (rest, fold) of each fold, which together hold every image once.
+            start: Heads that were fitted to all images.
+            decay: Weight decay.
+        """
+        rows, found = self._span.rows, torch.empty(len(self.features), self.n_classes, dtype=torch.float64)
+        objective = Objective(find_loss(), None, None, "mean")
+        with _threads_for(self.features), full_float32(), torch.no_grad():
+            theta = self._span.to_theta(start.to(rows.device))
+            theta = theta.view(start.n_heads, self.n_classes, -1).mean(dim=0)
+            for rest, fold in folds:
+                there, apart = rest.to(rows.device), fold.to(rows.device)
+                labels, prior = self.targets[there], HEAD_PRIOR / len(rest)
+                problem = LinearProblem(rows[there], labels, objective, 1, self.n_classes, decay, prior)
+                fitted, _ = minimize(problem, theta, self._some_inverse(problem), _FOLD_STEPS)
+                found[fold] = (rows[apart] @ fitted.T).double().log_softmax(dim=-1).cpu()
+        return found
+
     def _solve(
         self,
         heads: MultiHead,
@@ -131,7 +159,17 @@ class HeadFits:
 
     def _inverse(self, problem: LinearProblem, recipe: HeadRecipe) -> Tensor:
         """Return the guess of the curvature by all images, also for a part of them."""
-        key = (problem.steepness(), problem.decay, recipe.prior / len(self.features))
+        return self._inverse_for((problem.steepness(), problem.decay, recipe.prior / len(self.features)))
+
+    def _some_inverse(self, problem: LinearProblem) -> Tensor:
+        """Return a guess of the curvature, if possible one that an earlier fit left: making one takes longest."""
+        steepness = problem.steepness()
+        if not self._inverses:
+            return self._inverse_for((steepness, problem.decay, problem.prior))
+        key, inverse = next(iter(self._inverses.items()))
+        return inverse * (key[0] / steepness)
+
+    def _inverse_for(self, key: tuple[float, float, float]) -> Tensor:
         if key not in self._inverses:
             rows = self._span.rows
             self._inverses[key] = invert_curvature(rows.T @ rows / len(rows), *key)

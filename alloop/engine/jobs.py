@@ -31,7 +31,7 @@ class TrainJob:
             labels.
         pool: Images whose features may teach the model without labels, near copies once. Empty: raw features only.
         pool_before: Folder of the model version before, whose graph of the pool is kept if it still fits.
-        is_distilled: False for a model that is only measured: it gets no distilled head.
+        is_kept: False for a model that is only measured: it gets no distilled head and no out-of-fold predictions.
         out: Folder that the model version is written to, as a whole or not at all.
         device: Device instead of [model] device; None leaves it.
     """
@@ -50,7 +50,7 @@ class TrainJob:
     is_test: bool = False
     pool: tuple[ImageRef, ...] = ()
     pool_before: Path | None = None
-    is_distilled: bool = True
+    is_kept: bool = True
 
     def run(self, progress: Progress = silent) -> "TrainResult":
         from alloop.engine.train import run_train
@@ -70,6 +70,7 @@ class TrainResult:
         seconds: Wall time.
         holdout_pooled_log_probs: The same rows before calibration, [N, K], or [N, 2, K] of raw and smoothed heads.
         failed: Training and holdout images that took no part, because they could not be read, with the reasons.
+        out_of_fold: Predictions of the training images by heads that did not learn their labels; None without them.
     """
 
     files: ModelFiles
@@ -81,6 +82,20 @@ class TrainResult:
     seconds: float
     failed: tuple[tuple[int, str], ...] = ()
     holdout_pooled_log_probs: npt.NDArray[np.float32] | None = None
+    out_of_fold: "OutOfFold | None" = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """Predictions of training images, each by a head that learned the labels of the other folds only.
+
+    Attributes:
+        image_ids: Images [N].
+        log_probs: Log-probabilities [N, K], float32, with one temperature that was fitted to all of them.
+    """
+
+    image_ids: tuple[int, ...]
+    log_probs: npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)

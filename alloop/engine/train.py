@@ -20,14 +20,14 @@ from alloop.engine.build import (
     search_paths,
 )
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.cross_validate import calibrate_apart, out_of_fold
+from alloop.engine.cross_validate import calibrate_apart, out_of_fold, predict_unlearned
 from alloop.engine.device import deterministic, explained_shortage
 from alloop.engine.distill import distilled_files
 from alloop.engine.features import Failed, depth_of_all, ensure_features, trunk_features
 from alloop.engine.finetune import Labeled, Setup, finetune, split_stratified
 from alloop.engine.fit_heads import HeadFits, choose_solver_device
 from alloop.engine.head_passes import HeadPasses
-from alloop.engine.jobs import TrainJob, TrainResult
+from alloop.engine.jobs import OutOfFold, TrainJob, TrainResult
 from alloop.engine.links import link_images
 from alloop.engine.members import Fitted, Members
 from alloop.engine.model_files import Network, library_versions, save_version
@@ -40,7 +40,7 @@ from alloop.models.backbones import Backbone
 from alloop.models.ensemble import pool_members
 from alloop.models.heads import MultiHead
 from alloop.progress import Progress, silent
-from alloop.records import ImageRef
+from alloop.records import Calibration, ImageRef
 from alloop.seeds import derive_seed
 from alloop.smoothing.smoothing import Smoothing
 
@@ -89,6 +89,7 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
     metadata |= {"head_classes": head_classes}
     distilled = distilled_files(job, members.networks(), calibration, graph.smoothing, backbone, hardware)
     files = save_version(job.out, members.networks(), calibration, metadata, graph.files() | distilled)
+    unlearned = _predict_unlearned(job, shared, next(iter(members.networks())), calibration)
     members.clear()
     return TrainResult(
         files=files,
@@ -100,6 +101,7 @@ def run_train(job: TrainJob, progress: Progress = silent) -> TrainResult:
         history=_history(fitted) | {"pool_features": dict(graph.about)},
         seconds=time.perf_counter() - started,
         failed=tuple(dict.fromkeys(pair for one in fitted for pair in one.failed)),
+        out_of_fold=unlearned,
     )
 
 
@@ -277,6 +279,28 @@ def _cross_validate(
 
     with deterministic():
         return out_of_fold(material.train.targets, seed, predict), material.train.targets
+
+
+def _predict_unlearned(
+    job: TrainJob, shared: Callable[[], _Material], network: Network, calibration: Calibration
+) -> OutOfFold | None:
+    """Return out-of-fold predictions of the training images, by the kind of heads that counts for more.
+
+    None for a trained trunk, which has learned all labels.
+    """
+    if not job.is_kept or job.settings.model.mode == "finetune":
+        return None
+    raw, smoothed = calibration.weights or (0.0, 1.0)
+    heads, kind = network.heads, 0
+    if network.smoothed is not None and smoothed >= raw:
+        heads, kind = network.smoothed, 1
+    decay = build_head_recipe(job.settings, is_smoothed=bool(kind)).weight_decay
+    material = shared()
+    with deterministic():
+        log_probs = predict_unlearned(material.fits[kind], heads, decay, derive_seed(job.seed, "second looks"))
+    if log_probs is None:
+        return None
+    return OutOfFold(tuple(image.image_id for image in material.train.images), log_probs.numpy())
 
 
 def _member_log_probs(job: TrainJob, heads: MultiHead, features: Tensor, images: Sequence[ImageRef]) -> Tensor:

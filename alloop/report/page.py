@@ -35,9 +35,8 @@ from alloop.report.people import gather_people
 from alloop.report.provenance import gather_provenance
 from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
-from alloop.report.second_looks import find_second_looks
+from alloop.report.second_looks import SecondLooks, gather_second_looks
 from alloop.report.shown import TASKS
-from alloop.store.annotations import list_classes_by_hash
 from alloop.store.images import find_image_ids, find_refs
 from alloop.store.session import reading
 
@@ -89,6 +88,7 @@ def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_p
         status = dataclasses.replace(status, label_at=None, sheets=None, attention=())
     with reading(project.database) as session:
         curve, holdout = learning_curve(session, project), read_last_holdout(session, project)
+        looks = gather_second_looks(session, project)
     mistakes = None if holdout is None else gather_mistakes(holdout)
     return {
         "name": status.name,
@@ -104,7 +104,7 @@ def gather_report(project: Project, uncertain: Sequence[Uncertain] = (), *, is_p
         "gains": _gains(status.findings),
         "mistakes": mistakes,
         "model": gather_model(status, holdout, shown),
-        "galleries": _galleries(project, uncertain, holdout, mistakes, is_public=is_public),
+        "galleries": _galleries(project, uncertain, holdout, mistakes, looks, is_public=is_public),
         "people": gather_people(project, is_public=is_public),
         "labels": _labels(status),
         "notes": [*([] if status.auto is None else [status.auto.says]), *describe_by_hand(status)],
@@ -121,6 +121,7 @@ def _galleries(
     uncertain: Sequence[Uncertain],
     holdout: HoldoutPredictions | None,
     mistakes: Mistakes | None,
+    looks: SecondLooks,
     *,
     is_public: bool,
 ) -> list[tuple[str, str, tuple[Still, ...]]]:
@@ -138,9 +139,9 @@ def _galleries(
         ),
         (
             LOOKS,
-            "Labels of the holdout, which the model never learned from: it finds another class clearly more probable. "
-            "It can be wrong, too.",
-            [] if holdout is None else _doubted(project, holdout),
+            "A model that never learned from these labels finds another class clearly more probable. It can be wrong, "
+            f"too. {looks.checked}",
+            _doubted(project, looks),
         ),
     ]
     galleries = [(title, words, make_stills(shots, with_names=not is_public)) for title, words, shots in found]
@@ -157,13 +158,12 @@ def _mistaken(project: Project, holdout: HoldoutPredictions, sha256s: Sequence[s
     return shots
 
 
-def _doubted(project: Project, holdout: HoldoutPredictions) -> list[Shot]:
-    with reading(project.database) as session:
-        looks = find_second_looks(holdout, list_classes_by_hash(session))[:N_LOOKS]
-    images = _find(project, [look.sha256 for look in looks])
+def _doubted(project: Project, looks: SecondLooks) -> list[Shot]:
+    found = looks.found[:N_LOOKS]
+    images = _find(project, [look.sha256 for look in found])
     return [
         Shot(images[look.sha256], f"model: {look.predicted}", f"labeled {look.label}", look.reason)
-        for look in looks
+        for look in found
         if look.sha256 in images
     ]
 

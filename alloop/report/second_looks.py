@@ -1,12 +1,20 @@
-"""Labels worth a second look: labels of the holdout that the model, which never learned from them, finds improbable."""
+"""Labels worth a second look: labels that a model which never learned from them finds improbable."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy.orm import Session
 
+from alloop.loop.measuring.findings import read_last_holdout, read_out_of_fold
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
+from alloop.names import count
+from alloop.project import Project
+from alloop.store.annotations import list_classes_by_hash
+
+FEWEST_OF_CLASS = 5  # training labels of a class: with fewer, a fold may have taught hardly any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,28 +36,96 @@ class SecondLook:
     reason: str
 
 
-def find_second_looks(holdout: HoldoutPredictions, labels: Mapping[str, str]) -> tuple[SecondLook, ...]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class SecondLooks:
+    """Labels worth a second look, the least probable label first, and a sentence about which labels were checked."""
+
+    found: tuple[SecondLook, ...]
+    checked: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evidence:
+    """Probabilities of one image in percent, in words; `usual` is the mean over images with the expected label."""
+
+    label: str
+    predicted: str
+    of_label: str
+    of_predicted: str
+    usual: str
+
+
+Words = Callable[[Evidence], str]
+
+
+def gather_second_looks(session: Session, project: Project) -> SecondLooks:
+    """Return the labels worth a second look, of the holdout and of the images to train on."""
+    holdout, (learned, why_not) = read_last_holdout(session, project), read_out_of_fold(session, project)
+    found = find_second_looks(holdout, learned, list_classes_by_hash(session))
+    return SecondLooks(found, _checked(holdout, learned, why_not))
+
+
+def find_second_looks(
+    holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, labels: Mapping[str, str]
+) -> tuple[SecondLook, ...]:
     """Return the labels worth a second look, the least probable label first.
 
-    Only labels of the holdout are looked at. The model has learned the others, so its agreement with them says little.
+    Training labels of classes with fewer than five of them are left out, because a model without a fifth of them hardly
+    knows the class.
 
     Args:
-        holdout: Predictions of the newest measured model. Each image is calibrated without its own label.
+        holdout: Predictions of the newest measured model for the holdout. Each image is calibrated without its own
+            label.
+        learned: Out-of-fold predictions of the newest model for its training images.
         labels: Present label of each image, by content hash. Images without a label are left out.
     """
-    if holdout.calibrated_log_probs is None:
-        return ()
-    place = {name: at for at, name in enumerate(holdout.classes)}
-    kept = [at for at, sha256 in enumerate(holdout.sha256s) if labels.get(sha256) in place]
-    probs = np.exp(holdout.calibrated_log_probs[kept].astype(np.float64))
-    given = np.array([place[labels[holdout.sha256s[at]]] for at in kept], dtype=np.int64)
+    found = [*_find(holdout, labels, 1, _of_holdout), *_find(learned, labels, FEWEST_OF_CLASS, _of_learned)]
+    return tuple(sorted(found, key=lambda look: look.probability))
+
+
+def _find(
+    predictions: HoldoutPredictions | None, labels: Mapping[str, str], fewest: int, words: Words
+) -> list[SecondLook]:
+    if predictions is None or predictions.calibrated_log_probs is None:
+        return []
+    classes = predictions.classes
+    place = {name: at for at, name in enumerate(classes)}
+    known = [labels.get(sha256) for sha256 in predictions.sha256s]
+    counts = Counter(known)
+    kept = [at for at, label in enumerate(known) if label in place and counts[label] >= fewest]
+    probs = np.exp(predictions.calibrated_log_probs[kept].astype(np.float64))
+    given = np.array([place[label] for at in kept if (label := known[at]) is not None], dtype=np.int64)
     usual = usual_probabilities(probs, given)
-    doubtful = find_doubtful(probs, given, usual)
-    rows = sorted(doubtful, key=lambda pair: float(probs[pair[0], given[pair[0]]]))
-    return tuple(
-        _second_look(holdout.sha256s[kept[at]], probs[at], int(given[at]), guess, usual[guess], holdout.classes)
-        for at, guess in rows
+    found = []
+    for at, guess in find_doubtful(probs, given, usual):
+        label, predicted, of_label = classes[given[at]], classes[guess], float(probs[at, given[at]])
+        said = Evidence(label, predicted, _percent(of_label), _percent(probs[at, guess]), _percent(usual[guess]))
+        found.append(SecondLook(predictions.sha256s[kept[at]], label, predicted, of_label, words(said)))
+    return found
+
+
+def _of_holdout(one: Evidence) -> str:
+    return (
+        f"Probability of {one.predicted}: {one.of_predicted}; of the label {one.label}: {one.of_label}. "
+        f"Images labeled {one.predicted} have {one.usual} on average."
     )
+
+
+def _of_learned(one: Evidence) -> str:
+    return (
+        f"Four fifths of the labels, without this one, taught a model that says {one.predicted} at "
+        f"{one.of_predicted}; the label is {one.label} ({one.of_label}). "
+        f"Images labeled {one.predicted} have {one.usual} on average."
+    )
+
+
+def _checked(holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, why_not: str) -> str:
+    """Say which labels were checked, and why others were not."""
+    parts = [] if holdout is None else [f"{count(len(holdout.sha256s), 'label')} of the holdout"]
+    if learned is not None:
+        parts.append(f"{count(len(learned.sha256s), 'label')} to train on")
+    said = f"Checked: {' and '.join(parts)}." if parts else ""
+    return said if learned is not None else f"{said} Labels to train on are not checked: {why_not}.".strip()
 
 
 def usual_probabilities(probs: npt.NDArray[np.float64], given: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -86,17 +162,6 @@ def find_doubtful(
     guess = confident.argmax(axis=1)
     is_more = confident.max(axis=1) > probs[np.arange(len(given)), given]
     return [(int(at), int(guess[at])) for at in np.flatnonzero(is_more & (guess != given))]
-
-
-def _second_look(
-    sha256: str, probs: npt.NDArray[np.float64], given: int, guess: int, usual: float, classes: Sequence[str]
-) -> SecondLook:
-    label, predicted = classes[given], classes[guess]
-    reason = (
-        f"Probability of {predicted}: {_percent(probs[guess])}; of the label {label}: {_percent(probs[given])}. "
-        f"Images labeled {predicted} have {_percent(usual)} on average."
-    )
-    return SecondLook(sha256, label, predicted, float(probs[given]), reason)
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
 from alloop.engine.pool_map import FOLDER as MAPS
 from alloop.errors import AlloopError, ModelError
@@ -18,9 +17,9 @@ from alloop.project import Project, open_project
 from alloop.records import CurvePoint
 from alloop.report.gather import StatusReport, gather_status
 from alloop.report.made import Made, gather_made
+from alloop.report.second_looks import SecondLooks, gather_second_looks
 from alloop.serve.map_maker import Making, MapMaker, plan_map
 from alloop.serve.snapshot import Snapshot, take_snapshot
-from alloop.store.annotations import list_classes_by_hash
 from alloop.store.migrate import require_current
 from alloop.store.session import reading
 from alloop.store.workspace import find_newest
@@ -82,9 +81,9 @@ class Desk:
         """Return the newest model's predictions for the holdout; None before a measurement."""
         return self.part("holdout", _holdout)
 
-    def labels(self) -> dict[str, str]:
-        """Return content hash → present label."""
-        return self.part("labels", _labels)
+    def looks(self) -> SecondLooks:
+        """Return the labels worth a second look."""
+        return self.part("looks", _looks)
 
     def made(self) -> Made | None:
         """Return how the newest measured model was made; None before a measurement."""
@@ -188,12 +187,8 @@ def _with_session(read: Callable[..., Value], project: Project) -> Value:
         return read(session, project)
 
 
-def _read_labels(session: Session, project: Project) -> dict[str, str]:
-    return list_classes_by_hash(session)
-
-
 _curve = functools.partial(_with_session, learning_curve)
-_labels = functools.partial(_with_session, _read_labels)
+_looks = functools.partial(_with_session, gather_second_looks)
 _made = functools.partial(_with_session, gather_made)
 _holdout = functools.partial(_with_session, read_last_holdout)
 _pool = functools.partial(_with_session, take_snapshot)

@@ -21,7 +21,6 @@ from alloop.report.mistakes import gather_mistakes
 from alloop.report.people import gather_people
 from alloop.report.reliability import gather_model
 from alloop.report.rounds import round_rows
-from alloop.report.second_looks import find_second_looks
 from alloop.report.shown import TASKS, Shown
 from alloop.serve.desk import Desk
 from alloop.serve.details import find_details
@@ -258,27 +257,28 @@ def people(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
 
 def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     """Answer what is confused with what."""
-    holdout = desk.holdout()
+    holdout, looks = desk.holdout(), desk.looks()
+    shown = looks.found[:MOST_LOOKS]
+    doubtful = _tiles(desk, [look.sha256 for look in shown])
+    doubted = {
+        "title": "Mistakes",
+        "looks": [(doubtful[look.sha256], look) for look in shown if look.sha256 in doubtful],
+        "more_looks": len(looks.found) - len(shown),
+        "checked": looks.checked,
+    }
     if holdout is None:
         waits = "They show when a model was measured on the holdout. " + next_step(desk.status())
-        return "mistakes", {"title": "Mistakes", "head": Headline("No mistakes to show yet.", waits), "matrix": ()}
-    found, pool = gather_mistakes(holdout), desk.pool()
-    looks = find_second_looks(holdout, desk.labels())
-    with reading(desk.project().database) as session:
-        ids = find_image_ids(session, {*found.sure, *(look.sha256 for look in looks)})
+        return "mistakes", {**doubted, "head": Headline("No mistakes to show yet.", waits), "matrix": (), "sure": ()}
+    found = gather_mistakes(holdout)
     return "mistakes", {
-        "title": "Mistakes",
+        **doubted,
         "head": found.head,
         "classes": found.classes,
         "left_out": found.left_out,
         "matrix": found.matrix,
         "confusions": found.confusions,
         "worst": found.worst,
-        "sure": [tile for sha256 in found.sure if (tile := _tile(pool, ids.get(sha256))) is not None],
-        "looks": [
-            (tile, look) for look in looks[:MOST_LOOKS] if (tile := _tile(pool, ids.get(look.sha256))) is not None
-        ],
-        "more_looks": max(0, len(looks) - MOST_LOOKS),
+        "sure": list(_tiles(desk, found.sure).values()),
     }
 
 
@@ -368,9 +368,13 @@ def _as_asked(pool: Snapshot, query: QueryRecord) -> Tile | None:
     )
 
 
-def _tile(pool: Snapshot, image_id: int | None) -> Tile | None:
-    at = None if image_id is None else pool.place(image_id)
-    return None if at is None else pool.row(at)
+def _tiles(desk: Desk, sha256s: Sequence[str]) -> dict[str, Tile]:
+    """Return the images of the pool with these content hashes, by hash, in this order."""
+    pool = desk.pool()
+    with reading(desk.project().database) as session:
+        ids = find_image_ids(session, sha256s)
+    places = {sha256: pool.place(ids[sha256]) for sha256 in sha256s if sha256 in ids}
+    return {sha256: pool.row(at) for sha256, at in places.items() if at is not None}
 
 
 def _similar(pool: Snapshot, image_id: int, cosine: float) -> Tile:

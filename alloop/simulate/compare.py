@@ -357,7 +357,7 @@ def train_and_score(
         out=scratch / "model",
         device=settings.device,
         pool=tuple(data.images),
-        is_distilled=False,
+        is_kept=False,
     )
     trained = executor.submit(job)
     others = tuple(data.images[position] for position in [*parts.calibration.tolist(), *parts.test.tolist()])

@@ -307,7 +307,7 @@ def _run(plan: _Plan, settings: TrunksSettings, data: LabeledImages, executor: E
             device=settings.device,
             is_test=True,  # nothing is fitted to the outer fold, the calibrator neither
             pool=data.images,
-            is_distilled=False,
+            is_kept=False,
         )
         trained = executor.submit(job)
     refuse_failed(trained.failed, data.images)

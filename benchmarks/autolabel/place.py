@@ -58,7 +58,7 @@ class Place:
             cache=self.folder,
             out=self.folder / f"model-{self.n}",
             pool=tuple(self.refs[i] for i in self.pool),
-            is_distilled=False,
+            is_kept=False,
         )
         return run_train(job).files
 

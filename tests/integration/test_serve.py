@@ -258,6 +258,29 @@ def test_a_label_that_the_model_contradicts_is_worth_a_second_look(learned: Proj
     assert f'href="image?id={image_id}"' in text.partition("Labels worth a second look")[2]
 
 
+def test_a_wrong_label_that_the_model_learned_from_is_worth_a_second_look(tmp_path: Path):
+    project = make_project(tmp_path, n=72)
+    rows = (project.folder / "truth.csv").read_text().splitlines()
+    name, said = rows[5].rsplit(",", 1)
+    wrong = f"{name},{'dog' if said == 'cat' else 'cat'}"
+    (tmp_path / "labels.csv").write_text("\n".join([*rows[:5], wrong, *rows[6:]]))
+    assert alloop("labels", "import", tmp_path / "labels.csv", "-C", project.folder).code == 0
+    assert alloop("train", "-C", project.folder).code == 0
+
+    with client_of(project) as client:
+        text = client.get("/mistakes").text
+
+    assert "labels to train on." in text.partition("Checked: ")[2][:60]
+    first = text.partition("Labels worth a second look")[2].partition("</p></div>")[0]
+    assert f'title="{Path(name).name}"' in first.replace("&#34;", "")
+    assert f"Four fifths of the labels, without this one, taught a model that says {said} at" in first
+
+
+def test_models_whose_labels_cannot_be_checked_say_why(learned: Project):
+    with client_of(learned) as client:
+        assert "Labels to train on are not checked: there are fewer than 50 of them." in client.get("/mistakes").text
+
+
 def test_a_filter_that_cannot_be_read_is_explained_and_the_rest_is_shown(learned: Project):
     with client_of(learned) as client:
         answer = client.get("/images?least=0,5")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
+from alloop.composition import CALIBRATORS
 from alloop.config.schema import Config
 from alloop.evaluation.curve import Curve, covariance_of, fit_curve
 from alloop.evaluation.measures import TASKS
@@ -28,9 +29,19 @@ from alloop.seeds import derive_seed
 from alloop.store.annotations import count_disputed, find_classes, list_lead_times
 from alloop.store.images import PoolCounts, count_pool, find_splits
 from alloop.store.queries import QueryRecord, count_rounds_asked, list_queries
-from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_agreements, list_metrics, list_rounds
+from alloop.store.rounds import (
+    ModelRecord,
+    RoundRecord,
+    find_last_model,
+    find_model,
+    find_round_number,
+    list_agreements,
+    list_metrics,
+    list_rounds,
+)
 
 GROWN = "grown"  # split name of the holdout images that later rounds drew
+FEWEST_UNLEARNED = CALIBRATORS["temperature"].smallest  # training labels, for out-of-fold predictions of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +152,23 @@ def read_last_holdout(session: Session, project: Project) -> HoldoutPredictions 
     """Return the predictions of the newest measured model for the holdout."""
     rounds = _measured(session, project)
     return None if not rounds else _predictions(project, rounds[-1], whole=True)
+
+
+def read_out_of_fold(session: Session, project: Project) -> tuple[HoldoutPredictions | None, str]:
+    """Return the newest model's out-of-fold predictions for its training images, or the reason why there are none."""
+    model = find_last_model(session)
+    if model is None:
+        return None, "there is no model yet"
+    number = find_round_number(session, model.round_id)
+    assert number is not None
+    found = read_holdout(project.paths.out_of_fold(number), model.sha256, whole=True)
+    if found is not None:
+        return found, ""
+    if model.config["model"]["mode"] == "finetune":
+        return None, "a network that is fine-tuned learns all labels"
+    if model.n_labels < FEWEST_UNLEARNED:
+        return None, f"there are fewer than {FEWEST_UNLEARNED} of them"
+    return None, "the newest model was trained before alloop kept what this needs; the next training keeps it"
 
 
 def learning_curve(session: Session, project: Project) -> list[CurvePoint]:

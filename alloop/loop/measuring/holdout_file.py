@@ -1,4 +1,7 @@
-"""Predictions of a model for the labeled holdout images, stored next to it. Models can be compared image by image."""
+"""Predictions for labeled images by models that did not learn their labels, stored next to a round's model.
+
+Those for the holdout let models be compared image by image. Those for the training images are out-of-fold.
+"""
 
 import dataclasses
 import json

@@ -126,9 +126,7 @@ def _train_arms(tools: Tools, job: TrainJob, result: TrainResult, arms: Arms) ->
     groups = np.array_split(generator.permutation(arms.own), GROUPS)
     # The top class needs no calibrator, and a calibrator must not be fitted to a test set.
     settings = dataclasses.replace(job.settings, calibration="none")
-    job = dataclasses.replace(
-        job, settings=settings, head_classes=result.head_classes, is_test=False, is_distilled=False
-    )
+    job = dataclasses.replace(job, settings=settings, head_classes=result.head_classes, is_test=False, is_kept=False)
     parts: dict[Reason, list[npt.NDArray[np.bool_]]] = {}
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         for kind, own in ((Reason.ACQUIRED, arms.acquired), (Reason.RANDOM, arms.random)):

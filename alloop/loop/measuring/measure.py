@@ -106,6 +106,17 @@ def record_holdout(
     return found
 
 
+def record_out_of_fold(project: Project, number: int, job: TrainJob, result: TrainResult, coding: Coding) -> None:
+    """Write a model's out-of-fold predictions for its training images next to the model, if it has any."""
+    found = result.out_of_fold
+    if found is None:
+        return
+    pairs = {ref.image_id: (ref, target) for ref, target in zip(job.images, job.targets, strict=True)}
+    refs, targets = zip(*(pairs[image_id] for image_id in found.image_ids), strict=True)
+    path, grown = project.paths.out_of_fold(number), [False] * len(refs)
+    write_holdout(path, refs, targets, grown, found.log_probs, coding, result.files.sha256)
+
+
 def measure_heads(
     both_log_probs: npt.NDArray[np.floating],
     targets: npt.NDArray[np.int64],

@@ -85,7 +85,7 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
     With labels of fewer than two classes, the round continues without a model.
     """
     from alloop.loop.measuring.matched import compare_arms, without
-    from alloop.loop.measuring.measure import record_holdout, rows_of
+    from alloop.loop.measuring.measure import record_holdout, record_out_of_fold, rows_of
 
     project = bench.project
     require_reachable(project)
@@ -107,6 +107,7 @@ def train(bench: Workbench, number: int, device: str | None = None, *, accept_ch
         result = bench.executor.submit(job, bench.progress)
         if (rows := rows_of(job, result, grown)) is not None:
             metrics = record_holdout(project, number, result.files.sha256, labels.coding, rows, job.seed)
+        record_out_of_fold(project, number, job, result, labels.coding)
         if reasons is not None:
             by_people = dataclasses.replace(
                 job, images=job.images[: len(labels.train)], targets=job.targets[: len(labels.train)]
