@@ -98,6 +98,7 @@ class ImageFile:
     Attributes:
         path: Location of the image: the path of a local file, or a URI whose scheme names a source.
         depth: Number of bits that hold the largest value of an image with more than 8 bits a channel; None for others.
+        view: What the same reading made of the image for a trunk, a NumPy array uint8; None if nobody asked for it.
     """
 
     path: str
@@ -110,6 +111,7 @@ class ImageFile:
     mode: str
     phash: str
     depth: int | None = None
+    view: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -31,13 +31,23 @@ def pool() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="CSV of attributes: a column file or sha256, and one column per attribute. The setting `only` can use them.",
 )
+@click.option(
+    "--features",
+    "with_features",
+    is_flag=True,
+    help="Also compute the features of the images, so that the next round finds them. Each new file is read once for "
+    "everything.",
+)
 @common_options
-def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, attributes: Path | None) -> None:
+def add(
+    session: Session, paths: tuple[str, ...], labels_from_folders: bool, attributes: Path | None, with_features: bool
+) -> None:
     """Add files, folders and globs to the pool.
 
     Without PATHS, adds the images that the setting [pool] images names. Adding a file again changes nothing. A moved
     file keeps its label. `alloop pool check` lists the files that cannot be read, with the reason. --attributes records
-    facts about images of the pool: those of all lines of the CSV, or none. It also works without PATHS.
+    facts about images of the pool: those of all lines of the CSV, or none. It also works without PATHS. --features also
+    computes those of images that were in the pool before. It needs a frozen trunk ([model] mode).
     """
     import dataclasses
 
@@ -50,11 +60,16 @@ def add(session: Session, paths: tuple[str, ...], labels_from_folders: bool, att
     wanted = paths or configured_images(tools.project)
     if not wanted and attributes is None:
         raise PoolError("No images were named.", "Give folders or globs, or set [pool] images in alloop.toml.")
-    described = None
+    described, features = None, None
     with open_workbench(tools) as bench:
         added = Added()
+        if wanted and with_features:
+            from alloop.engine.first_reading import FirstReading
+            from alloop.engine.settings import EngineSettings
+
+            features = FirstReading(EngineSettings.of(bench.project.config), bench.project.paths.cache)
         if wanted:
-            added = add_images(bench, wanted, labels_from_folders=labels_from_folders)
+            added = add_images(bench, wanted, labels_from_folders=labels_from_folders, features=features)
         if attributes is not None:
             from alloop.loop.choosing.attributes import add_attributes
 
@@ -99,6 +114,7 @@ def _say(added: "Added") -> list[str]:
         f"{added.dropped} files of such folders, which were in the pool, are no longer used; `alloop pool check` lists "
         "them.": added.dropped,
         f"{count(added.unreadable, 'file')} could not be read: `alloop pool check` says why.": added.unreadable,
+        f"Features of {count(added.features or 0, 'image')} computed.": added.features is not None,
     }
     return [*lines, *(line for line, is_so in said.items() if is_so), *_describe_depth(added)]
 

@@ -89,7 +89,7 @@ def ensure_features(
         used = [parts[number] for number in wanted]
         with contextlib.ExitStack() as stack:
             shards = [stack.enter_context(Shards(blocks[number])) for number in wanted]
-            batches, prepare = _load(refs, side_by_side(used), hardware), _prepare(hardware, cache, len(refs))
+            batches, prepare = _load(refs, side_by_side(used), hardware), preparation(hardware, cache, len(refs))
             for passed in pass_trunks(batches, used, hardware, prepare=prepare):
                 for each, rows in zip(shards, passed.rows, strict=True):
                     each.add([refs[position].key for position in passed.positions], rows)
@@ -167,7 +167,7 @@ def look_up_features(
         )
     parts = [torch.from_numpy(cache.take([images[position].key for position in known]))]
     places, failed = list(known), list[tuple[int, str]]()
-    prepare = _prepare(hardware, folder, len(todo))
+    prepare = preparation(hardware, folder, len(todo))
     for passed in trunk_batches([images[position] for position in todo], backbone, hardware, prepare):
         places += [todo[position] for position in passed.positions]
         failed += passed.failed
@@ -189,7 +189,7 @@ def trunk_batches(
     yield from pass_trunks(_load(images, backbone, hardware), backbone.alone, hardware, prepare=prepare)
 
 
-def _prepare(hardware: Hardware, folder: Path, n_images: int) -> Prepare:
+def preparation(hardware: Hardware, folder: Path, n_images: int) -> Prepare:
     """Return the function that brings published trunks to the device, for a number of images."""
     if not hardware.has_onnx:
         return prepare_trunk
@@ -226,7 +226,7 @@ def _load(
 ) -> Iterator[ImageBatch]:
     """Decode images, by default in batches small enough to travel between processes, which a card joins."""
     is_card = hardware.device.type == "cuda"
-    size = batch_size or (_piece(hardware.batch_size) if is_card else hardware.batch_size)
+    size = batch_size or travel_size(hardware)
     workers = hardware.workers if len(images) > 4 * min(size, PIECE) else 0  # starting processes takes a while
     yield from DataLoader(
         ImageDataset(images, backbone.without_weights().preprocess),  # what worker processes get
@@ -238,10 +238,10 @@ def _load(
     )
 
 
-def _piece(batch_size: int) -> int:
-    """Return the number of images that travel together: a divisor of the batch, so that batches have one size."""
-    divisor = math.gcd(batch_size, PIECE)
-    return divisor if divisor >= 8 else batch_size
+def travel_size(hardware: Hardware) -> int:
+    """Return the number of images that travel together: on a card a divisor of the batch, which keeps its size."""
+    divisor = math.gcd(hardware.batch_size, PIECE)
+    return divisor if hardware.device.type == "cuda" and divisor >= 8 else hardware.batch_size
 
 
 class Shards:

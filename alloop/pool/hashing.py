@@ -1,7 +1,7 @@
 """Perceptual fingerprint of an image, by which near copies are recognized.
 
-A fingerprint is 112 characters: the 64-bit pHash of the imagehash library as 16 hex digits, then 72 bytes in URL-safe
-base64: an 8 x 8 thumbnail of luma (rows first) and 2 x 2 thumbnails of Cb and of Cr. `near_duplicates` compares them.
+A fingerprint is 112 characters: a 64-bit pHash as 16 hex digits, then 72 bytes in URL-safe base64: an 8 x 8 thumbnail
+of luma (rows first) and 2 x 2 thumbnails of Cb and of Cr. `near_duplicates` compares them.
 """
 
 import base64
@@ -13,34 +13,45 @@ from PIL import Image
 
 LENGTH = 112  # characters of a fingerprint
 LUMA, THUMBNAIL = 64, 72  # bytes of luma, and of the whole thumbnail; the rest is chroma
+_ENOUGH = 256  # pixels of the shorter side
+_SIDE = 32  # pixels of the square that a fingerprint is made of
+# The 8 lowest cosine waves of 32 pixels [8, 32] (DCT-II), in whole numbers.
+_WAVES = np.rint(2**14 * np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(_SIDE) + 1)))
 
 
-def fingerprint(image: Image.Image) -> str:
+def needed_size(width: int, height: int) -> tuple[int, int]:
+    """Return the width and height at which an image is looked at for its fingerprint; see `pixels.decode_enough`.
+
+    A trunk needs about as much, so that large photos are decoded once for both.
+    """
+    shorter = min(width, height)
+    return _ENOUGH * width // shorter, _ENOUGH * height // shorter
+
+
+def fingerprint(image: Image.Image, shown: tuple[float, float, float, float] | None = None) -> str:
     """Return the fingerprint of an upright RGB image: 112 characters, see the top of this file.
 
-    Large images are first reduced by a whole factor, to at least 128 pixels per side. This takes a tenth of the time.
+    Args:
+        image: The image, at a resolution that is enough for `needed_size`.
+        shown: Left, top, right and bottom edge of the part that shows the picture; None: all of it.
     """
-    factor = min(image.size) // 128
-    small = image.reduce(factor) if factor > 1 else image
-    cells = np.asarray(small.convert("YCbCr").resize((16, 16), Image.Resampling.BOX)).transpose(2, 0, 1)
-    thumbnail = _average(cells[0], 2) + _average(cells[1], 8) + _average(cells[2], 8)
-    return _phash(small).hex() + base64.urlsafe_b64encode(thumbnail).decode()
+    # Small images keep their pixels. Of large ones, whole blocks of pixels are averaged first (a gap of 1).
+    method = Image.Resampling.BOX if min(image.size) < _SIDE else Image.Resampling.HAMMING
+    small = image.resize((_SIDE, _SIDE), method, shown, reducing_gap=1.0).convert("YCbCr")
+    luma = np.frombuffer(small.tobytes(), np.uint8)[::3].reshape(_SIDE, _SIDE)
+    cells, colors = small.reduce(_SIDE // 8).tobytes(), small.reduce(_SIDE // 2).tobytes()
+    thumbnail = cells[::3] + colors[1::3] + colors[2::3]
+    return _phash(luma).hex() + base64.urlsafe_b64encode(thumbnail).decode()
 
 
-def _phash(image: Image.Image) -> bytes:
-    """Return the pHash of the imagehash library, to the bit, without the coefficients that it does not use.
+def _phash(luma: npt.NDArray[np.uint8]) -> bytes:
+    """Return the pHash of a small image [32, 32]: which of its 8 x 8 lowest frequencies are above their median.
 
-    A bit says whether one of the 8 x 8 lowest frequencies of the luma is above their median.
-
-    Source: imagehash 4.3, `phash`. The transform is SciPy's there, too: another one rounds otherwise, and the
-    coefficients of plain pictures are rounding errors.
+    All numbers are whole and below 2**53. No processor rounds them, so plain pictures have the same bits everywhere.
     """
-    from scipy.fft import dct  # every command that opens a pool imports this file, and few read images
-
-    luma = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS))
-    frequencies = dct(dct(luma, axis=0)[:8], axis=1)[:, :8].ravel()
-    middle = np.partition(frequencies, (31, 32))[31:33].sum() / 2
-    return np.packbits(frequencies > middle).tobytes()
+    frequencies = (_WAVES @ luma @ _WAVES.T).ravel()
+    ordered = np.sort(frequencies)
+    return np.packbits(2 * frequencies > ordered[31] + ordered[32]).tobytes()
 
 
 def at_depth(phash: str, own: int | None, depth: int | None) -> str:
@@ -52,14 +63,6 @@ def at_depth(phash: str, own: int | None, depth: int | None) -> str:
     thumbnail[:LUMA] *= factor
     thumbnail[LUMA:] = 128 + (thumbnail[LUMA:] - 128) * factor
     return phash[:16] + base64.urlsafe_b64encode(np.floor(thumbnail + 0.5).astype(np.uint8).tobytes()).decode()
-
-
-def _average(plane: npt.NDArray[np.uint8], size: int) -> bytes:
-    """Return the means of cells of size x size pixels, rounded, rows first."""
-    n = plane.shape[0] // size
-    sums = plane.reshape(n, size, n, size).sum(axis=(1, 3), dtype=np.int64)
-    means: npt.NDArray[np.int64] = (sums + size * size // 2) // (size * size)
-    return means.astype(np.uint8).tobytes()
 
 
 def bits_apart(one: str, other: str) -> int:

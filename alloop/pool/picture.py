@@ -30,13 +30,17 @@ def picture_of(image: ImageRef) -> Image.Image:
 class Photo:
     """An image of the pool, read once. It is decoded when pixels are needed, once for all who need the same resolution.
 
+    Args:
+        image: The image.
+        decoded: Its pixels at a resolution at which they are there already.
+
     Raises:
         PoolError: As `picture_of`.
     """
 
-    def __init__(self, image: ImageRef) -> None:
+    def __init__(self, image: ImageRef, *decoded: pixels.Reduced) -> None:
         self._image, self._data = image, read_verified(image)
-        self._decoded: list[pixels.Reduced] = []
+        self._decoded = list(decoded)
 
     def enough(self, needed: pixels.Needed) -> tuple[Image.Image, pixels.Box]:
         """Return the upright RGB image at a resolution that is enough for resizing it, and the part to be resized.

@@ -71,30 +71,6 @@ class UnreadableImage(Exception):
     """These bytes cannot become pixels; the message is the reason in words. Callers add the file's name."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Looked:
-    """An upright RGB image at its own depth.
-
-    Attributes:
-        format, mode: Format and color mode of the file, such as "JPEG" and "CMYK".
-        depth: Number of bits that hold the image's largest value; None unless it is deep.
-    """
-
-    image: Image.Image
-    format: str
-    mode: str
-    depth: int | None
-
-
-def look(data: bytes, max_pixels: int | None = None, *, may_be_cut: bool = False) -> Looked:
-    """Decode all of an image file's first frame, at its own depth. Arguments and errors are those of `decode`."""
-    with _decoding(data, max_pixels, may_be_cut) as (opened, _):
-        values = _deep_values(data, opened)
-        depth = None if values is None else depth_of(int(values[..., :3].max() if values.ndim > 2 else values.max()))
-        image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
-        return Looked(_upright(image, opened), opened.format or "", opened.mode, depth)
-
-
 def decode(
     data: bytes, max_pixels: int | None = None, depth: int | None = None, *, may_be_cut: bool = False
 ) -> tuple[Image.Image, str, str]:
@@ -140,6 +116,37 @@ class Reduced:
         return self.scale == (_scale(self.size, needed) if self.is_plain else 1)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Looked:
+    """An image at its own depth.
+
+    Attributes:
+        reduced: Its pixels, at a resolution that is enough.
+        format, mode: Format and color mode of the file, such as "JPEG" and "CMYK".
+        depth: Number of bits that hold the image's largest value; None unless it is deep.
+    """
+
+    reduced: Reduced
+    format: str
+    mode: str
+    depth: int | None
+
+
+def look(
+    data: bytes, max_pixels: int | None = None, needed: Needed | None = None, *, may_be_cut: bool = False
+) -> Looked:
+    """Decode an image file's first frame at its own depth: whole, or as `decode_enough` does if `needed` is given.
+
+    Reduced or not, every byte of the picture is read, so that the same files are refused. Other arguments and errors
+    are those of `decode`.
+    """
+    with _decoding(data, max_pixels, may_be_cut, needed) as (opened, plan):
+        values = _deep_values(data, opened)
+        depth = None if values is None else depth_of(int(values[..., :3].max() if values.ndim > 2 else values.max()))
+        image = to_rgb(opened) if values is None or depth is None else _at_depth(opened, values, depth)
+        return Looked(_reduced(_upright(image, opened), opened, plan), opened.format or "", opened.mode, depth)
+
+
 def decode_enough(data: bytes, needed: Needed, depth: int | None = None, *, may_be_cut: bool = False) -> Reduced:
     """Decode an image file's first frame at a resolution that is enough for resizing it.
 
@@ -156,8 +163,7 @@ def decode_enough(data: bytes, needed: Needed, depth: int | None = None, *, may_
         UnreadableImage: As in `decode`.
     """
     with _decoding(data, None, may_be_cut, needed) as (opened, plan):
-        image = _upright_rgb(data, opened, depth)
-        return Reduced(image, _shown(plan, image.size, _orientation(opened)), plan.size, plan.scale, plan.is_plain)
+        return _reduced(_upright_rgb(data, opened, depth), opened, plan)
 
 
 def depth_of(peak: int) -> int:
@@ -299,6 +305,11 @@ def _scale(size: tuple[int, int], needed: Needed) -> int:
     """Return the largest reduction of an upright image that leaves enough; 1 if there is none."""
     spare = min(have // (SPARE * need) for have, need in zip(size, needed(*size), strict=True))
     return max(scale for scale in (1, 2, 4, 8) if scale <= max(1, spare))
+
+
+def _reduced(image: Image.Image, opened: Image.Image, plan: _Plan) -> Reduced:
+    """Describe an upright image that was decoded by a plan."""
+    return Reduced(image, _shown(plan, image.size, _orientation(opened)), plan.size, plan.scale, plan.is_plain)
 
 
 def _shown(plan: _Plan, size: tuple[int, int], orientation: int) -> Box:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
@@ -21,7 +22,7 @@ from alloop.loop.workbench import Workbench
 from alloop.machine import count_workers
 from alloop.names import look
 from alloop.pool.hashing import at_depth
-from alloop.pool.ingest import inspect_files
+from alloop.pool.ingest import READING, inspect_files
 from alloop.pool.near_duplicates import NearDuplicateIndex
 from alloop.pool.sources import Skipped, Stamp, expand, find_source, folder_of, full_name, name_of, scheme_of
 from alloop.progress import Progress, silent
@@ -42,6 +43,7 @@ from alloop.store.images import (
     list_image_paths,
     list_leaders,
     list_locations,
+    list_refs,
     set_depths,
     set_location_status,
     set_locations,
@@ -52,6 +54,9 @@ from alloop.store.images import (
 from alloop.store.rounds import drop_model, find_last_round, set_scores, set_state
 from alloop.store.session import reading, transaction
 from alloop.store.workspace import add_event
+
+if TYPE_CHECKING:
+    from alloop.engine.first_reading import FirstReading  # torch loads for those who ask for features only
 
 logger = logging.getLogger("alloop")
 Inspected = ImageFile | UnreadableFile
@@ -80,6 +85,7 @@ class Added:
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # hidden and system names → number of entries
     regrouped: str = ""  # sentence about the new groups of near copies, if their settings changed
     dropped: int = 0  # files that were in the pool and are in such folders
+    features: int | None = None  # images whose features were computed; None: nobody asked for them
 
     @property
     def has_many_copies(self) -> bool:
@@ -87,8 +93,16 @@ class Added:
         return 3 * self.copies > self.images
 
 
-def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: bool = False) -> Added:
+def add_images(
+    bench: Workbench, paths: Sequence[str], *, labels_from_folders: bool = False, features: "FirstReading | None" = None
+) -> Added:
     """Add files, folders and globs to the pool. Adding twice changes nothing; the next call continues a killed one.
+
+    Args:
+        bench: Workbench of the workspace.
+        paths: Files, folders and globs.
+        labels_from_folders: True to label each image by the name of its folder.
+        features: Computes features of new images from the same reading, and then those that other images still lack.
 
     Raises:
         PoolError: A path does not exist.
@@ -110,13 +124,20 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
     settings = project.config.pool
     workers = count_workers(project.config.train.workers) if len(fresh) >= PARALLEL else 1
     found = inspect_files(
-        fresh, bench.executor, settings.max_pixels, workers, may_be_cut=settings.truncated == "accept"
+        fresh,
+        bench.executor,
+        settings.max_pixels,
+        workers,
+        may_be_cut=settings.truncated == "accept",
+        view=None if features is None else features.view,
     )
+    if features is not None:
+        found = features.keep(found, len(fresh), progress)
     done = 0
     for batch in _batches(found):
         _add_batch(bench, batch, leaders, said, added)
         done += len(batch)
-        progress("reading images", done, len(fresh))
+        progress(READING, done, len(fresh))
     with transaction(project.database) as session:
         groups = list_groups(session)
         added.images, added.copies = len(groups), len(groups) - len(set(groups.values()))
@@ -132,7 +153,19 @@ def add_images(bench: Workbench, paths: Sequence[str], *, labels_from_folders: b
                 "" if added.round_again is None else f", and round {added.round_again} is trained again",
             )
         add_event(session, bench.user, "pool add", bench.now(), **dataclasses.asdict(added))
+    if features is not None:
+        _keep_rest(bench, features)
+        added.features = features.n_computed
     return added
+
+
+def _keep_rest(bench: Workbench, features: "FirstReading") -> None:
+    """Compute the features that images of the pool lack after files were read, and record images that are gone."""
+    with reading(bench.project.database) as session:
+        refs = [ref for split in (Split.TRAIN, Split.HOLDOUT) for ref in list_refs(session, split)]
+    if failed := features.keep_rest(refs, bench.progress):
+        with transaction(bench.project.database) as session:
+            mark_unusable(session, bench, failed)
 
 
 class _Leaders:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
+from scipy.fft import dct
 from sklearn.datasets import load_digits
 
-from alloop.pool.hashing import LENGTH, fingerprint
+from alloop.pool import pixels
+from alloop.pool.hashing import LENGTH, bits_apart, fingerprint, needed_size, parse
 from alloop.pool.near_duplicates import NearDuplicateIndex
 
 PLAIN = base64.urlsafe_b64encode(bytes([128] * 72)).decode()
@@ -32,38 +34,73 @@ def grouped(one: Image.Image, other: Image.Image, distance: int = 3) -> bool:
     return NearDuplicateIndex(distance).group({1: fingerprint(one), 2: fingerprint(other)})[2][0] == 1
 
 
-def test_a_fingerprint_begins_with_the_phash_of_imagehash():
-    image = photo(1, (200, 150))  # too small to be reduced
-
-    text = fingerprint(image)
-
-    assert len(text) == LENGTH == 112
-    assert text[:16] == str(imagehash.phash(image))
-
-
-def picture(number: int) -> Image.Image:
-    """Return noise, a plain color, a ramp, two halves, a box, a checkerboard or soft blobs, of any size."""
+def gray_picture(number: int, side: int) -> np.ndarray:
+    """Return gray noise, a ramp, a box, a checkerboard, or soft blobs, uint8 [side, side]."""
     draw = np.random.default_rng(number)
-    width, height = draw.integers(1, 128, 2)
-    y, x = np.indices((height, width))
-    color = draw.integers(0, 256, 3, dtype=np.uint8)
+    y, x = np.indices((side, side))
     planes = [
-        draw.integers(0, 256, (height, width, 3), dtype=np.uint8),
-        np.broadcast_to(color, (height, width, 3)),
-        np.repeat((x + y)[..., None] % 256, 3, axis=2),
-        (x < width // 2)[..., None] * color,
-        ((abs(x - width // 2) < 9) & (abs(y - height // 2) < 9))[..., None] * color,
-        ((x // 7 + y // 7) % 2)[..., None] * color,
-        np.asarray(photo(number, (int(width), int(height)))),
+        draw.integers(0, 256, (side, side)),
+        (3 * x + y * y // 9 + draw.integers(0, 9)) % 256,
+        draw.integers(1, 256) * ((abs(x - 11) < draw.integers(2, 9)) & (abs(y - 8) < draw.integers(2, 9))),
+        ((x // draw.integers(3, 8) + y // 7) % 2) * draw.integers(1, 256),
+        np.asarray(photo(number, (side, side)).convert("L")),
     ]
-    return Image.fromarray(np.ascontiguousarray(planes[number % len(planes)], dtype=np.uint8))
+    return planes[number % len(planes)].astype(np.uint8)
 
 
-def test_the_phash_is_that_of_imagehash_for_hundreds_of_pictures():
-    """Fingerprints in databases stay comparable, also of plain pictures, whose coefficients are rounding errors."""
-    for number in range(400):
-        image = picture(number)
-        assert fingerprint(image)[:16] == str(imagehash.phash(image)), number
+def rgb(gray: np.ndarray) -> Image.Image:
+    return Image.fromarray(gray).convert("RGB")
+
+
+@pytest.mark.parametrize("factor", [1, 2, 5])
+def test_the_phash_is_that_of_imagehash_where_nothing_is_resized_but_by_whole_numbers(factor):
+    """Gray pictures of 32 pixels, each pixel enlarged: averages of whole blocks are exact, whatever the filter."""
+    n_compared = 0
+    for number in range(60):
+        gray = gray_picture(number, 32)
+
+        text = fingerprint(rgb(gray.repeat(factor, axis=0).repeat(factor, axis=1)))
+
+        assert len(text) == LENGTH == 112
+        coefficients = dct(dct(gray.astype(float), axis=0), axis=1)[:8, :8].ravel()
+        is_clear = np.abs(coefficients - np.median(coefficients)) > 40  # luma is rounded otherwise there
+        ours, theirs = (np.array([*f"{int(found, 16):064b}"]) for found in (text[:16], str(imagehash.phash(rgb(gray)))))
+        assert (ours == theirs)[is_clear].all(), number
+        n_compared += is_clear.sum()
+    assert n_compared > 60 * 40
+
+
+def test_the_bits_of_a_plain_picture_do_not_depend_on_rounding():
+    """All frequencies but the mean are exactly 0, and no bit says that 0 is above 0."""
+    for level in (1, 37, 128, 255):
+        assert fingerprint(Image.new("RGB", (50, 70), (level,) * 3))[:16] == "8000000000000000"
+    assert fingerprint(Image.new("RGB", (50, 70)))[:16] == "0" * 16
+
+
+@pytest.mark.parametrize("size", [(128, 171), (341, 256), (700, 500)])
+def test_the_phash_of_photos_is_close_to_that_of_imagehash(size):
+    """Fingerprints of older versions were imagehash's; at 6 bits they still find their copies."""
+    apart = [bits_apart(fingerprint(photo(n, size)), str(imagehash.phash(photo(n, size)))) for n in range(40)]
+
+    assert max(apart) <= 6
+    assert np.mean(apart) < 2.5
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_photo_that_its_decoder_reduces_has_the_fingerprint_of_the_whole_one(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for seed in range(4):
+        buffer = io.BytesIO()
+        photo(seed, (2051, 1541)).save(buffer, "JPEG", quality=92, exif=exif)
+
+        seen = pixels.look(buffer.getvalue(), needed=needed_size).reduced
+        reduced = fingerprint(seen.image, seen.shown)
+        whole = fingerprint(pixels.decode(buffer.getvalue())[0])
+
+        assert seen.scale == 2
+        assert bits_apart(reduced, whole) <= 2
+        assert np.abs(np.diff(parse([reduced, whole])[1].astype(int), axis=0)).max() <= 2
 
 
 def test_the_thumbnail_holds_luma_by_rows_then_chroma():

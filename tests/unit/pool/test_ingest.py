@@ -238,7 +238,7 @@ def test_a_good_file_is_described(tmp_path):
 def test_an_image_that_fails_in_an_unforeseen_way_is_one_unreadable_file(tmp_path, monkeypatch, error):
     path = picture(tmp_path / "a.png")
 
-    def fail(image: Image.Image) -> str:
+    def fail(*_: object) -> str:
         raise error
 
     monkeypatch.setattr(ingest, "fingerprint", fail)
