@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alloop.composition import CLASSIFICATION
-from alloop.evaluation.intervals import bootstrap_all, mean_of, statistics_of, wilson
+from alloop.evaluation.intervals import bootstrap_all, ece_of, mean_of, statistics_of, wilson
 from alloop.evaluation.metrics import Array, accuracy, nll_per_image
 from alloop.records import Interval
 
@@ -41,7 +41,8 @@ class Measures(Protocol):
             calibrated_log_probs: Log p̄ [N, K] of images that took no part in training or calibration.
             targets: [N].
             generator: Draws the resamples of images.
-            pooled_log_probs: Log p̄ before calibration; adds its NLL as `nll_uncalibrated`.
+            pooled_log_probs: Log p̄ before calibration; adds its NLL and ECE as `nll_uncalibrated` and
+                `ece_uncalibrated`.
         """
         ...
 
@@ -71,7 +72,8 @@ class ClassificationMeasures:
         statistics = statistics_of(calibrated_log_probs, targets)
         if pooled_log_probs is not None:
             statistics["nll_uncalibrated"] = mean_of(nll_per_image(pooled_log_probs, targets))
-        # All from the same resamples, so that NLL before and after calibration can be compared.
+            statistics["ece_uncalibrated"] = ece_of(np.exp(pooled_log_probs.astype(np.float64)), targets)
+        # All from the same resamples, so that numbers before and after calibration can be compared.
         intervals = bootstrap_all(statistics, n, generator)
         return {self.primary: wilson(round(accuracy(probs, targets) * n), n), **intervals}
 

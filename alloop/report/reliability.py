@@ -24,10 +24,13 @@ def gather_model(status: StatusReport, holdout: HoldoutPredictions | None, shown
         return {"head": head, "bins": [], "facts": [], "confidences": None}
     row = measured[-1]
     bins = None if holdout is None else shown.reliability(holdout)
+    before = None if holdout is None else shown.reliability(holdout, is_calibrated=False)
     return {
         "head": _head(row),
         "bins": [] if bins is None else [_column(bins, at) for at in range(len(bins.count))],
-        "summary": "Accuracy of the newest model by its confidence on the holdout.",
+        "before": [] if before is None else [_column(before, at) for at in range(len(before.count))],
+        "eces": _eces(row),
+        "summary": "Accuracy of the newest model by its confidence on the holdout, after calibration and before it.",
         "ticks": [
             {"x": LEFT + WIDE * part / 4, "y": BOTTOM - HIGH * part / 4, "words": f"{25 * part}"} for part in range(5)
         ],
@@ -45,6 +48,20 @@ def _head(row: RoundReport) -> Headline:
         words,
         f"Expected calibration error {interval_of(ece)} %, on {ece.n} images. It is biased upwards when the holdout is "
         "small.",
+    )
+
+
+def _eces(row: RoundReport) -> str:
+    """Compare the calibration errors before and after calibration, or say why they cannot be compared."""
+    before = row.metrics.get("ece_uncalibrated")
+    if before is None:
+        return (
+            "The probabilities before calibration are not shown: this model was trained before alloop kept them. "
+            "The next training keeps them."
+        )
+    return (
+        f"Expected calibration error {interval_of(before)} % before calibration, "
+        f"{interval_of(row.metrics.get('ece'))} % after it."
     )
 
 

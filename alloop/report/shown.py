@@ -60,8 +60,11 @@ class Shown(Protocol):
         """Return the entropy in nats of a prediction with this certainty; the inverse of `RowRule.certainty`."""
         ...
 
-    def reliability(self, holdout: HoldoutPredictions) -> Bins | None:
-        """Return the reliability diagram of the first holdout; None without probabilities or images."""
+    def reliability(self, holdout: HoldoutPredictions, *, is_calibrated: bool = True) -> Bins | None:
+        """Return the reliability diagram of the first holdout, after calibration or before it.
+
+        None without such probabilities, or without images.
+        """
         ...
 
 
@@ -82,12 +85,13 @@ class ClassificationShown:
     def entropy(self, certainty: float, n_classes: int) -> float:
         return (1 - certainty) * math.log(n_classes)
 
-    def reliability(self, holdout: HoldoutPredictions) -> Bins | None:
-        if holdout.calibrated_log_probs is None or not (kept := ~holdout.grown).any():
+    def reliability(self, holdout: HoldoutPredictions, *, is_calibrated: bool = True) -> Bins | None:
+        log_probs = holdout.calibrated_log_probs if is_calibrated else holdout.plain_log_probs
+        if log_probs is None or not (kept := ~holdout.grown).any():
             return None
         coding = targets.ClassificationCoding(holdout.classes)
         labels = coding.array(targets.encode_known(coding, holdout.targets))
-        return confidence_bins(np.exp(holdout.calibrated_log_probs[kept].astype(np.float64)), labels[kept])
+        return confidence_bins(np.exp(log_probs[kept].astype(np.float64)), labels[kept])
 
 
 TASKS: Mapping[str, Shown] = {CLASSIFICATION: ClassificationShown()}

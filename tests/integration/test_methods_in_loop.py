@@ -49,7 +49,8 @@ def test_status_says_which_calibrator_was_fitted_to_how_many_labels(tmp_path: Pa
 
     assert measured.n_calibration == 60
     assert set(measured.metrics) == {
-        "accuracy", "nll", "nll_uncalibrated", "brier", "ece", "mce", "adaptive_ece", "classwise_ece"
+        "accuracy", "nll", "nll_uncalibrated", "brier", "ece", "ece_uncalibrated", "mce", "adaptive_ece",
+        "classwise_ece",
     }  # fmt: skip
     assert all(metric.low <= metric.value and metric.n == 60 for metric in measured.metrics.values())
     assert f"Calibrated by {measured.calibration} on 60 holdout labels. NLL" in " ".join(shown.split())

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("uvicorn")
@@ -256,6 +257,23 @@ def test_a_label_that_the_model_contradicts_is_worth_a_second_look(learned: Proj
 
     assert f"; of the label {other}: " in html.unescape(text)
     assert f'href="image?id={image_id}"' in text.partition("Labels worth a second look")[2]
+
+
+def test_the_model_is_shown_before_and_after_calibration_if_it_was_kept(learned: Project, tmp_path: Path):
+    with client_of(learned) as client:
+        text = client.get("/model").text
+    assert "Rings: before it" in text and "% before calibration, " in text and "Accuracy before, %" in text
+
+    shutil.copytree(learned.folder, tmp_path / "old")
+    with open_project(tmp_path / "old") as project:
+        with transaction(project.database) as session:
+            session.execute(sa.text("DELETE FROM metric WHERE name = 'ece_uncalibrated'"))
+        path = max((project.folder / "runs").glob("*/holdout.parquet"))
+        pq.write_table(pq.read_table(path).drop_columns(["plain_log_probs"]), path)
+        with client_of(project) as client:
+            text = client.get("/model").text
+    assert "this model was trained before alloop kept them" in text
+    assert "Rings: before it" not in text and "The columns of a calibrated model end on the dashed line." in text
 
 
 def test_a_wrong_label_that_the_model_learned_from_is_worth_a_second_look(tmp_path: Path):

@@ -27,6 +27,7 @@ class HoldoutPredictions:
         grown: True if the image was drawn in a later round.
         calibrated_log_probs: Predictions [N, K], each image by a calibrator that was fitted without it; None if not
             read.
+        plain_log_probs: The same before calibration [N, K]; None if not read, or if an older alloop wrote the file.
     """
 
     sha256s: tuple[str, ...]
@@ -35,6 +36,7 @@ class HoldoutPredictions:
     grown: npt.NDArray[np.bool_]
     classes: tuple[str, ...]
     calibrated_log_probs: npt.NDArray[np.float32] | None
+    plain_log_probs: npt.NDArray[np.float32] | None = None
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -49,6 +51,7 @@ def write_holdout(
     calibrated_log_probs: npt.NDArray[np.floating],
     coding: Coding,
     model_sha256: str,
+    plain_log_probs: npt.NDArray[np.floating] | None = None,
 ) -> None:
     """Write the file as a whole.
 
@@ -60,6 +63,7 @@ def write_holdout(
         calibrated_log_probs: Predictions [N, K], each image by a calibrator that was fitted without it.
         coding: Translates targets and predictions into labels.
         model_sha256: Checksum of the model.
+        plain_log_probs: Predictions before calibration [N, K].
 
     Raises:
         WorkspaceError: The disk is full or the folder cannot be written.
@@ -67,16 +71,21 @@ def write_holdout(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def matrix(rows: npt.NDArray[np.floating]) -> Any:
+        flat = np.ascontiguousarray(rows, dtype=np.float32).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(classes))
+
     classes = coding.classes
-    rows = np.ascontiguousarray(calibrated_log_probs, dtype=np.float32)
+    plain = {} if plain_log_probs is None else {"plain_log_probs": matrix(plain_log_probs)}
     table = pa.table(
         {
             "image_id": pa.array([ref.image_id for ref in refs], pa.int64()),
             "sha256": pa.array([ref.sha256 for ref in refs], pa.string()),
             "target": pa.array([coding.decode(target) for target in targets], pa.string()),
-            "predicted": pa.array(coding.guess(rows), pa.string()),
+            "predicted": pa.array(coding.guess(calibrated_log_probs), pa.string()),
             "grown": pa.array(list(grown), pa.bool_()),
-            "log_probs": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), len(classes)),
+            "log_probs": matrix(calibrated_log_probs),
+            **plain,
         }
     ).replace_schema_metadata({"alloop.classes": json.dumps(list(classes)), "alloop.model_sha256": model_sha256})
     with atomic_path(path) as temporary:
@@ -94,28 +103,33 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
     import pyarrow as pa  # takes a tenth of a second, and the first rounds have nothing to compare
     import pyarrow.parquet as pq
 
-    columns = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])
+    needed = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])
     try:
         # `pq.read_table` would import pyarrow's data sets, and with them pandas.
         with pq.ParquetFile(path) as file:
-            table = file.read(columns=columns)
+            table = file.read(columns=[*needed, *(["plain_log_probs"] if whole else [])])
     except (OSError, pa.ArrowInvalid):
         return None
-    if table.num_columns < len(columns):
+    if not set(needed) <= set(table.column_names):
         return None
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("alloop.model_sha256") != model_sha256:
         return None
     classes = tuple(json.loads(metadata["alloop.classes"]))
-    rows = None
-    if whole:
-        column: Any = table["log_probs"].combine_chunks()
-        rows = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, len(classes))
+
+    def matrix(name: str) -> npt.NDArray[np.float32] | None:
+        if name not in table.column_names:
+            return None
+        column: Any = table[name].combine_chunks()
+        rows: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+        return rows.reshape(table.num_rows, len(classes))
+
     return HoldoutPredictions(
         sha256s=tuple(table["sha256"].to_pylist()),
         targets=tuple(table["target"].to_pylist()),
         predicted=tuple(table["predicted"].to_pylist()),
         grown=np.array(table["grown"].to_pylist(), dtype=bool),  # `to_numpy` would import pandas
         classes=classes,
-        calibrated_log_probs=rows,
+        calibrated_log_probs=matrix("log_probs"),
+        plain_log_probs=matrix("plain_log_probs"),
     )

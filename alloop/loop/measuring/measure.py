@@ -83,7 +83,7 @@ def record_holdout(
         drew from the rest of the pool. They represent different images and are never averaged (docs/evaluation.md).
         For a model with raw and smoothed heads also those of each kind alone, on the images of `holdout`.
     """
-    refs, targets, grown = rows.refs, rows.targets, rows.grown
+    refs, targets, grown, plain_log_probs = rows.refs, rows.targets, rows.grown, _plain(rows.pooled_log_probs)
     write_holdout(
         project.paths.holdout(number),
         refs,
@@ -92,13 +92,14 @@ def record_holdout(
         rows.calibrated_log_probs,
         coding,
         model_sha256,
+        plain_log_probs,
     )
     measures, found = MEASURES[project.config.project.task], {}
     for split, mask in ((Split.HOLDOUT.value, ~grown), (GROWN, grown)):
         if mask.any():
             generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
             found[split] = measures.measure(
-                rows.calibrated_log_probs[mask], targets[mask], generator, _plain(rows.pooled_log_probs)[mask]
+                rows.calibrated_log_probs[mask], targets[mask], generator, plain_log_probs[mask]
             )
     if rows.pooled_log_probs.ndim == 3 and not grown.all():
         is_test = project.config.evaluation.test is not None

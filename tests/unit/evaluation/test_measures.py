@@ -25,7 +25,7 @@ def test_every_metric_is_there_and_the_one_before_calibration_only_if_it_is_know
     both = MEASURES.measure(LOG_PROBS, TARGETS, np.random.default_rng(0), pooled_log_probs=2 * LOG_PROBS)
 
     assert set(calibrated) == {"accuracy", "nll", "brier", "ece", "mce", "adaptive_ece", "classwise_ece"}
-    assert set(both) - set(calibrated) == {"nll_uncalibrated"}
+    assert set(both) - set(calibrated) == {"nll_uncalibrated", "ece_uncalibrated"}
     assert calibrated["nll"].value == pytest.approx(-np.log(0.5 * 0.75 * 0.25 * 0.5) / 4)
     assert both["nll_uncalibrated"].value == pytest.approx(2 * calibrated["nll"].value)
     assert all(both[name] == interval for name, interval in calibrated.items())

@@ -91,6 +91,21 @@ def test_what_is_written_is_read_and_another_models_file_is_none(tmp_path: Path)
     assert read_holdout(path, MODEL) is None
 
 
+def test_predictions_before_calibration_are_read_if_the_file_has_them(tmp_path: Path):
+    log_probs, targets = rows(7, 10)
+    refs = [ImageRef(number, fake_sha256(number), "") for number in range(10)]
+    path, coding = tmp_path / "holdout.parquet", ClassificationCoding(CLASSES)
+
+    write_holdout(path, refs, targets, [False] * 10, log_probs, coding, MODEL, 2 * log_probs)
+    new = read_holdout(path, MODEL, whole=True)
+    write_holdout(path, refs, targets, [False] * 10, log_probs, coding, MODEL)
+    old = read_holdout(path, MODEL, whole=True)
+
+    assert new.plain_log_probs == pytest.approx(2 * log_probs, abs=1e-6)
+    assert new.calibrated_log_probs == pytest.approx(log_probs, abs=1e-6)
+    assert old.plain_log_probs is None and old.calibrated_log_probs is not None
+
+
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
