@@ -23,8 +23,8 @@ from alloop.progress import Progress, silent
 from alloop.records import ImageFile, ImageRef, UnreadableFile
 
 READING = "reading images"  # label of the progress
-_CHUNK = 16  # number of files that a process gets at once
-_AHEAD = 4  # largest number of chunks per process that are read ahead of the caller
+_CHUNK = 32  # number of files that a process gets at once: handing over costs as much as recording a file
+_AHEAD = 2  # largest number of chunks per process that are read ahead of the caller
 
 View = Callable[[Photo], npt.ArrayLike]  # image → pixels uint8 for a trunk; picklable
 

@@ -3,6 +3,7 @@
 Bytes of a file name that are not UTF-8 are written as hex escapes in its location.
 """
 
+import functools
 import glob
 import itertools
 import os
@@ -62,19 +63,30 @@ class LocalDisk:
 
     def top(self, name: str) -> str:
         if os.path.lexists(name) or not glob.has_magic(name):
-            return name
+            return _location(name)
         folder = Path()
         for part in Path(name).parts:
             if (plain := _spelled_out(part)) is None:
                 break
             folder /= plain
-        return str(folder)
+        return _location(str(folder))
 
     def left_out(self, locations: Iterable[str], names: Iterable[str]) -> Mapping[str, str]:
         """Return the files at which every walk from a folder above them stops, with the name at which it stops."""
         reaches = [_reach_of(name) for name in names]
-        stops = ((location, _stop(Path(location), reaches)) for location in locations)
-        return {location: stop for location, stop in stops if stop is not None}
+
+        @functools.cache
+        def may_stop(folder: str) -> bool:
+            path = Path(folder)
+            return any(reach.stop(path, is_folder=True) for reach in reaches if path.is_relative_to(reach.root))
+
+        found = {}
+        for location in locations:
+            folder, _, name = location.rpartition("/")
+            # A path object costs more than everything else here, and nearly all files need none.
+            if (is_noise(name) or may_stop(folder)) and (stop := _stop(Path(location), reaches)) is not None:
+                found[location] = stop
+        return found
 
     def open(self, location: str) -> BufferedIOBase:
         return _path(location).open("rb")

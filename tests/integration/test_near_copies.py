@@ -10,7 +10,7 @@ from factories import make_project, write_settings
 from PIL import Image
 from sqlalchemy import text
 
-from alloop.loop.intake.near_copies import list_groups
+from alloop.loop.intake.near_copies import count_groups, list_groups
 from alloop.project import Project
 from alloop.store.images import find_splits, list_leaders
 from alloop.store.session import reading
@@ -177,6 +177,8 @@ def test_labels_that_disagree_split_a_group_and_labels_that_agree_again_join_it(
     found = [group for group in groups(project) if group & together]
     assert len(found) == 2
     assert {"part0-0"} <= next(group for group in found if "part0-2" not in group)
+    with reading(project.database) as session:
+        assert count_groups(session) == (PARTS * SHOTS, len(groups(project))) == (24, 9)
     import_labels(project, part0_1="dog")
     assert {frozenset({"part0-0"}), frozenset({"part0-1", "part0-2"})} <= groups(project)
     import_labels(project, part0_0="dog")

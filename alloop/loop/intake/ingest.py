@@ -15,7 +15,7 @@ from alloop.config.schema import ProjectConfig
 from alloop.errors import LabelError, PoolError
 from alloop.loop.intake.judge import judge_of
 from alloop.loop.intake.labels import record_imported
-from alloop.loop.intake.near_copies import group_anew, list_groups, update_splits
+from alloop.loop.intake.near_copies import count_groups, group_anew, update_splits
 from alloop.loop.intake.presence import Shown, differs, has_hash, looks_untouched, reads_as
 from alloop.loop.intake.reach import check_reachable, configured_images, is_there, require_reachable
 from alloop.loop.workbench import Workbench
@@ -39,11 +39,11 @@ from alloop.store.images import (
     find_locations,
     find_places,
     find_refs,
-    find_splits,
     list_image_paths,
     list_leaders,
     list_locations,
     list_refs,
+    list_split,
     set_depths,
     set_location_status,
     set_locations,
@@ -62,6 +62,7 @@ logger = logging.getLogger("alloop")
 Inspected = ImageFile | UnreadableFile
 LEFT_OUT = "left out: "  # beginning of the reason for a file that must not become an image again
 BATCH, SECONDS = 1000, 30.0  # most files, and most seconds, per transaction; a killed call reads at most these again
+FOLDERS = 20  # named folders up to which the database finds their files: it compares every path with every folder
 PARALLEL = 200  # files from which on several processes read them: starting them takes a second
 
 
@@ -139,8 +140,8 @@ def add_images(
         done += len(batch)
         progress(READING, done, len(fresh))
     with transaction(project.database) as session:
-        groups = list_groups(session)
-        added.images, added.copies = len(groups), len(groups) - len(set(groups.values()))
+        added.images, n_groups = count_groups(session)
+        added.copies = added.images - n_groups
         added.depth, added.deep = find_depth(session), count_deep(session)
         if before not in (None, added.depth):
             added.changed_depth, added.round_again = n_before, _train_again(session)
@@ -406,22 +407,20 @@ def _leave_out(bench: Workbench, paths: Sequence[str], files: Iterable[str]) -> 
     """
     project = bench.project
     named = [full_name(path, os.getcwd()) for path in paths]  # noqa: PTH109
-    by_scheme: dict[str, list[str]] = {}
-    for name in dict.fromkeys([*named, *configured_images(project)]):
-        by_scheme.setdefault(scheme_of(name), []).append(name)
     reached = set(files)
+    folders: dict[str, list[str]] = {}  # scheme → names of folders and globs: nothing is below a file
+    for name in dict.fromkeys([*named, *configured_images(project)]):
+        if name not in reached and not _is_lasting(name):
+            folders.setdefault(scheme_of(name), []).append(name)
+    found: dict[str, str] = {}
     with reading(project.database) as session:
-        places = [place for place in list_image_paths(session, LocationStatus.OK) if place[1] not in reached]
-        splits = {} if project.config.evaluation.test is None else find_splits(session)
-    known: dict[str, list[str]] = {}
-    for image_id, path in places:
-        if splits.get(image_id) is not Split.HOLDOUT and not _is_lasting(path):
-            known.setdefault(scheme_of(path), []).append(path)
-    found = {
-        path: stop
-        for scheme, names in by_scheme.items()
-        for path, stop in find_source(names[0]).left_out(known.get(scheme, ()), names).items()
-    }
+        measured = set() if project.config.evaluation.test is None else set(list_split(session, Split.HOLDOUT))
+        for scheme, names in folders.items():
+            source = find_source(names[0])
+            tops = [source.top(name) for name in names]
+            places = list_image_paths(session, LocationStatus.OK, tops if len(tops) <= FOLDERS else ("",))
+            others = (path for image_id, path in places if path not in reached and image_id not in measured)
+            found |= source.left_out([path for path in others if scheme_of(path) == scheme], names)
     if found:
         why = "belongs to an operating system, or alloop wrote it"
         reasons = {path: f"{LEFT_OUT}{stop} {why}" for path, stop in found.items()}

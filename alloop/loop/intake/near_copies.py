@@ -44,6 +44,14 @@ def list_groups(session: Session, labels: Mapping[int, str] | None = None) -> di
     return {**groups, **_split_by_labels(session, members, labels)}
 
 
+def count_groups(session: Session) -> tuple[int, int]:
+    """Count the images of the pool and their groups of near copies, as `list_groups` lists them."""
+    n_images, n_groups = store.count_groups(session)
+    members = store.find_disputed_groups(session)
+    parts = _split_by_labels(session, members, None)
+    return n_images, n_groups - len(set(members.values())) + len(set(parts.values()))
+
+
 def update_splits(session: Session, image_ids: Collection[int] | None = None) -> Counter[tuple[Split, bool]]:
     """Exclude near copies of holdout images, and return images that are no longer near copies to the train split.
 
