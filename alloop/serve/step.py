@@ -113,7 +113,10 @@ class Step:
         last: dict[str, str] = {}
         with child.stdout as lines:
             for line in lines:
-                said = json.loads(line)
+                try:
+                    said = json.loads(line)
+                except json.JSONDecodeError:  # half a line: the process was killed while it wrote
+                    continue
                 if "label" in said:
                     self._state = dataclasses.replace(self._state, **said)
                 else:

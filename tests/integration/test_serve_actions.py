@@ -5,8 +5,9 @@ import html
 import json
 import re
 import shutil
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -252,6 +253,19 @@ def test_a_step_that_is_stopped_or_killed_says_so_and_the_next_one_goes_on(proje
 
     step.stop()
     assert not step.start("run")
+
+
+class _KilledWhileItWrites(Step):
+    def _spawn(self, job: Sequence[str]) -> "subprocess.Popen[str]":
+        half = """printf '{"label": "training", "done": 1, "total": 4}\\n{"label": "trai'; kill -9 $$"""
+        return subprocess.Popen(["sh", "-c", half], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_step_that_is_killed_in_the_middle_of_a_line_has_ended(tmp_path: Path):
+    step = _KilledWhileItWrites(tmp_path)
+    step.start("run")
+    wait_for(lambda: not step.state().is_running)
+    assert step.state().is_failed and "ended without a result (exit code -9)" in step.state().words
 
 
 def test_a_step_that_cannot_be_taken_says_why(project: Project):

@@ -24,7 +24,7 @@ from alloop.loop.measuring.pool_brings import PoolBrings, find_pool_brings
 from alloop.loop.stopping import Rule, StopEvidence, bought, list_rules, percent, points
 from alloop.names import count
 from alloop.project import Project
-from alloop.records import Agreement, CurvePoint, Ending, Interval, Reason, RoundState, Split
+from alloop.records import Agreement, CurvePoint, Ending, Interval, QueryStatus, Reason, RoundState, Split
 from alloop.seeds import derive_seed
 from alloop.store.annotations import count_disputed, find_classes, list_lead_times
 from alloop.store.images import PoolCounts, count_pool, find_splits
@@ -262,7 +262,11 @@ def _last_predicted(session: Session) -> tuple[int, list[QueryRecord]]:
 
 
 def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Risk | None:
-    """Estimate the error of a round's model on the images that the round drew from; None if a draw is unknown."""
+    """Estimate the error of a round's model on the images that the round drew from; None if a draw is unknown.
+
+    Only answers to these questions count. If a drawn question was skipped and the image got its label in another way
+    (asked for by hand, say), its label is missing here: that way chose which of the missing labels to bring.
+    """
     drawn = sorted(
         (query for query in queries if query.draw_number is not None), key=lambda query: query.draw_number or 0
     )
@@ -272,7 +276,9 @@ def drawn_risk(queries: Sequence[QueryRecord], labels: Mapping[int, str]) -> Ris
     if not drawn or numbers != list(range(1, len(drawn) + 1)) or len(pools) > 1 or None in (*probs, *pools):
         return None
     losses = [
-        math.nan if query.image_id not in labels else float(labels[query.image_id] != query.predicted)
+        float(labels[query.image_id] != query.predicted)
+        if query.status is QueryStatus.ANSWERED and query.image_id in labels
+        else math.nan
         for query in drawn
     ]
     return lure_risk(np.array(probs, dtype=np.float64), np.array(losses), drawn[0].draw_pool or 0)

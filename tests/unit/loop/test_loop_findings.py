@@ -233,6 +233,7 @@ def test_images_that_a_strategy_drew_count_by_the_probability_of_being_drawn_nex
             image_id, rank=3, reason=Reason.ACQUIRED, predicted="cat", probability=0.8, draw_number=3, draw_pool=5
         )
         add_queries(session, 1, [third], "k", NOW)
+        set_status(session, list_queries(session)[-1].id, QueryStatus.ANSWERED, NOW)
         queries = list_queries(session)
 
     risk = drawn_risk(queries, {query.image_id: "cat" for query in queries})
@@ -240,6 +241,24 @@ def test_images_that_a_strategy_drew_count_by_the_probability_of_being_drawn_nex
     assert risk is not None
     third_weight = 1 / 2.4
     assert risk.effective == pytest.approx((2 + third_weight) ** 2 / (2 + third_weight**2))
+
+
+def test_a_drawn_question_that_was_skipped_stays_without_an_answer_however_its_image_is_labeled_later(
+    project: Project,
+):
+    with transaction(project.database) as session:
+        add_batch(session, n=60, pool=600, right=45)
+        for query in list_queries(session)[45:]:  # all images that the model was wrong about, two of them by hand again
+            set_status(session, query.id, QueryStatus.SKIPPED, NOW)
+        again = [make_query(query.image_id, reason=Reason.MANUAL) for query in list_queries(session)[45:47]]
+        add_queries(session, add_round(session, 2, {}, 0, NOW).id, again, "h", NOW)
+        for query in list_queries(session)[60:]:
+            set_status(session, query.id, QueryStatus.ANSWERED, NOW)
+
+        unbiased = gather_findings(session, project, count_pool(session)).unbiased
+
+    assert unbiased is not None
+    assert (unbiased.drawn, unbiased.answered) == (60, 45)
 
 
 def test_too_few_drawn_answers_give_no_number_and_say_so(project: Project):
