@@ -11,6 +11,8 @@ JOBS ?= 2
 # otherwise every process that a test starts would read PyTorch from its source.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 export ALLOOP_LABEL_STUDIO_VENV ?= $(CURDIR)/.cache/label-studio/venv
+# Many container images forbid Python to keep compiled modules. Then every process that a test starts would compile alloop.
+unexport PYTHONDONTWRITEBYTECODE
 # Headless chart drawing, and no surprise from a user's own settings.
 export MPLBACKEND := Agg
 # Processes that have run out of tests take over some of another's: files differ by minutes.

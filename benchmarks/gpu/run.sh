@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu/run.sh --out FOLDER [--parts A,B,C,D] [--minutes 8] [--device cuda|cuda:1|cpu] [--tiny]
 #
-# --tiny with --device cpu rehearses the same code with toy sizes in about two minutes; its figures mean nothing.
+# --tiny with --device cpu rehearses the same code with toy sizes in about a minute; its figures mean nothing.
 # Every row is written to FOLDER/rows.csv or FOLDER/right.csv at once. The exit code is 1 if a part failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
@@ -76,13 +76,15 @@ part() { # name, share of the budget in percent, command …
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 "$python" "$here/machine.py" --device "$device" --out "$out" --work "$work/machine" "${tiny[@]}" || exit 1
 
-case $device in cpu) export ALLOOP_GPU_TESTS=cpu ;; *) unset ALLOOP_GPU_TESTS ;; esac
+case $device in cpu) export ALLOOP_GPU_TESTS=cpu ;; *) export ALLOOP_GPU_TESTS=cuda ;; esac
+tests=tests/gpu
+[ ${#tiny[@]} = 0 ] || tests=tests/gpu/test_gpu_devices.py # `make test` rehearses the others
 export ALLOOP_GPU_ROWS=$out/right.csv
 run() { # name, share of the budget in percent, script
   part "$1" "$2" "$python" "$here/$3.py" --device "$device" --out "$out" --work "$work/$3" \
     --seconds $((budget * $2 / 100)) "${tiny[@]}"
 }
-part A 31 "$python" -m pytest -m gpu tests/gpu -q -rs -p no:cacheprovider --durations=5
+part A 31 "$python" -m pytest -m gpu "$tests" -q -rs -p no:cacheprovider --durations=5
 run B 23 whole
 run C 25 fast
 run D $((100 - 100 * (SECONDS - began) / budget)) paper # what is left

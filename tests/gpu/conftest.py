@@ -1,8 +1,8 @@
 """Fixtures of the GPU tests: the device, the record of measurements, and images.
 
-The tests run with CUDA and are skipped without it. `ALLOOP_GPU_TESTS=cpu` rehearses them on the CPU with small
-networks. A rehearsal shows that the tests themselves work, and nothing about a GPU; tests that need a real card are
-skipped.
+The tests run with CUDA. Where there is none, they are rehearsed on the CPU with small networks. A rehearsal shows that
+the tests themselves work, and nothing about a GPU; tests that need a real card are skipped. `ALLOOP_GPU_TESTS=cpu`
+rehearses beside a card, too; `ALLOOP_GPU_TESTS=cuda` skips all tests where there is no CUDA.
 
 `ALLOOP_GPU_ROWS` names a CSV file. Every measured difference is appended to it at once, so that an interrupted run
 keeps its measurements: test, quantity, measured, bound (empty: reported only). The result of each test, the reason for
@@ -83,7 +83,7 @@ def device() -> torch.device:
     if REHEARSES:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA here; ALLOOP_GPU_TESTS=cpu rehearses on the CPU")
+        pytest.skip("there is no CUDA here, and ALLOOP_GPU_TESTS=cuda")
     return torch.device("cuda")
 
 

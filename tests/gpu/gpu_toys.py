@@ -22,7 +22,8 @@ from alloop.records import ImageRef, ModelFiles
 
 CLASSES = ("vertical", "horizontal", "checkered", "plain")
 CPU = torch.device("cpu")
-REHEARSES = os.environ.get("ALLOOP_GPU_TESTS") == "cpu"  # rehearsal on the CPU: see conftest.py
+# Rehearsal on the CPU: see conftest.py.
+REHEARSES = os.environ.get("ALLOOP_GPU_TESTS", "cuda" if torch.cuda.is_available() else "cpu") == "cpu"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trashnet"
 
 
