@@ -80,18 +80,29 @@ def _draw(kind: int, generator: np.random.Generator) -> np.ndarray:
     return np.repeat(gray.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-@pytest.fixture
-def toys(tmp_path: Path) -> Iterator[Toys]:
+def make_toys(folder: Path) -> Toys:
+    """Write the toys into an empty folder."""
     generator = np.random.default_rng(0)
     images = []
     for number in range(90):
-        path = tmp_path / "images" / f"{number:02}.png"
+        path = folder / "images" / f"{number:02}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(_draw(number % 3, generator)).save(path)
         images.append(ImageRef(number + 1000, hashlib.sha256(path.read_bytes()).hexdigest(), str(path)))
-    (tmp_path / "toy_trunk.py").write_text(TRUNK)
-    yield Toys(tmp_path, tuple(images), tuple(number % 3 for number in range(90)), "toy_trunk:tiny")
+    (folder / "toy_trunk.py").write_text(TRUNK)
+    return Toys(folder, tuple(images), tuple(number % 3 for number in range(90)), "toy_trunk:tiny")
+
+
+@pytest.fixture
+def toys(tmp_path: Path) -> Iterator[Toys]:
+    yield make_toys(tmp_path)
     sys.modules.pop("toy_trunk", None)
+
+
+@pytest.fixture(scope="module")
+def shared_toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    """Return toys of all tests of a file, for models that tests only read."""
+    return make_toys(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture
