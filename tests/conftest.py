@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -25,6 +26,8 @@ DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[2] / "shared" /
 # In the background of a script Ctrl-C is ignored, and programs that a test starts would inherit that and never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# PyTorch and thousands of test functions live to the end: looking through them for garbage would take seconds.
+gc.set_threshold(50_000, 20, 100)
 keep_files_in_memory()
 share_compiled_sql()
 

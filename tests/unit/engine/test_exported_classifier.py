@@ -29,11 +29,11 @@ MODELS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _without_onnx(monkeypatch):
-    monkeypatch.setattr(
-        "alloop.engine.device.ONNX_PACKAGES", ("no_such_package",)
-    )  # tracing takes most of the time, and once is enough
+@pytest.fixture(autouse=True, scope="module")
+def _without_onnx():
+    with pytest.MonkeyPatch.context() as patch:  # tracing takes most of the time, and once is enough
+        patch.setattr("alloop.engine.device.ONNX_PACKAGES", ("no_such_package",))
+        yield
 
 
 def exported(toys, config):
@@ -44,9 +44,15 @@ def exported(toys, config):
     return out, Classifier.open(files, settings, cache, fills_cache=False)
 
 
+@pytest.fixture(scope="module")
+def made_once(shared_toys):
+    return exported(shared_toys, shared_toys.config(pool_features="off"))[0]
+
+
 @pytest.fixture
-def folder(toys):
-    return exported(toys, toys.config(pool_features="off"))[0]
+def folder(made_once, tmp_path):
+    """Return an exported folder that the test may damage."""
+    return shutil.copytree(made_once, tmp_path / "exported")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def ended(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -19,6 +21,7 @@ print([name for name in sys.modules if name.startswith("torch._dynamo")], torch.
     assert ended(program) == "[] True\n"
 
 
+@pytest.mark.slow  # loads the compiler, which takes seconds
 def test_the_compiler_and_what_torchvision_asks_of_it_work_afterwards():
     program = """
 import torch
@@ -35,6 +38,7 @@ print(roi_align(image, box, 1).item())
     assert ended(program).split() == ["True", str(4 * 1.875 + 1.875)]
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_loaded_already_stays():
     program = """
 import sys, torch._dynamo.utils as utils
