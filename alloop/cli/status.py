@@ -173,18 +173,10 @@ def _details(report: "StatusReport", shown: "Shown") -> Iterator[str]:
 
 def _findings(report: "StatusReport", shown: "Shown") -> Iterator[str]:
     """Return sentences about the results of the rounds and the stop rules."""
-    from alloop.loop.stopping import percent
-    from alloop.report.gather import describe_people
+    from alloop.report.gather import describe_findings, describe_people
 
     found = report.findings
-    yield from (part.says for part in (found.better, found.unbiased) if part is not None)
-    if found.grown is not None:
-        yield (
-            f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
-            f"{percent(found.grown)}. They are not in the table."
-        )
-    if found.pool_brings is not None:
-        yield found.pool_brings.says
+    yield from describe_findings(found)
     if report.rounds:
         yield "Stop rules (`alloop run` stops when one with * holds):"
         yield from (f"{'*' if rule.stops else ' '} {rule.standing}: {rule.because}" for rule in found.rules)

@@ -14,6 +14,7 @@ from alloop.loop.automatic.audit import AutoReport, report_auto_labels
 from alloop.loop.intake.judge import judge_of
 from alloop.loop.measuring.findings import GROWN, Findings, gather_findings
 from alloop.loop.rounds.attention import list_warnings
+from alloop.loop.stopping import percent
 from alloop.names import count
 from alloop.project import Project
 from alloop.records import Calibration, CurvePoint, Interval, LocationStatus, QueryStatus, Reason, Split
@@ -178,6 +179,17 @@ def describe_people(findings: Findings) -> str:
     if not several:
         return f"{words}."
     return f"{words} ({disputed} of {several} holdout labels given by several people are disputed)."
+
+
+def describe_findings(findings: Findings) -> list[str]:
+    """Return sentences about findings that are not in the table of rounds; empty without any."""
+    said = [part.says for part in (findings.better, findings.unbiased) if part is not None]
+    if findings.grown is not None:
+        said.append(
+            f"Accuracy on the {findings.grown.n} holdout images drawn later, from those unlabeled then: "
+            f"{percent(findings.grown)}. They are not in the table."
+        )
+    return said if findings.pool_brings is None else [*said, findings.pool_brings.says]
 
 
 def describe_by_hand(report: StatusReport) -> list[str]:

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from alloop.files import write_bytes
 from alloop.loop.measuring.findings import Findings, learning_curve, read_last_holdout
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
-from alloop.loop.stopping import percent
 from alloop.project import Project
 from alloop.records import ImageRef, Uncertain
 from alloop.report.charts import make_curve
@@ -23,6 +22,7 @@ from alloop.report.gallery import Shot, Still, make_stills
 from alloop.report.gather import (
     StatusReport,
     describe_by_hand,
+    describe_findings,
     describe_measured,
     describe_people,
     gather_status,
@@ -179,15 +179,7 @@ def _find(project: Project, sha256s: Sequence[str]) -> dict[str, ImageRef]:
 def _gains(found: Findings) -> list[str]:
     """Return sentences about what labels, active learning and the unlabeled pool brought."""
     said = [] if found.matched is None else [f"{found.matched['says']} (Round {found.matched['round']}.)"]
-    said += [part.says for part in (found.better, found.unbiased) if part is not None]
-    if found.grown is not None:
-        said.append(
-            f"Accuracy on the {found.grown.n} holdout images drawn later, from those unlabeled then: "
-            f"{percent(found.grown)}."
-        )
-    if found.pool_brings is not None:
-        said.append(found.pool_brings.says)
-    return said
+    return said + describe_findings(found)
 
 
 def _labels(status: StatusReport) -> dict[str, Any]:
