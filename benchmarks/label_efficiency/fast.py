@@ -2,11 +2,9 @@
 
     python benchmarks/label_efficiency/fast.py --work FOLDER --sets digits cifar10:cat+dog trashnet:cut4 --arms margin
 
-It uses alloop's own heads, calibrators and strategies, and derives every seed as the loop does. With the options
-`--calibrate labels --exact`, its picks are those of `alloop simulate --features … --test …`. With `--calibrate
-holdout`, the default here, a random holdout is taken from the pool as in a workspace; this is several times faster.
-Unless `--exact` is given, heads are fitted by quick_heads.py, a quicker solver of the same problem. FOLDER keeps one
-file per run.
+It uses alloop's own heads, calibrators and strategies, and derives every seed as the loop does. With `--calibrate
+labels`, its picks are those of `alloop simulate --features … --test …`. With `--calibrate holdout`, the default here, a
+random holdout is taken from the pool as in a workspace; this is several times faster. FOLDER keeps one file per run.
 
 Besides the sets of sets.py there are sets whose classes are not clusters: `SET:a+b` has two classes of a set, and
 `SET:cutN` splits the images of a set at the median of principal component N of the features (from 1). `SET:cut3+6` has
@@ -23,11 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import quick_heads
 import torch
 from peers import run_peer
 from sets import BATCHES, OWN_TEST, ROUNDS, Head, Task, load_task
-from tables import Run, write_csv
+from tables import Run, read_csv, write_csv
 from torch import Tensor
 
 from alloop.acquisition.batch import compose_batch
@@ -38,8 +35,8 @@ from alloop.acquisition.uncertainty import predictive_entropy
 from alloop.config.schema import EvaluationConfig
 from alloop.engine.build import HEAD_DECAY, HEAD_PRIOR, HEAD_STEPS, SMOOTHED_DECAY, HeadRecipe
 from alloop.engine.calibrate import apply_calibration, calibrate
-from alloop.engine.cross_validate import calibrate_apart, out_of_fold, rotate
-from alloop.engine.fit_heads import fit_heads
+from alloop.engine.cross_validate import calibrate_apart, out_of_fold
+from alloop.engine.fit_heads import HeadFits
 from alloop.engine.objective import Objective
 from alloop.files import write_bytes, write_json
 from alloop.losses.multi_head import Specialties, assign_specialties, class_weights
@@ -90,24 +87,15 @@ class Heads:
         task: Features and labels.
         holdout: Rows of the pool.
         smoothed: Smoothed features of the pool and of the measured images; None: raw heads only.
-        is_quick: True for the solver of quick_heads.py.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        holdout: np.ndarray,
-        smoothed: tuple[np.ndarray, np.ndarray] | None = None,
-        *,
-        is_quick: bool = True,
-    ) -> None:
+    def __init__(self, task: Task, holdout: np.ndarray, smoothed: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         self.holdout = torch.from_numpy(holdout)
         self._y = torch.from_numpy(task.y)
         self._n_classes = int(max(task.y.max(), task.y_test.max())) + 1
         self._kinds = [(task.F, task.F_test, HEAD_DECAY, "heads")]
         if smoothed is not None:
             self._kinds.append((*smoothed, SMOOTHED_DECAY, "smoothed heads"))
-        self._fit_heads = quick_heads.fit_heads if is_quick else fit_heads
         self._specialties: Specialties | None = None
 
     def fit(self, rows: np.ndarray, seed: int) -> Fitted:
@@ -115,17 +103,20 @@ class Heads:
         if self._specialties is None:
             generator = torch.Generator().manual_seed(derive_seed(seed, "specialties"))
             self._specialties = assign_specialties(self._n_classes, N_HEADS, generator)
-        targets, members, tested = self._y[torch.from_numpy(rows)], [], []
+        targets = self._y[torch.from_numpy(rows)]
+        kinds, members, tested = [], [], []
         for pool, test, decay, name in self._kinds:
-            heads = self._heads(torch.from_numpy(pool[rows]), targets, derive_seed(seed, name), decay)
-            members.append(_log_probs(heads, pool))
-            tested.append(pool_members(_log_probs(heads, test)))
+            kind = Kind(HeadFits(torch.from_numpy(pool[rows]), targets, self._n_classes), self._specialties, decay)
+            heads = kind.fit(derive_seed(seed, name))
+            kinds.append((kind, heads))
+            members.append(_log_probs(heads, torch.from_numpy(pool)))
+            tested.append(pool_members(_log_probs(heads, torch.from_numpy(test))))
         pooled = _joined([pool_members(one) for one in members])
         folds = derive_seed(seed, "calibration")
         if len(self.holdout):
             _, found = calibrate("temperature", pooled[self.holdout], self._y[self.holdout], folds)
         else:
-            again = functools.partial(self._out_of_fold, rows, targets, folds)
+            again = functools.partial(_out_of_fold, kinds, targets, folds)
             found = calibrate_apart("temperature", len(rows), folds, again, pooled[:0])
         a, b = found.weights or (0.0, 1.0)
         return Fitted(
@@ -135,30 +126,39 @@ class Heads:
             {"T": found.temperature, "a": a, "b": b},
         )
 
-    def _out_of_fold(self, rows: np.ndarray, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        kinds = [(rotate(torch.from_numpy(pool[rows])), decay) for pool, _, decay, _ in self._kinds]
 
-        def predict(rest: Tensor, fold: Tensor) -> Tensor:
-            both = []
-            for features, decay in kinds:
-                heads = self._heads(features[rest], targets[rest], derive_seed(seed, "fold", 0), decay)
-                both.append(pool_members(heads(features[fold]).log_softmax(dim=-1)))
-            return _joined(both)
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Fits of heads to raw or to smoothed features of the labeled images."""
 
-        return out_of_fold(targets, seed, predict), targets
+    fits: HeadFits
+    specialties: Specialties
+    decay: float
 
-    def _heads(self, features: Tensor, targets: Tensor, seed: int, decay: float) -> MultiHead:
-        assert self._specialties is not None
-        weights = class_weights(self._specialties, self._n_classes)
+    def fit(self, seed: int, part: Tensor | None = None, start: MultiHead | None = None) -> MultiHead:
+        """Fit to all labeled images, or to a part of them."""
+        weights = class_weights(self.specialties, self.fits.n_classes)
         objective = Objective(find_loss("cross-entropy", {}), weights, None, "mean")
-        recipe = HeadRecipe(HEAD_STEPS, decay, HEAD_PRIOR, "mean")
-        generator = torch.Generator().manual_seed(seed)
-        return self._fit_heads(features, targets, self._n_classes, N_HEADS, objective, recipe, generator)[0]
+        recipe = HeadRecipe(HEAD_STEPS, self.decay, HEAD_PRIOR, "mean")
+        return self.fits.fit(N_HEADS, objective, recipe, torch.Generator().manual_seed(seed), part, start)[0]
 
 
-def _log_probs(heads: MultiHead, features: np.ndarray) -> Tensor:
+def _out_of_fold(kinds: Sequence[tuple[Kind, MultiHead]], targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return predictions of labeled images by heads that did not see them; these start from the heads of all images."""
+
+    def predict(rest: Tensor, fold: Tensor) -> Tensor:
+        both = []
+        for kind, start in kinds:
+            heads = kind.fit(derive_seed(seed, "fold", 0), rest, start)
+            both.append(pool_members(_log_probs(heads, kind.fits.features[fold])))
+        return _joined(both)
+
+    return out_of_fold(targets, seed, predict), targets
+
+
+def _log_probs(heads: MultiHead, features: Tensor) -> Tensor:
     with torch.inference_mode():
-        return heads(torch.from_numpy(features)).log_softmax(dim=-1)
+        return heads(features).log_softmax(dim=-1)
 
 
 def _joined(kinds: Sequence[Tensor]) -> Tensor:
@@ -329,10 +329,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["random", "entropy-spread", "margin"])
     parser.add_argument("--peers", nargs="*", default=[], help="peers whose picks the model is fitted to (peers.py)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--csv", type=Path, help="file of the curves of all finished runs of these settings")
+    parser.add_argument("--csv", type=Path, help="file to add the curves of all finished runs of these settings to")
     parser.add_argument("--calibrate", choices=["labels", "holdout"], default="holdout")
     parser.add_argument("--pool-features", choices=["auto", "off"], default="auto")
-    parser.add_argument("--exact", action="store_true", help="fit heads with alloop's own solver")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work, kind = options.work, f"{options.calibrate}-{options.pool_features}"
@@ -345,9 +344,10 @@ def main() -> None:
             holdout = draw_holdout(task, seed) if options.calibrate == "holdout" else np.empty(0, dtype=np.int64)
             smoothed = None
             if options.pool_features == "auto":
-                smoothed = smooth(task, work / "smoothed" / f"{name}-{seed}.npz")
+                kept = 0 if name in OWN_TEST else seed  # one split serves all seeds
+                smoothed = smooth(task, work / "smoothed" / f"{name}-{kept}.npz")
             for arm in todo:
-                model = Heads(task, holdout, smoothed, is_quick=not options.exact)
+                model = Heads(task, holdout, smoothed)
                 batch = BATCHES.get(name, DERIVED_BATCH)
                 if arm in options.peers:
                     first = json.loads(_path(work, kind, name, "random", seed).read_text())["picks"][0]
@@ -363,11 +363,21 @@ def main() -> None:
                 write_json(path, done)
                 print(f"{name} {arm} seed {seed}: area {np.mean(done['accuracy']):.4f}", flush=True)
     if options.csv is not None:
-        write_csv(_collect(work / "fast" / kind), options.csv)
+        _update(options.csv, _collect(work / "fast" / kind))
+
+
+def _update(path: Path, runs: Sequence[Run]) -> None:
+    """Write runs to a file of curves, beside those that it has of other runs. The order is fixed."""
+
+    def about(run: Run) -> tuple[int, bool, str, str, int]:
+        return list(BATCHES).index(run.set), run.by != "alloop", run.by, run.strategy, run.seed
+
+    kept = {about(run): run for run in (read_csv(path) if path.exists() else [])}
+    write_csv([run for _, run in sorted((kept | {about(run): run for run in runs}).items())], path)
 
 
 def _collect(folder: Path) -> list[Run]:
-    """Return all finished runs of the sets of sets.py, in a fixed order."""
+    """Return all finished runs of the sets of sets.py."""
     runs = []
     for path in sorted(folder.glob("*/*.json")):
         data = json.loads(path.read_text())
@@ -379,8 +389,7 @@ def _collect(folder: Path) -> list[Run]:
                     path.parent.name, data["version"], data["strategy"], data["seed"], curves, seconds, data["settings"]
                 )
             )
-    order = {name: place for place, name in enumerate(BATCHES)}
-    return sorted(runs, key=lambda run: (order[run.set], run.by != "alloop", run.by, run.strategy, run.seed))
+    return runs
 
 
 def _path(work: Path, kind: str, name: str, arm: str, seed: int) -> Path:
