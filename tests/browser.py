@@ -69,6 +69,18 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
 
+    def touch(self, *moments: Sequence[tuple[float, float]]) -> None:
+        """Lay fingers on the screen, one or several, move them from moment to moment, and take them away.
+
+        Args:
+            moments: Places of all fingers in the window at each moment.
+        """
+        for at, places in enumerate(moments):
+            fingers = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+            event = {"type": "touchMove" if at else "touchStart", "touchPoints": fingers}
+            self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+        self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
     def complaints(self) -> list[str]:
         """Return the errors of the console since the last call: scripts, missing files, breaches of the policy."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from alloop.processes import begin_worker
 from alloop.progress import Progress, silent
 from alloop.records import ImageRef
 from alloop.seeds import derive_seed, tie_keys
-from alloop.smoothing.layout import VERSION, lay_out
+from alloop.smoothing.layout import VERSION, Layout, lay_out
 
 MOST = 20_000  # images of the sample, and labeled images beside it
 FOLDER = "map"  # in the cache
@@ -40,6 +40,8 @@ class PoolMap:
         places: Coordinates [n, 2] in [-1, 1].
         n_pool: Number of images in the pool when the map was made.
         n_known: Number of them that had features.
+        newest_id: Largest id among them; images of the pool with a larger one came later.
+        layout: Arrangement that other images can be placed in; None in a map of an older alloop.
     """
 
     name: str
@@ -47,6 +49,8 @@ class PoolMap:
     places: npt.NDArray[np.float32]
     n_pool: int
     n_known: int
+    newest_id: int = 0
+    layout: Layout | None = None
 
     @property
     def is_sample(self) -> bool:
@@ -84,8 +88,10 @@ class MapJob:
             raise ModelError("No image of the pool has features in the cache.", "The next round computes them.")
         is_labeled = np.array([image.image_id in self.labeled for image in known], dtype=bool)
         chosen = [known[at] for at in choose([image.sha256 for image in known], is_labeled, self.seed, MOST)]
-        places = lay_out(self.source.read(chosen), derive_seed(self.seed, "map"), progress)
-        _write(self.out, [image.sha256 for image in chosen], places, len(self.images), len(known))
+        layout = lay_out(self.source.read(chosen), derive_seed(self.seed, "map"), progress)
+        newest_id = max(image.image_id for image in self.images)
+        about = {"n_pool": len(self.images), "n_known": len(known), "newest_id": newest_id}
+        _write(self.out, [image.sha256 for image in chosen], layout, about)
         _drop_old(self.out.parent)
 
 
@@ -127,11 +133,13 @@ def read_map(path: Path) -> PoolMap | None:
         data = path.read_bytes()
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             digests, places, about = file["sha256"], file["places"], json.loads(str(file["about"]))
+            layout = Layout(places, file["rows"], file["mean"], file["axes"]) if "rows" in file else None
         if digests.shape != (len(places), 32) or places.shape != (len(places), 2) or not np.isfinite(places).all():
             raise ValueError("it has another layout")
         name = hashlib.sha256(digests.tobytes() + places.tobytes()).hexdigest()[:8]
         sha256s = tuple(row.tobytes().hex() for row in digests.astype(np.uint8))
-        return PoolMap(name, sha256s, places, int(about["n_pool"]), int(about["n_known"]))
+        counts = int(about["n_pool"]), int(about["n_known"]), int(about.get("newest_id", 0))
+        return PoolMap(name, sha256s, places, *counts, layout)
     except FileNotFoundError:
         return None
     except Exception as error:  # with a damaged header NumPy can raise anything
@@ -139,13 +147,13 @@ def read_map(path: Path) -> PoolMap | None:
         return None
 
 
-def _write(path: Path, sha256s: Sequence[str], places: npt.NDArray[np.float32], n_pool: int, n_known: int) -> None:
+def _write(path: Path, sha256s: Sequence[str], layout: Layout, about: Mapping[str, int]) -> None:
     buffer = io.BytesIO()
     np.savez(
         buffer,
         sha256=np.frombuffer(bytes.fromhex("".join(sha256s)), dtype=np.uint8).reshape(-1, 32),
-        places=places,
-        about=np.array(json.dumps({"n_pool": n_pool, "n_known": n_known})),
+        **dataclasses.asdict(layout),
+        about=np.array(json.dumps(dict(about))),
     )
     write_bytes(path, buffer.getvalue())  # a ZIP file with checksums: damage is seen when it is read
 

@@ -119,7 +119,7 @@ def coloring(pool: Snapshot, by: str, doubt: Doubt) -> Coloring:
 
 
 def points(pool: Snapshot, spots: Spots, codes: Codes) -> dict[str, list[int]]:
-    """Return the points of the map as columns: ids, places in thousandths, codes of colors, and who has a label."""
+    """Return the points of the map as columns: ids, places in thousandths, colors, who has a label, who came later."""
     rows = np.flatnonzero(_is_shown(pool, spots))
     places = np.rint(1000 * spots.places[rows]).astype(np.int64)
     columns = {
@@ -128,6 +128,7 @@ def points(pool: Snapshot, spots: Spots, codes: Codes) -> dict[str, list[int]]:
         "y": places[:, 1],
         "code": codes[rows],
         "labeled": (pool.label[rows] != "").astype(np.int64),
+        "placed": spots.is_new[rows].astype(np.int64),
     }
     return {name: values.tolist() for name, values in columns.items()}
 
@@ -163,13 +164,19 @@ def note_of(pool: Snapshot, spots: Spots) -> str:
         shown = f"The map shows a uniform sample of {known.n_known:,} images, and all that had a label when it was made"
     else:
         shown = "The map shows all images that had features when it was made"
-    said = [f"{shown}: {count(int(is_on.sum()), 'image')}."]
-    without = known.n_pool - known.n_known
-    if without:
+    is_new, is_later = is_on & spots.is_new, pool.image_id > known.newest_id
+    said = [f"{shown}: {count(int((is_on & ~spots.is_new).sum()), 'image')}."]
+    if n_new := int(is_new.sum()):
+        said.append(f"Diamonds: {count(n_new, 'image')} placed since then, among the images that are most alike.")
+    without = known.n_pool - known.n_known - int((is_new & ~is_later).sum())
+    if without > 0:
         said.append(f"{count(without, 'image')} had no features, because they were not scored or could not be read.")
-    new = int(pool.is_kept.sum()) - known.n_pool
+    if known.layout is None:
+        new, why = int(pool.is_kept.sum()) - known.n_pool, ""
+    else:
+        new, why = int((pool.is_kept & ~is_on & is_later).sum()), ", and cannot be placed without features"
     if new > 0:
-        said.append(f"{count(new, 'image')} came to the pool later.")
+        said.append(f"{count(new, 'image')} came to the pool later{why}.")
     labels = int(((pool.label != "") & pool.is_kept & ~is_on).sum())
     if labels:
         said.append(f"{count(labels, 'labeled image')} {'is' if labels == 1 else 'are'} not on it.")

@@ -18,6 +18,7 @@ from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project
 from alloop.records import LocationStatus, QueryStatus, Reason, Split
 from alloop.serve.features import find_source
+from alloop.serve.placing import place_new
 from alloop.store.images import find_image_ids, list_attribute_names
 from alloop.store.tables import Image, ImageAttribute, ImageLocation, Label, NearDuplicate, QueryRow, Round
 
@@ -138,10 +139,17 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spots:
-    """Places [N, 2] of the images on the map, in [-1, 1]; nan for images that are not on it."""
+    """Images on the map.
+
+    Attributes:
+        pool_map: The map.
+        places: Places [N, 2] of all images, in [-1, 1]; nan for images that are not on it.
+        is_new: True for images that came after the map was made and were placed beside their neighbors [N].
+    """
 
     pool_map: PoolMap
     places: Floats
+    is_new: npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -221,7 +229,7 @@ def take_snapshot(session: Session, project: Project) -> Snapshot:
         group=group,
         attributes=_attributes(ids, session),
         scored=_scored(ids, find_newest_scores(session, project), session, project),
-        spots=_spots([row[2] for row in rows], session, project),
+        spots=_spots(ids, [row[2] for row in rows], label != "", session, project),
     )
 
 
@@ -234,9 +242,16 @@ def _attributes(ids: npt.NDArray[np.int64], session: Session) -> dict[str, Texts
     return found
 
 
-def _spots(sha256s: list[str], session: Session, project: Project) -> Spots | None:
+def _spots(
+    ids: npt.NDArray[np.int64],
+    sha256s: list[str],
+    is_labeled: npt.NDArray[np.bool_],
+    session: Session,
+    project: Project,
+) -> Spots | None:
     try:
-        pool_map = read_map(map_path(find_source(session, project), project.config.project.seed))
+        source = find_source(session, project)
+        pool_map = read_map(map_path(source, project.config.project.seed))
     except ModelError:  # no model yet
         return None
     if pool_map is None:
@@ -246,7 +261,14 @@ def _spots(sha256s: list[str], session: Session, project: Project) -> Spots | No
     on_map = [known.get(sha256, -1) for sha256 in pool_map.sha256s]
     is_there = np.array(on_map, dtype=np.int64) >= 0
     places[np.array(on_map, dtype=np.int64)[is_there]] = pool_map.places[is_there]
-    return Spots(pool_map, places)
+    is_off = np.isnan(places[:, 0])
+    if pool_map.is_sample:  # the others were left out, so that the map stays quick
+        is_off &= is_labeled | (ids > pool_map.newest_id)
+    found = place_new(pool_map, source, ids[is_off], session)
+    is_new = np.isin(ids, list(found))
+    if found:
+        places[is_new] = [found[image_id] for image_id in ids[is_new].tolist()]
+    return Spots(pool_map, places, is_new)
 
 
 def _fill(column: npt.NDArray[Any], ids: npt.NDArray[np.int64], pairs: Iterable[Any]) -> None:

@@ -18,6 +18,14 @@ from alloop.project import Project
 from alloop.store.images import list_refs
 from alloop.store.session import reading
 
+BOX = "const map = document.getElementById('map'), box = map.getBoundingClientRect();"
+FIRST_POINT = f"""{BOX}
+const request = new XMLHttpRequest();
+request.open("GET", map.dataset.points, false);
+request.send();
+const points = JSON.parse(request.responseText), scale = 0.94 * Math.min(box.width, box.height) / 2000;
+return [box.x + box.width / 2 + points.x[0] * scale, box.y + box.height / 2 - points.y[0] * scale];
+"""
 PAGES = ("overview", "round", "images", "map", "mistakes", "people", "model")
 
 
@@ -179,6 +187,70 @@ def test_an_area_is_drawn_with_the_pointer(browser: Browser):
 
     assert "In the area: 41 images" in wait_for(browser, "a[href^='images?area=']").find_element("xpath", "../..").text
     assert browser.driver.current_url.count("%2C") in range(6, 129)
+
+
+@pytest.fixture
+def touched(browser: Browser) -> Iterator[Browser]:
+    """Return the browser as a phone with a touch screen, at the map."""
+    emulate = browser.driver.execute_cdp_cmd
+    emulate("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    browser.show(NARROW)
+    browser.open("map?color=label")
+    canvas = wait_for(browser, "#map")
+    assert painted(browser, canvas)
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    yield browser
+    emulate("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_two_fingers_zoom_the_map_and_one_moves_it(touched: Browser):
+    x, y = middle(touched)
+    touched.touch([(x - 30, y), (x + 30, y)], [(x - 60, y), (x + 60, y)])
+    zoomed = view(touched)
+    touched.touch([(x, y)], [(x + 20, y + 10)], [(x + 40, y + 20)])
+    moved = view(touched)
+
+    assert zoomed[0] == pytest.approx(2, abs=0.1)
+    assert moved[0] == zoomed[0]
+    width, height = touched.run(
+        "const map = document.getElementById('map'); return [map.clientWidth, map.clientHeight]"
+    )
+    shift = ((moved[1] - zoomed[1]) * width, (moved[2] - zoomed[2]) * height)
+    assert shift == pytest.approx((40, 20), abs=2)
+
+
+def test_a_tap_shows_an_image_of_the_map_and_another_tap_opens_it(touched: Browser):
+    place = touched.run(FIRST_POINT)
+    touched.touch([place])
+    tile = wait_for(touched, "#near .tile").get_attribute("href")
+    time.sleep(0.6)  # two quick taps zoom
+    touched.touch([place])
+
+    assert any(touched.driver.current_url == tile or time.sleep(0.1) for _ in range(100))
+
+
+def test_a_finger_draws_an_area_and_a_second_finger_gives_it_up(touched: Browser):
+    x, y = middle(touched)
+    side = min(x, 170)
+    touched.one("[data-does=draw]").click()
+    touched.touch([(x - 50, y), (x + 50, y)], [(x - 50, y + 30), (x + 50, y + 30)], [(x, y + 30), (x + 50, y)])
+    assert "area=" not in touched.driver.current_url
+    around = [(x - side, y - side), (x + side, y - side), (x + side, y + side), (x - side, y + side)]
+    touched.touch(*([place] for place in around))
+
+    assert "41 images" in wait_for(touched, "a[href^='images?area=']").find_element("xpath", "../..").text
+
+
+def middle(browser: Browser) -> tuple[float, float]:
+    """Return the place of the middle of the map in the window."""
+    x, y, width, height = browser.run(f"{BOX} return [box.x, box.y, box.width, box.height]")
+    return x + width / 2, y + height / 2
+
+
+def view(browser: Browser) -> tuple[float, float, float]:
+    """Return zoom and shift of the map, which are in its address."""
+    scale, x, y = browser.driver.current_url.partition("#")[2].split(",")
+    return float(scale), float(x), float(y)
 
 
 def wait_for(browser: Browser, selector: str) -> Any:

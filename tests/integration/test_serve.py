@@ -118,6 +118,24 @@ def test_the_map_is_made_and_its_areas_are_filters(learned: Project):
     assert "in an area of the map" in shown
 
 
+def test_an_image_that_comes_after_the_map_is_placed_on_it(learned: Project, tmp_path: Path):
+    folder = tmp_path / "copy"
+    shutil.copytree(learned.folder, folder)
+    new = write_picture(tmp_path / "new.png", label=HOSTILE[1], number=500, classes=HOSTILE)
+    with open_project(folder, {}) as copy, client_of(copy) as client:
+        before = map_of(client)
+        assert alloop("pool", "add", new, "-C", folder).code == 0
+        assert "1 image came to the pool later, and cannot be placed without features." in client.get("/map").text
+        assert alloop("pool", "add", "--features", new, "-C", folder).code == 0
+        after, page = map_of(client), client.get("/map").text
+
+    assert "Diamonds: 1 image placed since then" in page and "came to the pool later" not in page
+    assert not any(before["placed"]) and sum(after["placed"]) == 1
+    at = after["placed"].index(1)
+    assert abs(after["x"][at]) <= 1000 and abs(after["y"][at]) <= 1000
+    assert {name: after[name][:at] for name in ("id", "x", "y")} == {name: before[name] for name in ("id", "x", "y")}
+
+
 def test_the_map_refuses_areas_of_other_maps_and_its_script_gets_no_page_of_errors(learned: Project):
     with client_of(learned) as client:
         map_of(client)

@@ -336,7 +336,7 @@ def test_the_map_is_made_again_when_asked_and_the_selection_of_an_area_can_be_as
         wait_for(lambda: client.get("/map/progress").json()["is_ready"])
         at_bench(project, add_images, [str(folder / "new.png")])
         page = client.get("/map?color=label").text
-        assert "1 image came to the pool later." in page
+        assert "1 image came to the pool later, and cannot be placed without features." in page
 
         answer = send(client, "/map?color=label", "remap")
 

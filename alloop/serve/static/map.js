@@ -21,13 +21,13 @@ async function watch() {
 }
 
 async function showMap() {
-  const CORNERS = 64, NEAR = 14, EDGE = 0.94;
+  const CORNERS = 64, NEAR = 14, FINGER = 24, EDGE = 0.94;
   const context = canvas.getContext("2d");
   const card = document.getElementById("near");
   const given = (canvas.dataset.area || "").split(",").slice(1).map(Number);
   const area = given.filter((_, at) => at % 2 === 0).map((x, at) => [x, given[2 * at + 1]]);
   const names = [...document.querySelectorAll("#names li")].map((one) => ({ words: one.textContent, x: +one.dataset.x, y: +one.dataset.y }));
-  const { id, x, y, code, labeled } = await (await load(canvas.dataset.points)).json();
+  const { id, x, y, code, labeled, placed } = await (await load(canvas.dataset.points)).json();
   const tree = d3.quadtree().x((at) => x[at]).y((at) => y[at]).addAll(id.keys());
   const layers = layersOf(code, labeled);
   const small = id.length > 8000 ? 1.7 : id.length > 2500 ? 2.6 : 4;
@@ -64,7 +64,7 @@ async function showMap() {
         const [left, top] = screen(x[at], y[at]);
         if (left < -9 || top < -9 || left > width + 9 || top > height + 9) continue;
         context.beginPath();
-        context.arc(left, top, radius, 0, 2 * Math.PI);
+        if (placed[at]) diamond(left, top, radius * 1.5); else context.arc(left, top, radius, 0, 2 * Math.PI);
         context.fill();
         if (layer.isLabeled || radius > 2) context.stroke();
       }
@@ -75,6 +75,11 @@ async function showMap() {
     context.font = "600 13px system-ui, sans-serif";
     context.textAlign = "center";
     for (const name of names) write(name.words, ...screen(1000 * name.x, 1000 * name.y));
+  }
+
+  function diamond(left, top, radius) {
+    for (const [a, b] of [[0, -1], [1, 0], [0, 1], [-1, 0]]) context.lineTo(left + a * radius, top + b * radius);
+    context.closePath();
   }
 
   function outline(corners, isClosed) {
@@ -130,6 +135,7 @@ async function showMap() {
   // -- zoom, hover and areas -------------------------------------------------------------------------------------------
 
   const takes = (event) => isDrawing || event.shiftKey;
+  const isMouse = (event) => event.pointerType !== "touch";
   const zoom = d3.zoom().scaleExtent([0.8, 60]).filter((event) => !takes(event) && !event.button).on("zoom", (event) => {
     view = event.transform;
     card.hidden = true;
@@ -140,19 +146,21 @@ async function showMap() {
 
   canvas.addEventListener("pointerdown", (event) => {
     if (!takes(event) || event.button) return;
+    if (!event.isPrimary) { path = null; draw(); return; } // a second finger gives the area up
     canvas.setPointerCapture(event.pointerId);
     path = [inverse(d3.pointer(event))];
   });
   canvas.addEventListener("pointermove", (event) => {
     const place = d3.pointer(event);
-    if (path) { path.push(inverse(place)); draw(); } else if (!event.buttons) show(find(place, NEAR));
+    if (path && event.isPrimary) { path.push(inverse(place)); draw(); } else if (!path && isMouse(event) && !event.buttons) show(find(place, NEAR));
   });
   canvas.addEventListener("pointerup", () => { const drawn = path; path = null; if (drawn && drawn.length > 2) select(drawn); });
-  canvas.addEventListener("pointerleave", () => { if (!path) show(-1); });
+  canvas.addEventListener("pointercancel", () => { path = null; draw(); });
+  canvas.addEventListener("pointerleave", (event) => { if (!path && isMouse(event)) show(-1); }); // a finger leaves after every tap
   canvas.addEventListener("click", (event) => {
     if (takes(event)) return;
-    const at = find(d3.pointer(event), NEAR);
-    if (at === shown) open(at); else show(at); // a finger shows the image first, and opens it at the second tap
+    const at = find(d3.pointer(event), isMouse(event) ? NEAR : FINGER);
+    if (at >= 0 && at === shown && (isMouse(event) || !card.hidden)) open(at); else { shown = -1; show(at); } // a finger shows first
   });
 
   function select(corners) {

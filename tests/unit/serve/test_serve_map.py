@@ -29,6 +29,7 @@ from alloop.serve.map import (
 )
 from alloop.serve.map_maker import MapMaker
 from alloop.serve.snapshot import Scored, Snapshot, Spots
+from alloop.smoothing.layout import Layout
 
 SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 
@@ -64,7 +65,7 @@ def make_pool(n: int = 20, n_classes: int = 2, n_labeled: int = 4) -> Snapshot:
             classes=classes,
             round_number=1,
         ),
-        spots=Spots(pool_map, places),
+        spots=Spots(pool_map, places, np.zeros(n, dtype=bool)),
     )
 
 
@@ -184,9 +185,23 @@ def test_the_note_counts_what_is_not_shown():
     one_more = dataclasses.replace(POOL.spots.pool_map, n_pool=18, n_known=17)
 
     assert "shows all images" in note_of(POOL, POOL.spots) and "1 image had no features" in note_of(POOL, POOL.spots)
-    assert "2 images came to the pool later." in note_of(POOL, Spots(one_more, POOL.spots.places))
+    assert "2 images came to the pool later." in note_of(POOL, dataclasses.replace(POOL.spots, pool_map=one_more))
     large = dataclasses.replace(POOL.spots.pool_map, n_known=30_000)
-    assert "uniform sample of 30,000 images" in note_of(POOL, Spots(large, POOL.spots.places))
+    assert "uniform sample of 30,000 images" in note_of(POOL, dataclasses.replace(POOL.spots, pool_map=large))
+
+
+def test_images_that_were_placed_later_are_marked_and_counted_apart():
+    assert POOL.spots is not None
+    layout = Layout(*(np.zeros((1, 2), dtype=np.float32),) * 4)
+    pool_map = dataclasses.replace(POOL.spots.pool_map, n_pool=16, n_known=16, newest_id=16, layout=layout)
+    is_new = np.arange(20) >= 16  # three of them have a place, the last one has none
+    spots = Spots(pool_map, POOL.spots.places, is_new)
+
+    note = note_of(POOL, spots)
+
+    assert "had features when it was made: 16 images. Diamonds: 3 images placed since then, " in note
+    assert "1 image came to the pool later, and cannot be placed without features." in note
+    assert points(POOL, spots, np.zeros(20, dtype=np.int64))["placed"] == [0] * 16 + [1] * 3
 
 
 def test_junk_is_on_no_map_and_in_no_number_of_doubt():
