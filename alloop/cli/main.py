@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import re
@@ -65,6 +66,8 @@ def cli() -> None:
 def main() -> None:
     """Run the program and turn errors into messages and exit codes (README, "Exit codes")."""
     _occupy_standard_descriptors()
+    # Python would look through all modules again and again while they load: a twentieth of a short command.
+    gc.set_threshold(10_000, 50)
     # A path may hold bytes that are not UTF-8; stderr escapes them already.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

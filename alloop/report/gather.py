@@ -29,7 +29,7 @@ from alloop.store.queries import (
     list_queries,
     list_suspects,
 )
-from alloop.store.rounds import ModelRecord, RoundRecord, find_model, list_metrics, list_rounds
+from alloop.store.rounds import ModelRecord, RoundRecord, list_all_metrics, list_models, list_rounds
 from alloop.store.selections import SelectionRecord, list_selections
 from alloop.store.session import reading
 from alloop.store.workspace import Sync, find_sync
@@ -119,7 +119,7 @@ def gather_status(project: Project) -> StatusReport:
     with reading(project.database) as session:
         pool = count_pool(session)
         sync = find_sync(session, project.config.labeling.backend)
-        asked = _read_asked(session)
+        asked, models, metrics = _read_asked(session), list_models(session), list_all_metrics(session)
         return StatusReport(
             name=project.config.project.name,
             classes=classes,
@@ -133,7 +133,7 @@ def gather_status(project: Project) -> StatusReport:
             missing=tuple(place.path for place in list_locations(session, LocationStatus.MISSING)),
             suspects=_hashes(list_suspects(session)),
             attention=tuple(list_warnings(session, project.config)),
-            rounds=tuple(_round(session, row, asked, shown) for row in list_rounds(session)),
+            rounds=tuple(_round(row, models.get(row.id), metrics, asked, shown) for row in list_rounds(session)),
             findings=gather_findings(session, project, pool),
             auto=report_auto_labels(session),
             by_hand=count_by_hand(session),
@@ -228,8 +228,13 @@ def _read_asked(session: Session) -> _Asked:
     )
 
 
-def _round(session: Session, row: RoundRecord, asked: _Asked, shown: Shown) -> RoundReport:
-    model: ModelRecord | None = find_model(session, row.id)
+def _round(
+    row: RoundRecord,
+    model: ModelRecord | None,
+    metrics: Mapping[tuple[int, str], dict[str, Interval]],
+    asked: _Asked,
+    shown: Shown,
+) -> RoundReport:
     chosen = asked.choices.get(row.number)
     n_classes = len(model.classes) if model is not None else 2
     return RoundReport(
@@ -241,8 +246,8 @@ def _round(session: Session, row: RoundRecord, asked: _Asked, shown: Shown) -> R
         calibration_note="" if model is None else model.calibration.note,
         calibration="" if model is None else describe_calibration(model.calibration),
         n_calibration=None if model is None else model.calibration.n,
-        metrics={} if model is None else list_metrics(session, model.id, Split.HOLDOUT.value),
-        metrics_grown={} if model is None else list_metrics(session, model.id, GROWN),
+        metrics={} if model is None else metrics.get((model.id, Split.HOLDOUT.value), {}),
+        metrics_grown={} if model is None else metrics.get((model.id, GROWN), {}),
         queries={status.value: n for status, n in asked.statuses.get(row.id, {}).items()},
         entropy_acquired=_mean_entropy(asked.acquired.get(row.id, ()), n_classes, shown),
         entropy_random=_mean_entropy(asked.random.get(row.id, ()), n_classes, shown),

@@ -140,13 +140,13 @@ def find_classes(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
 
 def list_class_counts(session: Session, split: Split) -> dict[str, int]:
     """Return class → number of labels."""
+    # All splits are counted: a condition on the split would make SQLite look up a label for each image of the pool.
     query = (
-        select(Label.class_name, func.count())
+        select(Label.class_name, Image.split, func.count())
         .join(Image, Image.id == Label.image_id)
-        .where(Image.split == split.value)
-        .group_by(Label.class_name)
+        .group_by(Label.class_name, Image.split)
     )
-    return {name: n for name, n in session.execute(query)}
+    return {name: n for name, of, n in session.execute(query) if of == split.value}
 
 
 def list_annotator_counts(session: Session) -> dict[str, dict[str, int]]:

@@ -200,6 +200,11 @@ def find_model(session: Session, round_id: int) -> ModelRecord | None:
     return None if row is None else _model(row)
 
 
+def list_models(session: Session) -> dict[int, ModelRecord]:
+    """List all model versions: round id → model."""
+    return {row.round_id: _model(row) for row in session.scalars(select(ModelVersionRow))}
+
+
 def find_last_model(session: Session, up_to: int | None = None) -> ModelRecord | None:
     """Find the newest model version, of all rounds or of rounds up to a number."""
     query = select(ModelVersionRow).order_by(ModelVersionRow.id.desc()).limit(1)
@@ -232,9 +237,19 @@ def set_metrics(session: Session, model_id: int, split: str, metrics: Mapping[st
 def list_metrics(session: Session, model_id: int, split: str) -> dict[str, Interval]:
     """List the metrics of a model on a split. An infinite value is returned as infinity."""
     rows = session.scalars(select(Metric).where(Metric.model_version_id == model_id, Metric.split == split))
-    return {
-        row.name: Interval(_or_inf(row.value), _or_inf(row.low), _or_inf(row.high), row.n, row.method) for row in rows
-    }
+    return {row.name: _interval(row) for row in rows}
+
+
+def list_all_metrics(session: Session) -> dict[tuple[int, str], dict[str, Interval]]:
+    """List the metrics of all models: (model id, split) → metrics, as `list_metrics` gives them."""
+    found: dict[tuple[int, str], dict[str, Interval]] = {}
+    for row in session.scalars(select(Metric).order_by(Metric.id)):
+        found.setdefault((row.model_version_id, row.split), {})[row.name] = _interval(row)
+    return found
+
+
+def _interval(row: Metric) -> Interval:
+    return Interval(_or_inf(row.value), _or_inf(row.low), _or_inf(row.high), row.n, row.method)
 
 
 def _finite(value: float) -> float | None:

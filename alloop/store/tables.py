@@ -166,12 +166,13 @@ class Round(TableBase):
         _one_of("state", RoundState),
         _one_of("ending", Ending),
         # One round at a time: an index over a constant among the rows that are not closed.
+        # Here and below, the same condition for PostgreSQL stands in the migrations only: named here, it would load
+        # SQLAlchemy's PostgreSQL dialect into every command.
         Index(
             "uq_round_unclosed",
             text("(state <> 'closed')"),
             unique=True,
             sqlite_where=text("state <> 'closed'"),
-            postgresql_where=text("state <> 'closed'"),
         ),
     )
 
@@ -295,7 +296,6 @@ class QueryRow(TableBase):
             "image_id",
             unique=True,
             sqlite_where=text("status = 'open'"),
-            postgresql_where=text("status = 'open'"),
         ),
     )
 
@@ -392,7 +392,6 @@ class AutoLabel(TableBase):
             "image_id",
             unique=True,
             sqlite_where=text("withdrawn_at IS NULL"),
-            postgresql_where=text("withdrawn_at IS NULL"),
         ),
     )
 

@@ -86,7 +86,7 @@ def test_a_command_with_nothing_to_compute_imports_nothing_that_computes(waiting
     loaded = modules_of(waiting, *arguments)
 
     assert "sqlalchemy" in loaded
-    assert sorted(loaded & (COMPUTES | SERVES)) == []
+    assert sorted(loaded & (COMPUTES | SERVES | {"sqlalchemy.dialects.postgresql"})) == []
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["status"], ["train"]], ids=" ".join)

@@ -33,10 +33,11 @@ from alloop.store.rounds import (
     ModelRecord,
     RoundRecord,
     find_last_model,
-    find_model,
     find_round_number,
     list_agreements,
+    list_all_metrics,
     list_metrics,
+    list_models,
     list_rounds,
 )
 
@@ -178,9 +179,10 @@ def learning_curve(session: Session, project: Project) -> list[CurvePoint]:
 
 def _measured(session: Session, project: Project) -> list[_Measured]:
     primary, found = TASKS[project.config.project.task].primary, []
+    models, metrics = list_models(session), list_all_metrics(session)
     for row in list_rounds(session):
-        model = find_model(session, row.id)
-        accuracy = None if model is None else list_metrics(session, model.id, Split.HOLDOUT.value).get(primary)
+        model = models.get(row.id)
+        accuracy = None if model is None else metrics.get((model.id, Split.HOLDOUT.value), {}).get(primary)
         if model is not None and accuracy is not None:
             found.append(_Measured(row, model, accuracy))
     return found
