@@ -116,8 +116,10 @@ class Backbone:
         if self._is_strip(width, height):
             image = self._middle(image)
             width, height, shown = *image.size, (0, 0, *image.size)
-        resized = image.resize(self._resized(width, height), RESAMPLING[self.interpolation], box=shown)
-        cut: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.image_size, self.image_size]))
+        size, whole = self._resized(width, height), (0, 0, *image.size)
+        if (size, shown) != (image.size, whole):  # Pillow would copy all of it
+            image = image.resize(size, RESAMPLING[self.interpolation], box=shown)
+        cut: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [self.image_size, self.image_size]))
         return cut
 
     def needed_size(self, width: int, height: int) -> tuple[int, int]:

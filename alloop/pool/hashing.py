@@ -36,7 +36,7 @@ def fingerprint(image: Image.Image, shown: tuple[float, float, float, float] | N
         shown: Left, top, right and bottom edge of the part that shows the picture; None: all of it.
     """
     # Small images keep their pixels. Of large ones, whole blocks of pixels are averaged first (a gap of 1).
-    method = Image.Resampling.BOX if min(image.size) < _SIDE else Image.Resampling.HAMMING
+    method = Image.Resampling.BOX if min(image.size) < _SIDE else Image.Resampling.BILINEAR
     small = image.resize((_SIDE, _SIDE), method, shown, reducing_gap=1.0).convert("YCbCr")
     luma = np.frombuffer(small.tobytes(), np.uint8)[::3].reshape(_SIDE, _SIDE)
     cells, colors = small.reduce(_SIDE // 8).tobytes(), small.reduce(_SIDE // 2).tobytes()

@@ -1,11 +1,15 @@
 """Errors of near-duplicate grouping: unrelated images in one group, and altered copies that are not recognized.
 
-    python benchmarks/near_duplicates/run.py            prints the tables of README.md
+    python benchmarks/near_duplicates/run.py                    prints the tables of README.md
+    git show 04dca76:alloop/pool/hashing.py > old_hashing.py
+    python benchmarks/near_duplicates/run.py --old old_hashing.py   compares with fingerprints of an older rule
 
 Reads trashnet.zip and cifar10.zip from the folder named by ALLOOP_DATA; the digits come with scikit-learn.
 """
 
+import argparse
 import functools
+import importlib.util
 import io
 import os
 import zipfile
@@ -16,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits
 
-from alloop.pool.hashing import fingerprint
+from alloop.pool.hashing import fingerprint, parse
 from alloop.pool.near_duplicates import NearDuplicateIndex
 
 DATA = Path(os.environ.get("ALLOOP_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -87,7 +91,50 @@ def recognized(originals: list[str], copies: list[str], distance: int) -> float:
     return hits / len(originals)
 
 
+def joined(phashes: list[str], distance: int) -> dict[int, int]:
+    found = NearDuplicateIndex(distance).group(dict(enumerate(phashes)))
+    return {position: leader for position, (leader, _) in found.items()}
+
+
+def compare_with(place: Path) -> None:
+    """Print how fingerprints differ from those of an older hashing.py, and whether its rows still find their copies."""
+    spec = importlib.util.spec_from_file_location("old_hashing", place)
+    assert spec is not None and spec.loader is not None
+    older = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(older)
+    print("| images | bits, mean | bits, largest | more than 6 bits | same groups at d = 0, 3, 6, 10 |")
+    print("|---|---|---|---|---|")
+    rows = []
+    for name, images in SETS.items():
+        before, now = [], []
+        copies: dict[str, tuple[list[str], list[str]]] = {change: ([], []) for change in CHANGES}
+        for image in images():
+            before.append(older.fingerprint(image))
+            now.append(fingerprint(image))
+            for change, alter in CHANGES.items():
+                altered = alter(image)
+                copies[change][0].append(older.fingerprint(altered))
+                copies[change][1].append(fingerprint(altered))
+        differing = np.bitwise_xor(parse(before)[0], parse(now)[0])
+        bits = np.array([int(value).bit_count() for value in differing])
+        same = ", ".join("yes" if joined(before, d) == joined(now, d) else "no" for d in DISTANCES)
+        print(f"| {name} | {bits.mean():.2f} | {bits.max()} | {np.mean(bits > 6):.2%} | {same} |", flush=True)
+        for change, (old, new) in copies.items():
+            ways = [(before, old), (now, new), (before, new)]
+            shares = [f"{recognized(*way, d):.2%}" for d in (3, 6) for way in ways]
+            rows.append(f"| {name}, {change} | " + " | ".join(shares) + " |")
+    kinds = [f"d = {d}, {way}" for d in (3, 6) for way in ("old rule", "new rule", "old row, new copy")]
+    print("\n| images, change | " + " | ".join(kinds) + " |" + "\n" + "|---" * 7 + "|")
+    print("\n".join(rows))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--old", type=Path, help="hashing.py of an older version")
+    given = parser.parse_args()
+    if given.old:
+        compare_with(given.old)
+        return
     print("| images | " + " | ".join(f"d = {d}" for d in DISTANCES) + " |\n" + "|---" * (len(DISTANCES) + 1) + "|")
     originals = {name: [fingerprint(image) for image in images()] for name, images in SETS.items()}
     for name, phashes in originals.items():
