@@ -8,6 +8,7 @@ from sqlalchemy import Select, and_, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from alloop.records import Answer, Consensus, LocationStatus, Outcome, Split
+from alloop.store.images import split_of_label
 from alloop.store.session import in_chunks
 from alloop.store.tables import Annotation, AutoLabel, Image, ImageLocation, Label
 
@@ -140,13 +141,8 @@ def find_classes(session: Session, image_ids: Iterable[int]) -> dict[int, str]:
 
 def list_class_counts(session: Session, split: Split) -> dict[str, int]:
     """Return class → number of labels."""
-    # All splits are counted: a condition on the split would make SQLite look up a label for each image of the pool.
-    query = (
-        select(Label.class_name, Image.split, func.count())
-        .join(Image, Image.id == Label.image_id)
-        .group_by(Label.class_name, Image.split)
-    )
-    return {name: n for name, of, n in session.execute(query) if of == split.value}
+    query = select(Label.class_name, func.count()).where(split_of_label() == split.value).group_by(Label.class_name)
+    return {name: n for name, n in session.execute(query)}
 
 
 def list_annotator_counts(session: Session) -> dict[str, dict[str, int]]:

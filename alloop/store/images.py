@@ -5,7 +5,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Select, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ScalarSelect, Select, and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
@@ -542,15 +542,25 @@ def count_unreadable(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(ImageLocation).where(is_unreadable)) or 0
 
 
+def split_of_label() -> "ScalarSelect[str]":
+    """Return the split of a label's image as an expression.
+
+    Joined with the images, SQLite would look for a label of each image of the pool.
+    """
+    return select(Image.split).where(Image.id == Label.image_id).correlate(Label).scalar_subquery()
+
+
+def count_labeled(session: Session) -> Counter[Split]:
+    """Count the images with a label, by split."""
+    of_label = select(split_of_label().label("split")).select_from(Label).subquery()
+    query = select(of_label.c.split, func.count()).group_by(of_label.c.split)
+    return Counter({Split(split): n for split, n in session.execute(query)})
+
+
 def count_pool(session: Session) -> PoolCounts:
     """Count the images of the pool for `status`, in the database."""
     by_split = {split: n for split, n in session.execute(select(Image.split, func.count()).group_by(Image.split))}
-    labeled = {
-        split: n
-        for split, n in session.execute(
-            select(Image.split, func.count()).join(Label, Label.image_id == Image.id).group_by(Image.split)
-        )
-    }
+    n_labeled = count_labeled(session)
     is_open = session.scalar(
         select(func.count()).select_from(QueryRow).where(QueryRow.status == QueryStatus.OPEN.value)
     )
@@ -562,8 +572,8 @@ def count_pool(session: Session) -> PoolCounts:
         holdout=by_split.get(Split.HOLDOUT.value, 0),
         excluded=by_split.get(Split.EXCLUDED.value, 0),
         junk=by_split.get(Split.JUNK.value, 0),
-        labeled=labeled.get(Split.TRAIN.value, 0) + labeled.get(Split.HOLDOUT.value, 0),
-        holdout_labeled=labeled.get(Split.HOLDOUT.value, 0),
+        labeled=n_labeled[Split.TRAIN] + n_labeled[Split.HOLDOUT],
+        holdout_labeled=n_labeled[Split.HOLDOUT],
         open=is_open or 0,
         missing=images - _count_present(session),
         unreadable=count_unreadable(session),

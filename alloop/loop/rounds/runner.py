@@ -27,8 +27,8 @@ from alloop.loop.stopping import Rule, find_stop
 from alloop.loop.workbench import Tools, Workbench, open_workbench
 from alloop.names import count
 from alloop.project import Project
-from alloop.records import Ending, QueryStatus, RoundState
-from alloop.store.images import count_pool
+from alloop.records import Ending, QueryStatus, RoundState, Split
+from alloop.store.images import count_labeled, count_pool, list_split
 from alloop.store.queries import count_by_status, list_queries, list_unsent
 from alloop.store.rounds import RoundRecord, find_last_model, find_last_round, find_round
 from alloop.store.session import reading
@@ -133,7 +133,7 @@ def run(tools: Tools, options: RunOptions) -> RunResult:
 
 def _say_unheeded(project: Project) -> None:
     with reading(project.database) as session:
-        last, n_holdout = find_last_round(session), count_pool(session).holdout
+        last, n_holdout = find_last_round(session), len(list_split(session, Split.HOLDOUT))
         # The first round takes the current settings, also for its holdout, until something depends on its own.
         if last is None or (last.number == 0 and is_free(session, last)):
             return
@@ -287,7 +287,8 @@ class _Run:
     def _result(self, stage: Stage, number: int | None) -> RunResult:
         with reading(self._project.database) as session:
             last = find_last_round(session) if number is None else find_round(session, number)
-            labels = count_pool(session).labeled
+            n_labeled = count_labeled(session)
+            labels = n_labeled[Split.TRAIN] + n_labeled[Split.HOLDOUT]
             attention = list_warnings(session, self._project.config)
         attention = [*describe_lost(self._so_far.pulled.lost), *attention]
         if last is None:
