@@ -12,6 +12,7 @@ from alloop.engine import trunk_passes
 from alloop.engine.build import Hardware
 from alloop.engine.classifier import Classifier
 from alloop.engine.features import run_features
+from alloop.engine.first_reading import FirstReading
 from alloop.engine.settings import EngineSettings
 from alloop.engine.train import run_train
 from alloop.engine.trunk_passes import Growth, pass_trunks, prepare_trunk, run_trunk
@@ -19,6 +20,7 @@ from alloop.errors import ModelError
 from alloop.models.backbones import Backbone, side_by_side, state_digest
 from alloop.models.side_by_side import join_pixels
 from alloop.pool.dataset import ImageBatch
+from alloop.pool.ingest import inspect_file
 
 FLOAT32 = 1e-4  # relative to an image's whole row of features
 BFLOAT16 = 1e-2
@@ -152,6 +154,23 @@ def test_files_give_the_same_features_on_both_devices(
     assert there.failed == here.failed == ()
     assert there.image_ids.tolist() == here.image_ids.tolist()
     measured("difference", relative(torch.from_numpy(there.features), torch.from_numpy(here.features)), FLOAT32)
+
+
+def test_the_reading_that_adds_images_gives_the_same_features(
+    toys: Toys, device: torch.device, fresh: Callable[[str], Path], measured
+):
+    job = toys.feature_job(toys.config("own_trunk"), device, fresh("apart"))
+    apart, cache = run_features(job), fresh("first")
+    first = FirstReading(job.settings, cache, str(device))
+
+    kept = list(
+        first.keep([inspect_file(image.path, 10**6, view=first.view) for image in toys.images], len(toys.images))
+    )
+
+    measured.same("files in the order given", [file.path for file in kept], [image.path for image in toys.images])
+    measured.same("images computed", first.n_computed, len(toys.images))
+    found = run_features(dataclasses.replace(job, cache=cache))
+    measured("difference", relative(torch.from_numpy(found.features), torch.from_numpy(apart.features)), FLOAT32)
 
 
 @pytest.mark.parametrize("n_trunks", [1, 2])
