@@ -5,7 +5,20 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import ScalarSelect, Select, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from alloop.records import ImageFile, ImageRef, LocationStatus, QueryStatus, Split, UnreadableFile
@@ -388,9 +401,17 @@ def list_added_after(session: Session, time: dt.datetime) -> set[int]:
 
 def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
     """Find those of the images that have a file."""
+    # With a condition on the status, SQLite would look at every path of the pool for each chunk.
+    path = _first_present()
+    query = (
+        select(Image.id, Image.sha256, path, Image.depth)
+        .join(ImageLocation, ImageLocation.image_id == Image.id)
+        .group_by(Image.id, Image.sha256, Image.depth)
+        .having(path.is_not(None))
+    )
     found: dict[int, ImageRef] = {}
     for chunk in in_chunks(image_ids):
-        for ref in _refs(session, _refs_query().where(Image.id.in_(chunk))):
+        for ref in _refs(session, query.where(Image.id.in_(chunk)).order_by(Image.id)):
             found[ref.image_id] = ref
     return found
 
@@ -420,8 +441,7 @@ def find_shapes(session: Session, image_ids: Iterable[int]) -> dict[int, tuple[i
 
 def find_all_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
     """Find images, also those without a file: their path is that of a missing file, or empty."""
-    is_there = ImageLocation.status == LocationStatus.OK.value
-    path = func.coalesce(func.min(case((is_there, ImageLocation.path))), func.min(ImageLocation.path), "")
+    path = func.coalesce(_first_present(), func.min(ImageLocation.path), "")
     query = (
         select(Image.id, Image.sha256, path, Image.depth)
         .join(ImageLocation, ImageLocation.image_id == Image.id, isouter=True)
@@ -431,6 +451,11 @@ def find_all_refs(session: Session, image_ids: Iterable[int]) -> dict[int, Image
     for chunk in in_chunks(image_ids):
         found.update({ref.image_id: ref for ref in _refs(session, query.where(Image.id.in_(chunk)))})
     return found
+
+
+def _first_present() -> "ColumnElement[str]":
+    """Return the first path of an image at which it is present, in a query that is grouped by image."""
+    return func.min(case((ImageLocation.status == LocationStatus.OK.value, ImageLocation.path)))
 
 
 def _refs_query() -> "Select[int, str, str, int | None]":
