@@ -61,17 +61,18 @@ def deterministic() -> Iterator[None]:
 
     cuBLAS needs one more setting, which `alloop/__init__.py` makes before torch is loaded.
     """
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # `use_deterministic_algorithms` would set the same, and load PyTorch's whole compiler, which takes a second.
+    before = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic  # a module whose one setting has no type
     fills = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     # Otherwise every new tensor would be filled with nan before it is written, which finds faulty code, but takes time.
     memory.fill_uninitialized_memory = False
     try:
         with full_float32():
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = fills
 
 
