@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+MODEL_METADATA = "model.json"  # in the folder of a model version
 Precision = Literal["float32", "bfloat16"]  # of a trunk's arithmetic
 
 
@@ -349,7 +350,7 @@ class CurvePoint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Files of a model version, with their checksum."""
+    """Files of a model version, with the checksum of its `model.json`, which holds the checksums of the others."""
 
     folder: Path
     sha256: str

@@ -22,9 +22,9 @@ from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import explain_os_error, sha256_of, write_bytes, write_json
 from alloop.models.heads import MultiHead
-from alloop.records import Calibration, ModelFiles, Precision
+from alloop.records import MODEL_METADATA, Calibration, ModelFiles, Precision
 
-WEIGHTS, METADATA = "model.safetensors", "model.json"
+WEIGHTS = "model.safetensors"
 FORMAT = 3  # goes up when an older alloop could not read the files
 OLDEST = 2  # format that this alloop still reads; 3 added smoothed heads
 
@@ -132,8 +132,8 @@ def save_version(
             "networks": checksums,
             "others": beside,
         }
-        write_json(temporary / METADATA, whole)
-        checksum = sha256_of(temporary / METADATA)
+        write_json(temporary / MODEL_METADATA, whole)
+        checksum = sha256_of(temporary / MODEL_METADATA)
         temporary.chmod(0o755)
         _take_name(temporary, out)
     except OSError as error:
@@ -151,8 +151,8 @@ def load_model(files: ModelFiles) -> ModelVersion:
     """
     again = f"Train it again with `alloop train`; {files.folder} can be deleted."
     try:
-        intact = sha256_of(files.folder / METADATA) == files.sha256
-        metadata = json.loads((files.folder / METADATA).read_bytes()) if intact else {}
+        intact = sha256_of(files.folder / MODEL_METADATA) == files.sha256
+        metadata = json.loads((files.folder / MODEL_METADATA).read_bytes()) if intact else {}
         networks = metadata.get("networks", [])
         listed = [*networks, *metadata.get("others", [])]
         intact = intact and all(sha256_of(files.folder / name) == checksum for name, checksum in listed)

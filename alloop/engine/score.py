@@ -5,7 +5,7 @@ import time
 from alloop.engine.classifier import Classifier
 from alloop.engine.device import explained_shortage
 from alloop.engine.jobs import ScoreJob, ScoreResult
-from alloop.engine.score_file import ScoreWriter
+from alloop.engine.score_writer import ScoreWriter
 from alloop.engine.trunk_file import TrunkWriter
 from alloop.files import atomic_path, sha256_of
 from alloop.progress import Progress, silent

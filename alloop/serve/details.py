@@ -6,7 +6,7 @@ import datetime as dt
 import numpy as np
 from sqlalchemy.orm import Session
 
-from alloop.engine.score_file import read_rows
+from alloop.engine.score_file import read_matrix
 from alloop.errors import ModelError
 from alloop.loop.asking import by_hand, junk
 from alloop.project import Project
@@ -86,12 +86,12 @@ def _shares(project: Project, pool: Snapshot, image_id: int) -> tuple[Share, ...
     if pool.scored.round_number is None or at is None or not pool.scored.predicted[at]:
         return ()
     try:
-        rows = read_rows(
+        rows = read_matrix(
             project.paths.scores(pool.scored.round_number), "log_probs", np.array([image_id], dtype=np.int64)
         )
     except ModelError:  # its files were deleted meanwhile
         return ()
-    probs = rows[0].exp().tolist()
+    probs = np.exp(rows[0]).tolist()
     ordered = sorted(zip(pool.scored.classes, probs, strict=True), key=lambda pair: -pair[1])
     return tuple(Share(name, value) for name, value in ordered[:TOP])
 

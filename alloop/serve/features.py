@@ -9,13 +9,12 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from alloop.engine.feature_source import FeatureSource
-from alloop.engine.model_files import METADATA
 from alloop.engine.score_file import read_scores
 from alloop.errors import AlloopError, ModelError
 from alloop.files import sha256_of
 from alloop.loop.choosing.pool_scores import features_beside
 from alloop.project import Project
-from alloop.records import ImageRef, Split
+from alloop.records import MODEL_METADATA, ImageRef, Split
 from alloop.seeds import derive_seed, tie_keys
 from alloop.store.images import find_refs, list_refs
 from alloop.store.rounds import find_last_model, find_round_number
@@ -59,7 +58,7 @@ def find_source(session: Session, project: Project) -> FeatureSource:
     model = find_last_model(session)
     if model is None:
         raise ModelError("There is no model yet.", "The first model is trained when the first answers are in.")
-    path = model.files(project.folder).folder / METADATA
+    path = model.files(project.folder).folder / MODEL_METADATA
     try:
         if sha256_of(path) != model.sha256:
             raise OSError("its checksum is wrong")

@@ -1,5 +1,6 @@
 """Images that came after the map was made: placed beside their nearest neighbors on it, each once."""
 
+import itertools
 import logging
 from collections.abc import Mapping
 
@@ -14,18 +15,18 @@ from alloop.store.images import find_refs
 
 MOST = 10_000  # images that are placed; with more of them it is time for another map
 _log = logging.getLogger("alloop")
-_placed: dict[str, dict[int, npt.NDArray[np.float32]]] = {}  # of the map that was asked for last: image id → place
+_placed: dict[str, dict[str, npt.NDArray[np.float32]]] = {}  # of the map that was asked for last: hash → place
 
 
 def place_new(
-    pool_map: PoolMap, source: FeatureSource, image_ids: npt.NDArray[np.int64], session: Session
+    pool_map: PoolMap, source: FeatureSource, images: Mapping[int, str], session: Session
 ) -> Mapping[int, npt.NDArray[np.float32]]:
     """Return places [2] of those of the images that have a file and features, by image id.
 
     Args:
         pool_map: Map that they are placed on.
         source: Features that the map was made from.
-        image_ids: Images that are not on the map, ascending. Of more than `MOST`, the first ones are placed.
+        images: Image id → content hash of images that are not on the map. Of more than `MOST`, the first are placed.
         session: Session to read in.
     """
     if pool_map.layout is None or not len(pool_map.places):
@@ -33,14 +34,14 @@ def place_new(
     if pool_map.name not in _placed:
         _placed.clear()
     known = _placed.setdefault(pool_map.name, {})
-    wanted = image_ids[:MOST].tolist()
-    refs = list(find_refs(session, [image_id for image_id in wanted if image_id not in known]).values())
+    wanted = dict(itertools.islice(images.items(), MOST))
+    refs = list(find_refs(session, [image_id for image_id, sha256 in wanted.items() if sha256 not in known]).values())
     try:
         there = [ref for ref, has_features in zip(refs, source.known(refs), strict=True) if has_features]
         if there:
             places = pool_map.layout.place(source.read(there))
-            known.update((ref.image_id, place) for ref, place in zip(there, places, strict=True))
+            known.update((ref.sha256, place) for ref, place in zip(there, places, strict=True))
     except AlloopError as error:
         _log.warning("New images are not placed on the map: %s", error)
         return {}
-    return {image_id: known[image_id] for image_id in wanted if image_id in known}
+    return {image_id: known[sha256] for image_id, sha256 in wanted.items() if sha256 in known}

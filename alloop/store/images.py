@@ -2,14 +2,17 @@
 
 import dataclasses
 import datetime as dt
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     ScalarSelect,
     Select,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -401,17 +404,9 @@ def list_added_after(session: Session, time: dt.datetime) -> set[int]:
 
 def find_refs(session: Session, image_ids: Iterable[int]) -> dict[int, ImageRef]:
     """Find those of the images that have a file."""
-    # With a condition on the status, SQLite would look at every path of the pool for each chunk.
-    path = _first_present()
-    query = (
-        select(Image.id, Image.sha256, path, Image.depth)
-        .join(ImageLocation, ImageLocation.image_id == Image.id)
-        .group_by(Image.id, Image.sha256, Image.depth)
-        .having(path.is_not(None))
-    )
     found: dict[int, ImageRef] = {}
     for chunk in in_chunks(image_ids):
-        for ref in _refs(session, query.where(Image.id.in_(chunk)).order_by(Image.id)):
+        for ref in _refs(session, _refs_by_id(), {"ids": chunk}):
             found[ref.image_id] = ref
     return found
 
@@ -468,8 +463,25 @@ def _refs_query() -> "Select[int, str, str, int | None]":
     )
 
 
-def _refs(session: Session, query: "Select[int, str, str, int | None]") -> list[ImageRef]:
-    rows = session.execute(query).all()
+@functools.cache
+def _refs_by_id() -> "Select[int, str, str, int | None]":
+    """Return the query for the images `ids`. Making it takes as long as running it, and pages ask for single images."""
+    # With a condition on the status, SQLite would look at every path of the pool for each chunk.
+    path = _first_present()
+    return (
+        select(Image.id, Image.sha256, path, Image.depth)
+        .join(ImageLocation, ImageLocation.image_id == Image.id)
+        .where(Image.id.in_(bindparam("ids", expanding=True)))
+        .group_by(Image.id, Image.sha256, Image.depth)
+        .having(path.is_not(None))
+        .order_by(Image.id)
+    )
+
+
+def _refs(
+    session: Session, query: "Select[int, str, str, int | None]", values: Mapping[str, Any] | None = None
+) -> list[ImageRef]:
+    rows = session.execute(query, values).all()
     depth = find_depth(session) if any(own for _, _, _, own in rows) else None  # this looks at every image
     return [ImageRef(image_id, sha256, path, own and depth, is_admitted=True) for image_id, sha256, path, own in rows]
 

@@ -26,10 +26,9 @@ from frozen import N_LABELS, make_config
 from alloop.config.load import set_values
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.jobs import ScoreJob, TrainJob
-from alloop.engine.model_files import METADATA
 from alloop.engine.settings import EngineSettings
 from alloop.files import sha256_of, write_json
-from alloop.records import ModelFiles
+from alloop.records import MODEL_METADATA, ModelFiles
 from alloop.simulate.methods import apply_method, find_methods
 
 ODIN = ("SL1H ODIN", "4HML ODIN")
@@ -120,10 +119,10 @@ def measure(work: Path, n_images: int, repetitions: int) -> dict[str, list[tuple
 def with_one_pass(model: ModelFiles, out: Path) -> ModelFiles:
     """Return the same weights with a single dropout pass."""
     shutil.copytree(model.folder, out)
-    metadata = json.loads((out / METADATA).read_text())
+    metadata = json.loads((out / MODEL_METADATA).read_text())
     metadata["config"]["model"]["members"] = 1
-    write_json(out / METADATA, metadata)
-    return ModelFiles(out, sha256_of(out / METADATA))
+    write_json(out / MODEL_METADATA, metadata)
+    return ModelFiles(out, sha256_of(out / MODEL_METADATA))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from alloop.composition import CLASSIFICATION
 from alloop.engine.model_files import ModelVersion
 from alloop.engine.predictions import Predictions
-from alloop.engine.score_file import ScoreWriter
+from alloop.engine.score_writer import ScoreWriter
 from alloop.engine.targets import ClassificationCoding
 from alloop.evaluation.measures import TASKS
 from alloop.files import sha256_of

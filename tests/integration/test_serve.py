@@ -63,6 +63,30 @@ def test_every_page_answers_and_no_name_becomes_markup(learned: Project):
         assert "&lt;script&gt;alert(1)" in client.get("/mistakes").text
 
 
+HEAVY = ("torch", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "label_studio_sdk")
+LOOK = """
+import sys
+from pathlib import Path
+from starlette.testclient import TestClient
+from alloop.serve.app import make_app
+folder, host, *pages = sys.argv[1:]
+with TestClient(make_app(Path(folder), {host}), base_url=f"http://{host}") as client:
+    print([client.get(f"/{page}").status_code for page in pages])
+print([name for name in HEAVY if name in sys.modules])
+"""
+
+
+def test_looking_at_pages_loads_no_heavy_library(learned: Project):
+    pages = [*PAGES, f"image?id={first_image(learned)}", f"thumbnail?id={first_image(learned)}&side=160"]
+    program = f"HEAVY = {HEAVY}\n{LOOK}"
+
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(learned.folder), HOST, *pages], capture_output=True, text=True, check=True
+    )
+
+    assert found.stdout.splitlines() == [str([200] * len(pages)), "[]"]
+
+
 def test_no_page_has_styles_or_scripts_that_the_policy_forbids(learned: Project):
     with client_of(learned) as client:
         for page in (*PAGES, f"image?id={first_image(learned)}"):

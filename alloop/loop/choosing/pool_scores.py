@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
-from torch import Tensor
 
 from alloop.config.schema import AcquisitionConfig
 from alloop.engine.score_file import Scores, read_rows, read_scores
-from alloop.engine.trunk_file import read_trunk_features
 from alloop.errors import ModelError
 from alloop.files import sha256_of
 from alloop.project import Project
 from alloop.store.rounds import RoundRecord, list_rounds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AGAIN = "Score again with `alloop score`."
 
@@ -60,11 +62,11 @@ class PoolScores:
         position = int(self.positions([image_id])[0])
         return self.scores.predicted[position], float(self.scores.confidence[position])
 
-    def calibrated_log_probs(self, image_ids: Sequence[int]) -> Tensor:
+    def calibrated_log_probs(self, image_ids: Sequence[int]) -> "Tensor":
         """Read calibrated log p̄ [N, K]."""
         return read_rows(self._path, "log_probs", np.asarray(image_ids, dtype=np.int64))
 
-    def member_log_probs(self, image_ids: Sequence[int], strategy: str) -> Tensor:
+    def member_log_probs(self, image_ids: Sequence[int], strategy: str) -> "Tensor":
         """Read the predictions of every member [M, N, K], uncalibrated.
 
         Raises:
@@ -86,6 +88,8 @@ class PoolScores:
         Raises:
             ModelError: The features were not kept, or are damaged.
         """
+        from alloop.engine.trunk_file import read_trunk_features  # loads torch, and pages read scores only
+
         sha256 = self.scores.features_sha256
         if sha256 is None:
             raise ModelError(

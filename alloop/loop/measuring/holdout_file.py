@@ -121,14 +121,14 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
         if name not in table.column_names:
             return None
         column: Any = table[name].combine_chunks()
-        rows: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
-        return rows.reshape(table.num_rows, len(classes))
+        flat: Any = np.from_dlpack(column.flatten())  # Arrow's own `to_numpy` would import pandas
+        return np.asarray(flat, dtype=np.float32).reshape(table.num_rows, len(classes))
 
     return HoldoutPredictions(
         sha256s=tuple(table["sha256"].to_pylist()),
         targets=tuple(table["target"].to_pylist()),
         predicted=tuple(table["predicted"].to_pylist()),
-        grown=np.array(table["grown"].to_pylist(), dtype=bool),  # `to_numpy` would import pandas
+        grown=np.array(table["grown"].to_pylist(), dtype=bool),
         classes=classes,
         calibrated_log_probs=matrix("log_probs"),
         plain_log_probs=matrix("plain_log_probs"),

@@ -63,7 +63,7 @@ def test_members_are_kept_when_asked_for_and_average_to_the_prediction(toys):
 
 
 def test_rows_come_in_the_order_asked_from_any_row_group(toys, monkeypatch):
-    monkeypatch.setattr("alloop.engine.score_file.GROUP_VALUES", 12)  # 4 images of 3 classes in a row group
+    monkeypatch.setattr("alloop.engine.score_writer.GROUP_VALUES", 12)  # 4 images of 3 classes in a row group
     monkeypatch.setattr("alloop.engine.classifier.CHUNK", 4)
     files = run_train(toys.train_job()).files
     path = run_score(toys.score_job(files)).path

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from alloop.engine import features, score_file, trunk_passes
+from alloop.engine import features, score_writer, trunk_passes
 from alloop.engine.executor_local import LocalExecutor
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs, read_scores
@@ -74,7 +74,7 @@ def test_training_and_scoring_agree_on_the_same_images_but_for_cross_fitting(toy
 def test_scoring_in_small_pieces_gives_the_same_numbers(toys, model, monkeypatch):
     whole = _log_probs(run_score(toys.score_job(model)).path)[1]
     monkeypatch.setattr("alloop.engine.classifier.CHUNK", 4)
-    monkeypatch.setattr(score_file, "GROUP_VALUES", 12)  # rows of 3 classes: 4 a group
+    monkeypatch.setattr(score_writer, "GROUP_VALUES", 12)  # rows of 3 classes: 4 a group
 
     result = run_score(toys.score_job(model, out=toys.root / "pieces.parquet"))
 
