@@ -7,7 +7,7 @@ process of their own (`step.py`).
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -22,12 +22,14 @@ from alloop.names import count
 from alloop.project import open_project
 from alloop.report.gather import RoundReport
 from alloop.serve.desk import Desk
+from alloop.serve.filters import BadFilter, apply, read_filter
 from alloop.serve.notices import Button, Notice, Notices
 from alloop.serve.step import Step
 from alloop.store.rounds import RoundRecord, find_last_round
 from alloop.store.session import reading
 
 MOST_IMAGES = 10_000  # of one action
+LONGEST_REASON = 200  # characters
 LONGEST_WAIT = 10.0  # seconds for another action, such as the first of two clicks
 NOTHING = Notice(["No image is selected. Tick images, or press space on one."], is_bad=True)
 ErrorPage = Callable[[int, str, str], Response]
@@ -78,7 +80,7 @@ class Actions:
         return answer
 
     def _ask(self, request: Request) -> Notice:
-        images = _images(request)
+        images = self._chosen(request)
         if not images:
             return NOTHING
         with self._bench(request) as bench:
@@ -96,11 +98,11 @@ class Actions:
         return Notice([f"{count(n, 'question')} taken back."])
 
     def _junk(self, request: Request) -> Notice:
-        images = _images(request)
+        images = self._chosen(request)
         if not images:
             return NOTHING
         with self._bench(request) as bench:
-            found = mark_junk(bench, images)
+            found = mark_junk(bench, images, " ".join(_field(request, "reason").split())[:LONGEST_REASON])
         if not found.marked:
             return Notice(["No image was marked.", *found.describe()], is_bad=True)
         lines = [f"{count(len(found.marked), 'image')} marked as junk.", *found.describe()]
@@ -110,7 +112,7 @@ class Actions:
 
     def _unjunk(self, request: Request) -> Notice:
         with self._bench(request) as bench:
-            images = unmark_junk(bench, _images(request))
+            images = unmark_junk(bench, self._chosen(request))
         if not images:
             return Notice(["None of the images is marked as junk."], is_bad=True)
         return Notice([f"{count(len(images), 'image')} no longer marked as junk; labels count again."])
@@ -136,6 +138,25 @@ class Actions:
         if not self._step.start(job, _person(request)):
             raise LeaseHeld("A step is running already.", "The page shows how far it is.")
         return Notice([words])
+
+    def _chosen(self, request: Request) -> Sequence[int]:
+        """Return the images of the form, or with a field `matching` all images that match the filter of its page.
+
+        Raises:
+            Refused: Another number of images matches than the page said, there are too many, or an id is no number.
+        """
+        said = _field(request, "matching")
+        if not said:
+            return _images(request)
+        pool, query = self._desk.pool(), dict(parse_qsl(urlsplit(_field(request, "back")).query))
+        try:
+            rows = apply(read_filter(query, pool), pool)
+        except BadFilter as error:
+            raise Refused(str(error)) from error
+        if str(len(rows)) != said:
+            raise Refused(f"{count(len(rows), 'image')} match the filter now, and {said[:20]} when the page was made.")
+        _check_number(len(rows))
+        return [int(image_id) for image_id in pool.image_id[rows]]
 
     @contextmanager
     def _bench(self, request: Request) -> Iterator[Workbench]:
@@ -181,9 +202,13 @@ def _images(request: Request) -> Sequence[int]:
     """
     form: dict[str, list[str]] = request.scope["alloop.form"]
     texts = [text for field in form.get("id", []) for text in field.split(",")]
-    if len(texts) > MOST_IMAGES:
-        raise Refused(f"{len(texts):,} images are selected, and at most {MOST_IMAGES:,} can be changed at once.")
+    _check_number(len(texts))
     wrong = next((text for text in texts if not text.isascii() or not text.isdecimal() or len(text) > 15), None)
     if wrong is not None:
         raise Refused(f"“{wrong[:40]}” is not the number of an image.")
     return [int(text) for text in texts]
+
+
+def _check_number(n: int) -> None:
+    if n > MOST_IMAGES:
+        raise Refused(f"{n:,} images are selected, and at most {MOST_IMAGES:,} can be changed at once.")

@@ -185,7 +185,7 @@ class _Pages:
             except views.NotFound as error:
                 return self.error(404, str(error), "Go back, or choose a page on the left.")
             except AlloopError as error:
-                return self.error(503, error.message, error.hint or "")
+                return self.error(503, error.message, error.hint or "", waits=True)
 
         return answer
 
@@ -270,15 +270,17 @@ class _Pages:
         """Return the error page for an unknown address."""
         return self.error(404, "There is no such page.", "Choose a page on the left.")
 
-    def error(self, code: int, says: str, hint: str) -> Response:
-        """Return the page that says what went wrong and what to do."""
+    def error(self, code: int, says: str, hint: str, *, waits: bool = False) -> Response:
+        """Return the page that says what went wrong and what to do. With `waits` it loads again after a change."""
         try:
             around = views.frame(self._desk.status())
         except AlloopError:
             around = {"name": "alloop", "pages": []}
         template = self._templates.get_template("error.html.jinja")
-        inactive = {"can_act": False, "version": "", "notice": None, "step": self._step_at(self._desk.version())}
-        text = template.render(**around, **inactive, title="Error", standing="", says=says, hint=hint)
+        version = self._desk.version()
+        inactive = {"can_act": False, "notice": None, "step": self._step_at(version), "waits": waits}
+        seen = version if waits else ""
+        text = template.render(**around, **inactive, version=seen, title="Error", standing="", says=says, hint=hint)
         return HTMLResponse(text, status_code=code, headers={"cache-control": "no-store"})
 
 

@@ -166,6 +166,7 @@ def images(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "attributes": offer_attributes(pool),
         "images": [pool.row(int(row)) for row in rows[start : start + PAGE]],
         "n_pages": n_pages,
+        "n_matching": len(rows),
         "empty": "No image of the pool is like this. Remove a filter." if len(pool) else "The pool is empty.",
     }
 

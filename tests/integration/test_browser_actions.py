@@ -82,6 +82,19 @@ def test_a_page_shows_the_step_that_it_started_and_then_its_result(browser: Brow
     wait(browser, "#step", "Round 0: 8 of 8 images wait for annotators.")
 
 
+def test_a_page_comes_back_by_itself_when_the_settings_can_be_read_again(browser: Browser, project: Project):
+    settings = project.folder / "alloop.toml"
+    right = settings.read_text()
+    settings.write_text(right + "\n[nothing]\n")
+    browser.open("overview")
+    assert "alloop.toml" in browser.one("h1").text
+    assert len(browser.complaints()) == 1  # the answer is an error
+
+    settings.write_text(right)
+
+    wait(browser, ".top button", "Run the next step")
+
+
 def test_axe_finds_no_serious_fault_in_buttons_notices_and_the_list_of_keys(browser: Browser, axe: str):
     browser.open("images")
     browser.one(".top button[data-key=x]").click()

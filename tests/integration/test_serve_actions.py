@@ -122,6 +122,34 @@ def test_marking_as_junk_changes_what_it_says_and_undo_takes_exactly_that_back(p
     assert third in junk(project) and not {first, second} & set(junk(project))
 
 
+def test_a_mark_as_junk_keeps_its_reason(project: Project):
+    image = unasked(project)[0]
+    with browser(project) as client:
+        assert 'name="reason"' in client.get(f"/image?id={image}").text
+        client.post("/junk", data={**fields_of(client), "id": str(image), "reason": " too <b>dark</b>\r\n  to see "})
+        text = client.get(f"/image?id={image}").text
+
+    assert re.search(r"Marked as junk by [^(]+ UTC \(too &lt;b&gt;dark&lt;/b&gt; to see\)", text)
+
+
+def test_all_images_that_match_a_filter_are_one_selection(project: Project, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("alloop.serve.views.PAGE", 3)
+    page = "images?state=unlabeled"
+    with browser(project) as client:
+        n = int(re.findall(r'name="matching" id="matching" value="(\d+)"', client.get(f"/{page}").text)[0])
+        fields = {**fields_of(client), "back": page}
+        stale = client.post("/junk", data={**fields, "matching": str(n + 1)})
+        assert stale.status_code == 400 and f"{n} images match the filter now, and {n + 1} when" in stale.text
+        assert junk(project) == []
+        marked = client.post("/junk", data={**fields, "matching": str(n)})
+        left = set(re.findall(r'href="image\?id=(\d+)"', marked.text))
+
+    n_held = sum(query.reason is Reason.HOLDOUT for query in queries(project))
+    assert n > 3 and len(junk(project)) == n - n_held
+    assert f"{n - n_held} images marked as junk." in marked.text
+    assert not left & set(map(str, junk(project)))
+
+
 @pytest.mark.parametrize(
     ("ids", "code", "says"),
     [

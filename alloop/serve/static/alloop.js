@@ -2,6 +2,8 @@
 // The pages work without this file. It adds the keys, the number of selected images, and what happens meanwhile.
 const picks = () => [...document.querySelectorAll(".pick")];
 const chosen = () => picks().filter((pick) => pick.checked);
+const matching = () => document.querySelector("#matching:checked"); // all images of all pages
+const waits = () => "waits" in document.body.dataset; // a page of an error that a change may end
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
@@ -33,8 +35,8 @@ function send(key, pick) {
   const form = document.getElementById("chosen");
   const button = form && form.querySelector(`[data-key="${key}"]`);
   if (!button) return;
-  if (pick && !chosen().length) { pick.checked = true; count(); }
-  if (!picks().length || chosen().length) form.requestSubmit(button);
+  if (pick && !chosen().length && !matching()) { pick.checked = true; count(); }
+  if (!picks().length || chosen().length || matching()) form.requestSubmit(button);
 }
 
 function columns(tile) {
@@ -44,12 +46,12 @@ function columns(tile) {
 
 function count() {
   const place = document.querySelector(".n-chosen");
-  const n = chosen().length;
-  if (place) place.textContent = n ? `${n} selected` : "";
+  const n = matching() ? Number(matching().value) : chosen().length;
+  if (place) place.textContent = n ? `${n.toLocaleString("en")} selected` : "";
   const all = document.getElementById("choose-all");
   if (!all) return;
   all.hidden = !picks().length;
-  all.textContent = n < picks().length ? "Select all" : "Select none";
+  all.textContent = chosen().length < picks().length ? "Select this page" : "Select none";
 }
 document.addEventListener("click", (event) => {
   if (!event.target.matches("#choose-all")) return;
@@ -57,7 +59,7 @@ document.addEventListener("click", (event) => {
   for (const pick of picks()) pick.checked = all;
   count();
 });
-document.addEventListener("change", (event) => { if (event.target.matches(".pick")) count(); });
+document.addEventListener("change", (event) => { if (event.target.matches(".pick, #matching")) count(); });
 
 const show = document.getElementById("show-keys");
 if (show) { show.hidden = false; show.addEventListener("click", () => document.getElementById("key-help").showModal()); }
@@ -66,7 +68,7 @@ if (show) { show.hidden = false; show.addEventListener("click", () => document.g
 let stream = null;
 let step = null;
 function follow() {
-  if (document.visibilityState !== "visible" || !document.body.dataset.version) {
+  if (document.visibilityState !== "visible" || !(document.body.dataset.version || waits())) {
     if (stream) stream.close();
     stream = null;
     return;
@@ -96,6 +98,7 @@ function draw(state) {
 }
 
 function compare(version) {
+  if (waits() && version && version !== document.body.dataset.version) { location.reload(); return; }
   const changed = document.getElementById("changed");
   if (changed && version && !(step && step.is_running)) changed.hidden = version === document.body.dataset.version;
 }
@@ -103,7 +106,7 @@ function compare(version) {
 // At the end of a step the page shows the new state, unless somebody is in the middle of something.
 async function refresh(state) {
   const active = document.activeElement;
-  if (chosen().length || (active && active.matches("input, select, textarea")) || document.querySelector("canvas, dialog[open]")) {
+  if (chosen().length || matching() || (active && active.matches("input, select, textarea")) || document.querySelector("canvas, dialog[open]")) {
     document.getElementById("changed").hidden = false;
     return;
   }
