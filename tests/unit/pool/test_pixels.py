@@ -178,7 +178,7 @@ def test_zero_is_white_where_a_tiff_says_so(bits):
     data = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", 9) + fields + b"\0" * 4
 
     # 3213 x 255 / 4095 = 200.08
-    assert np.asarray(pixels.look(data).image)[0, :, 0].tolist() == [255, 55]
+    assert np.asarray(pixels.look(data).reduced.image)[0, :, 0].tolist() == [255, 55]
     assert np.asarray(pixels.decode(data, depth=12)[0])[0, :, 0].tolist() == [255, 55]
 
 
@@ -234,7 +234,7 @@ def test_deep_colors_keep_their_lower_byte(data):
     looked = pixels.look(data)
 
     assert (looked.mode, looked.depth) == ("RGB", 12)
-    assert np.asarray(looked.image).tolist() == AS_TWELVE
+    assert np.asarray(looked.reduced.image).tolist() == AS_TWELVE
     assert np.asarray(pixels.decode(data, depth=12)[0]).tolist() == AS_TWELVE
     assert np.asarray(pixels.decode(data, depth=16)[0]).max() == 16  # 4095 / 257, rounded
 
@@ -243,10 +243,12 @@ def test_deep_colors_and_grays_lie_on_white_where_they_are_transparent():
     alpha = np.array([[[0], [65535]], [[65535], [65535]]], dtype=np.uint16)
     expected = [[[255] * 3, AS_TWELVE[0][1]], AS_TWELVE[1]]
 
-    assert np.asarray(pixels.look(deep_png(np.concatenate([COLORS, alpha], axis=-1))).image).tolist() == expected
+    assert (
+        np.asarray(pixels.look(deep_png(np.concatenate([COLORS, alpha], axis=-1))).reduced.image).tolist() == expected
+    )
     gray = np.concatenate([COLORS[..., 2:], alpha], axis=-1)
-    assert np.asarray(pixels.look(deep_png(gray)).image)[..., 0].tolist() == [[255, 249], [0, 16]]
-    keyed = pixels.look(deep_png(COLORS, transparent=(8, 9, 4000))).image
+    assert np.asarray(pixels.look(deep_png(gray)).reduced.image)[..., 0].tolist() == [[255, 249], [0, 16]]
+    keyed = pixels.look(deep_png(COLORS, transparent=(8, 9, 4000))).reduced.image
     assert np.asarray(keyed).tolist() == [[AS_TWELVE[0][0], [255] * 3], AS_TWELVE[1]]
 
 

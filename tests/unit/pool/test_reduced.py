@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,29 @@ def test_everything_but_plain_jpeg_is_decoded_whole(kind, depth):
     assert np.array_equal(found.image, pixels.decode(data, depth=depth)[0])
 
 
+def why_refused(read: Callable[[bytes], object], data: bytes) -> str:
+    try:
+        read(data)
+    except pixels.UnreadableImage as error:
+        return str(error).partition("(")[0]
+    return ""
+
+
+def test_damaged_files_are_refused_alike():
+    draw = np.random.default_rng(0)
+    refused = []
+    for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+        data = np.frombuffer(encode(scene(400, 300), **options), dtype=np.uint8)
+        for _ in range(60):
+            changed = data.copy()
+            places = draw.integers(0, len(data), draw.integers(1, 20))
+            changed[places] = draw.integers(0, 256, len(places))
+            whole = why_refused(pixels.look, changed.tobytes())
+            assert why_refused(lambda bad: pixels.look(bad, needed=shorter(30)), changed.tobytes()) == whole
+            refused.append(whole)
+    assert 10 < len(list(filter(None, refused))) < len(refused) - 10
+
+
 @pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 def test_cut_files_are_refused_alike_whatever_the_callers_program_allows(monkeypatch, lenient, options):
@@ -149,13 +173,13 @@ def test_cut_files_are_refused_alike_whatever_the_callers_program_allows(monkeyp
 
     for end in [*range(2, len(data) - 40, len(data) // 60), *range(len(data) - 40, len(data) + 1)]:
         refused = []
-        for read in (pixels.decode, lambda cut: pixels.decode_enough(cut, shorter(30))):
-            try:
-                read(data[:end])
-                refused.append("")
-            except pixels.UnreadableImage as error:
-                refused.append(str(error).partition("(")[0])
-        assert refused[0] == refused[1], end
+        for read in (
+            pixels.decode,
+            lambda cut: pixels.decode_enough(cut, shorter(30)),
+            lambda cut: pixels.look(cut, needed=shorter(30)),
+        ):
+            refused.append(why_refused(read, data[:end]))
+        assert refused[0] == refused[1] == refused[2], end
         n_refused += bool(refused[0])
         whole_too += not refused[0]
 
