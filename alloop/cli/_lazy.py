@@ -1,16 +1,15 @@
 """Command group that imports a command only to run it or to show its help."""
 
-import dataclasses
 import importlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import click
 
 from alloop.errors import did_you_mean
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Import path of a command (`package.module:name`) and its one-line summary."""
 
     target: str
