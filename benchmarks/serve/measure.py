@@ -9,6 +9,7 @@ import argparse
 import concurrent.futures
 import http.client
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -53,6 +54,7 @@ def main() -> None:
         started = time.perf_counter()
         build(args.folder, args.images, args.rounds)
         print(f"workspace made in {time.perf_counter() - started:.0f} s", flush=True)
+    shutil.rmtree(args.folder / "cache" / "thumbnails", ignore_errors=True)  # of a run before
     port = _free_port()
     command = [sys.executable, "-m", "alloop", "serve", "--port", str(port), "-C", str(args.folder)]
     started = time.perf_counter()
