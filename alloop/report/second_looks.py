@@ -61,7 +61,7 @@ Words = Callable[[Evidence], str]
 def gather_second_looks(session: Session, project: Project) -> SecondLooks:
     """Return the labels worth a second look, of the holdout and of the images to train on."""
     holdout, (learned, why_not) = read_last_holdout(session, project), read_out_of_fold(session, project)
-    found = find_second_looks(holdout, learned, list_classes_by_hash(session))
+    found = find_second_looks(holdout, learned, list_classes_by_hash(session, with_junk=False))
     return SecondLooks(found, _checked(holdout, learned, why_not))
 
 

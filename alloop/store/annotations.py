@@ -124,9 +124,11 @@ def list_labels(session: Session, split: Split | None = None) -> list[LabelRecor
     ]
 
 
-def list_classes_by_hash(session: Session) -> dict[str, str]:
-    """Return content hash → class of every image with a label."""
+def list_classes_by_hash(session: Session, *, with_junk: bool = True) -> dict[str, str]:
+    """Return content hash → class of every image with a label. Labels of junk are kept, but count for nothing."""
     query = select(Image.sha256, Label.class_name).join(Label, Label.image_id == Image.id)
+    if not with_junk:
+        query = query.where(Image.split != Split.JUNK.value)
     return {sha256: class_name for sha256, class_name in session.execute(query)}
 
 

@@ -93,6 +93,31 @@ def test_a_damaged_map_is_no_map(tmp_path: Path, damage: str):
     assert read_map(job.out) is None
 
 
+def test_a_map_keeps_what_it_takes_to_place_other_images(tmp_path: Path):
+    job = make_job(tmp_path, 12, 9)
+    job.run()
+
+    found = read_map(job.out)
+
+    assert found is not None and found.layout is not None and found.newest_id == 11
+    placed = found.layout.place(job.source.read(job.images[:9]))
+    order = [found.sha256s.index(image.sha256) for image in job.images[:9]]
+    assert placed == pytest.approx(found.places[order], abs=1e-3)
+
+
+def test_a_map_of_an_older_alloop_is_read_without_it(tmp_path: Path):
+    job = make_job(tmp_path, 12, 9)
+    job.run()
+    with np.load(job.out) as file:
+        old = {name: file[name] for name in ("sha256", "places")}
+    np.savez(job.out, about=np.array('{"n_pool": 12, "n_known": 9}'), **old)
+
+    found = read_map(job.out)
+
+    assert found is not None and found.layout is None
+    assert (len(found.sha256s), found.n_pool, found.n_known) == (9, 12, 9)
+
+
 def test_a_missing_map_is_no_map(tmp_path: Path):
     assert read_map(tmp_path / "no.npz") is None
 
