@@ -166,8 +166,8 @@ def describe_calibration(calibration: Calibration) -> str:
 def describe_measured(findings: Findings) -> str:
     """Describe the images that metrics are measured on."""
     if findings.on_test:
-        return "on the N images of the test set, to which nothing was fitted"
-    return "on the N labeled images of the holdout, which was drawn before any model; each is calibrated by the others"
+        return "on the images of the test set, to which nothing was fitted"
+    return "on the labeled images of the holdout, which was drawn before any model; each is calibrated by the others"
 
 
 def describe_people(findings: Findings) -> str:

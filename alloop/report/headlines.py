@@ -239,6 +239,11 @@ def interval_of(interval: Interval | None, factor: float = 100, digits: int = 1)
     return f"{value} ({low}–{high})"
 
 
+def with_share(name: str, share: float) -> str:
+    """Return a class with its probability, as "cat (90 %)". Without brackets, "4 100 %" could be read as one number."""
+    return f"{name} ({100 * share:.0f} %)"
+
+
 def gain_of(interval: Interval | None) -> str:
     """Return a difference in points as "+4.5 (1.9 to 7.1)"; a dash without a measurement."""
     if interval is None:

@@ -63,7 +63,7 @@ def make_histogram(
         x = LEFT + (RIGHT - LEFT) * (edges[at] - edges[0]) / span
         width = (RIGHT - LEFT) * (edges[at + 1] - edges[at]) / span
         y, top = BOTTOM - one * scale, BOTTOM - (one + other) * scale
-        words = f"{form.format(edges[at])} to {form.format(edges[at + 1])}"
+        words = f"{_number(edges[at], form)} to {_number(edges[at + 1], form)}"
         bars.append(
             HistogramBar(
                 round(x + 1, 1),
@@ -77,7 +77,11 @@ def make_histogram(
                 other,
             )
         )
-    return Histogram(tuple(bars), form.format(edges[0]), form.format(edges[-1]), most)
+    return Histogram(tuple(bars), _number(edges[0], form), _number(edges[-1], form), most)
+
+
+def _number(edge: float, form: str) -> str:
+    return form.format(edge).replace("-", "−")
 
 
 def histogram_of(values: npt.NDArray[np.floating], is_second: npt.NDArray[np.bool_]) -> Histogram | None:

@@ -114,7 +114,7 @@ def _head(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Headline:
         return Headline("No class is taken for another one more than once.", rests)
     share = interval_of(wilson(k, of), digits=0)
     return Headline(
-        f"{classes[true]} is taken for {classes[guess]} more often than anything else is confused.",
+        f"The most frequent mistake: {classes[true]} is predicted as {classes[guess]}.",
         f"This happened to {k} of {count(of, 'holdout image')} of {classes[true]}: {share} %.",
     )
 

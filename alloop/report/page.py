@@ -28,7 +28,7 @@ from alloop.report.gather import (
     gather_status,
     random_arms,
 )
-from alloop.report.headlines import five_lines, of_project
+from alloop.report.headlines import five_lines, of_project, with_share
 from alloop.report.html import STYLE, TEMPLATES, make_environment
 from alloop.report.mistakes import Mistakes, gather_mistakes
 from alloop.report.people import gather_people
@@ -127,7 +127,7 @@ def _galleries(
 ) -> list[tuple[str, str, tuple[Still, ...]]]:
     """Return the pictures as (title, explanation, pictures), without empty galleries."""
     doubts = [
-        Shot(one.image, f"{one.predicted} {100 * one.probability:.0f} %", f"entropy {one.entropy:.2f} nats")
+        Shot(one.image, with_share(one.predicted, one.probability), f"entropy {one.entropy:.2f} nats")
         for one in uncertain[:N_UNCERTAIN]
     ]
     found = [
@@ -153,7 +153,7 @@ def _mistaken(project: Project, holdout: HoldoutPredictions, sha256s: Sequence[s
     for sha256, image in _find(project, sha256s).items():
         at, guess = places[sha256], holdout.predicted[places[sha256]]
         if holdout.calibrated_log_probs is not None:
-            guess += f" {100 * math.exp(float(holdout.calibrated_log_probs[at].max())):.0f} %"
+            guess = with_share(guess, math.exp(float(holdout.calibrated_log_probs[at].max())))
         shots.append(Shot(image, guess, f"labeled {holdout.targets[at]}"))
     return shots
 

@@ -26,11 +26,13 @@ def round_rows(status: StatusReport, shown: Shown) -> tuple[RoundRow, ...]:
 
 def _row(row: RoundReport, shown: Shown) -> RoundRow:
     asked, open_ = sum(row.queries.values()), row.queries.get("open", 0)
+    answered = f"{asked - open_} of {asked}"
+    is_said = row.closed_because == f"{answered} images answered"  # by the column before
     return RoundRow(
         number=row.number,
         labels="–" if row.n_labels is None else str(row.n_labels),
         metrics=tuple(interval_of(row.metrics.get(each.name), each.factor, each.digits) for each in shown.metrics),
         over_random=gain_of(row.over_random),
-        answered=f"{asked - open_} of {asked}",
-        state=row.closed_because or row.state,
+        answered=answered,
+        state=row.state if is_said else row.closed_because or row.state,
     )

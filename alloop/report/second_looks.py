@@ -113,8 +113,8 @@ def _of_holdout(one: Evidence) -> str:
 
 def _of_learned(one: Evidence) -> str:
     return (
-        f"Four fifths of the labels, without this one, taught a model that says {one.predicted} at "
-        f"{one.of_predicted}; the label is {one.label} ({one.of_label}). "
+        f"A model that learned from four fifths of the labels, without this one, gives a probability of "
+        f"{one.of_predicted} to {one.predicted} and of {one.of_label} to the label {one.label}. "
         f"Images labeled {one.predicted} have {one.usual} on average."
     )
 

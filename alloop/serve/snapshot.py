@@ -17,6 +17,7 @@ from alloop.loop.choosing.pool_scores import PoolScores, find_newest_scores
 from alloop.loop.measuring.findings import read_last_holdout
 from alloop.project import Project
 from alloop.records import LocationStatus, QueryStatus, Reason, Split
+from alloop.report.headlines import with_share
 from alloop.serve.features import find_source
 from alloop.serve.placing import place_new
 from alloop.store.images import find_image_ids, list_attribute_names
@@ -179,7 +180,9 @@ class Tile:
         """Prediction with its probability, if that is known. Images that the model learned from have none."""
         if not self.predicted:
             return "trained on" if self.label and self.split == "train" else "no prediction yet"
-        return self.predicted if np.isnan(self.probability) else f"{self.predicted} {100 * self.probability:.0f} %"
+        if np.isnan(self.probability):
+            return f"predicted {self.predicted}"
+        return with_share(self.predicted, self.probability)
 
     @property
     def standing(self) -> str:

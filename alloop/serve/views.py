@@ -236,7 +236,7 @@ def image(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
     return "image", {
         "title": "Image",
         "head": f"Predicted: {tile.guess}" if tile.predicted else tile.name or "Image",
-        "standing_words": f"{tile.name} · {tile.standing}",
+        "standing_words": f"{tile.name} · {tile.standing}" if tile.predicted else tile.standing,
         "tile": tile,
         "shares": details.shares,
         "most_entropy": math.log(max(2, len(pool.scored.classes))),
@@ -292,7 +292,7 @@ def model(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "title": "Model",
         **gather_model(desk.status(), desk.holdout(), _shown(desk)),
         "strange": histogram_of(ood, suspect),
-        "strange_axis": f"score {desk.project().config.acquisition.ood_score}",
+        "strange_axis": f"out-of-distribution score ({desk.project().config.acquisition.ood_score})",
         "n_suspect": int(suspect.sum()),
         "made": desk.made(),
     }

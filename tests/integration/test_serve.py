@@ -333,7 +333,8 @@ def test_a_wrong_label_that_the_model_learned_from_is_worth_a_second_look(tmp_pa
     assert "labels to train on." in text.partition("Checked: ")[2][:60]
     first = text.partition("Labels worth a second look")[2].partition("</p></div>")[0]
     assert f'title="{Path(name).name}"' in first.replace("&#34;", "")
-    assert f"Four fifths of the labels, without this one, taught a model that says {said} at" in first
+    assert "four fifths of the labels, without this one, gives a probability of" in first
+    assert f" % to {said} and of " in first
     assert alloop("pool", "junk", name, "-C", project.folder).code == 0
     with client_of(project) as client:
         assert f'title="{Path(name).name}"' not in client.get("/mistakes").text

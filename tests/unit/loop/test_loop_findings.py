@@ -338,9 +338,9 @@ def test_a_test_set_is_not_called_a_holdout(project: Project):
         pool = count_pool(session)
         ours, theirs = (gather_findings(session, one, pool) for one in (project, tested))
 
-    assert describe_measured(ours).startswith("on the N labeled images of the holdout")
+    assert describe_measured(ours).startswith("on the labeled images of the holdout")
     assert describe_people(ours) == (
         "Accuracy is agreement with people's answers, so disagreement among people lowers it."
     )
-    assert describe_measured(theirs) == "on the N images of the test set, to which nothing was fitted"
+    assert describe_measured(theirs) == "on the images of the test set, to which nothing was fitted"
     assert describe_people(theirs).startswith("Accuracy is agreement with the labels of the test set")

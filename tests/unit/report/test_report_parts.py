@@ -66,7 +66,7 @@ def test_the_matrix_counts_true_classes_in_rows():
     found = gather_mistakes(holdout)
 
     assert [[cell.n for cell in row.cells] for row in found.matrix] == [[1, 2], [1, 1]]
-    assert found.head.says == "cat is taken for dog more often than anything else is confused."
+    assert found.head.says == "The most frequent mistake: cat is predicted as dog."
     assert "2 of 3 holdout images of cat" in found.head.rests_on
     assert found.sure == ("c", "e", "b")
     assert [(row.name, row.n) for row in found.worst] == [("cat", 3), ("dog", 2)]

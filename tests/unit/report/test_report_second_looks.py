@@ -63,7 +63,8 @@ def test_a_training_label_says_that_four_fifths_of_the_labels_taught_the_model()
 
     assert [(one.sha256, one.predicted) for one in found] == [("0", "dog")]
     assert found[0].reason.startswith(
-        "Four fifths of the labels, without this one, taught a model that says dog at 97.0 %; the label is cat (3.0 %)."
+        "A model that learned from four fifths of the labels, without this one, gives a probability of 97.0 % to dog "
+        "and of 3.0 % to the label cat."
     )
 
 

@@ -109,7 +109,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_name(query: dict[str, str]):
 def test_a_tile_says_what_is_known_of_its_image():
     tile = POOL.row(0)
 
-    assert (tile.guess, tile.standing, tile.mark) == ("cat 50 %", "asked in round 2", "unlike the rest")
+    assert (tile.guess, tile.standing, tile.mark) == ("cat (50 %)", "asked in round 2", "unlike the rest")
     assert tile.uncertainty == pytest.approx(0.69 / np.log(2))
     assert (POOL.row(1).standing, POOL.row(2).mark) == ("labeled dog", "2 near copies")
     assert (POOL.row(3).guess, POOL.row(3).standing) == ("no prediction yet", "file missing")
