@@ -42,6 +42,10 @@ from alloop.store.session import reading
 
 N_UNCERTAIN, N_LOOKS = 24, 12  # pictures
 LOOKS = "Labels worth a second look"
+DOUBTED = (
+    "A model that never learned from these labels finds another class clearly more probable. It can be wrong, too."
+)
+UNDOUBTED = "No label that was checked is in clear contradiction to a model that never learned from it."
 LINES = ("Project", "Next", "When to stop")  # of the five; the headline says the others
 
 
@@ -139,8 +143,7 @@ def _galleries(
         ),
         (
             LOOKS,
-            "A model that never learned from these labels finds another class clearly more probable. It can be wrong, "
-            f"too. {looks.checked}",
+            f"{DOUBTED if looks.found else UNDOUBTED} {looks.checked}",
             _doubted(project, looks),
         ),
     ]

@@ -61,8 +61,9 @@ Words = Callable[[Evidence], str]
 def gather_second_looks(session: Session, project: Project) -> SecondLooks:
     """Return the labels worth a second look, of the holdout and of the images to train on."""
     holdout, (learned, why_not) = read_last_holdout(session, project), read_out_of_fold(session, project)
-    found = find_second_looks(holdout, learned, list_classes_by_hash(session, with_junk=False))
-    return SecondLooks(found, _checked(holdout, learned, why_not))
+    labels = list_classes_by_hash(session, with_junk=False)
+    checked = describe_checked(holdout, learned, labels, why_not)
+    return SecondLooks(find_second_looks(holdout, learned, labels), checked)
 
 
 def find_second_looks(
@@ -90,11 +91,10 @@ def _find(
         return []
     classes = predictions.classes
     place = {name: at for at, name in enumerate(classes)}
-    known = [labels.get(sha256) for sha256 in predictions.sha256s]
-    counts = Counter(known)
-    kept = [at for at, label in enumerate(known) if label in place and counts[label] >= fewest]
+    pairs = _checkable(predictions, labels, fewest)
+    kept = [at for at, _ in pairs]
     probs = np.exp(predictions.calibrated_log_probs[kept].astype(np.float64))
-    given = np.array([place[label] for at in kept if (label := known[at]) is not None], dtype=np.int64)
+    given = np.array([place[label] for _, label in pairs], dtype=np.int64)
     usual = usual_probabilities(probs, given)
     found = []
     for at, guess in find_doubtful(probs, given, usual):
@@ -102,6 +102,17 @@ def _find(
         said = Evidence(label, predicted, _percent(of_label), _percent(probs[at, guess]), _percent(usual[guess]))
         found.append(SecondLook(predictions.sha256s[kept[at]], label, predicted, of_label, words(said)))
     return found
+
+
+def _checkable(predictions: HoldoutPredictions, labels: Mapping[str, str], fewest: int) -> list[tuple[int, str]]:
+    """Return (row, label) of the labels that can be checked: the model knows the class, and so many images have it."""
+    classes, known = set(predictions.classes), [labels.get(sha256) for sha256 in predictions.sha256s]
+    counts = Counter(known)
+    return [
+        (at, label)
+        for at, label in enumerate(known)
+        if label is not None and label in classes and counts[label] >= fewest
+    ]
 
 
 def _of_holdout(one: Evidence) -> str:
@@ -119,13 +130,26 @@ def _of_learned(one: Evidence) -> str:
     )
 
 
-def _checked(holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, why_not: str) -> str:
-    """Say which labels were checked, and why others were not."""
-    parts = [] if holdout is None else [f"{count(len(holdout.sha256s), 'label')} of the holdout"]
+def describe_checked(
+    holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, labels: Mapping[str, str], why_not: str
+) -> str:
+    """Say how many labels were checked, and why others were not.
+
+    Args:
+        holdout: As in `find_second_looks`.
+        learned: As in `find_second_looks`.
+        labels: As in `find_second_looks`.
+        why_not: Reason why there are no out-of-fold predictions, without a full stop; not used if there are some.
+    """
+    parts = [] if holdout is None else [f"{count(len(_checkable(holdout, labels, 1)), 'label')} of the holdout"]
+    said = f"Labels to train on are not checked: {why_not}."
     if learned is not None:
-        parts.append(f"{count(len(learned.sha256s), 'label')} to train on")
-    said = f"Checked: {' and '.join(parts)}." if parts else ""
-    return said if learned is not None else f"{said} Labels to train on are not checked: {why_not}.".strip()
+        n_checked = len(_checkable(learned, labels, FEWEST_OF_CLASS))
+        n_rare = len(_checkable(learned, labels, 1)) - n_checked
+        parts.append(f"{count(n_checked, 'label')} to train on")
+        rare = f"{count(n_rare, 'label')} to train on, because fewer than {FEWEST_OF_CLASS} images have the same label"
+        said = f"Not checked: {rare}." if n_rare else ""
+    return " ".join(filter(None, [f"Checked: {' and '.join(parts)}." if parts else "", said]))
 
 
 def usual_probabilities(probs: npt.NDArray[np.float64], given: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -167,7 +167,7 @@ def note_of(pool: Snapshot, spots: Spots) -> str:
     is_new, is_later = is_on & spots.is_new, pool.image_id > known.newest_id
     said = [f"{shown}: {count(int((is_on & ~spots.is_new).sum()), 'image')}."]
     if n_new := int(is_new.sum()):
-        said.append(f"Diamonds: {count(n_new, 'image')} placed since then, among the images that are most alike.")
+        said.append(f"Diamonds: {count(n_new, 'image')} placed since then, beside the images that are most like them.")
     without = known.n_pool - known.n_known - int((is_new & ~is_later).sum())
     if without > 0:
         said.append(f"{count(without, 'image')} had no features, because they were not scored or could not be read.")

@@ -338,6 +338,12 @@ def test_a_wrong_label_that_the_model_learned_from_is_worth_a_second_look(tmp_pa
     assert alloop("pool", "junk", name, "-C", project.folder).code == 0
     with client_of(project) as client:
         assert f'title="{Path(name).name}"' not in client.get("/mistakes").text
+    path = max((project.folder / "runs").glob("*/out-of-fold.parquet"))
+    path.write_bytes(path.read_bytes()[:500])
+    with client_of(project) as client:
+        assert (
+            "Labels to train on are not checked: the predictions for them are missing" in client.get("/mistakes").text
+        )
 
 
 def test_models_whose_labels_cannot_be_checked_say_why(learned: Project):

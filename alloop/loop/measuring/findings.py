@@ -169,7 +169,10 @@ def read_out_of_fold(session: Session, project: Project) -> tuple[HoldoutPredict
         return None, "a network that is fine-tuned learns all labels"
     if model.n_labels < FEWEST_UNLEARNED:
         return None, f"there are fewer than {FEWEST_UNLEARNED} of them"
-    return None, "the newest model was trained before alloop kept what this needs; the next training keeps it"
+    return None, (
+        "the predictions for them are missing or damaged, or an older alloop trained the newest model; the next "
+        "training writes them"
+    )
 
 
 def learning_curve(session: Session, project: Project) -> list[CurvePoint]:

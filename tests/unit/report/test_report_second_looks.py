@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from alloop.loop.measuring.holdout_file import HoldoutPredictions
-from alloop.report.second_looks import find_second_looks
+from alloop.report.second_looks import describe_checked, find_second_looks
 
 CLASSES = ("cat", "dog")
 
@@ -74,3 +74,16 @@ def test_a_class_with_fewer_than_five_training_labels_is_not_doubted():
     predictions = holdout_of(0.03, *[0.9] * 3, *[0.1] * 6)
     assert find_second_looks(None, predictions, few) == ()
     assert len(find_second_looks(predictions, None, few)) == 1
+
+
+def test_only_the_labels_that_were_checked_are_counted():
+    labels = {**{str(at): "cat" for at in range(4)}, **{str(at): "dog" for at in range(4, 10)}}
+    predictions = holdout_of(*[0.9] * 4, *[0.1] * 8)  # the last two images have lost their labels
+
+    assert describe_checked(predictions, predictions, labels, "") == (
+        "Checked: 10 labels of the holdout and 6 labels to train on. "
+        "Not checked: 4 labels to train on, because fewer than 5 images have the same label."
+    )
+    assert describe_checked(None, None, labels, "there is no model yet") == (
+        "Labels to train on are not checked: there is no model yet."
+    )
