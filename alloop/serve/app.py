@@ -183,7 +183,7 @@ class _Pages:
                 text = self._templates.get_template(f"{name}.html.jinja").render(**around, **values)
                 return HTMLResponse(text, headers={"cache-control": "no-store"})
             except views.NotFound as error:
-                return self.error(404, str(error), "Go back, or choose a page on the left.")
+                return self.error(404, str(error), "Go back, or choose a page from the list.")
             except AlloopError as error:
                 return self.error(503, error.message, error.hint or "", waits=True)
 
@@ -268,7 +268,7 @@ class _Pages:
 
     def not_found(self, request: Request, error: Exception) -> Response:
         """Return the error page for an unknown address."""
-        return self.error(404, "There is no such page.", "Choose a page on the left.")
+        return self.error(404, "There is no such page.", "Choose a page from the list.")
 
     def error(self, code: int, says: str, hint: str, *, waits: bool = False) -> Response:
         """Return the page that says what went wrong and what to do. With `waits` it loads again after a change."""
