@@ -61,9 +61,10 @@ class FirstReading:
         return self._backbone.without_weights().preprocess
 
     def keep(self, found: Iterable[Inspected], n_files: int, progress: Progress = silent) -> Iterator[Inspected]:
-        """Yield the files as they come, without their pixels, and keep the features of images that have none yet.
+        """Return all files in the order they come, without their pixels, and write the features of new images.
 
-        Features are written every half minute and at an interruption. On the way, a file may wait for its batch.
+        The features of an image that has some already are not computed again. Features are written every half minute
+        and at an interruption. A file is returned when the trunk has finished its batch.
 
         Args:
             found: Files that were read with `view`.
@@ -92,7 +93,11 @@ class FirstReading:
         yield from waiting
 
     def keep_rest(self, images: Sequence[ImageRef], progress: Progress) -> Failed:
-        """Read the images that still have no features, and keep these. Return the images that could not be read."""
+        """Compute and write the features of images that have none.
+
+        Returns:
+            The images that could not be read, as (image id, reason).
+        """
         names = [image.key for image in images]
         n_missing = len({name for block in self._blocks for name in block.missing(names)})
         if not n_missing:

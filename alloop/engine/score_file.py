@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alloop.columns import flat_numbers, numbers
 from alloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -60,13 +61,13 @@ def read_scores(path: Path) -> Scores:
         table = file.read(columns=narrow)
         metadata = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
     return Scores(
-        image_ids=_array(table["image_id"]),
+        image_ids=numbers(table["image_id"]),
         sha256s=table["sha256"].to_pylist(),
         predicted=table["predicted"].to_pylist(),
-        entropy=_array(table["entropy"]),
-        confidence=_array(table["confidence"]),
-        ood=_array(table["ood"]),
-        uncertainty={name: _array(table[name]) for name in narrow if name not in NARROW},
+        entropy=numbers(table["entropy"]),
+        confidence=numbers(table["confidence"]),
+        ood=numbers(table["ood"]),
+        uncertainty={name: numbers(table[name]) for name in narrow if name not in NARROW},
         classes=tuple(json.loads(metadata["alloop.classes"])),
         model_sha256=metadata["alloop.model_sha256"],
         temperature=float(metadata["alloop.temperature"]),
@@ -82,7 +83,7 @@ def read_ood(path: Path) -> tuple[npt.NDArray[np.float32], str]:
         ModelError: The file is missing or damaged.
     """
     with _opened(path) as file:
-        ood = _array(file.read(columns=["ood"])["ood"])
+        ood = numbers(file.read(columns=["ood"])["ood"])
         return ood, file.metadata.metadata[b"alloop.model_sha256"].decode()
 
 
@@ -94,7 +95,7 @@ def read_predicted(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.ob
     """
     with _opened(path) as file:
         table = file.read(columns=["image_id", "predicted"])
-    return _array(table["image_id"]), np.array(table["predicted"].to_pylist(), dtype=object)
+    return numbers(table["image_id"]), np.array(table["predicted"].to_pylist(), dtype=object)
 
 
 def read_rows(path: Path, column: str, image_ids: npt.NDArray[np.int64]) -> "Tensor":
@@ -122,10 +123,10 @@ def read_matrix(path: Path, column: str, image_ids: npt.NDArray[np.int64]) -> np
         rows = np.empty((len(image_ids), width), dtype=np.float32)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["image_id", column])
-            ids = _array(table["image_id"])
+            ids = numbers(table["image_id"])
             places = np.searchsorted(wanted, ids)
             here = np.flatnonzero((places < len(wanted)) & (wanted[np.minimum(places, len(wanted) - 1)] == ids))
-            rows[order[places[here]]] = _flat(table[column]).reshape(-1, width)[here]
+            rows[order[places[here]]] = flat_numbers(table[column]).reshape(-1, width)[here]
             n_found += len(here)
     if n_found < len(image_ids):
         raise ModelError(
@@ -154,18 +155,7 @@ def each_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDAr
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["image_id", name])
             shape = (table.num_rows, 2, -1) if is_double else (table.num_rows, -1)
-            yield _array(table["image_id"]), _flat(table[name]).reshape(shape)
-
-
-def _array(column: Any) -> npt.NDArray[Any]:
-    """Return a column of numbers, read-only. Arrow's own `to_numpy` would import pandas."""
-    return np.from_dlpack(column.combine_chunks())
-
-
-def _flat(column: Any) -> npt.NDArray[np.float32]:
-    """Return the numbers of a column of lists, one after another."""
-    flat: Any = np.from_dlpack(column.combine_chunks().flatten())
-    return np.asarray(flat, dtype=np.float32)
+            yield numbers(table["image_id"]), flat_numbers(table[name]).reshape(shape)
 
 
 def _opened(path: Path) -> Any:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from alloop.acquisition.rows import TASKS as RULES
 from alloop.acquisition.rows import image_scores
 from alloop.acquisition.scores import SCORES
+from alloop.columns import lists_of
 from alloop.composition import STRATEGIES, Need
 from alloop.engine.model_files import ModelVersion
 from alloop.engine.predictions import Predictions
@@ -87,16 +88,14 @@ class ScoreWriter:
             pa.array(predictions.guesses, pa.string()),
             pa.array(entropy.numpy()),
             pa.array(self._rule.certainty(entropy, n_classes).numpy()),
-            pa.FixedSizeListArray.from_arrays(pa.array(log_probs.numpy().reshape(-1)), n_classes),
+            lists_of(log_probs.numpy(), n_classes),
             pa.array(predictions.ood.numpy()),
             *(pa.array(values.numpy()) for values in others),
         ]
         if self._n_kept:
-            said = members.float().transpose(0, 1).reshape(-1).numpy()
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), self._n_kept * n_classes))
+            columns.append(lists_of(members.float().transpose(0, 1).numpy(), self._n_kept * n_classes))
         if self._keeps_both:
-            said = both.float().reshape(-1).numpy()
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(said), 2 * n_classes))
+            columns.append(lists_of(both.float().numpy(), 2 * n_classes))
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._n_pending += len(images)
         if self._n_pending >= self._rows:

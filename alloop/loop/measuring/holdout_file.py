@@ -7,11 +7,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alloop.columns import flat_numbers, lists_of
 from alloop.engine.targets import Coding, Target
 from alloop.files import atomic_path
 from alloop.records import ImageRef
@@ -71,12 +71,8 @@ def write_holdout(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def matrix(rows: npt.NDArray[np.floating]) -> Any:
-        flat = np.ascontiguousarray(rows, dtype=np.float32).reshape(-1)
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(classes))
-
     classes = coding.classes
-    plain = {} if plain_log_probs is None else {"plain_log_probs": matrix(plain_log_probs)}
+    plain = {} if plain_log_probs is None else {"plain_log_probs": lists_of(plain_log_probs, len(classes))}
     table = pa.table(
         {
             "image_id": pa.array([ref.image_id for ref in refs], pa.int64()),
@@ -84,7 +80,7 @@ def write_holdout(
             "target": pa.array([coding.decode(target) for target in targets], pa.string()),
             "predicted": pa.array(coding.guess(calibrated_log_probs), pa.string()),
             "grown": pa.array(list(grown), pa.bool_()),
-            "log_probs": matrix(calibrated_log_probs),
+            "log_probs": lists_of(calibrated_log_probs, len(classes)),
             **plain,
         }
     ).replace_schema_metadata({"alloop.classes": json.dumps(list(classes)), "alloop.model_sha256": model_sha256})
@@ -120,9 +116,7 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
     def matrix(name: str) -> npt.NDArray[np.float32] | None:
         if name not in table.column_names:
             return None
-        column: Any = table[name].combine_chunks()
-        flat: Any = np.from_dlpack(column.flatten())  # Arrow's own `to_numpy` would import pandas
-        return np.asarray(flat, dtype=np.float32).reshape(table.num_rows, len(classes))
+        return flat_numbers(table[name]).reshape(table.num_rows, len(classes))
 
     return HoldoutPredictions(
         sha256s=tuple(table["sha256"].to_pylist()),
