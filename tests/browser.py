@@ -46,6 +46,15 @@ class Browser:
         """Return the first element of a CSS selector, which must exist."""
         return self.driver.find_element("css selector", selector)
 
+    def text(self, selector: str) -> str:
+        """Return the text of the first element, once there is some; the page may replace the element meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        waits = WebDriverWait(self.driver, 10, ignored_exceptions=[StaleElementReferenceException])
+        found: str = waits.until(lambda _: self.one(selector).text)
+        return found
+
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript in the page, past its policy."""
         return self.driver.execute_script(script, *arguments)
