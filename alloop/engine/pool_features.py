@@ -117,8 +117,16 @@ def open_graph(
         progress: Called while a graph is fitted.
 
     Raises:
-        ModelError: The file is gone, and some nodes have neither features nor a readable image.
+        ModelError: The file is gone, and some nodes have neither features nor a readable image; or another alloop
+            made the graph in another way.
     """
+    version = _read_about(folder)["version"]
+    if version != VERSION:
+        raise ModelError(
+            f"The model in {folder} needs a graph of version {version}, but this alloop makes graphs of version "
+            f"{VERSION}.",
+            "Train it again with `alloop train`, or use the alloop that trained it.",
+        )
     nodes = _read_nodes(folder / NODES)
     for backbone, fingerprint in ways:
         found = _load_or_fit(cache, nodes, backbone, fingerprint, progress)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from alloop.calibration.weighing import weigh
+from alloop.composition import LOSSES
+from alloop.config.schema import TrainConfig
 from alloop.engine import pool_features
 from alloop.engine import train as training
 from alloop.engine.classifier import Classifier
@@ -92,7 +94,19 @@ def test_scores_without_the_calibrator_keep_both_predictions(toys):
     ],
 )
 def test_training_and_scoring_say_the_same_of_the_holdout(toys, model):
-    config = toys.config(**model)
+    _check_that_training_and_scoring_agree(toys, toys.config(**model))
+
+
+@pytest.mark.parametrize("train", [*({"loss": loss} for loss in LOSSES), {"mixing": "mixup"}], ids=str)
+def test_every_loss_and_mixing_trains_both_kinds_of_heads(toys, train, monkeypatch):
+    whole = training.build_head_recipe
+    monkeypatch.setattr(
+        training, "build_head_recipe", lambda *args, **given: dataclasses.replace(whole(*args, **given), updates=20)
+    )
+    _check_that_training_and_scoring_agree(toys, toys.config(train=TrainConfig(workers=0, **train), members=2))
+
+
+def _check_that_training_and_scoring_agree(toys, config):
     trained = run_train(_job(toys, config))
     job = toys.score_job(trained.files, config, images=toys.images[15:75], is_calibrated=False, keep_members=True)
 
@@ -245,6 +259,20 @@ def test_a_graph_that_cannot_come_back_names_the_way_out(toys):
     with pytest.raises(ModelError, match=r"needs a graph of the pool.*so are features or images") as error:
         run_score(toys.score_job(trained.files))
     assert "alloop train" in error.value.hint
+
+
+def test_a_graph_that_is_made_in_another_way_is_refused(toys, monkeypatch):
+    trained = run_train(_job(toys))
+    monkeypatch.setattr(pool_features, "VERSION", pool_features.VERSION + 1)
+
+    with pytest.raises(
+        ModelError, match="needs a graph of version 1, but this alloop makes graphs of version 2"
+    ) as error:
+        run_score(toys.score_job(trained.files))
+    assert "alloop train" in error.value.hint
+    # The next round trains with a graph of its own.
+    after = run_train(_job(toys, pool_before=trained.files.folder, out=toys.root / "runs" / "next"))
+    assert after.history["pool_features"]["version"] == 2
 
 
 def test_the_list_of_nodes_is_covered_by_the_checksum_of_the_model(toys):
