@@ -89,6 +89,13 @@ def test_a_command_with_nothing_to_compute_imports_nothing_that_computes(waiting
     assert sorted(loaded & (COMPUTES | SERVES | {"sqlalchemy.dialects.postgresql"})) == []
 
 
+def test_a_choice_is_made_again_without_pandas(waiting: Path):
+    loaded = modules_of(waiting, "replay", "1")
+
+    assert {"torch", "pyarrow"} <= loaded
+    assert "pandas" not in loaded
+
+
 @pytest.mark.parametrize("arguments", [["run"], ["status"], ["train"]], ids=" ".join)
 def test_a_command_outside_of_a_workspace_is_refused_before_it_imports_what_computes(
     tmp_path: Path, arguments: list[str]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alloop.columns import numbers
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
 from alloop.loop.choosing.evidence import Known
@@ -56,7 +57,8 @@ def read_inputs(
         raise ModelError(
             f"The candidates in {path} are missing or damaged.", "Put the file back from a backup of the workspace."
         )
-    table = pq.read_table(path)
+    with pq.ParquetFile(path) as file:  # `pq.read_table` would import pyarrow's data sets, and with them pandas
+        table = file.read()
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     ids, depths = table["image_id"].to_pylist(), table["depth"].to_pylist()
     found = find_refs(ids)
@@ -64,8 +66,7 @@ def read_inputs(
         ImageRef(image_id, found[image_id].sha256, found[image_id].path, depth, is_admitted=True)
         for image_id, depth in zip(ids, depths, strict=True)
     ]
-    keys = table["key"].drop_null().to_numpy()
-    labels = table["label"].drop_null().to_numpy()
+    keys, labels = numbers(table["key"].drop_null()), numbers(table["label"].drop_null())
     candidates = AskableImages(
         refs=tuple(refs[: len(keys)]),
         keys=keys,
