@@ -357,7 +357,7 @@ def _published(name: str, weights: str) -> Any:
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, names))
+        raise ConfigError(f"There is no backbone {name!r}.", _nearest(name, ["pixels", *names]))
     entries = torchvision.models.get_model_weights(name)
     if weights in entries.__members__:
         return entries[weights]

@@ -162,11 +162,12 @@ def test_a_fingerprint_changes_with_weights_and_with_preprocessing(tiny):
     assert smaller != before
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="no backbone 'resnet_50'") as caught:
-        load_backbone("resnet_50")
+@pytest.mark.parametrize(("name", "meant"), [("resnet_50", "resnet50"), ("pixles", "pixels")])
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, meant: str):
+    with pytest.raises(ConfigError, match=f"no backbone '{name}'") as caught:
+        load_backbone(name)
 
-    assert "resnet50" in caught.value.hint
+    assert meant in caught.value.hint
 
 
 def test_weights_that_cannot_be_downloaded_are_explained(monkeypatch, tmp_path):
