@@ -21,6 +21,8 @@ Bugs do not belong to this tree; they keep their traceback.
 
 from collections.abc import Iterable
 
+KEPT = "Nothing that was recorded is lost."  # also true of work that ended before it recorded anything
+
 
 class AlloopError(Exception):
     """Problem that a user can solve.

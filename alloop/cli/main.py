@@ -12,7 +12,7 @@ import click
 
 from alloop import __version__
 from alloop.cli._lazy import Entry, LazyGroup
-from alloop.errors import AlloopError
+from alloop.errors import KEPT, AlloopError
 
 ENTRIES = {
     "init": Entry("alloop.cli.init:init", "Create a workspace: settings and database."),
@@ -89,7 +89,7 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted. Finished work is recorded. Run the same command again to continue.", err=True)
+        click.echo(f"Interrupted. {KEPT} You can run the same command again.", err=True)
         return 130
     except AlloopError as error:
         _show(error)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from alloop.errors import DeviceError
+from alloop.errors import KEPT, DeviceError
 
 PATIENCE = 5.0  # seconds between the request to stop and the kill
 
@@ -85,7 +85,7 @@ class Step:
         return True
 
     def stop(self) -> None:
-        """Stop the running step, and start no other. Finished work is recorded; the next run continues from there."""
+        """Stop the running step, and start no other. What it recorded stays; the next run continues from there."""
         with self._lock:
             self._is_over, child = True, self._child
         if child is None or child.poll() is not None:
@@ -124,7 +124,7 @@ class Step:
         code = child.wait()
         if not last:
             last = {
-                "failed": f"The step ended without a result (exit code {code}). Finished work is recorded.",
+                "failed": f"The step ended without a result (exit code {code}). {KEPT}",
                 "hint": "Run the next step again; it continues from there. The terminal of the server may say more.",
             }
         says, hint = last.get("says") or last.get("failed", ""), last.get("hint", "")

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from alloop.errors import AlloopError
+from alloop.errors import KEPT, AlloopError
 from alloop.executor import chosen_executor
 from alloop.loop.workbench import Tools, make_tools, open_workbench
 from alloop.names import count
@@ -48,9 +48,7 @@ def main(folder: str, job: str, person: str = "") -> None:
     except AlloopError as error:
         reports.write(failed=error.message, hint=error.hint)
     except KeyboardInterrupt:
-        reports.write(
-            failed="The step was stopped. Finished work is recorded.", hint="The next step goes on from there."
-        )
+        reports.write(failed=f"The step was stopped. {KEPT}", hint="The next step continues from what is recorded.")
 
 
 def _run(tools: Tools) -> str:

@@ -273,7 +273,7 @@ def test_a_step_that_is_stopped_or_killed_says_so_and_the_next_one_goes_on(proje
     assert step._child is not None
     step._child.kill()
     wait_for(lambda: not step.state().is_running)
-    assert step.state().is_failed and "ended without a result (exit code -9)" in step.state().words
+    assert step.state().is_failed and "ended without a result (exit code -9). Nothing that" in step.state().words
 
     assert step.start("run")
     wait_for(lambda: not step.state().is_running)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import alloop
 from factories import at_bench, make_project, write_picture
 
+from alloop.cli.main import cli
 from alloop.loop.intake.ingest import add_images
 from alloop.loop.intake.labels import import_labels
 from alloop.project import Project
@@ -38,6 +40,20 @@ def test_a_closed_stream_is_no_error(project: Project, command: str):
     ended = shell(project, f"alloop {command}")
 
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_command_that_is_interrupted_before_it_did_anything_does_not_say_that_work_was_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+
+    ended = alloop("status")
+
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == "Interrupted. Nothing that was recorded is lost. You can run the same command again.\n"
 
 
 def test_labels_for_a_closed_stream_are_refused(project: Project):
