@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -61,15 +61,13 @@ Words = Callable[[Evidence], str]
 def gather_second_looks(session: Session, project: Project) -> SecondLooks:
     """Return the labels worth a second look, of the holdout and of the images to train on."""
     holdout, (learned, why_not) = read_last_holdout(session, project), read_out_of_fold(session, project)
-    labels = list_classes_by_hash(session, with_junk=False)
-    checked = describe_checked(holdout, learned, labels, why_not)
-    return SecondLooks(find_second_looks(holdout, learned, labels), checked)
+    return find_second_looks(holdout, learned, list_classes_by_hash(session, with_junk=False), why_not)
 
 
 def find_second_looks(
-    holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, labels: Mapping[str, str]
-) -> tuple[SecondLook, ...]:
-    """Return the labels worth a second look, the least probable label first.
+    holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, labels: Mapping[str, str], why_not: str
+) -> SecondLooks:
+    """Return the labels worth a second look, and say how many labels were checked, and why others were not.
 
     Training labels of classes with fewer than five of them are left out, because a model without a fifth of them hardly
     knows the class.
@@ -79,19 +77,42 @@ def find_second_looks(
             label.
         learned: Out-of-fold predictions of the newest model for its training images.
         labels: Present label of each image, by content hash. Images without a label are left out.
+        why_not: Reason why there are no out-of-fold predictions, without a full stop; not used if there are some.
     """
-    found = [*_find(holdout, labels, 1, _of_holdout), *_find(learned, labels, FEWEST_OF_CLASS, _of_learned)]
-    return tuple(sorted(found, key=lambda look: look.probability))
+    looks, parts, rest = list[SecondLook](), list[str](), f"Labels to train on are not checked: {why_not}."
+    if holdout is not None:
+        pairs, _ = _checkable(holdout, labels, 1)
+        looks += _find(holdout, pairs, _of_holdout)
+        parts.append(f"{count(len(pairs), 'label')} of the holdout")
+    if learned is not None:
+        pairs, n_rare = _checkable(learned, labels, FEWEST_OF_CLASS)
+        looks += _find(learned, pairs, _of_learned)
+        parts.append(f"{count(len(pairs), 'label')} to train on")
+        rare = f"{count(n_rare, 'label')} to train on, because fewer than {FEWEST_OF_CLASS} images have the same label"
+        rest = f"Not checked: {rare}." if n_rare else ""
+    checked = " ".join(filter(None, [f"Checked: {' and '.join(parts)}." if parts else "", rest]))
+    return SecondLooks(tuple(sorted(looks, key=lambda look: look.probability)), checked)
 
 
-def _find(
-    predictions: HoldoutPredictions | None, labels: Mapping[str, str], fewest: int, words: Words
-) -> list[SecondLook]:
-    if predictions is None or predictions.calibrated_log_probs is None:
+def _checkable(
+    predictions: HoldoutPredictions, labels: Mapping[str, str], fewest: int
+) -> tuple[list[tuple[int, str]], int]:
+    """Return (row, label) of the labels that can be checked, and the number of labels that too few images have.
+
+    Labels of classes that the model does not know are neither.
+    """
+    classes, given = set(predictions.classes), [labels.get(sha256) for sha256 in predictions.sha256s]
+    known = [(at, label) for at, label in enumerate(given) if label is not None and label in classes]
+    counts = Counter(label for _, label in known)
+    kept = [(at, label) for at, label in known if counts[label] >= fewest]
+    return kept, len(known) - len(kept)
+
+
+def _find(predictions: HoldoutPredictions, pairs: Sequence[tuple[int, str]], words: Words) -> list[SecondLook]:
+    if predictions.calibrated_log_probs is None:
         return []
     classes = predictions.classes
     place = {name: at for at, name in enumerate(classes)}
-    pairs = _checkable(predictions, labels, fewest)
     kept = [at for at, _ in pairs]
     probs = np.exp(predictions.calibrated_log_probs[kept].astype(np.float64))
     given = np.array([place[label] for _, label in pairs], dtype=np.int64)
@@ -102,17 +123,6 @@ def _find(
         said = Evidence(label, predicted, _percent(of_label), _percent(probs[at, guess]), _percent(usual[guess]))
         found.append(SecondLook(predictions.sha256s[kept[at]], label, predicted, of_label, words(said)))
     return found
-
-
-def _checkable(predictions: HoldoutPredictions, labels: Mapping[str, str], fewest: int) -> list[tuple[int, str]]:
-    """Return (row, label) of the labels that can be checked: the model knows the class, and so many images have it."""
-    classes, known = set(predictions.classes), [labels.get(sha256) for sha256 in predictions.sha256s]
-    counts = Counter(known)
-    return [
-        (at, label)
-        for at, label in enumerate(known)
-        if label is not None and label in classes and counts[label] >= fewest
-    ]
 
 
 def _of_holdout(one: Evidence) -> str:
@@ -128,28 +138,6 @@ def _of_learned(one: Evidence) -> str:
         f"{one.of_predicted} to {one.predicted} and of {one.of_label} to the label {one.label}. "
         f"Images labeled {one.predicted} have {one.usual} on average."
     )
-
-
-def describe_checked(
-    holdout: HoldoutPredictions | None, learned: HoldoutPredictions | None, labels: Mapping[str, str], why_not: str
-) -> str:
-    """Say how many labels were checked, and why others were not.
-
-    Args:
-        holdout: As in `find_second_looks`.
-        learned: As in `find_second_looks`.
-        labels: As in `find_second_looks`.
-        why_not: Reason why there are no out-of-fold predictions, without a full stop; not used if there are some.
-    """
-    parts = [] if holdout is None else [f"{count(len(_checkable(holdout, labels, 1)), 'label')} of the holdout"]
-    said = f"Labels to train on are not checked: {why_not}."
-    if learned is not None:
-        n_checked = len(_checkable(learned, labels, FEWEST_OF_CLASS))
-        n_rare = len(_checkable(learned, labels, 1)) - n_checked
-        parts.append(f"{count(n_checked, 'label')} to train on")
-        rare = f"{count(n_rare, 'label')} to train on, because fewer than {FEWEST_OF_CLASS} images have the same label"
-        said = f"Not checked: {rare}." if n_rare else ""
-    return " ".join(filter(None, [f"Checked: {' and '.join(parts)}." if parts else "", said]))
 
 
 def usual_probabilities(probs: npt.NDArray[np.float64], given: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
