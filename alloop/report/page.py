@@ -148,7 +148,7 @@ def _galleries(
         ),
     ]
     galleries = [(title, words, make_stills(shots, with_names=not is_public)) for title, words, shots in found]
-    return [gallery for gallery in galleries if gallery[2] or (gallery[0] == LOOKS and holdout is not None)]
+    return [gallery for gallery in galleries if gallery[2] or (gallery[0] == LOOKS and looks.n_checked)]
 
 
 def _mistaken(project: Project, holdout: HoldoutPredictions, sha256s: Sequence[str]) -> list[Shot]:

@@ -38,9 +38,16 @@ class SecondLook:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SecondLooks:
-    """Labels worth a second look, the least probable label first, and a sentence about which labels were checked."""
+    """Labels worth a second look.
+
+    Attributes:
+        found: These labels, the least probable one first.
+        n_checked: Number of labels that were checked.
+        checked: Which labels were checked and which were not, in words.
+    """
 
     found: tuple[SecondLook, ...]
+    n_checked: int
     checked: str
 
 
@@ -79,19 +86,22 @@ def find_second_looks(
         labels: Present label of each image, by content hash. Images without a label are left out.
         why_not: Reason why there are no out-of-fold predictions, without a full stop; not used if there are some.
     """
-    looks, parts, rest = list[SecondLook](), list[str](), f"Labels to train on are not checked: {why_not}."
+    looks, n_checked, parts = list[SecondLook](), 0, list[str]()
+    rest = f"Labels to train on are not checked: {why_not}."
     if holdout is not None:
         pairs, _ = _checkable(holdout, labels, 1)
         looks += _find(holdout, pairs, _of_holdout)
+        n_checked += len(pairs)
         parts.append(f"{count(len(pairs), 'label')} of the holdout")
     if learned is not None:
         pairs, n_rare = _checkable(learned, labels, FEWEST_OF_CLASS)
         looks += _find(learned, pairs, _of_learned)
+        n_checked += len(pairs)
         parts.append(f"{count(len(pairs), 'label')} to train on")
         rare = f"{count(n_rare, 'label')} to train on, because fewer than {FEWEST_OF_CLASS} images have the same label"
         rest = f"Not checked: {rare}." if n_rare else ""
     checked = " ".join(filter(None, [f"Checked: {' and '.join(parts)}." if parts else "", rest]))
-    return SecondLooks(tuple(sorted(looks, key=lambda look: look.probability)), checked)
+    return SecondLooks(tuple(sorted(looks, key=lambda look: look.probability)), n_checked, checked)
 
 
 def _checkable(

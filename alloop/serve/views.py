@@ -265,6 +265,7 @@ def mistakes(desk: Desk, query: Mapping[str, str]) -> tuple[str, Values]:
         "title": "Mistakes",
         "looks": [(doubtful[look.sha256], look) for look in shown if look.sha256 in doubtful],
         "more_looks": len(looks.found) - len(shown),
+        "n_checked": looks.n_checked,
         "checked": looks.checked,
     }
     if holdout is None:

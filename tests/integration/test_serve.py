@@ -32,6 +32,7 @@ from alloop.loop.measuring.findings import read_last_holdout
 from alloop.loop.rounds import steps
 from alloop.project import Project, open_project
 from alloop.records import Consensus, RoundState, Split
+from alloop.report.page import gather_report
 from alloop.serve.app import make_app
 from alloop.store.annotations import set_labels
 from alloop.store.images import find_image_ids, list_refs
@@ -219,6 +220,7 @@ def test_a_new_workspace_says_on_each_page_what_it_waits_for(tmp_path: Path):
     assert "12 images, most uncertain first" in heads["images"]
     assert "No image has a prediction yet." in heads["map"] and "There is no model yet." in heads["map"]
     assert "No mistakes to show yet." in heads["mistakes"]
+    assert "Labels to train on are not checked: there is no model yet." in heads["mistakes"]
     assert "Nobody has labeled yet." in heads["people"]
     assert "No model was measured yet." in heads["model"]
 
@@ -338,6 +340,13 @@ def test_a_wrong_label_that_the_model_learned_from_is_worth_a_second_look(tmp_pa
     assert alloop("pool", "junk", name, "-C", project.folder).code == 0
     with client_of(project) as client:
         assert f'title="{Path(name).name}"' not in client.get("/mistakes").text
+    max((project.folder / "runs").glob("*/holdout.parquet")).unlink()  # as if nobody had labeled the holdout
+    with client_of(project) as client:
+        text = client.get("/mistakes").text
+    assert "No mistakes to show yet." in text
+    assert "No label that was checked is in clear contradiction" in text.partition("Labels worth a second look")[2]
+    assert "labels to train on." in text.partition("Checked: ")[2][:60]
+    assert "Labels worth a second look" in [title for title, *_ in gather_report(project)["galleries"]]
     path = max((project.folder / "runs").glob("*/out-of-fold.parquet"))
     path.write_bytes(path.read_bytes()[:500])
     with client_of(project) as client:
