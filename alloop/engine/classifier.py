@@ -119,8 +119,8 @@ class Classifier:
             is_calibrated: False leaves the calibrator out.
             fills_cache: True adds features of the pool's images to the cache. Those of other images are never added.
             reading: Rules for images outside the pool; None: the defaults of [pool].
-            pool: Function that lists the images that teach features. It is called only if the cache lost the model's
-                graph.
+            pool: Function that lists images among which those of the model's graph are. It is called only if the cache
+                lost the graph.
             precision: Precision of the trunk; None: that of the features that the model was trained on, or float32
                 where the device has no bfloat16.
         """

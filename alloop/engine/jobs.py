@@ -115,7 +115,8 @@ class ScoreJob:
         features_out: File for the features of `images` and `labeled` by the trained trunk, in an ensemble by that of
             the first network. Nothing is written if this is None or the trunk is published: the cache has them then.
         labeled: Training images, for `features_out` only.
-        pool: Images that teach features. They are read only if the cache lost the model's graph and their features.
+        pool: Images among which those of the model's graph are. They are read only if the cache lost the graph and its
+            features.
     """
 
     settings: EngineSettings
@@ -181,7 +182,7 @@ class ExportJob:
         out: Folder, new or empty, that appears as a whole or not at all.
         card: Text of the model card, to which the results of the check are added.
         is_distilled: True for the distilled head in place of all heads: a small file without the graph of the pool.
-        pool: Images that teach features, as in a ScoreJob.
+        pool: Images among which those of the model's graph are, as in a ScoreJob.
     """
 
     settings: EngineSettings

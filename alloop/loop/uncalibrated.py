@@ -8,7 +8,7 @@ from pathlib import Path
 from alloop.config.load import validate_config
 from alloop.engine.jobs import ScoreJob, ScoreResult
 from alloop.engine.settings import EngineSettings
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import list_possible_nodes
 from alloop.loop.workbench import Tools
 from alloop.records import ImageRef
 from alloop.store.rounds import ModelRecord
@@ -33,7 +33,7 @@ def scored_apart(
     project = tools.project
     config = validate_config(model.config, f"the config of model {model.name}")
     with reading(project.database) as session:
-        pool = list_pool(session, config)
+        pool = list_possible_nodes(session, config)
     with tempfile.TemporaryDirectory(prefix="alloop-") as folder:
         job = ScoreJob(
             settings=EngineSettings.of(config),

@@ -8,7 +8,7 @@ from alloop.engine.score_file import read_scores
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.evaluation.intervals import wilson
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import list_possible_nodes
 from alloop.loop.workbench import Tools
 from alloop.records import Interval, Split
 from alloop.store.images import list_refs
@@ -32,7 +32,7 @@ def accuracy_on_rest(tools: Tools, truth: Mapping[str, str]) -> Interval | None:
     with reading(project.database) as session:
         model = find_last_model(session)
         refs = list_refs(session, Split.TRAIN, labeled=False)
-        pool = list_pool(session, project.config)
+        pool = list_possible_nodes(session, project.config)
     if model is None:
         raise ModelError("There is no model yet.", "Run a round first.")
     if not refs:

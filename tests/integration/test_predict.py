@@ -419,3 +419,17 @@ def test_a_deleted_cache_changes_no_number(made: Path, tmp_path: Path):
     pool_features._last.clear()  # as in another process
 
     assert predict(folder, tmp_path / "after.csv", "--pool") == before
+
+
+def test_a_deleted_cache_comes_back_although_an_image_of_the_graph_is_junk_now(made: Path, tmp_path: Path):
+    folder = tmp_path / "pets"
+    shutil.copytree(made, folder)
+    rest = predict(folder, tmp_path / "before.csv", "--pool")
+    rest.remove(gone := next(row for row in rest if not row["label"]))
+    assert alloop("pool", "junk", gone["file"], "--reason", "blurred", "-C", folder).code == 0
+    shutil.rmtree(folder / "cache")
+    pool_features._last.clear()  # as in another process
+
+    found = predict(folder, tmp_path / "after.csv", *(row["file"] for row in rest))
+    probabilities = [[float(row["p_dog"]) for row in lines] for lines in (found, rest)]
+    np.testing.assert_allclose(*probabilities, atol=1e-6)

@@ -20,7 +20,7 @@ from alloop.engine.jobs import FeatureJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import PoolError
 from alloop.loop.choosing.pool_scores import PoolScores
-from alloop.loop.intake.teaching import pool_reader
+from alloop.loop.intake.teaching import node_reader
 from alloop.loop.workbench import Tools
 from alloop.records import ImageRef, ModelFiles
 
@@ -104,7 +104,7 @@ class Evidence:
         if self.scores is not None and Need.MEMBER_LOG_PROBS in needs:
             candidates = dataclasses.replace(candidates, member_log_probs=self.scores.member_log_probs(ids, name))
         if self.model is not None and Need.HEAD in needs:
-            cache, pool = self.tools.project.paths.cache, pool_reader(self.tools.project, self.config)
+            cache, pool = self.tools.project.paths.cache, node_reader(self.tools.project, self.config)
             model = Classifier.open(self.model, EngineSettings.of(self.config), cache, pool=pool)
             candidates = dataclasses.replace(candidates, head=model.predict_features)
         if Need.FEATURES in needs:

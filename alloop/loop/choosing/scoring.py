@@ -32,7 +32,7 @@ def make_score_job(
         model: Model of the round.
         unlabeled: Images to score.
         labeled: Training images; only their features are stored, if the strategy needs features.
-        pool: Images that teach features, from `intake.teaching`.
+        pool: Images among which those of the model's graph are, from `intake.teaching`.
         device: Device instead of `[model] device`.
     """
     needs, out = wide_needs(config.acquisition.strategy), project.paths.scores(number)

@@ -1,4 +1,4 @@
-"""The images of the pool that teach features without labels."""
+"""The images of the pool that teach features without labels, when a model is trained and when its graph was lost."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def list_pool(session: Session, config: Config) -> list[ImageRef]:
     the rest of the pool. No label of any image is looked at, but a group of near copies is represented by a labeled
     image if it has one.
     """
-    if config.model.pool_features == "off" or config.model.mode == "finetune":
+    if not _may_teach(config):
         return []
     splits = find_splits(session)
     left_out = {Split.JUNK} if config.evaluation.test is None else {Split.JUNK, Split.HOLDOUT}
@@ -33,11 +33,23 @@ def list_pool(session: Session, config: Config) -> list[ImageRef]:
     return sorted(once.values(), key=lambda ref: ref.key)
 
 
-def pool_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]]:
+def list_possible_nodes(session: Session, config: Config) -> list[ImageRef]:
+    """List the images among which a model finds those of its graph again: all that have a file.
+
+    Since the training, an image of the graph may have been marked as junk, or a near copy of it may have got a label.
+    """
+    return list_refs(session) if _may_teach(config) else []
+
+
+def node_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]]:
     """Return a function that lists these images when it is called: of a large pool, this takes a while."""
 
     def read() -> list[ImageRef]:
         with reading(project.database) as session:
-            return list_pool(session, config)
+            return list_possible_nodes(session, config)
 
     return read
+
+
+def _may_teach(config: Config) -> bool:
+    return config.model.pool_features != "off" and config.model.mode != "finetune"

@@ -14,7 +14,7 @@ from alloop.loop.intake.judge import judge_of
 from alloop.loop.intake.labels import derive_labels
 from alloop.loop.intake.near_copies import group_anew
 from alloop.loop.intake.reach import require_reachable
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import list_pool, list_possible_nodes
 from alloop.loop.intake.test_set import ensure_test_set
 from alloop.loop.rounds.history import check_history
 from alloop.loop.rounds.round_settings import compared_with, renew_settings, settings_of, with_strategy
@@ -158,7 +158,7 @@ def score(
         labeled = list_refs(session, Split.TRAIN, labeled=True)
         before = find_before(session, number)
         config = with_strategy(settings_of(project, current), strategy)
-        pool = list_pool(session, config)
+        pool = list_possible_nodes(session, config)
     result = same = None
     if model is not None and refs:
         job = make_score_job(project, number, config, model, refs, labeled, pool, device)

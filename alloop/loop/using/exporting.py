@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from alloop.config.load import validate_config
 from alloop.engine.jobs import ExportJob
 from alloop.engine.settings import EngineSettings
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import list_possible_nodes
 from alloop.project import Project
 from alloop.store.images import list_refs
 from alloop.store.rounds import ModelRecord
@@ -38,5 +38,5 @@ def make_export_job(
         out=folder,
         card=card,
         is_distilled=is_distilled,
-        pool=tuple(list_pool(session, config)),
+        pool=tuple(list_possible_nodes(session, config)),
     )

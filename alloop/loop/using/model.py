@@ -12,7 +12,7 @@ from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError
 from alloop.files import sha256_of
 from alloop.loop.choosing.pool_scores import AGAIN, suspect_threshold
-from alloop.loop.intake.teaching import pool_reader
+from alloop.loop.intake.teaching import node_reader
 from alloop.pool.outside import Reading
 from alloop.project import Project
 from alloop.store.images import find_depth
@@ -64,7 +64,7 @@ def open_model(project: Project, number: int | None = None, device: str | None =
         device,
         fills_cache=False,
         reading=Reading(pool.max_pixels, pool.truncated == "accept", depth),
-        pool=pool_reader(project, config),
+        pool=node_reader(project, config),
     )
     bound, why_unknown = suspect_above(project, current, record)
     notes = [f"No image can be marked as suspect: {why_unknown}"] if why_unknown else []
