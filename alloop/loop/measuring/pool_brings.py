@@ -10,6 +10,12 @@ from alloop.store.rounds import ModelRecord, find_last_model, find_round_number,
 
 # Names in place of a split: the holdout, measured with one kind of heads alone.
 RAW_HEADS, SMOOTHED_HEADS = "raw heads", "smoothed heads"
+_WEIGHED = "weighed"
+_MEANINGS = {
+    RAW_HEADS: "without these features (raw heads)",
+    SMOOTHED_HEADS: "with these features only (smoothed heads)",
+    _WEIGHED: "with both, as the model predicts",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +48,7 @@ def find_pool_brings(session: Session, model: ModelRecord | None = None) -> Pool
     about = None if model is None else model.history.get("pool_features")
     if model is None or about is None:
         return None
-    splits = {RAW_HEADS: RAW_HEADS, SMOOTHED_HEADS: SMOOTHED_HEADS, "weighed": Split.HOLDOUT.value}
+    splits = {RAW_HEADS: RAW_HEADS, SMOOTHED_HEADS: SMOOTHED_HEADS, _WEIGHED: Split.HOLDOUT.value}
     metrics = {name: list_metrics(session, model.id, split) for name, split in splits.items()}
     is_measured = about["is_on"] and all("accuracy" in found and "nll" in found for found in metrics.values())
     weights = model.calibration.weights
@@ -62,13 +68,16 @@ def find_pool_brings(session: Session, model: ModelRecord | None = None) -> Pool
 def describe(found: PoolBrings) -> str:
     """Describe the finding in sentences."""
     if not found.is_on:
-        return f"Unlabeled images teach no features here: {found.reason}."
-    words = f"The {found.n_nodes:,} different images of the pool teach features without labels."
+        return f"The model does not see features that are averaged over similar images of the pool: {found.reason}."
+    words = (
+        f"The model also sees features that are averaged over similar images of the pool ({found.n_nodes:,} different "
+        "ones), without their labels."
+    )
     if found.accuracy:
         parts = [
-            f"{name} {percent(found.accuracy[name])}, NLL {found.nll[name].value:.3f} "
-            f"[{found.nll[name].low:.3f}, {found.nll[name].high:.3f}]"
-            for name in found.accuracy
+            f"{percent(found.accuracy[name])}, NLL {found.nll[name].value:.3f} [{found.nll[name].low:.3f}, "
+            f"{found.nll[name].high:.3f}] {meaning}"
+            for name, meaning in _MEANINGS.items()
         ]
         words += f" Holdout accuracy: {'; '.join(parts)}."
     if found.weights is not None:

@@ -57,9 +57,11 @@ def test_the_sentence_gives_all_three_with_intervals_and_the_weights(project):
         found = find_pool_brings(session)
 
     assert found.says == (
-        "The 1,990 different images of the pool teach features without labels. Holdout accuracy: raw heads 70.0 % "
-        "[65.0, 75.0], NLL 0.900 [0.850, 0.950]; smoothed heads 80.0 % [75.0, 85.0], NLL 0.600 [0.550, 0.650]; "
-        "weighed 81.0 % [76.0, 86.0], NLL 0.500 [0.450, 0.550]. The weights are 0.25 (raw) and 0.75 (smoothed)."
+        "The model also sees features that are averaged over similar images of the pool (1,990 different ones), "
+        "without their labels. Holdout accuracy: 70.0 % [65.0, 75.0], NLL 0.900 [0.850, 0.950] without these features "
+        "(raw heads); 80.0 % [75.0, 85.0], NLL 0.600 [0.550, 0.650] with these features only (smoothed heads); 81.0 % "
+        "[76.0, 86.0], NLL 0.500 [0.450, 0.550] with both, as the model predicts. The weights are 0.25 (raw) and 0.75 "
+        "(smoothed)."
     )
     assert (found.round_number, found.weights) == (3, (0.25, 0.75))
 
@@ -78,8 +80,9 @@ def test_the_sentence_says_why_nothing_is_taught(project):
     with transaction(project.database) as session:
         _add_model(session, {"pool_features": {"is_on": False, "reason": "the trunk has random weights"}})
     with reading(project.database) as session:
-        assert (
-            find_pool_brings(session).says == "Unlabeled images teach no features here: the trunk has random weights."
+        assert find_pool_brings(session).says == (
+            "The model does not see features that are averaged over similar images of the pool: the trunk has random "
+            "weights."
         )
 
 
