@@ -90,9 +90,10 @@ def _explain(sureness: float, power: float, sigma: float) -> str:
     else:
         led = "mostly takes images that the model is unsure of, spread over the pool"
     return (
-        f"On average, the model is {sureness:.0%} sure of an image (0%: all classes are equally probable). So the "
-        f"batch {led}. An image stands for others up to a distance of about {sigma:.3f}. Entropies are those of "
-        f"probabilities to the power {power:.2f}."
+        f"On average, the model is {100 * sureness:.0f} % sure of an image (0 %: all classes are equally probable). So "
+        f"the batch {led}. Images count as similar up to a distance of about {sigma:.3f} between their features. "
+        f"Entropies are computed from probabilities to the power {power:.2f}: the higher the power, the more images "
+        "between two classes count."
     )
 
 

@@ -164,9 +164,9 @@ def test_a_model_that_knows_nothing_leaves_coverage_alone():
 
     choice = choose("entropy-spread", candidates, 6, 0)
 
-    assert choice.notes[0].startswith("On average, the model is 0% sure of an image")
+    assert choice.notes[0].startswith("On average, the model is 0 % sure of an image")
     assert "mostly takes typical images" in choice.notes[0]
-    assert choice.notes[0].endswith("to the power 1.00.")
+    assert "probabilities to the power 1.00:" in choice.notes[0]
     assert choice.positions.tolist() == _plain(candidates, 6)[0]
 
 
@@ -194,7 +194,7 @@ def test_the_kernel_is_narrower_where_labels_are_near():
 
     notes = [choose("entropy-spread", one, 5, 0).notes[0] for one in (candidates, near)]
 
-    widths = [float(re.findall(r"distance of about ([0-9.]+)\.", note)[0]) for note in notes]
+    widths = [float(re.findall(r"distance of about ([0-9.]+) between", note)[0]) for note in notes]
     assert widths[0] > widths[1] > 0
 
 
