@@ -37,6 +37,7 @@ class Filter:
     Attributes:
         source: First part of the place of the file: a folder, or another source with a colon, like `zip:photos.zip`.
         attribute: Name and value of an attribute, like `site=A`.
+        suspect, copies, unpredicted, unasked: "1" keeps only such images; `words` says them.
         least, most: Bounds of the predictive entropy, in nats.
         area: Polygon on the map: name of the map, then x and y of each corner in thousandths, separated by commas.
         sort: One of `SORTS`, or the name of a score, the highest first.
@@ -52,6 +53,8 @@ class Filter:
     group: str = ""
     suspect: str = ""
     copies: str = ""
+    unpredicted: str = ""
+    unasked: str = ""
     least: str = ""
     most: str = ""
     area: str = ""
@@ -77,6 +80,8 @@ class Filter:
             "group": "near copies of one image",
             "suspect": "unlike the rest of the pool",
             "copies": "with near copies",
+            "unpredicted": "without a prediction",
+            "unasked": "never asked about",
             "least": f"uncertainty from {self.least} nats",
             "most": f"uncertainty up to {self.most} nats",
             "area": "in an area of the map",
@@ -194,6 +199,8 @@ def _kept(wanted: Filter, pool: Snapshot) -> npt.NDArray[np.bool_]:
         "group": lambda number: pool.group == int(number[:18]),
         "suspect": lambda _: pool.scored.suspect,
         "copies": lambda _: pool.copies > 1,
+        "unpredicted": lambda _: pool.scored.predicted == "",
+        "unasked": lambda _: pool.asked < 0,
         "least": lambda nats: pool.scored.entropy >= float(nats),
         "most": lambda nats: pool.scored.entropy <= float(nats),
         "area": lambda area: pool.spots is not None and _in_area(pool, pool.spots, area),

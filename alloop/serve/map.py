@@ -40,12 +40,13 @@ class Key:
 
     Attributes:
         swatch: Class of the color in the style sheet.
+        cells: Numbers, from the first column on. None leaves a column empty.
     """
 
     code: int
     swatch: str
     words: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell | None, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def _is_shown(pool: Snapshot, spots: Spots) -> Mask:
     return np.isfinite(spots.places[:, 0]) & pool.is_kept
 
 
-def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: str) -> Coloring:
+def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], none: Key) -> Coloring:
     names = _by_doubt(pool, doubt)
     guesses, labels = Counter(pool.scored.predicted.tolist()), Counter(pool.label.tolist())
     doubtful = Counter(pool.scored.predicted[doubt.is_doubtful].tolist())
@@ -207,55 +208,54 @@ def _by_class(pool: Snapshot, doubt: Doubt, values: npt.NDArray[np.object_], non
         for at, name in enumerate(names)
     ]
     heads = ("Predicted", "Labels", "Most uncertain")
-    return Coloring(_coded(values, names), "Class", heads, (*keys, _none(none)))
+    return Coloring(_coded(values, names), "Class", heads, (*keys, none))
 
 
 def _by_prediction(pool: Snapshot, doubt: Doubt) -> Coloring:
-    return _by_class(pool, doubt, pool.scored.predicted, "no prediction")
+    n = int((pool.scored.predicted == "").sum())
+    none = _none("no prediction", Cell(n, Filter(unpredicted="1").address()))
+    return _by_class(pool, doubt, pool.scored.predicted, none)
 
 
 def _by_label(pool: Snapshot, doubt: Doubt) -> Coloring:
-    return _by_class(pool, doubt, pool.label, "no label")
+    n = int(((pool.label == "") & pool.is_kept).sum())
+    return _by_class(pool, doubt, pool.label, _none("no label", None, Cell(n, Filter(state="unlabeled").address())))
 
 
 def _by_uncertainty(pool: Snapshot, doubt: Doubt) -> Coloring:
-    entropy, is_labeled = pool.scored.entropy, pool.label != ""
-    known = entropy[np.isfinite(entropy) & ~is_labeled]
+    entropy = pool.scored.entropy
+    known = entropy[np.isfinite(entropy) & (pool.label == "")]
     bounds = list(dict.fromkeys(_bound(known, quantile) for quantile in STEPS)) if len(known) else []
     codes = np.where(np.isfinite(entropy), sum(entropy < float(bound) for bound in bounds), NONE)
     keys = []
     for code, (low, high) in enumerate(zip([*bounds, ""], ["", *bounds], strict=True)):
-        here = codes == code
-        wanted = Filter(least=low, most=high)
-        cells = (
-            Cell(int(here.sum()), wanted.address()),
-            Cell(int((here & is_labeled).sum()), dataclasses.replace(wanted, state="labeled").address()),
-        )
+        cells = _counts(pool, codes == code, Filter(least=low, most=high))
         keys.append(
             Key(code, f"tint-{TINTS[code]}", f"{low or 0} to {high}" if high else f"{low or 0} and more", cells)
         )
-    return Coloring(codes, "Predictive entropy, nats", ("Images", "Labels"), (*keys, _none("no prediction")))
+    none = _none("no prediction", *_counts(pool, codes == NONE, Filter(unpredicted="1")))
+    return Coloring(codes, "Predictive entropy, nats", ("Images", "Labels"), (*keys, none))
 
 
 def _by_round(pool: Snapshot, doubt: Doubt) -> Coloring:
     rounds = sorted({int(number) for number in pool.asked if number >= 0}, reverse=True)  # the newest matter most
-    is_labeled = pool.label != ""
     keys = [
         Key(
             min(at, REST),
             f"tint-{at}" if at < COLORED else "rest",
             str(number),
-            (
-                Cell(int((pool.asked == number).sum()), Filter(round=str(number)).address()),
-                Cell(
-                    int(((pool.asked == number) & is_labeled).sum()),
-                    Filter(round=str(number), state="labeled").address(),
-                ),
-            ),
+            _counts(pool, pool.asked == number, Filter(round=str(number))),
         )
         for at, number in enumerate(rounds)
     ]
-    return Coloring(_coded(pool.asked, rounds), "Round", ("Asked", "Labels"), (*keys, _none("never asked")))
+    none = _none("never asked", *_counts(pool, pool.asked < 0, Filter(unasked="1")))
+    return Coloring(_coded(pool.asked, rounds), "Round", ("Images", "Labels"), (*keys, none))
+
+
+def _counts(pool: Snapshot, here: Mask, wanted: Filter) -> tuple[Cell, Cell]:
+    """Return the number of these images, which the filter keeps, and the number of those with a label."""
+    labeled = dataclasses.replace(wanted, state="labeled")
+    return Cell(int(here.sum()), wanted.address()), Cell(int((here & (pool.label != "")).sum()), labeled.address())
 
 
 def _bound(entropy: npt.NDArray[np.float64], quantile: float) -> str:
@@ -263,8 +263,8 @@ def _bound(entropy: npt.NDArray[np.float64], quantile: float) -> str:
     return f"{float(f'{np.quantile(entropy, quantile):.2g}'):g}"
 
 
-def _none(words: str) -> Key:
-    return Key(NONE, "none", words, ())
+def _none(words: str, *cells: Cell | None) -> Key:
+    return Key(NONE, "none", words, cells)
 
 
 _COLORINGS: dict[str, Callable[[Snapshot, Doubt], Coloring]] = {

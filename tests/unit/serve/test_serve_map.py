@@ -116,19 +116,45 @@ def test_an_area_of_another_map_is_refused():
     assert apply(Filter(area=area), dataclasses.replace(POOL, spots=None)).tolist() == []
 
 
+def without_prediction(pool: Snapshot, *rows: int) -> Snapshot:
+    """Return the pool with images that the model has not scored."""
+    predicted, entropy = pool.scored.predicted.copy(), pool.scored.entropy.copy()
+    predicted[list(rows)], entropy[list(rows)] = "", np.nan
+    return dataclasses.replace(pool, scored=dataclasses.replace(pool.scored, predicted=predicted, entropy=entropy))
+
+
 # -- colors and numbers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", COLORS)
 @pytest.mark.parametrize("pool", [POOL, make_pool(60, n_classes=12, n_labeled=30)], ids=["few classes", "many"])
 def test_each_number_of_the_table_is_that_of_its_link(by: str, pool: Snapshot):
+    pool = without_prediction(pool, 2, 5)
+
     found = coloring(pool, by, find_doubt(pool))
 
-    assert any(key.cells for key in found.keys)
     for key in found.keys:
-        for cell in key.cells:
+        assert any(key.cells), key.words
+        for cell in filter(None, key.cells):
             wanted = read_filter(dict(parse_qsl(cell.address.removeprefix("?"))), pool)
             assert len(apply(wanted, pool)) == cell.n, (key.words, cell)
+
+
+@pytest.mark.parametrize(
+    ("by", "words", "numbers"),
+    [
+        ("uncertainty", "no prediction", [2, 1]),  # the first four of 20 images have a label
+        ("predicted", "no prediction", [2]),
+        ("label", "no label", [None, 16]),
+        ("round", "never asked", [16, 0]),
+    ],
+)
+def test_images_that_have_no_color_of_the_others_are_counted_too(by: str, words: str, numbers: list[int | None]):
+    pool = without_prediction(POOL, 2, 5)
+
+    last = coloring(pool, by, find_doubt(pool)).keys[-1]
+
+    assert (last.words, [cell and cell.n for cell in last.cells]) == (words, numbers)
 
 
 def test_eight_classes_have_colors_and_the_rest_is_gray():
