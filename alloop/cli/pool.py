@@ -113,7 +113,8 @@ def _say(added: "Added") -> list[str]:
         f"{_names(added.left_out)}. To use one of them, name it in [pool] images.": added.left_out,
         f"{added.dropped} files of such folders, which were in the pool, are no longer used; `alloop pool check` lists "
         "them.": added.dropped,
-        f"{count(added.unreadable, 'file')} could not be read: `alloop pool check` says why.": added.unreadable,
+        f"{count(added.unreadable, 'file')} could not be read: `alloop pool check` says why. "
+        f"The first one is {added.unreadable_one}.": added.unreadable,
         f"Features of {count(added.features or 0, 'image')} computed.": added.features is not None,
     }
     return [*lines, *(line for line, is_so in said.items() if is_so), *_describe_depth(added)]

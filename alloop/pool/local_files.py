@@ -103,7 +103,7 @@ class LocalDisk:
                 data = file.read()
                 after = os.fstat(file.fileno())
         except (OSError, ValueError) as error:
-            return Fetched(size, mtime_ns, reason=_explain(error))
+            return Fetched(size, mtime_ns, reason=_explain(error, path))
         if (after.st_size, after.st_mtime_ns) != (size, mtime_ns) or len(data) != size:
             reason = "it changed while it was read; add it again when it is complete"
             return Fetched(size, mtime_ns, reason=reason)
@@ -291,11 +291,11 @@ def _refusal(path: Path, status: os.stat_result) -> str:
     return "" if stat.S_ISREG(status.st_mode) else "not a regular file but a pipe, socket or device"
 
 
-def _explain(error: OSError | ValueError) -> str:
+def _explain(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, FileNotFoundError):
-        return "it does not exist (any more), or is a link that leads nowhere"
+        return "a link that leads nowhere" if path.is_symlink() else "it does not exist (any more)"
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     return f"not a usable path: {error}"

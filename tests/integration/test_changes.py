@@ -1,15 +1,21 @@
 """Changes of a project between rounds: new images, moved and deleted files, other classes, another backbone."""
 
 import csv
+import errno
 import os
+from io import BufferedIOBase
 from pathlib import Path
 
 import pytest
 from command_line import alloop
-from factories import CLASSES, make_project, write_picture, write_pool, write_settings
+from factories import CLASSES, NOW, make_project, write_picture, write_pool, write_settings
 from sqlalchemy import text
 
+from alloop.loop.intake.ingest import look_at_images
+from alloop.pool.local_files import LocalDisk
 from alloop.project import Project
+from alloop.store.images import set_unreadable
+from alloop.store.session import transaction
 
 
 def value(project: Project, statement: str, **values: object) -> object:
@@ -140,6 +146,66 @@ def test_a_broken_file_is_named_with_the_reason_until_it_is_mended_or_gone(tmp_p
     again = alloop("pool", "check", *at, "--json").data
     assert sorted(Path(place["path"]).name for place in again["unreadable"]) == ["odd\\xff.png", "words.gif"]
     assert again["counts"]["images"] == 5
+
+
+def test_a_link_that_leads_nowhere_is_named_until_it_leads_somewhere_or_is_gone(tmp_path: Path):
+    project = make_project(tmp_path, n=4, add=False)
+    photos, at = project.folder / "photos", ("-C", project.folder)
+    link, other = photos / "link.png", photos / "other.png"
+    link.symlink_to(tmp_path / "away.png")
+    other.symlink_to(tmp_path / "away too.png")
+
+    added = alloop("pool", "add", photos, *at).out
+    checked = alloop("pool", "check", *at).out
+    found = look_at_images(project)
+
+    said = (
+        "2 files could not be read: `alloop pool check` says why. The first one is link.png: a link that leads nowhere."
+    )
+    assert said in added
+    assert [line for line in checked.splitlines() if "\t" in line] == [
+        f"unreadable\t{path}\ta link that leads nowhere" for path in (link, other)
+    ]
+    assert "4 images, 0 of them missing; 2 files could not be read." in checked
+    assert {kind: [place.path for place in places] for kind, places in found.items()} == {
+        "missing": [],
+        "unreadable": [str(link), str(other)],
+        "changed": [],
+    }
+    write_picture(tmp_path / "away.png", label="cat", number=55)
+    other.unlink()
+    assert alloop("pool", "check", *at).out == "5 images, 0 of them missing; 0 files could not be read.\n"
+
+
+def test_a_file_that_may_not_be_looked_at_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in a folder whose files may be listed and nothing more."""
+    project = make_project(tmp_path, n=4, add=False)
+    words, at = project.folder / "photos" / "words.gif", ("-C", project.folder)
+    words.write_text("not an image")
+    stamp, open_ = LocalDisk.stamp, LocalDisk.open
+
+    def refuse(self: LocalDisk, location: str) -> BufferedIOBase:
+        if location == str(words):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_(self, location)
+
+    alloop("pool", "add", project.folder / "photos", *at)
+    monkeypatch.setattr(LocalDisk, "stamp", lambda self, name: None if name == str(words) else stamp(self, name))
+    monkeypatch.setattr(LocalDisk, "open", refuse)
+
+    assert f"unreadable\t{words}\t" in alloop("pool", "check", *at).out
+
+
+def test_an_image_that_became_unreadable_and_is_gone_is_missing_for_those_who_only_look(tmp_path: Path):
+    project = make_project(tmp_path, n=4)
+    path = str(value(project, "SELECT min(path) FROM image_location"))
+    with transaction(project.database) as session:
+        set_unreadable(session, {path: "cut off"}, NOW)
+    Path(path).unlink()
+
+    found = look_at_images(project)
+
+    assert ([place.path for place in found["missing"]], found["unreadable"]) == ([path], [])
 
 
 @pytest.mark.parametrize("cold_start", ["auto", "random"])

@@ -1,5 +1,6 @@
 """Adding of images to the pool, and checks of their files."""
 
+import contextlib
 import dataclasses
 import datetime as dt
 import logging
@@ -74,6 +75,7 @@ class Added:
     known: int = 0  # the same bytes were already in the pool, under this or another name
     unchanged: int = 0  # path, size and time as recorded, so not read again
     unreadable: int = 0
+    unreadable_one: str = ""  # name of the first of these files, with the reason
     near_duplicates: int = 0  # near copies among the new images
     images: int = 0  # images of the whole pool
     copies: int = 0  # images of the whole pool that are near copies of another one
@@ -275,12 +277,13 @@ def look_at_images(project: Project, progress: Progress = silent) -> dict[str, l
         Locations by kind: `missing` now; `unreadable`, as recorded; `changed` since they were read.
     """
     gone, _, changed = _look(project, progress)
-    missing = [place for place in gone if place.status is not LocationStatus.UNREADABLE]
-    unreadable = [place for place in changed if place.status is LocationStatus.UNREADABLE]
+    with reading(project.database) as session:
+        unreadable = list_locations(session, LocationStatus.UNREADABLE)
+    lost = {place.path for place in gone}
     return {
-        "missing": missing,
-        "unreadable": unreadable,
-        "changed": [place for place in changed if place not in unreadable],
+        "missing": [place for place in gone if place.image_id is not None],
+        "unreadable": [place for place in unreadable if place.path not in lost],
+        "changed": [place for place in changed if place.status is not LocationStatus.UNREADABLE],
     }
 
 
@@ -292,7 +295,8 @@ def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Lo
     for done, location in enumerate(locations, start=1):
         stamp = find_source(location.path).stamp(location.path)
         if stamp is None:
-            gone.append(location)
+            if location.image_id is not None or _is_gone(location.path):
+                gone.append(location)
         elif (
             location.status is LocationStatus.UNREADABLE
             or differs(stamp, location)
@@ -303,6 +307,19 @@ def _look(project: Project, progress: Progress) -> tuple[list[Location], list[Lo
             back.append(location)
         progress("looking at files", done, len(locations))
     return gone, back, changed
+
+
+def _is_gone(path: str) -> bool:
+    """Return whether nothing is at a path any more. A link that leads nowhere is still there."""
+    try:
+        find_source(path).open(path).close()
+    except (FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(PoolError):  # raised for a path that is not there
+            return path not in expand([path])
+        return True
+    except OSError:  # as in a folder that may be listed and not entered
+        return False
+    return False
 
 
 def image_folders(project: Project) -> list[Path]:
@@ -473,6 +490,9 @@ def _add_batch(
     added.known += len(images) - len(new)
     added.near_duplicates += len(copies)
     added.unreadable += len(found) - len(images)
+    broken = next((file for file in found if isinstance(file, UnreadableFile)), None)
+    if broken is not None and not added.unreadable_one:
+        added.unreadable_one = f"{name_of(broken.path)}: {broken.reason}"
 
 
 def _label_from_folders(session: Session, bench: Workbench, sha256s: Mapping[str, str], said: dict[str, str]) -> int:
