@@ -1,9 +1,32 @@
-"""Columns of numbers between NumPy and Arrow. pyarrow's own `to_numpy` would import pandas, which takes long."""
+"""Columns of numbers between NumPy and Arrow, and the Parquet files that hold them.
 
+pyarrow's own `to_numpy` and `read_table` would import pandas, which takes long.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+
+def write_parquet(path: Path, schema: Any) -> Any:
+    """Return a writer of a Parquet file, for a `with` block. Every page of the file gets a checksum."""
+    import pyarrow.parquet as pq  # takes a tenth of a second, and few commands need it
+
+    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+
+
+def read_parquet(path: Path) -> Any:
+    """Return a reader of a Parquet file, for a `with` block.
+
+    Raises:
+        OSError: The file is missing or damaged. Reading raises it, too, for a page that differs from its checksum.
+        ValueError: The file is not a Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def numbers(column: Any) -> npt.NDArray[Any]:
@@ -19,7 +42,7 @@ def flat_numbers(column: Any) -> npt.NDArray[np.float32]:
 
 def lists_of(values: npt.NDArray[np.floating], width: int) -> Any:
     """Return an Arrow array of lists of `width` numbers each, float32, from numbers in this order."""
-    import pyarrow as pa  # takes a tenth of a second, and few commands write columns
+    import pyarrow as pa
 
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), width)

@@ -1,5 +1,6 @@
 """Scores of a pool in a columnar file, read by column. `score_writer` writes it. Only tensors need torch."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -8,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from alloop.columns import flat_numbers, numbers
+from alloop.columns import flat_numbers, numbers, read_parquet
 from alloop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -158,10 +157,12 @@ def each_log_probs(path: Path) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDAr
             yield numbers(table["image_id"]), flat_numbers(table[name]).reshape(shape)
 
 
-def _opened(path: Path) -> Any:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        return pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        with read_parquet(path) as file:
+            yield file
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"The scores in {path} cannot be read: {error}.", "Score again with `alloop score`."
         ) from error

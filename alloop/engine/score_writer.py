@@ -7,12 +7,11 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alloop.acquisition.rows import TASKS as RULES
 from alloop.acquisition.rows import image_scores
 from alloop.acquisition.scores import SCORES
-from alloop.columns import lists_of
+from alloop.columns import lists_of, write_parquet
 from alloop.composition import STRATEGIES, Need
 from alloop.engine.model_files import ModelVersion
 from alloop.engine.predictions import Predictions
@@ -54,7 +53,7 @@ class ScoreWriter:
 
     def __enter__(self) -> "ScoreWriter":
         try:
-            self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+            self._writer = write_parquet(self._path, self._schema)
         except OSError as error:
             raise explain_os_error(error, self._path) from error
         return self

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from alloop.columns import numbers
+from alloop.columns import numbers, read_parquet, write_parquet
 from alloop.errors import ModelError
 from alloop.files import atomic_path, sha256_of
 from alloop.loop.choosing.evidence import Known
@@ -35,8 +34,8 @@ def write_inputs(path: Path, candidates: AskableImages, known: Known) -> str:
     ).replace_schema_metadata(
         {"alloop.n_groups": str(candidates.n_groups), "alloop.notes": json.dumps(list(candidates.notes))}
     )
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    with atomic_path(path) as temporary, write_parquet(temporary, table.schema) as writer:
+        writer.write_table(table)
     return sha256_of(path)
 
 
@@ -57,7 +56,7 @@ def read_inputs(
         raise ModelError(
             f"The candidates in {path} are missing or damaged.", "Put the file back from a backup of the workspace."
         )
-    with pq.ParquetFile(path) as file:  # `pq.read_table` would import pyarrow's data sets, and with them pandas
+    with read_parquet(path) as file:
         table = file.read()
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     ids, depths = table["image_id"].to_pylist(), table["depth"].to_pylist()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from alloop.columns import flat_numbers, lists_of
+from alloop.columns import flat_numbers, lists_of, read_parquet, write_parquet
 from alloop.engine.targets import Coding, Target
 from alloop.files import atomic_path
 from alloop.records import ImageRef
@@ -69,7 +69,6 @@ def write_holdout(
         WorkspaceError: The disk is full or the folder cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     classes = coding.classes
     plain = {} if plain_log_probs is None else {"plain_log_probs": lists_of(plain_log_probs, len(classes))}
@@ -84,8 +83,8 @@ def write_holdout(
             **plain,
         }
     ).replace_schema_metadata({"alloop.classes": json.dumps(list(classes)), "alloop.model_sha256": model_sha256})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    with atomic_path(path) as temporary, write_parquet(temporary, table.schema) as writer:
+        writer.write_table(table)
 
 
 def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> HoldoutPredictions | None:
@@ -96,22 +95,18 @@ def read_holdout(path: Path, model_sha256: str, *, whole: bool = False) -> Holdo
         model_sha256: Checksum of the model.
         whole: True to read log-probabilities, too.
     """
-    import pyarrow as pa  # takes a tenth of a second, and the first rounds have nothing to compare
-    import pyarrow.parquet as pq
-
     needed = ["sha256", "target", "predicted", "grown"] + (["log_probs"] if whole else [])
     try:
-        # `pq.read_table` would import pyarrow's data sets, and with them pandas.
-        with pq.ParquetFile(path) as file:
+        with read_parquet(path) as file:
             table = file.read(columns=[*needed, *(["plain_log_probs"] if whole else [])])
-    except (OSError, pa.ArrowInvalid):
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if metadata["alloop.model_sha256"] != model_sha256:
+            return None
+        classes = tuple(json.loads(metadata["alloop.classes"]))
+    except (OSError, ValueError, KeyError, NotImplementedError):
         return None
     if not set(needed) <= set(table.column_names):
         return None
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("alloop.model_sha256") != model_sha256:
-        return None
-    classes = tuple(json.loads(metadata["alloop.classes"]))
 
     def matrix(name: str) -> npt.NDArray[np.float32] | None:
         if name not in table.column_names:

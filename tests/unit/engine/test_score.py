@@ -140,6 +140,19 @@ def test_a_damaged_score_file_is_refused_with_the_way_out(toys):
     assert "alloop score" in caught.value.hint
 
 
+def test_a_changed_byte_of_a_score_is_found(toys, model):
+    path = run_score(toys.score_job(model)).path
+    with pq.ParquetFile(path) as file:
+        row = file.metadata.row_group(0)
+        columns = {row.column(at).path_in_schema: row.column(at) for at in range(file.metadata.num_columns)}
+    data = bytearray(path.read_bytes())
+    data[columns["ood"].data_page_offset + columns["ood"].total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ModelError, match=r"scores\.parquet cannot be read"):
+        read_scores(path)
+
+
 def test_too_little_memory_halves_the_batch_and_says_so(toys, model, monkeypatch, caplog):
     expected = _log_probs(run_score(toys.score_job(model)).path)[1]
     stack = features.Backbone.normalize

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from factories import CLASSES, NOW, add_pool_image, fake_sha256, make_config, make_query
 from sqlalchemy.orm import Session
@@ -89,6 +90,23 @@ def test_what_is_written_is_read_and_another_models_file_is_none(tmp_path: Path)
     assert read_holdout(tmp_path / "nothing", MODEL) is None
     path.write_bytes(path.read_bytes()[:-20])
     assert read_holdout(path, MODEL) is None
+
+
+def test_a_file_with_a_changed_byte_in_any_column_is_not_read(tmp_path: Path):
+    path = tmp_path / "holdout.parquet"
+    write(path, right=70)
+    whole = path.read_bytes()
+    with pq.ParquetFile(path) as file:
+        columns = [file.metadata.row_group(0).column(at) for at in range(1, file.metadata.num_columns)]
+
+    for column in columns:
+        data = bytearray(whole)
+        first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        data[first + column.total_compressed_size - 1] ^= 1
+        path.write_bytes(data)
+        assert read_holdout(path, MODEL, whole=True) is None, column.path_in_schema
+    path.write_bytes(whole)
+    assert read_holdout(path, MODEL, whole=True) is not None
 
 
 def test_predictions_before_calibration_are_read_if_the_file_has_them(tmp_path: Path):
