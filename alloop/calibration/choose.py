@@ -16,8 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.calibration.calibrator import (
-    RAW,
-    SMOOTHED,
     Calibrator,
     FittedCalibrator,
     Unchanged,
@@ -36,7 +34,6 @@ from alloop.calibration.temperature import FEWEST, UNIT, Temperature, fit_temper
 from alloop.calibration.weighing import (
     CAUTIOUS,
     Weighed,
-    choose_one,
     fit_weights,
     weigh,
 )
@@ -97,24 +94,6 @@ def fit_calibrator(
         name, note = choose_calibrator(prepared, labels, seed, n_folds)
     calibrator, remark = _fit(name, prepared, labels)
     return describe(calibrator, prepared, labels, _joined(note, remark))
-
-
-def fit_apart(
-    name: str, log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], seed: int, n_folds: int = N_FOLDS
-) -> FittedCalibrator:
-    """Fit a calibrator to out-of-fold predictions of training images, for a holdout that nothing may be fitted to.
-
-    Of raw and smoothed heads one kind is chosen (`calibration.weighing.choose_one`), because asked labels are no random
-    sample to fit weights to. For other arguments and errors see `fit_calibrator`.
-    """
-    if not is_double(log_probs) or name == "none":
-        return fit_calibrator(name, log_probs, targets, seed, n_folds)
-    prepared, labels = prepare(log_probs), check_targets(log_probs, targets)
-    raw, smoothed, note = choose_one(prepared, labels)
-    one = fit_calibrator(name, prepared[:, SMOOTHED if smoothed else RAW], targets, seed, n_folds)
-    unscaled = isinstance(one.calibrator, Temperature)
-    calibrator = Weighed(raw, smoothed, UNCHANGED) if unscaled else Weighed(*_sides(smoothed), one.calibrator)
-    return describe(calibrator, prepared, labels, _joined(note, one.note))
 
 
 def cross_fit(
@@ -277,11 +256,6 @@ def _fit_too_few(name: str, log_probs: Tensor, targets: Tensor) -> tuple[Calibra
 
 def _joined(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _sides(smoothed: float) -> tuple[float, float]:
-    """Return the weights 0 and 1 of the kind of heads that was chosen."""
-    return (0.0, 1.0) if smoothed else (1.0, 0.0)
 
 
 def _too_few(what: str, end: str, n: int, least: int) -> str:

@@ -13,12 +13,10 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
-from alloop.calibration.calibrator import RAW, SMOOTHED, Calibrator, nll_per_image, prepare
-from alloop.calibration.temperature import fit_temperature
+from alloop.calibration.calibrator import RAW, SMOOTHED, Calibrator, prepare
 
 STRENGTH = 0.005  # of the penalty a² + (b - 1)², in nats per image
 CAUTIOUS = 1.2  # temperature of the smoothed heads while the holdout is too small to fit weights
-HALF = 0.5  # standard errors by which raw heads must be better to be taken without a holdout
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,28 +77,3 @@ def fit_weights(log_probs: Float[Tensor, "N 2 K"], targets: Int[Tensor, "N"]) ->
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 500},
     )
     return float(found.x[0]), float(found.x[1])
-
-
-def choose_one(log_probs: Float[Tensor, "N 2 K"], targets: Int[Tensor, "N"]) -> tuple[float, float, str]:
-    """Return the weights of one kind of heads, the other is left out, and the reason. For labels without a holdout.
-
-    Labels that a strategy asked for are no random sample, so they only decide which heads are used: the smoothed ones,
-    unless the raw ones have an NLL that is smaller by more than half a standard error of the paired difference. Each
-    kind is compared at its own temperature.
-
-    Args:
-        log_probs: Out-of-fold predictions of training images by raw and smoothed heads.
-        targets: Class positions [N].
-    """
-    prepared, losses, inverse = prepare(log_probs), [], []
-    for kind in (RAW, SMOOTHED):
-        temperature, _ = fit_temperature(prepared[:, kind], targets)
-        inverse.append(1 / temperature.temperature)
-        losses.append(nll_per_image(temperature.apply(prepared[:, kind]), targets))
-    difference = losses[SMOOTHED] - losses[RAW]
-    error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else float("inf")
-    mean = float(difference.mean())
-    said = f"out-of-fold NLL of smoothed heads minus that of raw heads: {mean:+.4f}, standard error {error:.4f}"
-    if mean > HALF * error:
-        return inverse[RAW], 0.0, f"Took the raw heads ({said})."
-    return 0.0, inverse[SMOOTHED], f"Took the smoothed heads ({said})."

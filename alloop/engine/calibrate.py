@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alloop.calibration.calibrator import FittedCalibrator
-from alloop.calibration.choose import cross_fit, fit_apart, from_json, to_json
+from alloop.calibration.choose import cross_fit, fit_calibrator, from_json, to_json
 from alloop.calibration.temperature import apply_temperature
 from alloop.calibration.weighing import Weighed
 from alloop.records import Calibration
@@ -30,7 +30,7 @@ def calibrate_by_training_labels(
     method: str, pooled_log_probs: Float[Tensor, "N *two K"], targets: Int[Tensor, "N"], seed: int
 ) -> Calibration:
     """Return a calibrator fitted to out-of-fold predictions of training images; for the arguments see `calibrate`."""
-    return as_record(fit_apart(method, pooled_log_probs, targets, seed))
+    return as_record(fit_calibrator(method, pooled_log_probs, targets, seed))
 
 
 def as_record(fitted: FittedCalibrator) -> Calibration:

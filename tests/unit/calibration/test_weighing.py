@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 from alloop.calibration.calibrator import Unchanged, plain, prepare
-from alloop.calibration.choose import cross_fit, fit_apart, fit_calibrator, from_json, to_json
+from alloop.calibration.choose import cross_fit, fit_calibrator, from_json, to_json
 from alloop.calibration.folds import draw_folds
 from alloop.calibration.temperature import Temperature
 from alloop.calibration.weighing import CAUTIOUS, STRENGTH, Weighed, fit_weights, weigh
@@ -119,31 +119,6 @@ def test_without_calibration_the_smoothed_heads_speak():
     calibrated, fitted = cross_fit("none", both, labels, seed=0)
     torch.testing.assert_close(calibrated, prepare(both)[:, 1].float())
     assert fitted.calibrator == Weighed(0.0, 1.0, Unchanged())
-
-
-def test_labels_alone_take_smoothed_heads_unless_raw_ones_are_clearly_better():
-    better, labels = _two(400, 0.5, 0.9)
-    taken = fit_apart("temperature", better, labels, 0).calibrator
-    assert taken.raw == 0
-    temperature = fit_calibrator("temperature", better[:, 1], labels).calibrator
-    assert isinstance(temperature, Temperature)
-    assert taken.smoothed == pytest.approx(1 / temperature.temperature)
-
-    taken = fit_apart("temperature", better.flip(1), labels, 0)
-    assert taken.calibrator.smoothed == 0
-    assert "Took the raw heads" in taken.note
-
-    equal = better[:, [1, 1]]
-    assert fit_apart("temperature", equal, labels, 0).calibrator.raw == 0
-
-
-def test_labels_alone_and_another_calibrator_keep_one_kind_of_heads():
-    both, labels = _two(400, 0.9, 0.4)
-    taken = fit_apart("platt", both, labels, 0).calibrator
-    assert (taken.raw, taken.smoothed) == (1.0, 0.0)
-    torch.testing.assert_close(
-        taken.apply(both), fit_calibrator("platt", both[:, 0], labels).calibrator.apply(both[:, 0])
-    )
 
 
 def test_a_stored_calibrator_says_the_same_as_the_fitted_one():

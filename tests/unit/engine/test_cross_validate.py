@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alloop.calibration.weighing import fit_weights
 from alloop.config.schema import CalibrationConfig, Config
 from alloop.engine.build import HeadRecipe
 from alloop.engine.cross_validate import N_FOLDS, calibrate_apart, out_of_fold, predict_unlearned
@@ -59,6 +60,19 @@ def test_overconfident_folds_raise_the_temperature():
     fitted = calibrate_apart("temperature", 80, 0, lambda: (log_probs, targets), torch.empty(0, 2))
 
     assert fitted.temperature == pytest.approx(10 / math.log(3), rel=1e-4)
+
+
+def test_with_a_test_set_the_labels_weigh_both_kinds_of_heads():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(3, (200,), generator=generator)
+    both = torch.randn(200, 2, 3, generator=generator, dtype=torch.float64)
+    both[torch.arange(200), :, targets] += torch.tensor([1.0, 2.0], dtype=torch.float64)
+    both = both.log_softmax(dim=-1)
+
+    fitted = calibrate_apart("temperature", 200, 0, lambda: (both, targets), torch.empty(0, 2, 3))
+
+    assert fitted.weights == fit_weights(both, targets)
+    assert min(fitted.weights) > 0
 
 
 def test_few_labels_leave_the_temperature_at_one():

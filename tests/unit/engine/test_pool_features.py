@@ -304,8 +304,10 @@ def test_a_test_set_decides_nothing_about_the_weights(toys):
     other = run_train(_job(toys, holdout_targets=wrong, pool=toys.images[:60], **images))
 
     assert one.calibration == other.calibration
-    assert 0.0 in one.calibration.weights
-    assert "Took the" in one.calibration.note
+    assert min(one.calibration.weights) >= 0
+    assert one.calibration.note == (
+        "Fitted by 5-fold cross-validation on 60 training labels: the holdout is a test set."
+    )
 
 
 def test_an_ensemble_that_was_stopped_goes_on_only_with_the_same_graph(toys, monkeypatch):
