@@ -1,6 +1,7 @@
 """Numbers and modules built from settings. No other file reads the sections [model] and [train]."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ HEAD_STEPS, HEAD_DECAY, HEAD_PRIOR = 200, 5e-5, 3.0  # found in benchmarks/recip
 SMOOTHED_DECAY = 1e-4  # of heads on smoothed features (benchmarks/pool_features)
 NO_MIXING = Mixing()
 _SHARED_EACH = 2**25  # bytes that a process hands over ahead: four times 32 images of up to 290 x 290 pixels
+EPOCHS, PATIENCE = 40, 10  # of fine-tuning
+UPDATES = 640  # fewest updates in so many epochs: with few labels an epoch has few updates (benchmarks/recipe)
 HEAD_UPDATES, HEAD_BATCH, HEAD_RATE = 1000, 64, 0.1  # for mini-batches, where L-BFGS cannot be used
 
 
@@ -155,16 +158,23 @@ def build_head_recipe(settings: EngineSettings, *, is_smoothed: bool = False) ->
     )
 
 
-def build_finetune_recipe(settings: EngineSettings) -> FinetuneRecipe:
-    """Return the recipe for finetune mode."""
+def build_finetune_recipe(settings: EngineSettings, n_labels: int) -> FinetuneRecipe:
+    """Return the recipe for finetune mode. With few labels there are more epochs, and training does not stop early.
+
+    Args:
+        settings: Settings of the engine.
+        n_labels: Number of labeled images that are learned from.
+    """
     train = settings.train
+    batch_size = train.batch_size or 32
+    n_batches = max(1, math.ceil(n_labels / batch_size))
     return FinetuneRecipe(
-        epochs=train.epochs or 40,
-        batch_size=train.batch_size or 32,
+        epochs=train.epochs or max(EPOCHS, math.ceil(UPDATES / n_batches)),
+        batch_size=batch_size,
         learning_rate=train.learning_rate or 1e-3,
         weight_decay=0.01 if train.weight_decay is None else train.weight_decay,
         loss_scale=train.loss_scale,
-        patience=train.patience,
+        patience=train.patience or max(PATIENCE, math.ceil(UPDATES / n_batches)),
         augment=train.augment,
         mixing=build_mixing(settings),
         dropout=build_dropout(settings),

@@ -1,4 +1,8 @@
-"""Train the trunk together with its heads: augmentation, mixed precision, early stopping. For more labels and a GPU."""
+"""Train the trunk together with its heads: augmentation, mixed precision, early stopping. For more labels and a GPU.
+
+Images without a label teach, too, by FixMatch: where the network is sure of the class of a random view, it learns this
+class in a changed copy of the view (docs/methods.md section 6).
+"""
 
 import copy
 import dataclasses
@@ -6,7 +10,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +23,10 @@ from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import in_halves, may_fit_smaller, release_memory
 from alloop.engine.objective import Objective
 from alloop.engine.trunk_passes import finite, memory_order, prepare_trunk, run_trunk
-from alloop.engine.views import draw_numbers, make_views, shrink
+from alloop.engine.views import change_views, draw_numbers, make_views, shrink
 from alloop.errors import ModelError
-from alloop.losses.mixing import mix
+from alloop.losses.mixing import as_soft, mix
+from alloop.losses.multi_head import multi_head_loss
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
 from alloop.pool.held import HeldImages
@@ -33,6 +38,7 @@ from alloop.seeds import derive_seed
 log = logging.getLogger(__name__)
 
 TRUNK_RATE = 0.1  # learning rate of the trunk, as a share of that of the heads
+SURE = 0.95  # probability of a class in a view, from which on a changed copy of the view must agree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +97,16 @@ class Setup:
 
     def prepare(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images [B, 3, S, S] on the device, normalized and mixed as the recipe says, and their targets."""
-        device, mixing = self.hardware.device, self.recipe.mixing
-        normalized = self.backbone.normalize(images.to(device, non_blocking=True))
-        labels = targets.to(device, non_blocking=True)
-        normalized = normalized.contiguous(memory_format=self.order)
+        normalized, mixing = self.normalized(images), self.recipe.mixing
+        labels = targets.to(self.hardware.device, non_blocking=True)
         if not mixing.is_on:
             return normalized, labels
         return mix(normalized, labels, self.heads.n_classes, mixing, generator)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return images [B, 3, S, S] on the device, normalized, in the memory order of training."""
+        moved = images.to(self.hardware.device, non_blocking=True)
+        return self.backbone.normalize(moved).contiguous(memory_format=self.order)
 
     def logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Raw logits [M, B, K] of prepared images. On CUDA the trunk runs in mixed precision, the heads never do."""
@@ -110,36 +119,54 @@ class Setup:
         return logits
 
 
-def finetune(setup: Setup, train: Labeled, validation: Labeled, seed: int, progress: Progress) -> dict[str, object]:
+def finetune(
+    setup: Setup,
+    train: Labeled,
+    validation: Labeled,
+    seed: int,
+    progress: Progress,
+    unlabeled: Sequence[ImageRef] = (),
+) -> dict[str, object]:
     """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features of `train`.
 
     Early stopping watches the NLL of log p̄ on `validation`, which nothing is fitted to. The untrained trunk counts as
     epoch 0, so the result is never worse there than the start. Batch normalization keeps statistics that came with
     trained weights: batches of a few dozen images would spoil them.
 
-    Returns:
-        Losses of every epoch and the number of the epoch that was kept, JSON-able.
+    Args:
+        setup: Modules to train, and how.
+        train: Labeled images to learn from.
+        validation: Labeled images that early stopping watches.
+        seed: Seed of orders, views and dropout.
+        progress: Called after each epoch.
+        unlabeled: Images that teach without a label. Each epoch draws as many of them as `train` has.
 
-    Source: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054).
+    Returns:
+        Losses of every epoch and the number of the epoch that was kept, JSON-able. With unlabeled images, also the
+        share of them that the network was sure of in each epoch.
+
+    Sources: probing before fine-tuning, Kumar et al., ICLR 2022 (arXiv 2202.10054); FixMatch, Sohn et al., NeurIPS 2020
+    (arXiv 2001.07685).
     """
     recipe = setup.recipe
     setup.keep_gradients(True)
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
-    shown, watched = _Shown(setup, train), _Watched(setup, validation)
+    shown, watched = _Shown(setup, train, unlabeled), _Watched(setup, validation)
     best = _Best(watched.nll(), setup)
     epochs: list[dict[str, float]] = []
     device = setup.hardware.device
     with torch.random.fork_rng([device] if setup.is_cuda else []):
         torch.manual_seed(derive_seed(seed, "dropout within the trunk"))
         for epoch in range(1, recipe.epochs + 1):
-            loss = _train_epoch(setup, shown, optimizer, schedule, derive_seed(seed, "order", epoch))
+            record = _train_epoch(setup, shown, optimizer, schedule, derive_seed(seed, "order", epoch))
             nll = watched.nll()
-            epochs.append({"loss": loss} if math.isnan(nll) else {"loss": loss, "validation_nll": nll})
+            epochs.append(record if math.isnan(nll) else {**record, "validation_nll": nll})
             progress("epochs", epoch, recipe.epochs)
             if best.offer(nll, epoch, setup) >= recipe.patience:
                 break
     best.restore(setup)
-    return {"epochs": epochs, "best_epoch": best.epoch, "n_train": len(train), "n_validation": len(validation)}
+    counts = {"n_train": len(train), "n_validation": len(validation), "n_unlabeled": len(unlabeled)}
+    return {"epochs": epochs, "best_epoch": best.epoch, **counts}
 
 
 def split_stratified(labeled: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
@@ -213,29 +240,77 @@ def _optimizer(setup: Setup, n_steps: int) -> tuple[torch.optim.Optimizer, torch
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_steps))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Views of images for one update, on the device.
+
+    Attributes:
+        views: Views of labeled images, uint8 [B, 3, S, S].
+        targets: Their class positions, int64 [B].
+        plain: Views of unlabeled images, uint8 [U, 3, S, S]; U may be 0.
+        changed: The same views, each changed by one random operation, uint8 [U, 3, S, S].
+    """
+
+    views: Tensor
+    targets: Tensor
+    plain: Tensor
+    changed: Tensor
+
+    def pieces(self, n: int) -> "list[_Batch]":
+        """Split the batch into n parts of about the same size."""
+        split = [tensor.tensor_split(n) for tensor in (self.views, self.targets, self.plain, self.changed)]
+        return [_Batch(*part) for part in zip(*split, strict=True)]
+
+
 class _Shown:
-    """Labeled images as training sees them: new random views in each epoch, of images that are decoded once."""
+    """Images as training sees them: new random views in each epoch, of images that are decoded once."""
 
-    def __init__(self, setup: Setup, train: Labeled) -> None:
+    def __init__(self, setup: Setup, train: Labeled, unlabeled: Sequence[ImageRef] = ()) -> None:
         look = setup.backbone.without_weights()
-        self._held = HeldImages(train.images, functools.partial(shrink, look=look), *_where(setup.hardware))
-        self._setup, self._look, self._train = setup, look, train
+        self._images = [*train.images, *unlabeled]
+        self._held = HeldImages(self._images, functools.partial(shrink, look=look), *_where(setup.hardware))
+        self._setup, self._look, self._targets = setup, look, train.targets
+        self.has_unlabeled = bool(unlabeled)
 
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield shuffled views uint8 [B, 3, S, S] on the device, and their targets. Unreadable images are left out."""
-        keys, size = [image.sha256 for image in self._train.images], self._setup.recipe.batch_size
-        numbers = draw_numbers(keys, derive_seed(seed, "views"))
-        order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
-        targets = self._train.targets.to(self._setup.hardware.device, non_blocking=True)
-        for positions, images in _in_batches(order, self._held.read(order), size):
-            rows = torch.tensor(positions)
-            views = in_halves(functools.partial(self._make, images, numbers[positions]), torch.arange(len(images)))
-            yield views, targets[rows.to(targets.device, non_blocking=True)]
+    def batches(self, seed: int) -> Iterator[_Batch]:
+        """Yield each labeled image once in random order, and with them as many unlabeled images, drawn at random.
 
-    def _make(self, images: Sequence[Tensor], numbers: npt.NDArray[np.float64], part: Tensor) -> Tensor:
-        chosen = [images[row] for row in part.tolist()]
-        setup = self._setup
-        return make_views(chosen, numbers[part.numpy()], self._look, setup.hardware.device, setup.recipe.augment)
+        Fewer unlabeled images are spread over all batches: none is shown twice. Unreadable images are left out.
+        """
+        n, size = len(self._targets), self._setup.recipe.batch_size
+        labeled, unlabeled = _shuffled(n, seed), _shuffled(len(self._images) - n, derive_seed(seed, "unlabeled"))
+        parts = torch.split(labeled, size), torch.tensor_split(n + unlabeled[:n], math.ceil(n / size))
+        groups = [torch.cat(pair).tolist() for pair in zip(*parts, strict=True)]
+        images = self._held.read([position for group in groups for position in group])
+        for group in groups:
+            pairs = zip(group, images, strict=False)  # takes from `images` as many as the group has
+            read = {position: image for position, image in pairs if image is not None}
+            batch = self._batch(read, derive_seed(seed, "views"))
+            if len(batch.views):
+                yield batch
+
+    def _batch(self, read: Mapping[int, Tensor], seed: int) -> _Batch:
+        n, device = len(self._targets), self._setup.hardware.device
+        shown, rest = ([place for place in read if (place < n) is is_labeled] for is_labeled in (True, False))
+        numbers, others = (draw_numbers([self._images[place].sha256 for place in part], seed) for part in (shown, rest))
+        views = self._views([read[place] for place in shown], numbers)
+        if self._setup.recipe.augment == "trivial":
+            views = change_views(views, numbers)
+        plain = self._views([read[place] for place in rest], others)
+        targets = self._targets[shown].to(device, non_blocking=True)
+        return _Batch(views, targets, plain, change_views(plain, others))
+
+    def _views(self, images: Sequence[Tensor], numbers: npt.NDArray[np.float64]) -> Tensor:
+        device = self._setup.hardware.device
+
+        def make(part: Tensor) -> Tensor:
+            return make_views([images[row] for row in part.tolist()], numbers[part.numpy()], self._look, device)
+
+        return in_halves(make, torch.arange(len(images)))
+
+
+def _shuffled(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 class _Watched:
@@ -287,72 +362,90 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     seed: int,
-) -> float:
-    """One pass over the training part. Returns the mean loss of its batches.
+) -> dict[str, float]:
+    """One pass over the training part. Returns what is recorded of it, means over its batches.
 
     The host waits for the device only at the end.
 
     Raises:
         ModelError: A loss or a logit was not finite.
     """
-    losses, pieces = [], 1
+    found, pieces = [], 1
     generator = torch.Generator().manual_seed(derive_seed(seed, "mixing and dropout"))
     setup.learn()
-    for views, targets in shown.batches(seed):
-        loss, pieces = _step(setup, optimizer, views, targets, pieces, generator)
+    for batch in shown.batches(seed):
+        values, pieces = _step(setup, optimizer, batch, pieces, generator)
         schedule.step()
-        losses.append(loss)
-    read = torch.stack(losses).tolist() if losses else [0.0]
-    if not all(map(math.isfinite, read)):
+        found.append(values)
+    loss, sure = torch.stack(found).mean(dim=0).tolist() if found else (0.0, 0.0)
+    if not math.isfinite(loss):
         raise _diverged()
-    return sum(read) / len(read)
+    return {"loss": loss, "sure": sure} if shown.has_unlabeled else {"loss": loss}
 
 
 def _step(
-    setup: Setup,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    targets: Tensor,
-    pieces: int,
-    generator: torch.Generator,
+    setup: Setup, optimizer: torch.optim.Optimizer, batch: _Batch, pieces: int, generator: torch.Generator
 ) -> tuple[Tensor, int]:
-    """Update once from a batch, in as many pieces as the memory demands. Return the loss and the number of pieces.
+    """Update once from a batch, in as many pieces as the memory demands.
 
-    The loss stays on the device; it is nan if a logit was not finite. Mixing, MMCE and DCA treat each piece as a batch
-    of its own.
+    Mixing, MMCE and DCA treat each piece as a batch of its own.
+
+    Returns:
+        The loss of the labeled images and the share of unlabeled images with a sure class, [2], and the number of
+        pieces. The loss stays on the device; it is nan if a logit was not finite.
     """
+    n = len(batch.views)
     while True:
         optimizer.zero_grad()
         try:
-            parts = [
-                _backward(setup, part, labels, len(part) / len(images), generator)
-                for part, labels in zip(images.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
-                if len(part)
-            ]
+            parts = [_backward(setup, part, batch, generator) for part in batch.pieces(pieces) if len(part.views)]
             break
         except RuntimeError as error:
-            if not may_fit_smaller(error) or pieces >= len(images):
+            if not may_fit_smaller(error) or pieces >= n:
                 raise
         # Outside the except block, since the exception holds the tensors of the failed try.
         optimizer.zero_grad()
         release_memory()
-        pieces = min(2 * pieces, len(images))
-        log.warning("out of memory: a batch of %d images is now taken in %d pieces", len(images), pieces)
+        pieces = min(2 * pieces, n)
+        log.warning("out of memory: a batch of %d images is now taken in %d pieces", n, pieces)
     optimizer.step()
-    return torch.stack(parts).sum(), pieces
+    return torch.stack(parts).sum(dim=0), pieces
+
+
+def _backward(setup: Setup, part: _Batch, whole: _Batch, generator: torch.Generator) -> Tensor:
+    """Add the gradients of a part of a batch, and return the part's share of what `_step` returns."""
+    setup.learn_statistics(len(part.views))
+    prepared, labels = setup.prepare(part.views, part.targets, generator)
+    logits = setup.logits(prepared, generator)
+    loss = len(part.views) / len(whole.views) * setup.objective(logits, labels, check=False)
+    torch.autograd.backward(loss)
+    checked = torch.where(torch.isfinite(logits).all(), loss.detach(), math.nan)
+    if not len(part.plain):
+        return torch.stack([checked, torch.zeros_like(checked)])
+    share = len(part.plain) / len(whole.plain)
+    return torch.stack([checked, share * _learn_to_agree(setup, part, share, generator)])
+
+
+def _learn_to_agree(setup: Setup, part: _Batch, share: float, generator: torch.Generator) -> Tensor:
+    """Add the gradients of FixMatch's loss, times `share`. Return the share of images with a sure class.
+
+    Where p̄ of a class is at least `SURE` in the plain view, the loss is the cross-entropy of this class in the changed
+    view. The others count as 0 in the mean. The plain views get no gradient.
+    """
+    setup.learn_statistics(len(part.plain))
+    log_probs_of = setup.objective.loss.log_probs
+    with torch.no_grad():
+        plain = mean_log_probs(log_probs_of(setup.logits(setup.normalized(part.plain), generator)))
+    highest, classes = plain.max(dim=1)
+    is_sure = (highest >= math.log(SURE)).float()
+    wanted = as_soft(classes, plain.shape[1]) * is_sure[:, None]  # a row of zeros has the loss 0
+    changed = log_probs_of(setup.logits(setup.normalized(part.changed), generator))
+    weights, scale = setup.objective.head_weights, setup.objective.loss_scale
+    torch.autograd.backward(share * multi_head_loss(changed, wanted, weights, loss_scale=scale))
+    return is_sure.mean()
 
 
 def _diverged() -> ModelError:
     return ModelError(
         "Fine-tuning diverged: the loss or a weight is not finite.", "Set a smaller [train] learning_rate."
     )
-
-
-def _backward(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Add the gradients of a part of a batch, and return its part of the loss; nan if a logit is not finite."""
-    setup.learn_statistics(len(images))
-    prepared, labels = setup.prepare(images, targets, generator)
-    logits = setup.logits(prepared, generator)
-    loss = share * setup.objective(logits, labels, check=False)
-    torch.autograd.backward(loss)
-    return torch.where(torch.isfinite(logits).all(), loss.detach(), math.nan)

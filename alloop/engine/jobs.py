@@ -29,7 +29,7 @@ class TrainJob:
             classes are added; empty for the first.
         is_test: The holdout is a test set: it is measured on, and the calibrator is cross-validated on the training
             labels.
-        pool: Images whose features may teach the model without labels, near copies once. Empty: raw features only.
+        pool: Images that may teach the model without labels, near copies once. Empty: only labels teach.
         pool_before: Folder of the model version before, whose graph of the pool is kept if it still fits.
         is_kept: False for a model that is only measured: it gets no distilled head and no out-of-fold predictions.
         out: Folder that the model version is written to, as a whole or not at all.

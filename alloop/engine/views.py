@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from alloop.config.schema import Augmentation
 from alloop.engine.device import full_float32
 from alloop.engine.trivial_augment import change
 from alloop.models.backbones import RESAMPLING, Backbone, Interpolation, Photo
@@ -105,9 +104,10 @@ def make_views(
     numbers: _Numbers,
     look: Backbone,
     device: torch.device,
-    augment: Augmentation = "crop-flip",
 ) -> UInt8[Tensor, "B 3 S S"]:
-    """Return views of images on the device. The augmentation "trivial" also changes each by `trivial_augment`."""
+    """Return views of images on the device; [0, 3, S, S] of none."""
+    if not images:
+        return torch.empty(0, 3, look.image_size, look.image_size, dtype=torch.uint8, device=device)
     views = choose_views(np.array([image.shape[-2:] for image in images]), numbers)
     crops = [
         image[:, top : top + height, left : left + width]
@@ -116,10 +116,13 @@ def make_views(
     resize = resize_together if device.type == "cuda" else resize_each
     resized = resize(crops, look.image_size, look.interpolation, device)
     mirrored = torch.from_numpy(views.mirrored).to(device, non_blocking=True)
-    shown = torch.where(mirrored[:, None, None, None], resized.flip(3), resized)
-    if augment == "crop-flip":
-        return shown
-    return torch.stack([change(view, row) for view, row in zip(shown, numbers[:, MIRROR + 1 :].tolist(), strict=True)])
+    return torch.where(mirrored[:, None, None, None], resized.flip(3), resized)
+
+
+def change_views(views: UInt8[Tensor, "B 3 S S"], numbers: _Numbers) -> UInt8[Tensor, "B 3 S S"]:
+    """Change each view by one random operation of `trivial_augment`."""
+    rows = numbers[:, MIRROR + 1 :].tolist()
+    return torch.stack([change(view, row) for view, row in zip(views, rows, strict=True)]) if rows else views
 
 
 def resize_each(

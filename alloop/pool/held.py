@@ -54,7 +54,11 @@ class HeldImages:
         return len(self._held)
 
     def read(self, positions: Sequence[int]) -> Iterator[Tensor | None]:
-        """Yield the transformed images in this order, each on the device that holds it; None for unreadable ones."""
+        """Yield the transformed images in this order, each on the device that holds it; None for unreadable ones.
+
+        Args:
+            positions: Places of images, each at most once.
+        """
         decoded = self._decode([position for position in positions if position not in self._held])
         for position in positions:
             if position in self._held:

@@ -1,4 +1,4 @@
-"""Fine-tuning that also learns from unlabeled images, against today's fine-tuning with the same labels.
+"""Fine-tuning that also learns from unlabeled images, against fine-tuning with the same labels only.
 
     ALLOOP_DATA=... OMP_NUM_THREADS=1 python benchmarks/recipe/pseudo_labels.py --work FOLDER
     python benchmarks/recipe/pseudo_labels.py --work FOLDER --tables    # tables of the finished runs; computes nothing
@@ -6,15 +6,15 @@
 A small network trained from scratch on Fashion-MNIST, and EfficientNet-Lite0 on TrashNet at a small size. FOLDER keeps
 images and finished runs; the same command continues after a stop. The arms:
 
-- `today`: `[model] mode = "finetune"` as it is.
-- `longer`: the same, with as many updates as all arms below. What those gain must be more than this.
+- `labels`: fine-tuning that learns from labels only, with the epochs of the scene and a patience of 10 epochs.
+- `longer`: the same, with as many updates as the three arms below. What those gain must be more than this.
 - `hard`, `soft`: pseudo-labels. First, the guarded heads with pool features (docs/methods.md, section 13) predict the
   unlabeled images of the pool. TrashNet: on the features of the published trunk. From scratch there are none, so these
-  heads use the features of the network that `today` has trained. `hard` adds each image whose calibrated probability is
-  at least 0.9, with the predicted class; `soft` adds all unlabeled images, with the probabilities as targets.
-- `consistency`: FixMatch (Sohn et al., NeurIPS 2020). Every update also takes as many unlabeled images as labeled ones,
-  from scratch twice as many: where the network gives a class 0.95 or more in a view, it learns this class in a changed
-  view of the image.
+  heads use the features of the network that `labels` has trained. `hard` adds each image whose calibrated probability
+  is at least 0.9, with the predicted class; `soft` adds all unlabeled images, with the probabilities as targets.
+- `consistency`: `[train] unlabeled = "auto"`, FixMatch. Every update takes unlabeled images, too, as many as labeled
+  ones: where the network gives a class 0.95 or more in a view, it learns this class in a changed copy of the view.
+- `default`: the same with alloop's own number of epochs and patience; `default off`: that without unlabeled images.
 - `guarded heads`: the heads that make the pseudo-labels; not an arm, nothing is fine-tuned on top of them.
 
 All arms use alloop's own code: its loop over epochs, early stopping on a part of the labels, and the temperature that
@@ -42,10 +42,10 @@ from torch import Tensor
 
 from alloop.config.load import set_values, validate_config
 from alloop.config.schema import Config
-from alloop.engine import finetune as tuning
 from alloop.engine.build import build_backbone
 from alloop.engine.classifier import Classifier
 from alloop.engine.finetune import Labeled, Setup
+from alloop.engine.finetune import finetune as plain_finetuning
 from alloop.engine.jobs import ScoreJob, TrainJob, TrainResult
 from alloop.engine.score import run_score
 from alloop.engine.score_file import read_log_probs
@@ -54,7 +54,6 @@ from alloop.engine.train import run_train
 from alloop.files import write_json
 from alloop.losses.mixing import as_soft
 from alloop.pool.cache import FeatureCache
-from alloop.predictive import mean_log_probs
 from alloop.records import ImageRef
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
@@ -62,8 +61,7 @@ import data  # of benchmarks/calibration
 
 N_HOLDOUT = 200
 SURE_ENOUGH = 0.9  # calibrated probability of a hard pseudo-label
-CONSISTENT = 0.95  # probability in a view, from which on a changed view must agree (FixMatch)
-ARMS = ("today", "longer", "hard", "soft", "consistency")
+ARMS = ("labels", "longer", "hard", "soft", "consistency", "default", "default off")
 REFERENCE = "guarded heads"
 METRICS = {"accuracy": (100, 2, "points"), "nll": (1, 3, "nats"), "ece": (100, 2, "points")}
 
@@ -74,12 +72,11 @@ class Scene:
 
     Attributes:
         model: Section [model].
-        train: Section [train] of all arms; its epochs are those of `today`.
+        train: Section [train] of all arms; its epochs are those of `labels`.
         n_labels: Labels, a part of which early stopping watches.
         n_pool: Images of the pool, labeled ones and the holdout among them; None: all that are not measured.
         n_test: Measured images.
-        updates: Updates of all arms but `today`.
-        ratio: Unlabeled images for each labeled image in an update of `consistency`.
+        updates: Updates of `longer`, `hard`, `soft` and `consistency`.
     """
 
     model: dict[str, object]
@@ -88,7 +85,6 @@ class Scene:
     n_pool: int | None
     n_test: int
     updates: int
-    ratio: int
 
     @property
     def is_scratch(self) -> bool:
@@ -99,12 +95,12 @@ SCENES = {
     "fashion-mnist": Scene(
         {"backbone": "scratch:small_network", "weights": "none"},
         {"epochs": 30, "batch_size": 64, "learning_rate": 1e-2},
-        n_labels=300, n_pool=5_000, n_test=4_000, updates=900, ratio=2,
+        n_labels=300, n_pool=5_000, n_test=4_000, updates=900,
     ),
     "trashnet": Scene(
         {"backbone": "backbone:efficientnet_lite0", "weights": "none", "image_size": 64},
         {"epochs": 12},
-        n_labels=300, n_pool=None, n_test=1_000, updates=160, ratio=1,
+        n_labels=300, n_pool=None, n_test=1_000, updates=160,
     ),
 }  # fmt: skip
 
@@ -160,27 +156,25 @@ class Bench:
             cache=cache,
             out=self.folder / name,
             pool=self.images([*parts.holdout, *parts.labeled, *parts.unlabeled]),
+            is_kept=False,
         )
 
     def run(self, arm: str) -> dict[str, object]:
-        """Train and measure one arm."""
+        """Train and measure one arm. "seen" are the images of the pool without a label."""
         started = time.process_time()
         extra, n_extra = contextlib.nullcontext(), 0
         if arm in ("hard", "soft"):
             rows, targets = self._pseudo_labels(arm)
             extra, n_extra = with_pseudo_labels(self.images(rows), targets), len(rows)
-        elif arm == "consistency":
-            unlabeled = Labeled(list(self.images(self.parts.unlabeled)), torch.zeros(len(self.parts.unlabeled)).long())
-            extra = with_consistency(unlabeled, self.scene.ratio)
-        config = set_values(self.config, model={"mode": "finetune"})
-        if arm != "today":
-            epochs = self._epochs(n_extra)
-            config = set_values(config, train={"epochs": epochs, "patience": epochs})
+        config = self._settings(arm, n_extra)
         with extra:
             trained = run_train(self.job(config, arm, self.work / "cache"))
-        found = self._measured(config, trained, arm, self.work / "cache")
+        seconds = time.process_time() - started
+        found = self._measured(config, trained, arm, self.parts.test)
+        seen = self._measured(config, trained, f"{arm} seen", self.parts.unlabeled)
+        found |= {f"seen {name}": value for name, value in seen.items()}
         history = {key: trained.history[key] for key in ("best_epoch", "n_train")}
-        return {**found, **history, "epochs": len(trained.history["epochs"]), "seconds": time.process_time() - started}
+        return {**found, **history, "epochs": len(trained.history["epochs"]), "seconds": seconds}
 
     def guarded(self) -> dict[str, object]:
         """Measure the guarded heads. Their predictions of the unlabeled images stay in a file."""
@@ -196,7 +190,18 @@ class Bench:
         is_sure = unlabeled.max(axis=1) >= math.log(SURE_ENOUGH)
         right = unlabeled.argmax(axis=1) == truth
         about = {"a": a, "b": b, "n_sure": int(is_sure.sum()), "right_if_sure": float(right[is_sure].mean())}
-        return {**self._measured(config, trained, "guarded", cache), **about}
+        return {**self._measured(config, trained, "guarded", self.parts.test, cache), **about}
+
+    def _settings(self, arm: str, n_extra: int) -> Config:
+        if arm.startswith("default"):
+            train: dict[str, object] = {"epochs": None}
+        elif arm == "labels":
+            train = {"patience": 10}
+        else:
+            epochs = self._epochs(n_extra)
+            train = {"epochs": epochs, "patience": epochs}
+        unlabeled = "auto" if arm in ("consistency", "default") else "off"
+        return set_values(self.config, model={"mode": "finetune"}, train={**train, "unlabeled": unlabeled})
 
     def _epochs(self, n_extra: int) -> int:
         share = float(self.config.train.validation_share)
@@ -214,8 +219,8 @@ class Bench:
         return rows, as_soft(classes[sure], len(self.classes))
 
     def _trained_features(self) -> tuple[Config, Path]:
-        """Return settings and cache for the features of the network that `today` has trained."""
-        config = set_values(self.config, model={"mode": "finetune"})
+        """Return settings and cache for the features of the network that `labels` has trained."""
+        config = self._settings("labels", 0)
         files = run_train(self.job(config, "first", self.work / "cache")).files
         model = Classifier.open(files, EngineSettings.of(config), self.work / "cache", None)
         parts = self.parts
@@ -230,9 +235,11 @@ class Bench:
             kept.add(keys, rows.numpy())
         return config, cache
 
-    def _measured(self, config: Config, trained: TrainResult, name: str, cache: Path) -> dict[str, float]:
-        log_probs = self._predicted(config, trained, name, self.parts.test, cache)
-        return measure(log_probs.astype(np.float64), np.array(self.targets)[self.parts.test])
+    def _measured(
+        self, config: Config, trained: TrainResult, name: str, positions: Sequence[int], cache: Path | None = None
+    ) -> dict[str, float]:
+        log_probs = self._predicted(config, trained, name, positions, cache or self.work / "cache")
+        return measure(log_probs.astype(np.float64), np.array(self.targets)[positions])
 
     def _predicted(
         self, config: Config, trained: TrainResult, name: str, positions: Sequence[int], cache: Path
@@ -246,49 +253,14 @@ class Bench:
 @contextlib.contextmanager
 def with_pseudo_labels(images: Sequence[ImageRef], targets: Tensor) -> Iterator[None]:
     """Add images with targets [N, K] to the part that fine-tuning learns from; early stopping does not see them."""
-    plain = tuning.finetune
 
     def more(setup: Setup, train: Labeled, validation: Labeled, *others: object) -> dict[str, object]:
         known = as_soft(train.targets, targets.shape[1]).float()
         whole = Labeled([*train.images, *images], torch.cat([known, targets]))
-        return {**plain(setup, whole, validation, *others), "n_train": len(train)}
+        return {**plain_finetuning(setup, whole, validation, *others), "n_train": len(train)}
 
     with mock.patch("alloop.engine.train.finetune", more):
         yield
-
-
-@contextlib.contextmanager
-def with_consistency(unlabeled: Labeled, ratio: int) -> Iterator[None]:
-    """Add FixMatch's loss to every update: changed views must agree with sure predictions of plain views."""
-    plain = tuning._backward
-    streams: list[Iterator[tuple[Tensor, Tensor]]] = []
-
-    def both(setup: Setup, images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> Tensor:
-        if not streams:
-            streams.append(view_pairs(setup, unlabeled, ratio))
-        loss = plain(setup, images, targets, share, generator)
-        views, changed = next(streams[0])
-        with torch.no_grad():
-            log_probs = mean_log_probs(setup.logits(setup.backbone.normalize(views), generator).log_softmax(dim=-1))
-        confidence, classes = log_probs.max(dim=1)
-        is_sure = (confidence >= math.log(CONSISTENT)).float()
-        wanted = as_soft(classes, log_probs.shape[1]) * is_sure[:, None]  # rows of zeros do not count
-        logits = setup.logits(setup.backbone.normalize(changed), generator)
-        torch.autograd.backward(share * setup.objective(logits, wanted, check=False))
-        return loss
-
-    with mock.patch.object(tuning, "_backward", both):
-        yield
-
-
-def view_pairs(setup: Setup, unlabeled: Labeled, ratio: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a plain view and a changed one of the same unlabeled images, again and again in new orders."""
-    size = ratio * setup.recipe.batch_size
-    recipes = [dataclasses.replace(setup.recipe, augment=name, batch_size=size) for name in ("crop-flip", "trivial")]
-    shown = [tuning._Shown(dataclasses.replace(setup, recipe=recipe), unlabeled) for recipe in recipes]
-    for epoch in itertools.count():
-        for (plain, _), (changed, _) in zip(*(one.batches(epoch) for one in shown), strict=True):
-            yield plain, changed
 
 
 def finished(path: Path, make: Callable[[], dict[str, object]]) -> dict[str, object]:
@@ -301,18 +273,18 @@ def finished(path: Path, make: Callable[[], dict[str, object]]) -> dict[str, obj
 
 
 def tables(lines: Sequence[dict[str, object]]) -> str:
-    """Return a table for each set: means over seeds, and differences to `today` and `longer`, paired by seed."""
+    """Return a table for each set: means over seeds, and differences to `labels` and `longer`, paired by seed."""
     text = []
     for name in dict.fromkeys(str(line["set"]) for line in lines):
         here = [line for line in lines if line["set"] == name]
         found = {arm: {line["seed"]: line for line in here if line["arm"] == arm} for arm in (*ARMS, REFERENCE)}
-        text += [f"\n{name}:\n", "| arm | seeds | accuracy % | NLL | ECE % | − today: accuracy, NLL | − longer | s |"]
+        text += [f"\n{name}:\n", "| arm | seeds | accuracy % | NLL | ECE % | − labels: accuracy, NLL | − longer | s |"]
         text.append("|---" * 8 + "|")
         for arm, runs in found.items():
             if not runs:
                 continue
             means = [f"{scale * _mean(runs, key):.{digits}f}" for key, (scale, digits, _) in METRICS.items()]
-            gaps = [_gap(runs, found[other]) if arm != other else "" for other in ("today", "longer")]
+            gaps = [_gap(runs, found[other]) if arm != other else "" for other in ("labels", "longer")]
             seconds = f"{_mean(runs, 'seconds'):.0f}" if arm in ARMS else ""
             text.append("| " + " | ".join([arm, str(len(runs)), *means, *gaps, seconds]) + " |")
     return "\n".join(text)

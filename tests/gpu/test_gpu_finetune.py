@@ -32,13 +32,13 @@ TRAIN = {"epochs": 2 if REHEARSES else 8, "learning_rate": 0.03, "batch_size": 1
 def _job(toys: Toys, device: torch.device, root: Path, name: str = "model", **settings: object):
     train = {**TRAIN, **settings.pop("train", {})}
     config = toys.config(settings.pop("backbone", "dropping_trunk"), train, mode="finetune", **settings)
-    return toys.train_job(config, device, root / f"cache {name}", root / name)
+    return toys.train_job(config, device, root / f"cache {name}", root / name, pool=toys.images)
 
 
 def _setup(toys: Toys, device: torch.device, backbone: Backbone, n_heads: int = 2, **recipe: object) -> Setup:
     config = toys.config("plain_trunk", TRAIN, mode="finetune")
     heads = MultiHead(backbone.n_features, n_heads, 4, torch.Generator().manual_seed(0))
-    made = dataclasses.replace(build_finetune_recipe(EngineSettings.of(config)), **recipe)
+    made = dataclasses.replace(build_finetune_recipe(EngineSettings.of(config), n_labels=60), **recipe)
     setup = Setup(
         backbone,
         heads,
@@ -91,10 +91,10 @@ def test_autocasts_cache_cuts_no_gradient(toys: Toys, device: torch.device, meas
     backbone = build_backbone(EngineSettings.of(toys.config("plain_trunk", mode="finetune")), search_paths(toys.root))
     setup = _setup(toys, device, backbone, mixing=Mixing("mixup"), dropout=HeadDropout(0.2))
     train = _labeled(toys, slice(0, 16))
-    ((views, targets),) = finetuning._Shown(setup, train).batches(0)
+    (batch,) = finetuning._Shown(setup, train, toys.images[16:32]).batches(0)
 
     finetuning._Watched(setup, train).nll()
-    finetuning._backward(setup, views, targets, 1.0, torch.Generator().manual_seed(0))
+    finetuning._backward(setup, batch, batch, torch.Generator().manual_seed(0))
 
     without = [
         name
@@ -175,8 +175,8 @@ def test_a_step_on_the_device_has_the_cpus_gradient(toys: Toys, device: torch.de
     gradients = []
     for where in (device, CPU):
         setup = _setup(toys, where, load_plain(toys))
-        ((views, targets),) = finetuning._Shown(setup, _labeled(toys, slice(0, 16))).batches(0)
-        finetuning._backward(setup, views, targets, 1.0, torch.Generator())
+        (batch,) = finetuning._Shown(setup, _labeled(toys, slice(0, 16))).batches(0)
+        finetuning._backward(setup, batch, batch, torch.Generator())
         gradients.append(flat_gradient(setup))
 
     measured("relative difference", float((gradients[0] - gradients[1]).norm() / gradients[1].norm()), 0.1)
@@ -221,8 +221,8 @@ def test_no_step_waits_for_the_card(toys: Toys, card: torch.device, measured):
 
     def epoch(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        for views, targets in shown.batches(seed):
-            finetuning._step(setup, optimizer, views, targets, 1, generator)
+        for batch in shown.batches(seed):
+            finetuning._step(setup, optimizer, batch, 1, generator)
             schedule.step()
 
     epoch(0)

@@ -112,7 +112,7 @@ def test_a_step_in_pieces_has_the_same_gradient(
     heads = MultiHead(backbone.n_features, 2, 4, torch.Generator().manual_seed(0))
     objective = Objective(build_loss(EngineSettings.of(config)), None, None, "mean")
     setup = finetuning.Setup(
-        backbone, heads, objective, build_finetune_recipe(EngineSettings.of(config)), hardware(device, BATCH)
+        backbone, heads, objective, build_finetune_recipe(EngineSettings.of(config), BATCH), hardware(device, BATCH)
     )
     setup.keep_gradients(True)
     modules = (backbone.module, heads)
@@ -120,8 +120,11 @@ def test_a_step_in_pieces_has_the_same_gradient(
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     images, targets = pictures(BATCH, backbone.image_size), torch.arange(BATCH) % 4
 
+    monkeypatch.setattr(finetuning, "SURE", 0.1)  # so that every unlabeled image teaches
+
     def work(n: int) -> tuple[Tensor, int]:
-        _, pieces = finetuning._step(setup, optimizer, images[:n], targets[:n], 1, torch.Generator().manual_seed(0))
+        batch = finetuning._Batch(images[:n], targets[:n], images[:n].flip(2), images[:n].flip(3))
+        _, pieces = finetuning._step(setup, optimizer, batch, 1, torch.Generator().manual_seed(0))
         gradient = torch.cat([parameter.grad.double().flatten().cpu() for parameter in parameters])
         optimizer.zero_grad()
         return gradient, pieces

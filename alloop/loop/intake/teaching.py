@@ -1,4 +1,4 @@
-"""The images of the pool that teach features without labels, when a model is trained and when its graph was lost."""
+"""The images of the pool that teach without labels, when a model is trained and when its graph was lost."""
 
 from collections.abc import Callable
 
@@ -14,14 +14,14 @@ from alloop.store.session import reading
 
 
 def list_pool(session: Session, config: Config) -> list[ImageRef]:
-    """List the images that may teach features without labels: all of the pool, near copies once, labeled ones first.
+    """List the images that may teach a new model without labels: all of the pool, near copies once, labeled ones first.
 
-    Images marked as junk are left out.
-    The images of a test set are no part of the pool. Those of a holdout are: their accuracy then says what to expect of
-    the rest of the pool. No label of any image is looked at, but a group of near copies is represented by a labeled
-    image if it has one.
+    Images marked as junk are left out. The images of a test set are no part of the pool. Those of a holdout are: their
+    accuracy then says what to expect of the rest of the pool. No label of any image is looked at, but a group of near
+    copies is represented by a labeled image if it has one.
     """
-    if not _may_teach(config):
+    is_frozen = config.model.mode == "frozen"
+    if (config.model.pool_features if is_frozen else config.train.unlabeled) == "off":
         return []
     splits = find_splits(session)
     left_out = {Split.JUNK} if config.evaluation.test is None else {Split.JUNK, Split.HOLDOUT}
@@ -38,7 +38,8 @@ def list_possible_nodes(session: Session, config: Config) -> list[ImageRef]:
 
     Since the training, an image of the graph may have been marked as junk, or a near copy of it may have got a label.
     """
-    return list_refs(session) if _may_teach(config) else []
+    has_graph = config.model.pool_features != "off" and config.model.mode == "frozen"
+    return list_refs(session) if has_graph else []
 
 
 def node_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]]:
@@ -49,7 +50,3 @@ def node_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]
             return list_possible_nodes(session, config)
 
     return read
-
-
-def _may_teach(config: Config) -> bool:
-    return config.model.pool_features != "off" and config.model.mode != "finetune"

@@ -1,10 +1,13 @@
-"""Finding: what features that the unlabeled pool teaches bring to the newest model, measured on the holdout."""
+"""Finding: what the unlabeled pool teaches the newest model, measured on the holdout where that is possible."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from alloop.loop.stopping import percent
+from alloop.names import count
 from alloop.records import Interval, Split
 from alloop.store.rounds import ModelRecord, find_last_model, find_round_number, list_metrics
 
@@ -25,6 +28,8 @@ class PoolBrings:
     Attributes:
         is_on: False if the model has heads on raw features only; `reason` says why.
         n_nodes: Number of images in the graph of the pool.
+        n_unlabeled: Number of images that taught in fine-tuning without a label.
+        sure: Share of them with a sure class in the epoch that was kept; None if no epoch was better than the start.
         weights: Weights a, b of raw and smoothed heads; None without smoothed heads.
         accuracy, nll: "raw heads", "smoothed heads" and "weighed" → interval; empty without a labeled holdout.
     """
@@ -37,6 +42,8 @@ class PoolBrings:
     accuracy: dict[str, Interval]
     nll: dict[str, Interval]
     says: str
+    n_unlabeled: int = 0
+    sure: float | None = None
 
 
 def find_pool_brings(session: Session, model: ModelRecord | None = None) -> PoolBrings | None:
@@ -61,12 +68,27 @@ def find_pool_brings(session: Session, model: ModelRecord | None = None) -> Pool
         accuracy={name: found["accuracy"] for name, found in metrics.items()} if is_measured else {},
         nll={name: found["nll"] for name, found in metrics.items()} if is_measured else {},
         says="",
+        **_fine_tuning(model.history),
     )
     return dataclasses.replace(found, says=describe(found))
 
 
+def _fine_tuning(history: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what unlabeled images taught in fine-tuning, in an ensemble to its first network."""
+    first = history.get("networks", [history])[0]
+    if not first.get("n_unlabeled"):
+        return {}
+    kept = first["best_epoch"]
+    return {"n_unlabeled": first["n_unlabeled"], "sure": first["epochs"][kept - 1]["sure"] if kept else None}
+
+
 def describe(found: PoolBrings) -> str:
     """Describe the finding in sentences."""
+    if found.n_unlabeled:
+        words = f"Fine-tuning also learns from {count(found.n_unlabeled, 'image')} without a label."
+        if found.sure is None:
+            return f"{words} No epoch was better than the untrained trunk, which is kept."
+        return f"{words} In the epoch that is kept, the network was sure of {100 * found.sure:.0f} % of those shown."
     if not found.is_on:
         return f"The model does not see features that are averaged over similar images of the pool: {found.reason}."
     words = (

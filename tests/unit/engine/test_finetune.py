@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from alloop.composition import LOSSES
 from alloop.config.schema import TrainConfig
 from alloop.engine import finetune as finetuning
 from alloop.engine import train as training
@@ -112,8 +113,10 @@ def test_a_model_depends_neither_on_processes_nor_on_room_in_memory(toys, monkey
         assert all(torch.equal(tensor, other[name]) for name, tensor in trunks[0].items())
 
 
-def test_fine_tuning_decodes_an_image_once(toys, monkeypatch):
-    job = _job(toys, epochs=3)
+@pytest.mark.parametrize("n_unlabeled", [0, 15])
+def test_fine_tuning_decodes_an_image_once(toys, monkeypatch, n_unlabeled):
+    unlabeled = toys.images[75 : 75 + n_unlabeled]  # fewer than the training part, so that each is drawn
+    job = dataclasses.replace(_job(toys, epochs=3), pool=(*toys.images[:45], *unlabeled))
     run_train(job)  # features of the untrained trunk are in the cache from here on
     decoded, photo = [], dataset.Photo
     monkeypatch.setattr(dataset, "Photo", lambda ref: decoded.append(ref.image_id) or photo(ref))
@@ -121,7 +124,7 @@ def test_fine_tuning_decodes_an_image_once(toys, monkeypatch):
     result = run_train(dataclasses.replace(job, out=toys.root / "again"))
 
     assert len(result.history["epochs"]) == 3
-    assert sorted(decoded) == sorted(image.image_id for image in (*job.images, *job.holdout))
+    assert sorted(decoded) == sorted(image.image_id for image in (*job.images, *job.holdout, *unlabeled))
 
 
 def test_the_holdout_takes_no_part_in_training(toys):
@@ -175,8 +178,11 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toys, monkeypatch)
     assert not (toys.root / "runs" / "model").exists()
 
 
-def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeypatch, caplog):
-    whole = run_train(_job(toys, epochs=1))
+@pytest.mark.parametrize("n_pool", [0, 90])
+def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeypatch, caplog, n_pool):
+    monkeypatch.setattr(finetuning, "SURE", 0.5)
+    pool = toys.images[:n_pool]
+    whole = run_train(dataclasses.replace(_job(toys, epochs=1), pool=pool))
     logits = finetuning.Setup.logits
 
     def short_of_memory(setup, images, generator):
@@ -186,7 +192,7 @@ def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeyp
 
     monkeypatch.setattr(finetuning.Setup, "logits", short_of_memory)
 
-    pieces = run_train(dataclasses.replace(_job(toys, epochs=1), out=toys.root / "pieces"))
+    pieces = run_train(dataclasses.replace(_job(toys, epochs=1), out=toys.root / "pieces", pool=pool))
 
     assert "a batch of 16 images is now taken in 2 pieces" in caplog.text
     ours, theirs = (load_model(result.files).trunk for result in (whole, pieces))
@@ -290,7 +296,7 @@ def test_a_last_batch_of_one_image_has_no_statistics_and_is_trained_on_all_the_s
     norms = settle_statistics(backbone, train.images, hardware)
     objective = Objective(build_loss(EngineSettings.of(config)), None, None, "mean")
     setup = finetuning.Setup(
-        backbone, MultiHead(4, 1, 3), objective, build_finetune_recipe(EngineSettings.of(config)), hardware, norms
+        backbone, MultiHead(4, 1, 3), objective, build_finetune_recipe(EngineSettings.of(config), 9), hardware, norms
     )
 
     history = finetuning.finetune(setup, train, train.take([]), 0, silent)
@@ -310,3 +316,134 @@ def test_each_class_gives_its_share_to_validation_and_never_its_last_image(toys)
     together = {image.sha256 for image in (*train.images, *validation.images)}
     assert len(together) == 31
     assert split_stratified(labeled, 0.2, seed=0)[1].images == validation.images
+
+
+def _pooled(toys, **train: object):
+    """A job whose pool holds all images, of which 45 teach with their labels."""
+    return dataclasses.replace(_job(toys, **train), pool=toys.images)
+
+
+def test_unlabeled_images_change_the_network_and_off_leaves_them_out(toys):
+    without = run_train(_job(toys))
+    taught = run_train(dataclasses.replace(_pooled(toys), out=toys.root / "taught"))
+    off = run_train(dataclasses.replace(_pooled(toys, unlabeled="off"), out=toys.root / "off"))
+
+    first, second, third = (load_model(result.files).trunk for result in (without, taught, off))
+    assert all(torch.equal(tensor, third[name]) for name, tensor in first.items())
+    assert not all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert (taught.history["n_unlabeled"], off.history["n_unlabeled"]) == (45, 0)
+    assert all(0 < epoch["sure"] <= 1 for epoch in taught.history["epochs"])
+    assert all("sure" not in epoch for epoch in off.history["epochs"])
+
+
+def test_an_image_teaches_with_its_label_or_without_and_order_does_not_matter(toys, monkeypatch):
+    given = []
+
+    def listen(*arguments):
+        given.append(arguments[-1])
+        return finetuning.finetune(*arguments)
+
+    monkeypatch.setattr(training, "finetune", listen)
+    first = run_train(_pooled(toys, epochs=1))
+    again = dataclasses.replace(_pooled(toys, epochs=1), pool=toys.images[::-1], out=toys.root / "again")
+    second = run_train(again)
+
+    assert first.files.sha256 == second.files.sha256
+    assert given[0] == given[1] == sorted(toys.images[45:], key=lambda image: image.key)
+
+
+def test_a_view_with_a_sure_class_teaches_its_changed_copy_and_an_unsure_one_nothing(toys):
+    """Images of one pixel; the logits are the red value and 0. Of the values 0, 4 and 2, σ is 0.5, 0.982 and 0.881."""
+    setup = _flat_setup(toys, image_size=1)
+    heads = setup.heads
+    heads.weight.data[:] = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    plain, changed = (_red(values) for values in ([0, 4, 2], [1, 3, 5]))
+    batch = finetuning._Batch(_red([]), torch.empty(0, dtype=torch.int64), plain, changed)
+
+    sure = finetuning._learn_to_agree(setup, batch, 0.5, torch.Generator())
+
+    slope = 0.5 / 3 * (torch.tensor(3.0).sigmoid() - 1) * 3  # of -log σ(3) by the weight, in the mean of three images
+    expected = torch.zeros(1, 2, 3)
+    expected[0, :, 0] = torch.stack([slope, -slope])
+    torch.testing.assert_close(heads.weight.grad, expected)
+    assert sure.item() == pytest.approx(1 / 3)
+
+
+def _flat_setup(toys, image_size: int) -> finetuning.Setup:
+    """A trunk that returns the values of its pixels, from 0 to 255, and one head for two classes."""
+    settings, n = EngineSettings.of(_config(toys)), 3 * image_size**2
+    unit = (1 / 255,) * 3
+    look = Backbone(nn.Flatten(), n_features=n, image_size=image_size, mean=(0.0, 0.0, 0.0), std=unit)
+    objective, hardware = Objective(build_loss(settings), None, None, "mean"), build_hardware(settings, "cpu")
+    return finetuning.Setup(look, MultiHead(n, 1, 2), objective, build_finetune_recipe(settings, 9), hardware)
+
+
+def _red(values: list[int]) -> torch.Tensor:
+    images = torch.zeros(len(values), 3, 1, 1, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(values, dtype=torch.uint8)
+    return images
+
+
+@pytest.mark.parametrize(("n_pool", "sizes"), [(0, [0, 0, 0]), (2, [1, 1, 0]), (20, [7, 7, 6]), (45, [15, 15, 15])])
+def test_each_batch_has_its_share_of_unlabeled_images_and_none_is_shown_twice(toys, n_pool, sizes):
+    labeled = Labeled(list(toys.images[:45]), torch.arange(45))
+    shown = finetuning._Shown(_flat_setup(toys, image_size=16), labeled, toys.images[45 : 45 + n_pool])
+
+    epoch, again, other = (list(shown.batches(seed)) for seed in (0, 0, 1))
+
+    assert [len(batch.views) for batch in epoch] == [16, 16, 13]
+    assert sorted(torch.cat([batch.targets for batch in epoch]).tolist()) == list(range(45))
+    assert [len(batch.plain) for batch in epoch] == [len(batch.changed) for batch in epoch] == sizes
+    plain, same, new = (torch.cat([batch.plain for batch in batches]) for batches in (epoch, again, other))
+    assert len(plain.flatten(1).unique(dim=0)) == n_pool
+    assert torch.equal(plain, same)
+    assert n_pool == 0 or not torch.equal(plain, new)
+
+
+def test_more_unlabeled_images_than_labeled_ones_are_drawn_anew_in_each_epoch(toys):
+    labeled = Labeled(list(toys.images[:9]), torch.zeros(9).long())
+    shown = finetuning._Shown(_flat_setup(toys, image_size=16), labeled, toys.images[9:])
+
+    drawn = [torch.cat([batch.plain for batch in shown.batches(seed)]) for seed in (0, 1)]
+
+    assert [len(views) for views in drawn] == [9, 9]
+    assert shown._held.n_held > 9 + 9
+
+
+def test_an_unlabeled_image_that_cannot_be_read_is_left_out(toys):
+    broken = dataclasses.replace(toys.images[80], path=str(toys.root / "gone.png"))
+    pool = tuple(broken if image.image_id == broken.image_id else image for image in toys.images[75:])
+
+    with_gap = run_train(dataclasses.replace(_job(toys, epochs=1), pool=pool))
+    without = run_train(dataclasses.replace(_job(toys, epochs=1), pool=(broken,), out=toys.root / "without"))
+
+    assert with_gap.failed == without.failed == ()
+    assert with_gap.history["epochs"][0]["sure"] > 0
+    assert without.history["epochs"][0]["sure"] == 0
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_unlabeled_images_go_with_every_loss(toys, loss):
+    result = run_train(_pooled(toys, epochs=1, loss=loss, batch_size=32))
+
+    assert math.isfinite(result.history["epochs"][0]["loss"])
+    assert result.history["epochs"][0]["sure"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "train", "epochs", "patience"),
+    [
+        (255, {}, 80, 80),  # 8 updates an epoch
+        (20, {}, 640, 640),  # 1
+        (1600, {}, 40, 13),  # 50
+        (3200, {}, 40, 10),  # 100
+        (255, {"batch_size": 64}, 160, 160),  # 4
+        (255, {"epochs": 12, "patience": 3}, 12, 3),
+    ],
+)
+def test_few_labels_get_more_epochs_since_an_epoch_has_few_updates(toys, n_labels, train, epochs, patience):
+    settings = EngineSettings.of(toys.config(toys.trunk, TrainConfig(**train), mode="finetune", weights="none"))
+
+    recipe = build_finetune_recipe(settings, n_labels)
+
+    assert (recipe.epochs, recipe.patience) == (epochs, patience)

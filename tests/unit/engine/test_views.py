@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from alloop.engine.views import (
     WIDEST,
+    change_views,
     choose_views,
     draw_numbers,
     make_views,
@@ -71,9 +72,9 @@ def test_trivial_changes_views_and_they_still_depend_on_content_and_seed_only():
     images, numbers = _images(), draw_numbers([f"image {number}" for number in range(10)], 5)
     plain = make_views(images, numbers, _look(), CPU)
 
-    views = make_views(images, numbers, _look(), CPU, "trivial")
+    views = change_views(plain, numbers)
 
-    alone = [make_views([image], numbers[[row]], _look(), CPU, "trivial")[0] for row, image in enumerate(images)]
+    alone = [change_views(plain[[row]], numbers[[row]])[0] for row in range(len(images))]
     assert torch.equal(views, torch.stack(alone))
     assert sum(not torch.equal(one, other) for one, other in zip(plain, views, strict=True)) >= 5
 

@@ -9,7 +9,7 @@ from factories import CLASSES, NOW, add_pool_image, make_config
 from sqlalchemy.orm import Session
 
 from alloop.evaluation.measures import TASKS as MEASURES
-from alloop.loop.intake.teaching import list_pool
+from alloop.loop.intake.teaching import list_pool, list_possible_nodes
 from alloop.loop.measuring.measure import measure_heads
 from alloop.loop.measuring.pool_brings import RAW_HEADS, SMOOTHED_HEADS, find_pool_brings
 from alloop.project import Project
@@ -86,6 +86,27 @@ def test_the_sentence_says_why_nothing_is_taught(project):
         )
 
 
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        (2, "In the epoch that is kept, the network was sure of 71 % of those shown."),
+        (0, "No epoch was better than the untrained trunk, which is kept."),
+    ],
+)
+@pytest.mark.parametrize("is_ensemble", [False, True])
+def test_the_sentence_about_fine_tuning_says_how_many_images_taught(project, kept, says, is_ensemble):
+    epochs = [{"loss": 1.0, "sure": 0.4}, {"loss": 0.5, "sure": 0.712}]
+    tuned = {"n_unlabeled": 4700, "best_epoch": kept, "epochs": epochs}
+    about = {"pool_features": {"is_on": False, "reason": "a trunk that is trained"}}
+    with transaction(project.database) as session:
+        _add_model(session, about | ({"networks": [tuned, {}]} if is_ensemble else tuned))
+
+    with reading(project.database) as session:
+        found = find_pool_brings(session)
+
+    assert found.says == f"Fine-tuning also learns from 4,700 images without a label. {says}"
+
+
 def test_models_of_an_older_alloop_say_nothing(project):
     with reading(project.database) as session:
         assert find_pool_brings(session) is None
@@ -122,12 +143,17 @@ def test_every_image_but_those_of_a_test_set_teaches_near_copies_once(project):
     with reading(project.database) as session:
         drawn = {ref.image_id for ref in list_pool(session, project.config)}
         named = {ref.image_id for ref in list_pool(session, with_test)}
-        assert list_pool(session, make_config(model={"pool_features": "off"})) == []
-        assert list_pool(session, make_config(model={"mode": "finetune"})) == []
+        tuned = {ref.image_id for ref in list_pool(session, make_config(model={"mode": "finetune"}))}
+        both = (list_pool, list_possible_nodes)
+        assert all(listed(session, make_config(model={"pool_features": "off"})) == [] for listed in both)
+        assert list_possible_nodes(session, make_config(model={"mode": "finetune"})) == []
+        off = make_config(model={"mode": "finetune"}, train={"unlabeled": "off"})
+        assert list_pool(session, off) == []
 
     assert len(drawn) == 5
     assert len(drawn & {ids[3], ids[4]}) == 1
     assert named == drawn - {ids[0], ids[1]}
+    assert tuned == drawn
 
 
 @pytest.mark.parametrize(
