@@ -19,6 +19,7 @@ from alloop.engine.calibrate import apply_calibration
 from alloop.engine.device import choose_device, has_bfloat16
 from alloop.engine.features import (
     Failed,
+    Preparation,
     depth_of_all,
     ensure_features,
     features_of,
@@ -315,7 +316,7 @@ class Classifier:
         """Outputs of heads on a published trunk, from features that are cached, or computed and not kept."""
         if refs:
             features, places, failed = look_up_features(
-                refs, self._features, self.backbone, self._hardware, self._cache, say
+                refs, self._features, self.backbone, self._hardware, self._preparation, say
             )
             read = [refs[place] for place in places]
             yield self._of_heads(self._published_heads, read, failed, features, self._kept_links)
@@ -417,6 +418,11 @@ class Classifier:
     @functools.cached_property
     def _features(self) -> CachedFeatures:
         return open_features(self._cache, self._fingerprint_now)
+
+    @functools.cached_property
+    def _preparation(self) -> Preparation:
+        """Preparation of the published trunk."""
+        return Preparation(self._hardware, self._cache)
 
     @functools.cached_property
     def _fingerprint(self) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alloop.engine.build import Hardware, build_backbone, build_hardware, search_paths
@@ -20,7 +20,7 @@ from alloop.engine.device import explained_shortage
 from alloop.engine.jobs import FeatureJob, FeatureResult
 from alloop.engine.onnx_trunk import prepare_with_onnx
 from alloop.engine.trunk_passes import Failed as Failed
-from alloop.engine.trunk_passes import Passed, Prepare, pass_trunks, prepare_trunk
+from alloop.engine.trunk_passes import Passed, Prepare, Trunk, pass_trunks, prepare_trunk
 from alloop.errors import ModelError
 from alloop.models.backbones import Backbone, side_by_side
 from alloop.models.given import Given
@@ -58,6 +58,30 @@ def count_features(job: FeatureJob) -> int:
     return build_backbone(job.settings, search_paths(job.cache)).n_features
 
 
+class Preparation:
+    """Brings published trunks to the device. A trunk that ONNX Runtime runs is opened and compared with PyTorch once.
+
+    The weights of the trunks must stay as they are.
+    """
+
+    def __init__(self, hardware: Hardware, cache: Path) -> None:
+        """`cache` is the folder of all feature caches."""
+        self._has_onnx, self._folder = hardware.has_onnx, cache / "trunks"
+        self._opened: dict[nn.Module, Trunk] = {}
+
+    def of(self, n_images: int) -> Prepare:
+        """Return the function that prepares a trunk for a number of images."""
+        return functools.partial(self._prepare, n_images=n_images) if self._has_onnx else prepare_trunk
+
+    def _prepare(self, backbone: Backbone, device: torch.device, n_images: int) -> Trunk:
+        if backbone.module in self._opened:
+            return self._opened[backbone.module]
+        trunk = prepare_with_onnx(backbone, device, self._folder, n_images)
+        if trunk.module is not backbone.module:
+            self._opened[backbone.module] = trunk
+        return trunk
+
+
 def ensure_features(
     images: Sequence[ImageRef], backbone: Backbone, cache: Path, hardware: Hardware, progress: Progress = silent
 ) -> tuple[CachedFeatures, Failed]:
@@ -83,13 +107,13 @@ def ensure_features(
             "Give the features again.",
         )
     _say_computed_again(todo, parts, blocks)
-    failed: dict[str, str] = {}
+    failed, preparation = dict[str, str](), Preparation(hardware, cache)
     done, total = 0, sum(map(len, todo.values()))
     for wanted, refs in todo.items():
         used = [parts[number] for number in wanted]
         with contextlib.ExitStack() as stack:
             shards = [stack.enter_context(Shards(blocks[number])) for number in wanted]
-            batches, prepare = _load(refs, side_by_side(used), hardware), preparation(hardware, cache, len(refs))
+            batches, prepare = _load(refs, side_by_side(used), hardware), preparation.of(len(refs))
             for passed in pass_trunks(batches, used, hardware, prepare=prepare):
                 for each, rows in zip(shards, passed.rows, strict=True):
                     each.add([refs[position].key for position in passed.positions], rows)
@@ -138,7 +162,7 @@ def look_up_features(
     cache: CachedFeatures,
     backbone: Backbone,
     hardware: Hardware,
-    folder: Path,
+    preparation: Preparation,
     say: Callable[[int], None],
 ) -> tuple[Tensor, list[int], Failed]:
     """Features [N, D] of the images that could be read, from the cache or computed now, and none is added to it.
@@ -148,7 +172,7 @@ def look_up_features(
         cache: Cached features.
         backbone: Trunk of the features that the cache lacks.
         hardware: Place and manner in which it runs.
-        folder: Folder of all feature caches.
+        preparation: Brings the trunk to its device.
         say: Function that receives the number of images done.
 
     Returns:
@@ -167,8 +191,8 @@ def look_up_features(
         )
     parts = [torch.from_numpy(cache.take([images[position].key for position in known]))]
     places, failed = list(known), list[tuple[int, str]]()
-    prepare = preparation(hardware, folder, len(todo))
-    for passed in trunk_batches([images[position] for position in todo], backbone, hardware, prepare):
+    wanted = [images[position] for position in todo]
+    for passed in trunk_batches(wanted, backbone, hardware, preparation.of(len(todo))):
         places += [todo[position] for position in passed.positions]
         failed += passed.failed
         parts.append(features_of(passed))
@@ -187,13 +211,6 @@ def trunk_batches(
 ) -> Iterator[Passed]:
     """Run images through the trunk, or its trunks side by side, in the order given. Memory is O(block)."""
     yield from pass_trunks(_load(images, backbone, hardware), backbone.alone, hardware, prepare=prepare)
-
-
-def preparation(hardware: Hardware, folder: Path, n_images: int) -> Prepare:
-    """Return the function that brings published trunks to the device, for a number of images."""
-    if not hardware.has_onnx:
-        return prepare_trunk
-    return functools.partial(prepare_with_onnx, folder=folder / "trunks", n_images=n_images)
 
 
 def features_of(passed: Passed) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from alloop.engine.build import build_backbone, build_hardware, search_paths
 from alloop.engine.cached_features import open_alone
 from alloop.engine.device import explained_shortage
-from alloop.engine.features import Shards, ensure_features, preparation, travel_size
+from alloop.engine.features import Preparation, Shards, ensure_features, travel_size
 from alloop.engine.settings import EngineSettings
 from alloop.engine.trunk_passes import Failed, pass_trunks
 from alloop.errors import ModelError
@@ -76,7 +76,7 @@ class FirstReading:
         done = 0
         waiting: deque[Inspected] = deque()
         keys: dict[int, str] = {}
-        prepare = preparation(self._hardware, self._folder, n_files)
+        prepare = Preparation(self._hardware, self._folder).of(n_files)
         with explained_shortage(), contextlib.ExitStack() as stack:
             shards = [stack.enter_context(Shards(block)) for block in self._blocks]
             batches = self._batches(found, waiting, keys)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from alloop.engine.build import Hardware
 from alloop.engine.cached_features import CachedFeatures, open_features
-from alloop.engine.features import ensure_features, look_up_features
+from alloop.engine.features import Preparation, ensure_features, look_up_features
 from alloop.engine.jobs import TrainJob
 from alloop.engine.settings import EngineSettings
 from alloop.errors import ModelError, WorkspaceError
@@ -235,7 +235,7 @@ def _fit_in_memory(
     def say(done: int) -> None:
         progress("features", done, len(todo))
 
-    computed, places, _ = look_up_features(todo, cached, backbone, hardware, cache, say)
+    computed, places, _ = look_up_features(todo, cached, backbone, hardware, Preparation(hardware, cache), say)
     rows = dict(zip((todo[place].key for place in places), computed, strict=True))
     if lacking - rows.keys():
         return None

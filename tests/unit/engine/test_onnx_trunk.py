@@ -192,9 +192,12 @@ def test_images_outside_the_cache_use_the_file_too(toys, monkeypatch):
         onnx_trunk._OnnxModule, "forward", lambda self, images: (ran.append(len(images)), forward(self, images))[1]
     )
 
+    preparation = features.Preparation(hardware, toys.root / "cache")
     rows, places, failed = features.look_up_features(
-        toys.images[:10], cache, backbone, hardware, toys.root / "cache", lambda n: None
+        toys.images[:10], cache, backbone, hardware, preparation, lambda n: None
     )
 
     assert rows.shape == (10, 8) and places == list(range(10)) and failed == ()
     assert sum(ran) == 10 + 3  # three random images compare the engines first
+    features.look_up_features(toys.images[10:14], cache, backbone, hardware, preparation, lambda n: None)
+    assert sum(ran) == 10 + 3 + 4  # and not again
