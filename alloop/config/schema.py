@@ -269,10 +269,10 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     loss_scale: Literal["mean", "sum"] = "mean"  # mean: the multi-head loss is divided by M + 1
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # finetune mode only: share of the training labels
-    # finetune mode only: epochs without a better validation NLL before training stops; None: 10, or so many that there
-    # are 640 updates
+    # finetune mode only: epochs without a better validation NLL before training stops; None: 10, or with few labels so
+    # many that there are 640 updates
     patience: PositiveInt | None = None
-    # finetune mode only. auto: images of the pool without a label teach, too; off: labels only, in a third of the time
+    # finetune mode only. auto: images of the pool without a label teach, too; off: labels only, 2 to 4 times as fast
     unlabeled: Literal["auto", "off"] = "auto"
     # Number of processes that decode images. auto: the cores that alloop may use, or fewer if memory is short.
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -158,23 +158,24 @@ def build_head_recipe(settings: EngineSettings, *, is_smoothed: bool = False) ->
     )
 
 
-def build_finetune_recipe(settings: EngineSettings, n_labels: int) -> FinetuneRecipe:
+def build_finetune_recipe(settings: EngineSettings, n_labels: int, *, is_watched: bool = True) -> FinetuneRecipe:
     """Return the recipe for finetune mode. With few labels there are more epochs, and training does not stop early.
 
     Args:
         settings: Settings of the engine.
         n_labels: Number of labeled images that are learned from.
+        is_watched: False without a validation part. The last epoch is kept then, so training is not made longer.
     """
     train = settings.train
     batch_size = train.batch_size or 32
-    n_batches = max(1, math.ceil(n_labels / batch_size))
+    epochs_needed = math.ceil(UPDATES / max(1, math.ceil(n_labels / batch_size))) if is_watched else 0
     return FinetuneRecipe(
-        epochs=train.epochs or max(EPOCHS, math.ceil(UPDATES / n_batches)),
+        epochs=train.epochs or max(EPOCHS, epochs_needed),
         batch_size=batch_size,
         learning_rate=train.learning_rate or 1e-3,
         weight_decay=0.01 if train.weight_decay is None else train.weight_decay,
         loss_scale=train.loss_scale,
-        patience=train.patience or max(PATIENCE, math.ceil(UPDATES / n_batches)),
+        patience=train.patience or max(PATIENCE, epochs_needed),
         augment=train.augment,
         mixing=build_mixing(settings),
         dropout=build_dropout(settings),

@@ -363,24 +363,28 @@ def _train_epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     seed: int,
 ) -> dict[str, float]:
-    """One pass over the training part. Returns what is recorded of it, means over its batches.
+    """One pass over the training part. Returns the mean loss of its batches.
+
+    With unlabeled images, it also returns the share of those shown that have a sure class.
 
     The host waits for the device only at the end.
 
     Raises:
         ModelError: A loss or a logit was not finite.
     """
-    found, pieces = [], 1
+    found, n_plain, pieces = [], 0, 1
     generator = torch.Generator().manual_seed(derive_seed(seed, "mixing and dropout"))
     setup.learn()
     for batch in shown.batches(seed):
         values, pieces = _step(setup, optimizer, batch, pieces, generator)
         schedule.step()
         found.append(values)
-    loss, sure = torch.stack(found).mean(dim=0).tolist() if found else (0.0, 0.0)
-    if not math.isfinite(loss):
+        n_plain += len(batch.plain)
+    total, n_sure = torch.stack(found).sum(dim=0).tolist() if found else (0.0, 0.0)
+    if not math.isfinite(total):
         raise _diverged()
-    return {"loss": loss, "sure": sure} if shown.has_unlabeled else {"loss": loss}
+    record = {"loss": total / max(1, len(found))}
+    return {**record, "sure": n_sure / max(1, n_plain)} if shown.has_unlabeled else record
 
 
 def _step(
@@ -391,14 +395,14 @@ def _step(
     Mixing, MMCE and DCA treat each piece as a batch of its own.
 
     Returns:
-        The loss of the labeled images and the share of unlabeled images with a sure class, [2], and the number of
+        The loss of the labeled images and the number of unlabeled images with a sure class, [2], and the number of
         pieces. The loss stays on the device; it is nan if a logit was not finite.
     """
-    n = len(batch.views)
+    n = max(len(batch.views), len(batch.plain))
     while True:
         optimizer.zero_grad()
         try:
-            parts = [_backward(setup, part, batch, generator) for part in batch.pieces(pieces) if len(part.views)]
+            parts = [_backward(setup, part, batch, generator) for part in batch.pieces(pieces)]
             break
         except RuntimeError as error:
             if not may_fit_smaller(error) or pieces >= n:
@@ -413,21 +417,30 @@ def _step(
 
 
 def _backward(setup: Setup, part: _Batch, whole: _Batch, generator: torch.Generator) -> Tensor:
-    """Add the gradients of a part of a batch, and return the part's share of what `_step` returns."""
+    """Add the gradients of a part of a batch, and return the part's share of what `_step` returns.
+
+    A part of a small batch may have images of one kind only.
+    """
+    loss = n_sure = torch.zeros((), device=setup.hardware.device)
+    if len(part.views):
+        loss = _learn_labels(setup, part, len(part.views) / len(whole.views), generator)
+    if len(part.plain):
+        n_sure = _learn_to_agree(setup, part, len(part.plain) / len(whole.plain), generator)
+    return torch.stack([loss, n_sure])
+
+
+def _learn_labels(setup: Setup, part: _Batch, share: float, generator: torch.Generator) -> Tensor:
+    """Add the gradients of the loss of labeled images, times `share`, and return that; nan if a logit is not finite."""
     setup.learn_statistics(len(part.views))
     prepared, labels = setup.prepare(part.views, part.targets, generator)
     logits = setup.logits(prepared, generator)
-    loss = len(part.views) / len(whole.views) * setup.objective(logits, labels, check=False)
+    loss = share * setup.objective(logits, labels, check=False)
     torch.autograd.backward(loss)
-    checked = torch.where(torch.isfinite(logits).all(), loss.detach(), math.nan)
-    if not len(part.plain):
-        return torch.stack([checked, torch.zeros_like(checked)])
-    share = len(part.plain) / len(whole.plain)
-    return torch.stack([checked, share * _learn_to_agree(setup, part, share, generator)])
+    return torch.where(torch.isfinite(logits).all(), loss.detach(), math.nan)
 
 
 def _learn_to_agree(setup: Setup, part: _Batch, share: float, generator: torch.Generator) -> Tensor:
-    """Add the gradients of FixMatch's loss, times `share`. Return the share of images with a sure class.
+    """Add the gradients of FixMatch's loss, times `share`. Return the number of images with a sure class.
 
     Where p̄ of a class is at least `SURE` in the plain view, the loss is the cross-entropy of this class in the changed
     view. The others count as 0 in the mean. The plain views get no gradient.
@@ -442,7 +455,7 @@ def _learn_to_agree(setup: Setup, part: _Batch, share: float, generator: torch.G
     changed = log_probs_of(setup.logits(setup.normalized(part.changed), generator))
     weights, scale = setup.objective.head_weights, setup.objective.loss_scale
     torch.autograd.backward(share * multi_head_loss(changed, wanted, weights, loss_scale=scale))
-    return is_sure.mean()
+    return is_sure.sum()
 
 
 def _diverged() -> ModelError:

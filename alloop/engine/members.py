@@ -132,4 +132,5 @@ def _key(job: TrainJob, graph: Mapping[str, object]) -> str:
     lines += [repr(job.classes), repr(job.head_classes), json.dumps(graph, sort_keys=True)]
     for use, images, targets in uses:
         lines += sorted(f"{use} {ref.key} {target}" for ref, target in zip(images, targets, strict=True))
+    lines += [f"unlabeled {ref.key}" for ref in job.list_unlabeled()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

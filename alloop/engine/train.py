@@ -229,11 +229,11 @@ def _finetune(
     images, targets = _sorted_by_content(job.images, job.targets)
     images, labels = _readable(images, targets, probe.failed, _coding(job))
     train, validation = _parts(job, seed, images, labels)
-    recipe = build_finetune_recipe(job.settings, len(train))
+    recipe = build_finetune_recipe(job.settings, len(train), is_watched=len(validation) > 0)
     objective = _objective(job, specialties, train.targets)
     heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
     setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware, new_norms)
-    history = finetune(setup, train, validation, tuning, progress, _unlabeled(job))
+    history = finetune(setup, train, validation, tuning, progress, job.list_unlabeled())
     features, positions, failed = trunk_features(backbone, job.holdout, hardware)
     read = [job.holdout[position] for position in positions]
     return Fitted(
@@ -243,14 +243,6 @@ def _finetune(
         history={**probe.history, "mode": "finetune", **history},
         failed=tuple(dict.fromkeys((*probe.failed, *failed))),
     )
-
-
-def _unlabeled(job: TrainJob) -> list[ImageRef]:
-    """Return the images that teach without a label: those of the pool whose labels are not learned."""
-    if job.settings.train.unlabeled == "off":
-        return []
-    known = {ref.key for ref in job.images}
-    return sorted((ref for ref in job.pool if ref.key not in known), key=lambda ref: ref.key)
 
 
 def _parts(job: TrainJob, seed: int, images: list[ImageRef], labels: Tensor) -> tuple[Labeled, Labeled]:

@@ -366,7 +366,34 @@ def test_a_view_with_a_sure_class_teaches_its_changed_copy_and_an_unsure_one_not
     expected = torch.zeros(1, 2, 3)
     expected[0, :, 0] = torch.stack([slope, -slope])
     torch.testing.assert_close(heads.weight.grad, expected)
-    assert sure.item() == pytest.approx(1 / 3)
+    assert sure.item() == 1
+
+
+@pytest.mark.parametrize(("n_views", "n_plain"), [(1, 8), (8, 1)])
+def test_every_image_of_a_small_batch_in_pieces_teaches(toys, n_views, n_plain, monkeypatch):
+    """The number of pieces comes from an earlier, larger batch, so that some pieces have images of one kind only."""
+    monkeypatch.setattr(finetuning, "SURE", 1e-9)
+    values = torch.arange(n_views + n_plain).tolist()
+    plain = _red(values[n_views:])
+    batch = finetuning._Batch(_red(values[:n_views]), torch.zeros(n_views, dtype=torch.int64), plain, plain)
+    found = []
+    for pieces in (1, 4):
+        setup = _flat_setup(toys, image_size=1)
+        setup.heads.weight.data.zero_()
+        values, _ = finetuning._step(setup, torch.optim.SGD([setup.heads.weight]), batch, pieces, torch.Generator())
+        found.append((values, setup.heads.weight.grad))
+
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][0][1] == n_plain
+
+
+def test_the_share_of_sure_images_is_of_those_shown(toys, monkeypatch):
+    """Two unlabeled images in three batches: the last batch shows none."""
+    monkeypatch.setattr(finetuning, "SURE", 1e-9)
+
+    result = run_train(dataclasses.replace(_job(toys, epochs=1), pool=toys.images[75:77]))
+
+    assert result.history["epochs"][0]["sure"] == 1
 
 
 def _flat_setup(toys, image_size: int) -> finetuning.Setup:
@@ -447,3 +474,13 @@ def test_few_labels_get_more_epochs_since_an_epoch_has_few_updates(toys, n_label
     recipe = build_finetune_recipe(settings, n_labels)
 
     assert (recipe.epochs, recipe.patience) == (epochs, patience)
+
+
+def test_without_a_validation_part_training_is_not_made_longer(toys):
+    """Nothing says when to stop then, and the last epoch is kept."""
+    settings = {"epochs": None, "batch_size": None}
+    few = dataclasses.replace(_job(toys, **settings), images=toys.images[:9], targets=toys.targets[:9])
+
+    result = run_train(few)
+
+    assert (result.history["n_validation"], result.history["best_epoch"]) == (0, 40)

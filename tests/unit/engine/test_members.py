@@ -132,6 +132,20 @@ def test_what_another_job_left_behind_is_not_taken_over(toys, monkeypatch):
     assert second.files.sha256 == fresh.files.sha256
 
 
+def test_a_fine_tuned_network_of_another_pool_is_not_taken_over(toys):
+    config = _finetune(toys, uncertainty="ensemble", members=2)
+    job = dataclasses.replace(toys.train_job(config), pool=toys.images[:-1])
+    kept = training._fit(job, 0, ((0, 1, 2),), build_hardware(job.settings, None), None, silent)
+    members_of.Members(job, 2, {}).fit(0, lambda _: kept)
+    same = dataclasses.replace(job, pool=toys.images[-2::-1])
+    other = dataclasses.replace(job, pool=toys.images)
+
+    assert members_of.Members(same, 2, {}).fit(0, lambda _: pytest.fail("it was there")).history == kept.history
+
+    again = dataclasses.replace(kept, history={"epochs": []})
+    assert members_of.Members(other, 2, {}).fit(0, lambda _: again) is again
+
+
 def test_a_network_that_diverged_fails_the_ensemble_by_its_number(toys, monkeypatch):
     fit = training._fit
 
