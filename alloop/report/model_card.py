@@ -122,8 +122,9 @@ def _structure(session: Session, model: ModelRecord, config: Mapping[str, Any], 
             "features of these images, not the images, and place every image among them, as alloop does with images "
             "outside the pool. Images of the pool itself therefore get slightly other numbers in alloop's scores."
         )
-        found = find_pool_brings(session, model)
-        words.append("" if found is None else found.says)
+    found = find_pool_brings(session, model)
+    if found is not None and (found.is_on or found.n_unlabeled):
+        words.append(found.says)
     return "## What is inside\n\n" + " ".join(words)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from alloop.loop.stopping import percent
-from alloop.names import count
 from alloop.records import Interval, Split
 from alloop.store.rounds import ModelRecord, find_last_model, find_round_number, list_metrics
 
@@ -28,8 +27,8 @@ class PoolBrings:
     Attributes:
         is_on: False if the model has heads on raw features only; `reason` says why.
         n_nodes: Number of images in the graph of the pool.
-        n_unlabeled: Number of images that taught in fine-tuning without a label.
-        sure: Share of them with a sure class in the epoch that was kept; None if no epoch was better than the start.
+        n_unlabeled: Number of images from which fine-tuning drew those that taught without a label.
+        sure: Share of sure images in the epoch that was kept; None if no epoch was better than the start.
         weights: Weights a, b of raw and smoothed heads; None without smoothed heads.
         accuracy, nll: "raw heads", "smoothed heads" and "weighed" → interval; empty without a labeled holdout.
     """
@@ -85,7 +84,7 @@ def _fine_tuning(history: Mapping[str, Any]) -> dict[str, Any]:
 def describe(found: PoolBrings) -> str:
     """Describe the finding in sentences."""
     if found.n_unlabeled:
-        words = f"Fine-tuning also learns from {count(found.n_unlabeled, 'image')} without a label."
+        words = f"Fine-tuning also learns from images without a label, drawn from {found.n_unlabeled:,} in each epoch."
         if found.sure is None:
             return f"{words} No epoch was better than the untrained trunk, which is kept."
         return f"{words} In the epoch that is kept, the network was sure of {100 * found.sure:.0f} % of those shown."

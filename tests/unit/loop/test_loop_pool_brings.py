@@ -15,7 +15,8 @@ from alloop.loop.measuring.pool_brings import RAW_HEADS, SMOOTHED_HEADS, find_po
 from alloop.project import Project
 from alloop.records import Calibration, Interval, Split
 from alloop.report.gather import describe_calibration
-from alloop.store.rounds import add_model, add_round, set_metrics
+from alloop.report.model_card import _structure
+from alloop.store.rounds import add_model, add_round, find_last_model, set_metrics
 from alloop.store.session import reading, transaction
 
 
@@ -104,7 +105,24 @@ def test_the_sentence_about_fine_tuning_says_how_many_images_taught(project, kep
     with reading(project.database) as session:
         found = find_pool_brings(session)
 
-    assert found.says == f"Fine-tuning also learns from 4,700 images without a label. {says}"
+    assert found.says == (
+        f"Fine-tuning also learns from images without a label, drawn from 4,700 in each epoch. {says}"
+    )
+
+
+@pytest.mark.parametrize("n_unlabeled", [4700, 0])
+def test_the_model_card_says_that_fine_tuning_learned_from_unlabeled_images(project, n_unlabeled):
+    config = make_config(model={"mode": "finetune"}).model_dump()
+    about = {"pool_features": {"is_on": False, "reason": "a trunk that is trained"}}
+    with transaction(project.database) as session:
+        _add_model(session, about | {"n_unlabeled": n_unlabeled, "best_epoch": 1, "epochs": [{"loss": 1, "sure": 0.4}]})
+
+    with reading(project.database) as session:
+        model = find_last_model(session)
+        said = _structure(session, model, config, is_distilled=False)
+
+    assert ("drawn from 4,700 in each epoch" in said) is (n_unlabeled > 0)
+    assert "averaged" not in said
 
 
 def test_models_of_an_older_alloop_say_nothing(project):
