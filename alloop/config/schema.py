@@ -272,8 +272,9 @@ class TrainConfig(Section):
     # finetune mode only: epochs without a better validation NLL before training stops; None: 10, or with few labels so
     # many that there are 640 updates
     patience: PositiveInt | None = None
-    # finetune mode only. auto: images of the pool without a label teach, too; off: labels only, 2 to 4 times as fast
-    unlabeled: Literal["auto", "off"] = "auto"
+    # finetune mode only: images of the pool without a label teach, too, in two to four times the time; auto: where the
+    # trunk starts from random weights
+    unlabeled: Literal["auto", "on", "off"] = "auto"
     # Number of processes that decode images. auto: the cores that alloop may use, or fewer if memory is short.
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     loss: LossName = "cross-entropy"
@@ -285,6 +286,11 @@ class TrainConfig(Section):
     mixing_probability: Share | None = None  # probability that a batch is mixed; None: 1.0, for cutmix 0.5
     # Also train on automatic labels (`alloop autolabel`). Such a model cannot label automatically itself.
     use_auto_labels: bool = False
+
+    def learns_unlabeled(self, model: ModelConfig) -> bool:
+        """Return whether fine-tuning also learns from images without a label (benchmarks/recipe)."""
+        is_wanted = self.unlabeled == "on" or (self.unlabeled == "auto" and not model.has_learned_features)
+        return model.mode == "finetune" and is_wanted
 
 
 class CalibrationConfig(Section):

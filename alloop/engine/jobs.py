@@ -59,7 +59,7 @@ class TrainJob:
 
     def list_unlabeled(self) -> list[ImageRef]:
         """List the images that teach in fine-tuning without a label, by key: those of the pool without a label here."""
-        if self.settings.model.mode == "frozen" or self.settings.train.unlabeled == "off":
+        if not self.settings.train.learns_unlabeled(self.settings.model):
             return []
         known = {ref.key for ref in self.images}
         return sorted((ref for ref in self.pool if ref.key not in known), key=lambda ref: ref.key)

@@ -285,18 +285,13 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
             else {}
         ),
         **({"draws": settings.draws} if settings.draws != DRAWS else {}),
-        **({"pool": [image.key for image in data.images]} if _learns_from_pool(config) else {}),
+        **({"pool": [image.key for image in data.images]} if config.train.learns_unlabeled(config.model) else {}),
         "parts": [
             [(data.images[position].key, int(data.targets[position])) for position in part.tolist()]
             for part in (parts.train, parts.calibration, parts.test)
         ],
     }
     return digest_of(content)
-
-
-def _learns_from_pool(config: Config) -> bool:
-    """Return whether fine-tuning learns from unlabeled images, which it did not when `LAYOUT` last changed."""
-    return config.model.mode == "finetune" and config.train.unlabeled != "off"
 
 
 def _run(

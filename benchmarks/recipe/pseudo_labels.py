@@ -12,9 +12,9 @@ images and finished runs; the same command continues after a stop. The arms:
   unlabeled images of the pool. TrashNet: on the features of the published trunk. From scratch there are none, so these
   heads use the features of the network that `labels` has trained. `hard` adds each image whose calibrated probability
   is at least 0.9, with the predicted class; `soft` adds all unlabeled images, with the probabilities as targets.
-- `consistency`: `[train] unlabeled = "auto"`, FixMatch. Every update takes unlabeled images, too, as many as labeled
+- `consistency`: `[train] unlabeled = "on"`, FixMatch. Every update takes unlabeled images, too, as many as labeled
   ones: where the network gives a class 0.95 or more in a view, it learns this class in a changed copy of the view.
-- `default`: the same with alloop's own number of epochs and patience; `default off`: that without unlabeled images.
+- `default labels`, `default consistency`: the same two with alloop's own number of epochs and patience: 640 updates.
 - `guarded heads`: the heads that make the pseudo-labels; not an arm, nothing is fine-tuned on top of them.
 
 All arms use alloop's own code: its loop over epochs, early stopping on a part of the labels, and the temperature that
@@ -61,7 +61,7 @@ import data  # of benchmarks/calibration
 
 N_HOLDOUT = 200
 SURE_ENOUGH = 0.9  # calibrated probability of a hard pseudo-label
-ARMS = ("labels", "longer", "hard", "soft", "consistency", "default", "default off")
+ARMS = ("labels", "longer", "hard", "soft", "consistency", "default labels", "default consistency")
 REFERENCE = "guarded heads"
 METRICS = {"accuracy": (100, 2, "points"), "nll": (1, 3, "nats"), "ece": (100, 2, "points")}
 
@@ -200,7 +200,7 @@ class Bench:
         else:
             epochs = self._epochs(n_extra)
             train = {"epochs": epochs, "patience": epochs}
-        unlabeled = "auto" if arm in ("consistency", "default") else "off"
+        unlabeled = "on" if arm.endswith("consistency") else "off"
         return set_values(self.config, model={"mode": "finetune"}, train={**train, "unlabeled": unlabeled})
 
     def _epochs(self, n_extra: int) -> int:

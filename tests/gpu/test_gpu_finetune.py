@@ -30,7 +30,7 @@ TRAIN = {"epochs": 2 if REHEARSES else 8, "learning_rate": 0.03, "batch_size": 1
 
 
 def _job(toys: Toys, device: torch.device, root: Path, name: str = "model", **settings: object):
-    train = {**TRAIN, **settings.pop("train", {})}
+    train = {**TRAIN, "unlabeled": "on", **settings.pop("train", {})}
     config = toys.config(settings.pop("backbone", "dropping_trunk"), train, mode="finetune", **settings)
     return toys.train_job(config, device, root / f"cache {name}", root / name, pool=toys.images)
 

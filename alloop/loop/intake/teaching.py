@@ -20,8 +20,7 @@ def list_pool(session: Session, config: Config) -> list[ImageRef]:
     accuracy then says what to expect of the rest of the pool. No label of any image is looked at, but a group of near
     copies is represented by a labeled image if it has one.
     """
-    is_frozen = config.model.mode == "frozen"
-    if (config.model.pool_features if is_frozen else config.train.unlabeled) == "off":
+    if not (_has_graph(config) or config.train.learns_unlabeled(config.model)):
         return []
     splits = find_splits(session)
     left_out = {Split.JUNK} if config.evaluation.test is None else {Split.JUNK, Split.HOLDOUT}
@@ -38,8 +37,7 @@ def list_possible_nodes(session: Session, config: Config) -> list[ImageRef]:
 
     Since the training, an image of the graph may have been marked as junk, or a near copy of it may have got a label.
     """
-    has_graph = config.model.pool_features != "off" and config.model.mode == "frozen"
-    return list_refs(session) if has_graph else []
+    return list_refs(session) if _has_graph(config) else []
 
 
 def node_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]]:
@@ -50,3 +48,7 @@ def node_reader(project: Project, config: Config) -> Callable[[], list[ImageRef]
             return list_possible_nodes(session, config)
 
     return read
+
+
+def _has_graph(config: Config) -> bool:
+    return config.model.pool_features != "off" and config.model.mode == "frozen"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alloop.composition import LOSSES
-from alloop.config.schema import TrainConfig
+from alloop.config.schema import ModelConfig, TrainConfig
 from alloop.engine import finetune as finetuning
 from alloop.engine import train as training
 from alloop.engine.batch_norm import settle_statistics
@@ -116,7 +116,7 @@ def test_a_model_depends_neither_on_processes_nor_on_room_in_memory(toys, monkey
 @pytest.mark.parametrize("n_unlabeled", [0, 15])
 def test_fine_tuning_decodes_an_image_once(toys, monkeypatch, n_unlabeled):
     unlabeled = toys.images[75 : 75 + n_unlabeled]  # fewer than the training part, so that each is drawn
-    job = dataclasses.replace(_job(toys, epochs=3), pool=(*toys.images[:45], *unlabeled))
+    job = dataclasses.replace(_job(toys, epochs=3, unlabeled="on"), pool=(*toys.images[:45], *unlabeled))
     run_train(job)  # features of the untrained trunk are in the cache from here on
     decoded, photo = [], dataset.Photo
     monkeypatch.setattr(dataset, "Photo", lambda ref: decoded.append(ref.image_id) or photo(ref))
@@ -182,7 +182,8 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toys, monkeypatch)
 def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeypatch, caplog, n_pool):
     monkeypatch.setattr(finetuning, "SURE", 0.5)
     pool = toys.images[:n_pool]
-    whole = run_train(dataclasses.replace(_job(toys, epochs=1), pool=pool))
+    job = dataclasses.replace(_job(toys, epochs=1, unlabeled="on"), pool=pool)
+    whole = run_train(job)
     logits = finetuning.Setup.logits
 
     def short_of_memory(setup, images, generator):
@@ -192,7 +193,7 @@ def test_too_little_memory_takes_a_batch_in_pieces_to_the_same_end(toys, monkeyp
 
     monkeypatch.setattr(finetuning.Setup, "logits", short_of_memory)
 
-    pieces = run_train(dataclasses.replace(_job(toys, epochs=1), out=toys.root / "pieces", pool=pool))
+    pieces = run_train(dataclasses.replace(job, out=toys.root / "pieces"))
 
     assert "a batch of 16 images is now taken in 2 pieces" in caplog.text
     ours, theirs = (load_model(result.files).trunk for result in (whole, pieces))
@@ -320,7 +321,7 @@ def test_each_class_gives_its_share_to_validation_and_never_its_last_image(toys)
 
 def _pooled(toys, **train: object):
     """A job whose pool holds all images, of which 45 teach with their labels."""
-    return dataclasses.replace(_job(toys, **train), pool=toys.images)
+    return dataclasses.replace(_job(toys, **{"unlabeled": "on", **train}), pool=toys.images)
 
 
 def test_unlabeled_images_change_the_network_and_off_leaves_them_out(toys):
@@ -441,8 +442,9 @@ def test_an_unlabeled_image_that_cannot_be_read_is_left_out(toys):
     broken = dataclasses.replace(toys.images[80], path=str(toys.root / "gone.png"))
     pool = tuple(broken if image.image_id == broken.image_id else image for image in toys.images[75:])
 
-    with_gap = run_train(dataclasses.replace(_job(toys, epochs=1), pool=pool))
-    without = run_train(dataclasses.replace(_job(toys, epochs=1), pool=(broken,), out=toys.root / "without"))
+    job = _job(toys, epochs=1, unlabeled="on")
+    with_gap = run_train(dataclasses.replace(job, pool=pool))
+    without = run_train(dataclasses.replace(job, pool=(broken,), out=toys.root / "without"))
 
     assert with_gap.failed == without.failed == ()
     assert with_gap.history["epochs"][0]["sure"] > 0
@@ -484,3 +486,19 @@ def test_without_a_validation_part_training_is_not_made_longer(toys):
     result = run_train(few)
 
     assert (result.history["n_validation"], result.history["best_epoch"]) == (0, 40)
+
+
+@pytest.mark.parametrize(
+    ("unlabeled", "weights", "mode", "learns"),
+    [
+        ("auto", "none", "finetune", True),
+        ("auto", "DEFAULT", "finetune", False),
+        ("on", "DEFAULT", "finetune", True),
+        ("off", "none", "finetune", False),
+        ("on", "DEFAULT", "frozen", False),
+    ],
+)
+def test_unlabeled_images_teach_by_default_where_the_trunk_has_random_weights(unlabeled, weights, mode, learns):
+    model = ModelConfig(backbone="resnet18", weights=weights, mode=mode)
+
+    assert TrainConfig(unlabeled=unlabeled).learns_unlabeled(model) is learns
