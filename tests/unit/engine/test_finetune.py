@@ -392,7 +392,7 @@ def test_the_share_of_sure_images_is_of_those_shown(toys, monkeypatch):
     """Two unlabeled images in three batches: the last batch shows none."""
     monkeypatch.setattr(finetuning, "SURE", 1e-9)
 
-    result = run_train(dataclasses.replace(_job(toys, epochs=1), pool=toys.images[75:77]))
+    result = run_train(dataclasses.replace(_job(toys, epochs=1, unlabeled="on"), pool=toys.images[75:77]))
 
     assert result.history["epochs"][0]["sure"] == 1
 

@@ -24,7 +24,7 @@ from alloop.progress import silent
 
 
 def _finetune(toys, **model: object):
-    train = TrainConfig(workers=0, epochs=1, batch_size=8)
+    train = TrainConfig(workers=0, epochs=1, batch_size=8, unlabeled="on")
     return toys.config(toys.trunk, train, mode="finetune", weights="none", **model)
 
 
