@@ -43,7 +43,7 @@ class Members:
         """`graph` says which graph of the pool the heads are trained with."""
         self._n = n_networks
         self._folder = job.out.parent / f".{job.out.name}.members"
-        self._key = _key(job, graph)
+        self._key = _key(job, graph) if n_networks > 1 else ""  # of a large pool it takes a while
         self._only: Fitted | None = None
 
     def fit(self, number: int, train: Callable[[int], Fitted]) -> Fitted:
