@@ -39,6 +39,7 @@ from alloop.simulate.warming import compute_features, refuse_failed, time_trunk
 
 RAW = "raw"  # stage before any calibrator
 LAYOUT = 3  # layout of cell files; files of another layout are computed again
+FINE_TUNING = 2  # version of the recipe of fine-tuning; cells of another one are computed again
 SplitKind = Literal["stratified", "holdout"]
 
 
@@ -285,6 +286,7 @@ def _digest(config: Config, data: LabeledImages, parts: Parts, seed: int, settin
             else {}
         ),
         **({"draws": settings.draws} if settings.draws != DRAWS else {}),
+        **({"fine_tuning": FINE_TUNING} if config.model.mode == "finetune" else {}),
         **({"pool": [image.key for image in data.images]} if config.train.learns_unlabeled(config.model) else {}),
         "parts": [
             [(data.images[position].key, int(data.targets[position])) for position in part.tolist()]

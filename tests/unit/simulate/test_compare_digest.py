@@ -7,6 +7,7 @@ import pytest
 from factories import make_config
 
 from alloop.records import ImageRef
+from alloop.simulate import compare
 from alloop.simulate.compare import CompareSettings, _plan
 from alloop.simulate.labeled import LabeledImages, Parts
 from alloop.simulate.methods import METHODS
@@ -28,3 +29,11 @@ def test_a_fine_tuned_cell_depends_on_the_unlabeled_images_that_teach(unlabeled,
     settings = {"model": {"mode": "finetune"}, "train": {"unlabeled": unlabeled}}
 
     assert (_cell(10, **settings) != _cell(12, **settings)) is depends
+
+
+@pytest.mark.parametrize(("mode", "depends"), [("frozen", False), ("finetune", True)])
+def test_a_new_recipe_of_fine_tuning_leaves_frozen_cells_alone(monkeypatch, mode, depends):
+    before = _cell(10, model={"mode": mode})
+    monkeypatch.setattr(compare, "FINE_TUNING", 0)
+
+    assert (_cell(10, model={"mode": mode}) != before) is depends
