@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from alloop.losses.mixing import as_soft, mix
 from alloop.losses.multi_head import multi_head_loss
 from alloop.models.backbones import Backbone
 from alloop.models.heads import MultiHead
-from alloop.pool.held import HeldImages
+from alloop.pool.held import SHARE, HeldImages
 from alloop.predictive import mean_log_probs
 from alloop.progress import Progress
 from alloop.records import ImageRef
@@ -139,7 +139,7 @@ def finetune(
         validation: Labeled images that early stopping watches.
         seed: Seed of orders, views and dropout.
         progress: Called after each epoch.
-        unlabeled: Images that teach without a label. Each epoch draws as many of them as `train` has.
+        unlabeled: Images that teach without a label, as many in each epoch as `train` has.
 
     Returns:
         Losses of every epoch and the number of the epoch that was kept, JSON-able. With unlabeled images, also the
@@ -151,7 +151,7 @@ def finetune(
     recipe = setup.recipe
     setup.keep_gradients(True)
     optimizer, schedule = _optimizer(setup, n_steps=recipe.epochs * math.ceil(len(train) / recipe.batch_size))
-    shown, watched = _Shown(setup, train, unlabeled), _Watched(setup, validation)
+    shown, watched = _Shown(setup, train, unlabeled, derive_seed(seed, "unlabeled")), _Watched(setup, validation)
     best = _Best(watched.nll(), setup)
     epochs: list[dict[str, float]] = []
     device = setup.hardware.device
@@ -263,42 +263,59 @@ class _Batch:
 
 
 class _Shown:
-    """Images as training sees them: new random views in each epoch, of images that are decoded once."""
+    """Images as training sees them: new random views in each epoch, of images that are decoded once.
 
-    def __init__(self, setup: Setup, train: Labeled, unlabeled: Sequence[ImageRef] = ()) -> None:
-        look = setup.backbone.without_weights()
-        self._images = [*train.images, *unlabeled]
-        self._held = HeldImages(self._images, functools.partial(shrink, look=look), *_where(setup.hardware))
-        self._setup, self._look, self._targets = setup, look, train.targets
-        self.has_unlabeled = bool(unlabeled)
+    Args:
+        setup: Modules and recipe.
+        train: Labeled images, all of which an epoch shows.
+        unlabeled: Images without a label. Each batch shows the next of them, as many as labeled ones.
+        seed: Seed of the order of the unlabeled images.
+    """
+
+    def __init__(self, setup: Setup, train: Labeled, unlabeled: Sequence[ImageRef] = (), seed: int = 0) -> None:
+        self._setup, self._look = setup, setup.backbone.without_weights()
+        self._train, self._unlabeled = train, unlabeled
+        self._held, self._pool = self._hold(train.images, SHARE), self._hold(unlabeled, SHARE / 2)
+        self._stream = self._endless(seed)
+
+    @property
+    def has_unlabeled(self) -> bool:
+        return bool(self._unlabeled)
 
     def batches(self, seed: int) -> Iterator[_Batch]:
-        """Yield each labeled image once in random order, and with them as many unlabeled images, drawn at random.
+        """Yield the labeled images in random order, with the next unlabeled ones. Unreadable images are left out."""
+        size, seed_of_views = self._setup.recipe.batch_size, derive_seed(seed, "views")
+        order = _shuffled(len(self._train), seed)
+        for places, images in _in_batches(order, self._held.read(order), size):
+            numbers = self._draw_numbers(self._train.images, places, seed_of_views)
+            views = self._views(images, numbers)
+            if self._setup.recipe.augment == "trivial":
+                views = change_views(views, numbers)
+            targets = self._train.targets[places].to(self._setup.hardware.device, non_blocking=True)
+            yield _Batch(views, targets, *self._pairs(len(places), seed_of_views))
 
-        Fewer unlabeled images are spread over all batches: none is shown twice. Unreadable images are left out.
+    def _pairs(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return views of the next n unlabeled images, of all if there are fewer, and changed copies of the views."""
+        following = itertools.islice(self._stream, min(n, len(self._unlabeled)))
+        read = [(place, image) for place, image in following if image is not None]
+        numbers = self._draw_numbers(self._unlabeled, [place for place, _ in read], seed)
+        plain = self._views([image for _, image in read], numbers)
+        return plain, change_views(plain, numbers)
+
+    def _endless(self, seed: int) -> Iterator[tuple[int, Tensor | None]]:
+        """Yield all unlabeled images in random order, again and again.
+
+        The processes that decode go on over the epochs: with few labels, starting them would take longer than an epoch.
         """
-        n, size = len(self._targets), self._setup.recipe.batch_size
-        labeled, unlabeled = _shuffled(n, seed), _shuffled(len(self._images) - n, derive_seed(seed, "unlabeled"))
-        parts = torch.split(labeled, size), torch.tensor_split(n + unlabeled[:n], math.ceil(n / size))
-        groups = [torch.cat(pair).tolist() for pair in zip(*parts, strict=True)]
-        images = self._held.read([position for group in groups for position in group])
-        for group in groups:
-            pairs = zip(group, images, strict=False)  # takes from `images` as many as the group has
-            read = {position: image for position, image in pairs if image is not None}
-            batch = self._batch(read, derive_seed(seed, "views"))
-            if len(batch.views):
-                yield batch
+        for number in itertools.count():
+            order = _shuffled(len(self._unlabeled), derive_seed(seed, "pass", number))
+            yield from zip(order, self._pool.read(order), strict=True)
 
-    def _batch(self, read: Mapping[int, Tensor], seed: int) -> _Batch:
-        n, device = len(self._targets), self._setup.hardware.device
-        shown, rest = ([place for place in read if (place < n) is is_labeled] for is_labeled in (True, False))
-        numbers, others = (draw_numbers([self._images[place].sha256 for place in part], seed) for part in (shown, rest))
-        views = self._views([read[place] for place in shown], numbers)
-        if self._setup.recipe.augment == "trivial":
-            views = change_views(views, numbers)
-        plain = self._views([read[place] for place in rest], others)
-        targets = self._targets[shown].to(device, non_blocking=True)
-        return _Batch(views, targets, plain, change_views(plain, others))
+    def _hold(self, images: Sequence[ImageRef], share: float) -> HeldImages:
+        return HeldImages(images, functools.partial(shrink, look=self._look), *_where(self._setup.hardware), share)
+
+    def _draw_numbers(self, images: Sequence[ImageRef], places: Sequence[int], seed: int) -> npt.NDArray[np.float64]:
+        return draw_numbers([images[place].sha256 for place in places], seed)
 
     def _views(self, images: Sequence[Tensor], numbers: npt.NDArray[np.float64]) -> Tensor:
         device = self._setup.hardware.device
@@ -309,8 +326,9 @@ class _Shown:
         return in_halves(make, torch.arange(len(images)))
 
 
-def _shuffled(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+def _shuffled(n: int, seed: int) -> list[int]:
+    order: list[int] = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
 
 
 class _Watched:

@@ -1,6 +1,7 @@
 """Fine-tuning: the trunk learns, the labels are split fairly, and what is kept is the best."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -101,11 +102,11 @@ def test_the_same_job_gives_the_same_bytes(toys):
 
 
 def test_a_model_depends_neither_on_processes_nor_on_room_in_memory(toys, monkeypatch):
-    here = run_train(_job(toys, epochs=2))
+    here = run_train(_pooled(toys, epochs=2))
     monkeypatch.setattr(held, "FEW", 1)
-    by_processes = run_train(dataclasses.replace(_job(toys, epochs=2, workers=2), out=toys.root / "processes"))
+    by_processes = run_train(dataclasses.replace(_pooled(toys, epochs=2, workers=2), out=toys.root / "processes"))
     monkeypatch.setattr(held, "usable_memory", lambda: 0)
-    without_room = run_train(dataclasses.replace(_job(toys, epochs=2), out=toys.root / "room"))
+    without_room = run_train(dataclasses.replace(_pooled(toys, epochs=2), out=toys.root / "room"))
 
     trunks = [load_model(result.files).trunk for result in (here, by_processes, without_room)]
 
@@ -389,7 +390,7 @@ def test_every_image_of_a_small_batch_in_pieces_teaches(toys, n_views, n_plain, 
 
 
 def test_the_share_of_sure_images_is_of_those_shown(toys, monkeypatch):
-    """Two unlabeled images in three batches: the last batch shows none."""
+    """Two unlabeled images, which every batch shows."""
     monkeypatch.setattr(finetuning, "SURE", 1e-9)
 
     result = run_train(dataclasses.replace(_job(toys, epochs=1, unlabeled="on"), pool=toys.images[75:77]))
@@ -412,30 +413,33 @@ def _red(values: list[int]) -> torch.Tensor:
     return images
 
 
-@pytest.mark.parametrize(("n_pool", "sizes"), [(0, [0, 0, 0]), (2, [1, 1, 0]), (20, [7, 7, 6]), (45, [15, 15, 15])])
-def test_each_batch_has_its_share_of_unlabeled_images_and_none_is_shown_twice(toys, n_pool, sizes):
-    labeled = Labeled(list(toys.images[:45]), torch.arange(45))
-    shown = finetuning._Shown(_flat_setup(toys, image_size=16), labeled, toys.images[45 : 45 + n_pool])
+@pytest.mark.parametrize(("n_pool", "sizes"), [(0, [0, 0, 0]), (2, [2, 2, 2]), (20, [16, 16, 13]), (45, [16, 16, 13])])
+def test_each_batch_has_as_many_unlabeled_images_as_labeled_ones_or_all(toys, n_pool, sizes):
+    labeled, pool = Labeled(list(toys.images[:45]), torch.arange(45)), toys.images[45 : 45 + n_pool]
+    setup = _flat_setup(toys, image_size=16)
 
-    epoch, again, other = (list(shown.batches(seed)) for seed in (0, 0, 1))
+    epoch, again = (list(finetuning._Shown(setup, labeled, pool, seed=7).batches(0)) for _ in range(2))
+    other = list(finetuning._Shown(setup, labeled, pool, seed=8).batches(0))
 
     assert [len(batch.views) for batch in epoch] == [16, 16, 13]
     assert sorted(torch.cat([batch.targets for batch in epoch]).tolist()) == list(range(45))
     assert [len(batch.plain) for batch in epoch] == [len(batch.changed) for batch in epoch] == sizes
     plain, same, new = (torch.cat([batch.plain for batch in batches]) for batches in (epoch, again, other))
-    assert len(plain.flatten(1).unique(dim=0)) == n_pool
     assert torch.equal(plain, same)
-    assert n_pool == 0 or not torch.equal(plain, new)
+    assert n_pool < 20 or not torch.equal(plain, new)
 
 
-def test_more_unlabeled_images_than_labeled_ones_are_drawn_anew_in_each_epoch(toys):
+def test_unlabeled_images_come_in_random_order_again_and_again_across_epochs(toys):
     labeled = Labeled(list(toys.images[:9]), torch.zeros(9).long())
-    shown = finetuning._Shown(_flat_setup(toys, image_size=16), labeled, toys.images[9:])
+    shown = finetuning._Shown(_flat_setup(toys, image_size=16), labeled, toys.images[9:34])
 
-    drawn = [torch.cat([batch.plain for batch in shown.batches(seed)]) for seed in (0, 1)]
+    views = torch.cat([batch.plain for seed in (0, 1) for batch in shown.batches(seed)])
+    rest = [place for place, _ in itertools.islice(shown._stream, 7 + 25)]
 
-    assert [len(views) for views in drawn] == [9, 9]
-    assert shown._held.n_held > 9 + 9
+    assert len(views.flatten(1).unique(dim=0)) == 18  # of 25 images, so that seven are left of the first pass
+    assert len(set(rest[:7])) == 7
+    assert sorted(rest[7:]) == list(range(25))
+    assert rest[7:] != list(range(25))
 
 
 def test_an_unlabeled_image_that_cannot_be_read_is_left_out(toys):
