@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from alloop.loop.stopping import percent
+from alloop.names import count
 from alloop.records import Interval, Split
 from alloop.store.rounds import ModelRecord, find_last_model, find_round_number, list_metrics
 
@@ -84,7 +85,10 @@ def _fine_tuning(history: Mapping[str, Any]) -> dict[str, Any]:
 def describe(found: PoolBrings) -> str:
     """Describe the finding in sentences."""
     if found.n_unlabeled:
-        words = f"Fine-tuning also learns from images without a label, drawn from {found.n_unlabeled:,} in each epoch."
+        words = (
+            f"Fine-tuning also learns from {count(found.n_unlabeled, 'image')} without a label; each epoch shows as many of "
+            "them as training labels."
+        )
         if found.sure is None:
             return f"{words} No epoch was better than the untrained trunk, which is kept."
         return f"{words} In the epoch that is kept, the network was sure of {100 * found.sure:.0f} % of those shown."

@@ -106,7 +106,8 @@ def test_the_sentence_about_fine_tuning_says_how_many_images_taught(project, kep
         found = find_pool_brings(session)
 
     assert found.says == (
-        f"Fine-tuning also learns from images without a label, drawn from 4,700 in each epoch. {says}"
+        "Fine-tuning also learns from 4,700 images without a label; each epoch shows as many of them as training "
+        f"labels. {says}"
     )
 
 
@@ -121,7 +122,7 @@ def test_the_model_card_says_that_fine_tuning_learned_from_unlabeled_images(proj
         model = find_last_model(session)
         said = _structure(session, model, config, is_distilled=False)
 
-    assert ("drawn from 4,700 in each epoch" in said) is (n_unlabeled > 0)
+    assert ("from 4,700 images without a label" in said) is (n_unlabeled > 0)
     assert "averaged" not in said
 
 
