@@ -86,8 +86,8 @@ def describe(found: PoolBrings) -> str:
     """Describe the finding in sentences."""
     if found.n_unlabeled:
         words = (
-            f"Fine-tuning also learns from {count(found.n_unlabeled, 'image')} without a label; each epoch shows as many of "
-            "them as training labels."
+            f"Fine-tuning also learns from {count(found.n_unlabeled, 'image')} without a label; each epoch shows as "
+            "many of them as training labels."
         )
         if found.sure is None:
             return f"{words} No epoch was better than the untrained trunk, which is kept."
