@@ -69,8 +69,7 @@ def fit_temperature(log_probs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) 
     """Fit a temperature for any N, and return it with a note.
 
     If no prediction is wrong, T stays 1: the NLL falls until T is 0, where every probability is 0 or 1 and images
-        cannot
-    be ranked. The note reports this, and also a T at its upper bound.
+    cannot be ranked. The note reports this, and also a T at its upper bound.
     """
     temperature = solve_temperature(log_probs, targets)
     if temperature < LOWEST * (1 + 1e-6):

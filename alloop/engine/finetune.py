@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from alloop.calibration.temperature import fit_temperature
 from alloop.engine.batch_norm import Norm
 from alloop.engine.build import FinetuneRecipe, Hardware
 from alloop.engine.device import in_halves, may_fit_smaller, release_memory
@@ -57,14 +58,23 @@ class Labeled:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Modules to train, objective, recipe and hardware: everything that stays over epochs. Modules change in place."""
+    """Everything that stays over epochs. Modules change in place.
+
+    Attributes:
+        backbone, heads: Modules to train.
+        objective: Loss of the labeled images.
+        recipe, hardware: How and where to train.
+        new_norms: Batch normalization that started without statistics, and learns them.
+        is_calibrated: True if a calibrator is fitted to the trained network.
+    """
 
     backbone: Backbone
     heads: MultiHead
     objective: Objective
     recipe: FinetuneRecipe
     hardware: Hardware
-    new_norms: tuple[Norm, ...] = ()  # batch normalization that started without statistics, and learns them
+    new_norms: tuple[Norm, ...] = ()
+    is_calibrated: bool = True
 
     def learn(self) -> None:
         """Put the trunk into training mode, except for batch normalization that came with statistics.
@@ -129,7 +139,7 @@ def finetune(
 ) -> dict[str, object]:
     """Train trunk and heads in place, from heads that were fitted to the untrained trunk's features of `train`.
 
-    Early stopping watches the NLL of log p̄ on `validation`, which nothing is fitted to. The untrained trunk counts as
+    Early stopping watches the NLL of log p̄ on `validation`, which no weight is fitted to. The untrained trunk counts as
     epoch 0, so the result is never worse there than the start. Batch normalization keeps statistics that came with
     trained weights: batches of a few dozen images would spoil them.
 
@@ -340,7 +350,11 @@ class _Watched:
         self._setup, self._targets = setup, validation.targets
 
     def nll(self) -> float:
-        """Return the mean NLL of log p̄, in nats, without dropout. It is nan if there are no images."""
+        """Return the mean NLL of log p̄, in nats, without dropout. It is nan if there are no images.
+
+        If a calibrator follows, it is the NLL at the temperature that suits these images best. Networks grow too sure
+        while they still learn, so the plain NLL would end training long before the accuracy does.
+        """
         setup, features = self._setup, []
         order = memory_order(setup.backbone, setup.backbone.module.eval(), setup.hardware.device)
         setup.backbone.module.to(memory_format=order)
@@ -355,8 +369,11 @@ class _Watched:
             return math.nan
         with torch.inference_mode():
             logits = copy.deepcopy(setup.heads).cpu()(finite(torch.cat(features).cpu()))
-            log_probs = mean_log_probs(setup.objective.loss.log_probs(logits))
-            return nn.functional.nll_loss(log_probs, self._targets[positions]).item()
+            log_probs, targets = mean_log_probs(setup.objective.loss.log_probs(logits)), self._targets[positions]
+            if setup.is_calibrated:
+                temperature, _ = fit_temperature(log_probs.double(), targets)
+                log_probs = temperature.apply(log_probs.double())
+            return nn.functional.nll_loss(log_probs, targets).item()
 
 
 def _where(hardware: Hardware) -> tuple[torch.device, int]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alloop.calibration.temperature import FEWEST
 from alloop.engine.batch_norm import Norm, settle_statistics
 from alloop.engine.build import (
     Hardware,
@@ -232,7 +233,8 @@ def _finetune(
     recipe = build_finetune_recipe(job.settings, len(train), is_watched=len(validation) > 0)
     objective = _objective(job, specialties, train.targets)
     heads, tuning = probe.network.heads, derive_seed(seed, "finetune")
-    setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware, new_norms)
+    is_calibrated = job.settings.calibration != "none" and not job.is_test and len(job.holdout) >= FEWEST
+    setup = Setup(backbone, heads, objective.to(hardware.device), recipe, hardware, new_norms, is_calibrated)
     history = finetune(setup, train, validation, tuning, progress, job.list_unlabeled())
     features, positions, failed = trunk_features(backbone, job.holdout, hardware)
     read = [job.holdout[position] for position in positions]

@@ -506,3 +506,42 @@ def test_unlabeled_images_teach_by_default_where_the_trunk_has_random_weights(un
     model = ModelConfig(backbone="resnet18", weights=weights, mode=mode)
 
     assert TrainConfig(unlabeled=unlabeled).learns_unlabeled(model) is learns
+
+
+def test_epochs_are_compared_at_their_best_temperature_if_a_calibrator_follows(toys):
+    """Heads that are ten times as sure predict the same classes, and the same probabilities after a temperature."""
+    setup = _flat_setup(toys, image_size=16)
+    watched = Labeled(list(toys.images[:30]), torch.tensor([target % 2 for target in toys.targets[:30]]))
+    setup.heads.weight.data /= 1000
+    plain = dataclasses.replace(setup, is_calibrated=False)
+
+    before = [finetuning._Watched(one, watched).nll() for one in (setup, plain)]
+    setup.heads.weight.data *= 10
+    after = [finetuning._Watched(one, watched).nll() for one in (setup, plain)]
+
+    assert after[0] == pytest.approx(before[0], abs=1e-5)
+    assert abs(after[1] - before[1]) > 0.01
+    assert max(before[0], after[0]) <= min(before[1], after[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, False), ({"n_holdout": 50}, True), ({"n_holdout": 50, "is_test": True}, False), ({"n_holdout": 49}, False)],
+)
+def test_a_calibrator_follows_with_enough_labels_of_a_holdout_that_may_be_fitted_to(
+    toys, monkeypatch, changes, expected
+):
+    given = []
+
+    def listen(setup, *rest):
+        given.append(setup.is_calibrated)
+        return finetuning.finetune(setup, *rest)
+
+    monkeypatch.setattr(training, "finetune", listen)
+    n = changes.get("n_holdout", 0)
+    holdout = {"holdout": toys.images[30 : 30 + n], "holdout_targets": toys.targets[30 : 30 + n]}
+    part = {"images": toys.images[:30], "targets": toys.targets[:30], "is_test": changes.get("is_test", False)}
+
+    run_train(dataclasses.replace(_job(toys, epochs=1), **part, **holdout))
+
+    assert given == [expected]
