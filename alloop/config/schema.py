@@ -272,9 +272,9 @@ class TrainConfig(Section):
     # finetune mode only: epochs without a better validation NLL before training stops; None: 10, or with few labels so
     # many that there are 640 updates
     patience: PositiveInt | None = None
-    # finetune mode only: images of the pool without a label teach, too, in two to four times the time; auto: where the
-    # trunk starts from random weights
-    unlabeled: Literal["auto", "on", "off"] = "auto"
+    # finetune mode only. on: images of the pool without a label teach, too, in two to four times the time; no gain was
+    # measured with a few hundred labels (benchmarks/recipe)
+    unlabeled: Literal["on", "off"] = "off"
     # Number of processes that decode images. auto: the cores that alloop may use, or fewer if memory is short.
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     loss: LossName = "cross-entropy"
@@ -288,9 +288,8 @@ class TrainConfig(Section):
     use_auto_labels: bool = False
 
     def learns_unlabeled(self, model: ModelConfig) -> bool:
-        """Return whether fine-tuning also learns from images without a label (benchmarks/recipe)."""
-        is_wanted = self.unlabeled == "on" or (self.unlabeled == "auto" and not model.has_learned_features)
-        return model.mode == "finetune" and is_wanted
+        """Return whether fine-tuning also learns from images without a label."""
+        return model.mode == "finetune" and self.unlabeled == "on"
 
 
 class CalibrationConfig(Section):

@@ -492,20 +492,12 @@ def test_without_a_validation_part_training_is_not_made_longer(toys):
     assert (result.history["n_validation"], result.history["best_epoch"]) == (0, 40)
 
 
-@pytest.mark.parametrize(
-    ("unlabeled", "weights", "mode", "learns"),
-    [
-        ("auto", "none", "finetune", True),
-        ("auto", "DEFAULT", "finetune", False),
-        ("on", "DEFAULT", "finetune", True),
-        ("off", "none", "finetune", False),
-        ("on", "DEFAULT", "frozen", False),
-    ],
-)
-def test_unlabeled_images_teach_by_default_where_the_trunk_has_random_weights(unlabeled, weights, mode, learns):
-    model = ModelConfig(backbone="resnet18", weights=weights, mode=mode)
+def test_unlabeled_images_teach_only_in_fine_tuning_and_if_that_is_asked_for():
+    tuned, frozen = ModelConfig(mode="finetune"), ModelConfig()
 
-    assert TrainConfig(unlabeled=unlabeled).learns_unlabeled(model) is learns
+    assert TrainConfig(unlabeled="on").learns_unlabeled(tuned)
+    assert not TrainConfig().learns_unlabeled(tuned)
+    assert not TrainConfig(unlabeled="on").learns_unlabeled(frozen)
 
 
 def test_epochs_are_compared_at_their_best_temperature_if_a_calibrator_follows(toys):

@@ -24,7 +24,7 @@ def _cell(n_images: int, **settings: dict[str, str]) -> str:
     return _plan(compared, data, lambda _: PARTS)[0].path.name
 
 
-@pytest.mark.parametrize(("unlabeled", "depends"), [("on", True), ("auto", False), ("off", False)])
+@pytest.mark.parametrize(("unlabeled", "depends"), [("on", True), ("off", False)])
 def test_a_fine_tuned_cell_depends_on_the_unlabeled_images_that_teach(unlabeled, depends):
     settings = {"model": {"mode": "finetune"}, "train": {"unlabeled": unlabeled}}
 
