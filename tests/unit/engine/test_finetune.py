@@ -404,7 +404,8 @@ def _flat_setup(toys, image_size: int) -> finetuning.Setup:
     unit = (1 / 255,) * 3
     look = Backbone(nn.Flatten(), n_features=n, image_size=image_size, mean=(0.0, 0.0, 0.0), std=unit)
     objective, hardware = Objective(build_loss(settings), None, None, "mean"), build_hardware(settings, "cpu")
-    return finetuning.Setup(look, MultiHead(n, 1, 2), objective, build_finetune_recipe(settings, 9), hardware)
+    heads = MultiHead(n, 1, 2, torch.Generator().manual_seed(0))
+    return finetuning.Setup(look, heads, objective, build_finetune_recipe(settings, 9), hardware)
 
 
 def _red(values: list[int]) -> torch.Tensor:
@@ -501,14 +502,20 @@ def test_unlabeled_images_teach_only_in_fine_tuning_and_if_that_is_asked_for():
 
 
 def test_epochs_are_compared_at_their_best_temperature_if_a_calibrator_follows(toys):
-    """Heads that are ten times as sure predict the same classes, and the same probabilities after a temperature."""
-    setup = _flat_setup(toys, image_size=16)
-    watched = Labeled(list(toys.images[:30]), torch.tensor([target % 2 for target in toys.targets[:30]]))
-    setup.heads.weight.data /= 1000
-    plain = dataclasses.replace(setup, is_calibrated=False)
+    """Heads that are three times as sure predict the same classes, and the same probabilities after a temperature."""
+    setup, images = _flat_setup(toys, image_size=16), list(toys.images[:30])
+    generator = torch.Generator().manual_seed(0)
+    setup.heads.weight.data = torch.rand(setup.heads.weight.shape, generator=generator) / 1000
+    pixels = torch.cat([batch.images for batch in load_batches(images, setup.backbone, setup.hardware)])
+    with torch.no_grad():
+        targets = setup.heads(setup.backbone.normalize(pixels).flatten(1))[0].argmax(dim=1)
+    targets[::5] = (
+        1 - targets[::5]
+    )  # a fifth of the predictions is wrong, so that the best temperature is within its bounds
+    watched, plain = Labeled(images, targets), dataclasses.replace(setup, is_calibrated=False)
 
     before = [finetuning._Watched(one, watched).nll() for one in (setup, plain)]
-    setup.heads.weight.data *= 10
+    setup.heads.weight.data *= 3
     after = [finetuning._Watched(one, watched).nll() for one in (setup, plain)]
 
     assert after[0] == pytest.approx(before[0], abs=1e-5)
