@@ -1,7 +1,7 @@
 """Train the trunk together with its heads: augmentation, mixed precision, early stopping. For more labels and a GPU.
 
-Images without a label teach, too, by FixMatch: where the network is sure of the class of a random view, it learns this
-class in a changed copy of the view (docs/methods.md section 6).
+Images without a label may teach, too, by FixMatch: where the network is sure of the class of a random view, it learns
+this class in a changed copy of the view (docs/methods.md section 6).
 """
 
 import copy
