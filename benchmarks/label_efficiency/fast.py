@@ -351,7 +351,7 @@ def main() -> None:
                 batch = BATCHES.get(name, DERIVED_BATCH)
                 if arm in options.peers:
                     first = json.loads(_path(work, kind, name, "random", seed).read_text())["picks"][0]
-                    theirs = run_peer(name, arm, Head(task), first, seed)
+                    theirs = run_peer(arm, Head(task), first, seed)
                     theirs |= {"strategy": arm.partition("-")[2]}
                     done = theirs | run(task, model, batch, seed, picks=theirs["picks"])
                 else:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from sets import BATCHES, ROUNDS, C, Head
+from sets import ROUNDS, C, Head
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
@@ -153,8 +153,8 @@ def version_of(name: str) -> str:
     return f"{distribution} {importlib.metadata.version(distribution)}"
 
 
-def run_peer(set_name: str, name: str, head: Head, first: list[int], seed: int) -> dict[str, object]:
-    """Run nine batches after the first one. Return picks, accuracies of the head, and seconds of choosing."""
+def run_peer(name: str, head: Head, first: list[int], seed: int) -> dict[str, object]:
+    """Run nine batches after the first one, of its size. Return picks, accuracies of the head, and seconds of choosing."""
     from skactiveml.classifier import SklearnClassifier
 
     n_classes = len(np.unique(head.y))
@@ -171,11 +171,11 @@ def run_peer(set_name: str, name: str, head: Head, first: list[int], seed: int) 
             accuracy.append(float((classifier.predict(head.Z_test) == head.y_test).mean()))
             if len(picks) == ROUNDS:
                 break
-            asked = Asked(head.Z, y, classifier, labeled, BATCHES[set_name], 1000 * seed + len(picks))
+            asked = Asked(head.Z, y, classifier, labeled, len(first), 1000 * seed + len(picks))
             started = time.process_time()
             batch = np.asarray(PEERS[name](asked))
             seconds.append(time.process_time() - started)
-        assert len(set(batch.tolist()) - set(labeled.tolist())) == BATCHES[set_name], name
+        assert len(set(batch.tolist()) - set(labeled.tolist())) == len(first), name
         picks.append(batch.tolist())
     return {
         "strategy": name,

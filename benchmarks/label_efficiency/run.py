@@ -70,7 +70,7 @@ def compute(name: str, seed: int, arms: list[str], peers: list[str], work: Path)
         write_json(_path(folder, "arm", arm), scored)
     for peer in wanted:
         started = time.monotonic()
-        write_json(_path(folder, "peer", peer), run_peer(name, peer, head, first, seed))
+        write_json(_path(folder, "peer", peer), run_peer(peer, head, first, seed))
         print(f"{name} seed {seed} {peer}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     if name in LOOSE:
         for path in (*folder.glob("arm-*.json"), *folder.glob("peer-*.json")):
