@@ -154,7 +154,7 @@ def version_of(name: str) -> str:
 
 
 def run_peer(name: str, head: Head, first: list[int], seed: int) -> dict[str, object]:
-    """Run nine batches after the first one, of its size. Return picks, accuracies of the head, and seconds of choosing."""
+    """Run nine more batches of the size of the first. Return picks, accuracies of the head, seconds of choosing."""
     from skactiveml.classifier import SklearnClassifier
 
     n_classes = len(np.unique(head.y))
