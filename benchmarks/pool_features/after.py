@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gains import write_lines
 from run import BUDGETS, HEAD_DECAY, SMOOTHED_DECAY, STRATEGY, Cell, smooth
 from scenes import SCENES
 from torch import Tensor
@@ -47,10 +48,7 @@ def main() -> None:
                     for line in measure(Cell(SCENES[name](seed, options.work), seed))
                 ]
                 print(f"{name} {seed}", flush=True)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        write_lines(lines, options.out)
     with options.out.open(newline="") as file:
         print_tables(list(csv.DictReader(file)))
 

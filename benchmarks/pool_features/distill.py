@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gains import write_lines
 from run import N_HOLDOUT, SMOOTHED_DECAY, fit, smooth
 from scenes import NATURAL, natural
 from torch import Tensor
@@ -47,10 +48,7 @@ def main() -> None:
         for seed in range(SEEDS):
             for name in options.sets:
                 lines += measure(name, seed, options.work)
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        write_lines(lines, options.out)
     with options.out.open(newline="") as file:
         print_tables(list(csv.DictReader(file)))
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +45,21 @@ def interval(differences: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def write_lines(lines: Sequence[Mapping[str, object]], out: Path) -> None:
+    """Write lines that all have the keys of the first one to a CSV file."""
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
 def print_tables(folder: Path, out: Path) -> None:
     lines: list[Line] = []
     for path in sorted(folder.glob("*/*/*.json")):
         scene, seed = f"{path.parts[-3]}/{path.parts[-2]}", int(path.name.split("-")[0])
         lines += [{"scene": scene, "seed": seed, **line} for line in json.loads(path.read_text())]
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in line.items()}
-                         for line in lines)  # fmt: skip
+    write_lines([{key: f"{value:.5g}" if isinstance(value, float) else value for key, value in line.items()}
+                 for line in lines], out)  # fmt: skip
     results = Results(lines)
     for kind, metric in (("natural", "accuracy"), ("natural", "nll"), ("natural", "ece"), ("pair", "accuracy"),
                          ("cut", "accuracy"), ("junk", "accuracy"), ("imbalanced", "balanced")):  # fmt: skip

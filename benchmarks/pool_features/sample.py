@@ -7,7 +7,6 @@ the test images and on all unlabeled images of the pool. FOLDER keeps features a
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gains import write_lines
 from run import N_HOLDOUT, fit
 from scenes import data
 from sets import IMAGE_SIZES, OWN_TEST, save_features
@@ -56,10 +56,7 @@ def main() -> None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(kept, json.dumps(bench.measure(nodes, seed)).encode())
             lines += json.loads(kept.read_text())
-    with Path(__file__).with_name(f"sample-{options.train}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_lines(lines, Path(__file__).with_name(f"sample-{options.train}.csv"))
     print(markdown(lines))
 
 
