@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tables", action="store_true", help="only print the tables of finished runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("pseudo_labels.csv"))
+    parser.add_argument("--out", type=Path, help="file for all numbers; else FOLDER/pseudo_labels.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = options.work.absolute()
@@ -327,7 +327,7 @@ def main() -> None:
             made = finished(path, lambda arm=arm, run=run: run().guarded() if arm == REFERENCE else run().run(arm))
             lines.append({"set": name, "seed": seed, "arm": arm, **made})
     columns = dict.fromkeys(itertools.chain.from_iterable(lines))
-    with options.out.open("w", newline="") as file:
+    with (options.out or work / "pseudo_labels.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         for line in lines:
