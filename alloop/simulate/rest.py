@@ -31,14 +31,15 @@ def accuracy_on_rest(tools: Tools, truth: Mapping[str, str]) -> Interval | None:
     project = tools.project
     with reading(project.database) as session:
         model = find_last_model(session)
+        if model is None:
+            raise ModelError("There is no model yet.", "Run a round first.")
+        config = validate_config(model.config, f"the config of model {model.name}")
         refs = list_refs(session, Split.TRAIN, labeled=False)
-        pool = list_possible_nodes(session, project.config)
-    if model is None:
-        raise ModelError("There is no model yet.", "Run a round first.")
+        pool = list_possible_nodes(session, config)
     if not refs:
         return None
     job = ScoreJob(
-        settings=EngineSettings.of(validate_config(model.config, f"the config of model {model.name}")),
+        settings=EngineSettings.of(config),
         model=model.files(project.folder),
         images=tuple(refs),
         cache=project.paths.cache,
