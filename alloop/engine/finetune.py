@@ -350,10 +350,11 @@ class _Watched:
         self._setup, self._targets = setup, validation.targets
 
     def nll(self) -> float:
-        """Return the mean NLL of log p̄, in nats, without dropout. It is nan if there are no images.
+        """Return the mean negative log-likelihood of the labels, in nats, or nan if no image can be read.
 
-        If a calibrator follows, it is the NLL at the temperature that suits these images best. Networks grow too sure
-        while they still learn, so the plain NLL would end training long before the accuracy does.
+        Trunk and heads predict without dropout. If a calibrator follows the training, the predictions get the
+        temperature that suits these images best: a network grows too sure of itself while its accuracy still rises, and
+        without a temperature an early epoch would have the lowest value.
         """
         setup, features = self._setup, []
         order = memory_order(setup.backbone, setup.backbone.module.eval(), setup.hardware.device)
